@@ -1,0 +1,1 @@
+"""Real media, features, and the synthetic world."""

@@ -1,0 +1,268 @@
+"""Compressed packets: choice of streams, and one bounded queue per stream.
+
+Look-ahead lives here, in compressed form: decoded frames are never queued. See docs/media.md.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import av
+from av.container import InputContainer
+from av.error import ExitError
+from av.stream import Discard, Disposition
+
+Kind = Literal["video", "audio"]
+
+_MAX_JUMP = 3600.0  # s; a stamp further ahead is a reset of the clock, not a pause
+_MAX_BACK = 10.0  # s; the same for a stamp that goes back
+_MAX_EVENTS = 500  # an endless stream must not grow the list of events without end
+
+
+class Event(NamedTuple):
+    """Something worth telling about a piece of media, at a media time in seconds."""
+
+    time: float
+    kind: str
+    message: str
+
+
+class Log:
+    """A list of events with an upper bound."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, time: float, kind: str, message: str) -> None:
+        """Adds an event, or, once, the remark that the list is full."""
+        if len(self.events) < _MAX_EVENTS:
+            self.events.append(Event(time, kind, message))
+        elif len(self.events) == _MAX_EVENTS:
+            self.events.append(Event(time, "more", "further events are not listed"))
+
+
+class Clock:
+    """Media time of one stream's stamps: the common origin taken off, clock resets closed."""
+
+    def __init__(self, kind: Kind, log: Log) -> None:
+        self.kind = kind
+        self.log = log
+        self.origin = 0.0
+        self.shift = 0.0
+
+    def __call__(self, stamp: float | None, expected: float | None) -> float:
+        """Seconds of media time of `stamp`; `expected` is where the last frame ended, if any."""
+        if stamp is None:
+            return 0.0 if expected is None else expected
+        t = stamp - self.origin + self.shift
+        if expected is not None and not -_MAX_BACK <= t - expected <= _MAX_JUMP:
+            jump = t - expected
+            self.log(
+                expected, "clock", f"{self.kind} time stamps jump by {jump:.3f} s; jump closed"
+            )
+            self.shift -= jump
+            t = expected
+        return t
+
+
+def describe_streams(container: InputContainer, kind: Kind) -> str:
+    """The streams of one kind in words, for messages."""
+    streams = getattr(container.streams, kind)
+    names = [
+        f"{i}: {s.codec_context.name if s.codec_context is not None else 'no decoder'}"
+        for i, s in enumerate(streams)
+    ]
+    return f"{len(names)} {kind} stream(s)" + (f" ({', '.join(names)})" if names else "")
+
+
+def choose_stream(container: InputContainer, kind: Kind, wanted: int | None, name: str) -> Any:
+    """The stream of a kind: number `wanted` among that kind, or the first one that decodes.
+
+    Cover pictures (attached to music) are chosen only by number.
+
+    Raises:
+      ValueError: `wanted` names no stream, or one that no decoder exists for.
+    """
+    streams = getattr(container.streams, kind)
+    if wanted is None:
+        for stream in streams:
+            attached = kind == "video" and Disposition.attached_pic in stream.disposition
+            if stream.codec_context is not None and not attached:
+                return stream
+        return None
+    if not 0 <= wanted < len(streams) or streams[wanted].codec_context is None:
+        raise ValueError(
+            f"{name}: {kind}_stream={wanted} cannot be read; the source has "
+            f"{describe_streams(container, kind)}. Give an index among those, or None"
+        )
+    return streams[wanted]
+
+
+class _Queue:
+    """Packets of one stream that are read but not yet decoded."""
+
+    def __init__(self) -> None:
+        self.packets: deque[tuple[Any, float]] = deque()
+        self.seconds = 0.0
+        self.size = 0
+        self.newest: float | None = None
+
+    def push(self, packet: Any, longest: float) -> None:
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        at = None if stamp is None else float(stamp * packet.time_base)
+        step = 0.0 if at is None or self.newest is None else at - self.newest
+        if at is not None:
+            self.newest = at
+        # One pause or clock reset must not make the queue look full by itself.
+        step = min(max(step, 0.0), longest)
+        self.packets.append((packet, step))
+        self.seconds += step
+        self.size += packet.size
+
+    def pop(self) -> Any:
+        packet, step = self.packets.popleft()
+        self.seconds -= step
+        self.size -= packet.size
+        if not self.packets:
+            self.seconds = 0.0
+        return packet
+
+
+class Packets:
+    """Reads a container's packets on demand, at most `look_ahead` s or `max_bytes` per stream."""
+
+    def __init__(
+        self,
+        container: InputContainer,
+        streams: dict[Kind, Any],
+        *,
+        look_ahead: float,
+        max_bytes: int,
+        patience: float,
+    ) -> None:
+        self.container = container
+        self.streams = streams
+        self.look_ahead = look_ahead
+        self.max_bytes = max_bytes
+        self.patience = patience
+        self.failure: tuple[str, str] | None = None  # (kind, reason) of an end by error
+        for stream in container.streams:
+            if stream not in streams.values():
+                stream.discard = Discard.all
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was read ahead: for a first start, and after a seek."""
+        self.queues: dict[Kind, _Queue] = {kind: _Queue() for kind in self.streams}
+        self._by_index: dict[int, Kind] = {s.index: kind for kind, s in self.streams.items()}
+        self.done = False
+        self._source = self.container.demux(*self.streams.values())
+
+    def next(self, kind: Kind) -> Any:
+        """The next packet of a stream; None at the end of the source (`done`) or if it lags.
+
+        A stream lags when another one's queue has reached its limit before a packet of this one
+        came: waiting longer would hold more memory than promised.
+        """
+        queue = self.queues[kind]
+        while not queue.packets:
+            if self.done or any(self._full(q) for k, q in self.queues.items() if k != kind):
+                return None
+            self._read()
+        return queue.pop()
+
+    def _full(self, queue: _Queue) -> bool:
+        return (
+            queue.seconds > self.look_ahead
+            or queue.size > self.max_bytes
+            or len(queue.packets) > 50_000  # packets with neither stamp nor size
+        )
+
+    def _read(self) -> None:
+        """Queues one packet, or sets `done` (and `failure`)."""
+        waited_from = time.monotonic()
+        while True:
+            try:
+                packet = next(self._source)
+                break
+            except (StopIteration, EOFError):
+                self.done = True
+                return
+            except BlockingIOError:  # a device with nothing to give yet
+                if time.monotonic() - waited_from > self.patience:
+                    self._fail("stalled", f"no data for {self.patience:g} s")
+                    return
+                time.sleep(0.005)
+                self._source = self.container.demux(*self.streams.values())
+            except (ExitError, TimeoutError) as error:
+                self._fail("stalled", f"the source gave no data in time ({error})")
+                return
+            except (av.FFmpegError, OSError) as error:
+                self._fail("damaged", f"reading failed ({error})")
+                return
+        # The dummy packets at the end, and empty ones, would drain the decoder.
+        if packet.size:
+            kind = self._by_index[packet.stream_index]
+            self.queues[kind].push(packet, self.look_ahead / 2)
+
+    def _fail(self, kind: str, reason: str) -> None:
+        self.done = True
+        self.failure = (kind, reason)
+
+
+class Decoder:
+    """Decoded frames of one stream, one at a time; decoding goes on after a damaged packet."""
+
+    def __init__(self, packets: Packets, kind: Kind, now: Callable[[], float], log: Log) -> None:
+        self.packets = packets
+        self.kind: Kind = kind
+        self.stream = packets.streams[kind]
+        self.now = now
+        self.log = log
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets frames in flight: for a first start, and after a seek."""
+        self._frames: deque[Any] = deque()
+        self._drained = False
+        self.broken: str | None = None  # why the last packet gave nothing, until a frame comes
+
+    @property
+    def ended(self) -> bool:
+        """Whether no frame will come any more."""
+        return self._drained and not self._frames
+
+    def next(self) -> Any:
+        """The next frame; None if the stream ended (`ended`) or lags behind the other one."""
+        while not self._frames:
+            if self._drained:
+                return None
+            packet = self.packets.next(self.kind)
+            if packet is None and not self.packets.done:
+                return None
+            self._drained = packet is None
+            try:
+                self._frames.extend(self.stream.codec_context.decode(packet))
+            except EOFError:
+                pass
+            except (av.FFmpegError, ValueError) as error:
+                self._damage(str(error))
+        frame = self._frames.popleft()
+        if frame.is_corrupt:
+            self._damage("a frame decoded with errors")
+        else:
+            self.broken = None
+        return frame
+
+    def stamp(self, frame: Any) -> float | None:
+        """The frame's own time stamp in seconds."""
+        if frame.pts is None:
+            return None
+        base = frame.time_base or self.stream.time_base
+        return None if base is None else float(frame.pts * base)
+
+    def _damage(self, reason: str) -> None:
+        if self.broken is None:  # once per damaged stretch
+            self.log(self.now(), "damaged", f"{self.kind}: {reason}")
+        self.broken = reason

@@ -1,0 +1,140 @@
+"""Runs an iterator ahead on a background thread, with a bounded queue."""
+
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class _Channel:
+    """What the two threads share. It must not refer to `Prefetch`: see `Prefetch.__init__`."""
+
+    def __init__(self, depth: int) -> None:
+        self.changed = threading.Condition()
+        self.items: deque = deque()
+        self.depth = depth
+        self.stopped = False  # the consumer wants no more
+        self.finished = False  # the producer has no more
+        self.error: BaseException | None = None
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.items.clear()
+            self.changed.notify_all()
+
+
+def _produce(iterator: Iterator, channel: _Channel) -> None:
+    error: BaseException | None = None
+    try:
+        while True:
+            # Wait for room BEFORE making an item, so that no more than `depth` ever exist.
+            with channel.changed:
+                channel.changed.wait_for(
+                    lambda: channel.stopped or len(channel.items) < channel.depth
+                )
+                if channel.stopped:
+                    return
+            item = next(iterator)
+            with channel.changed:
+                if channel.stopped:
+                    return
+                channel.items.append(item)
+                channel.changed.notify_all()
+            del item  # the frame of this loop must not keep the last item alive
+    except StopIteration:
+        pass
+    except BaseException as caught:  # handed to the consumer, whatever it is
+        error = caught
+    finally:
+        with channel.changed:
+            channel.error = error
+            channel.finished = True
+            channel.changed.notify_all()
+
+
+class Prefetch(Generic[T]):
+    """The iterator that `prefetch` returns. A context manager; `close` is idempotent."""
+
+    def __init__(self, iterator: Iterable[T], depth: int) -> None:
+        self._channel = _Channel(depth)
+        self._closed = False
+        self._thread = threading.Thread(
+            target=_produce,
+            args=(iter(iterator), self._channel),
+            name="jaxmem-prefetch",
+            daemon=True,
+        )
+        # The thread refers to the channel only, so dropping a Prefetch without close stops it.
+        weakref.finalize(self, self._channel.stop)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        channel = self._channel
+        with channel.changed:
+            channel.changed.wait_for(lambda: channel.items or channel.finished or channel.stopped)
+            if channel.items:
+                item = channel.items.popleft()
+                channel.changed.notify_all()
+                return item
+            error, channel.error = channel.error, None
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def close(self, timeout: float | None = 10.0) -> None:
+        """Stops the thread and waits until it has ended.
+
+        The item being made at this moment is finished first. A source that blocks for longer than
+        `timeout` seconds (None: wait for ever) is left to a daemon thread with a RuntimeWarning.
+        """
+        self._channel.stop()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        if self._thread.is_alive() and not self._closed:
+            warnings.warn(
+                f"the prefetched iterator did not return within {timeout} s; its daemon thread "
+                "ends when it does. Give live sources a time-out.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def prefetch(iterator: Iterable[T], depth: int = 2) -> Prefetch[T]:
+    """Runs `iterator` ahead on one background thread.
+
+    At most `depth` items wait or are being made at any time. Items come in order; an exception of
+    the iterator is raised by `next` after the items that came before it, and then the iteration is
+    over. Use it as a context manager, or call `close`, when the consumer may stop early; after
+    that the iterator yields nothing. The iterator itself is not closed: it belongs to the caller,
+    who may touch it again once `close` has returned.
+
+    Raises:
+      ValueError: `depth` is not a positive integer.
+    """
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise ValueError(
+            f"prefetch: depth must be a positive integer, got {depth!r}; 2 is enough to overlap "
+            "decoding with computation"
+        )
+    return Prefetch(iterator, depth)

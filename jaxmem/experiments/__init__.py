@@ -1,0 +1,1 @@
+"""Command lines: `python -m jaxmem.experiments.{stream,train,benchmark,calibrate}`."""

@@ -1,0 +1,79 @@
+"""Frozen configs from a Python file and the command line, the command line winning."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import tyro
+
+
+class Frozen(Protocol):
+    """A frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+C = TypeVar("C", bound=Frozen)
+
+
+def parse(kind: type[C], argv: Sequence[str], *, prog: str) -> C:
+    """Return a config from arguments; `--config FILE` gives the values that they start from.
+
+    Args:
+      kind: a frozen dataclass with a field `config: Path | None`.
+      argv: without the program's name.
+      prog: name of the program in its help.
+
+    Raises:
+      ValueError: if the config file is missing or makes something else.
+      SystemExit: 2 for arguments that do not parse, 0 for --help.
+    """
+    rest, path = split(argv)
+    default: Any = kind() if path is None else load(kind, path)
+    return tyro.cli(kind, args=rest, default=default, prog=prog)
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Return the arguments without `--config FILE`, and FILE.
+
+    Raises:
+      ValueError: if it comes twice or without a file.
+    """
+    rest, path, words = [], None, iter(argv)
+    for word in words:
+        if word != "--config" and not word.startswith("--config="):
+            rest.append(word)
+            continue
+        value = word.partition("=")[2] if "=" in word else next(words, "")
+        if not value or path is not None:
+            raise ValueError("--config takes one Python file, once: --config configs/x.py")
+        path = Path(value)
+    return rest, path
+
+
+def load(kind: type[C], path: Path) -> C:
+    """Return what `get_config()` of a Python file makes.
+
+    Raises:
+      ValueError: if there is no such file or function, or it makes something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file.")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except KeyError as error:
+        raise ValueError(f"--config {path}: it has no function get_config() ({error}).") from error
+    except Exception as error:
+        raise ValueError(f"--config {path}: {type(error).__name__}: {error}") from error
+    # By name: run as a program, the config's module has the name __main__ as well as its own.
+    if type(config).__qualname__ != kind.__qualname__:
+        raise ValueError(
+            f"--config {path}: get_config() made a {type(config).__name__}, expected "
+            f"{kind.__name__}."
+        )
+    values: dict[str, Any] = {name: getattr(config, name) for name in kind.__dataclass_fields__}
+    return replace(kind(), **{**values, "config": path})

@@ -1,0 +1,207 @@
+"""One run of the main job, from checked arguments to a report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from jaxmem.data.media import MediaReader
+from jaxmem.data.prefetch import prefetch
+from jaxmem.experiments._feed import hold_frames, segments
+from jaxmem.experiments._memories import Budget, Chosen, choose, parse_budget, parse_names
+from jaxmem.experiments._questions import Planned, parse_ask
+from jaxmem.experiments._run import Came, Lane, open_lanes, run, warm_up
+from jaxmem.experiments._source import Source, UnreadableError, length_of
+from jaxmem.experiments._stream_config import StreamConfig, check, whole
+from jaxmem.memory.base import Spec, nbytes
+from jaxmem.memory.full import full
+from jaxmem.models.base import Model
+from jaxmem.report import tables
+from jaxmem.report.compilations import count_compilations
+from jaxmem.report.numbers import clock, size
+from jaxmem.report.results import Compilations, Ending, Happening, Report
+from jaxmem.stream import spec_of
+
+SEGMENT_SECONDS = 8.0
+"""Fed at once, without a wait in between: long enough for little overhead, short for the bar."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Arguments that were checked as far as they can be before anything is read."""
+
+    config: StreamConfig
+    model: Model
+    names: tuple[str, ...]
+    budget: Budget
+    questions: tuple[Planned, ...]
+    chunk_pieces: int  # pieces per chunk
+    chunks: int  # per segment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job with its open source and the memories that fit it."""
+
+    job: Job
+    source: Source
+    reader: MediaReader
+    length: float | None  # seconds at most
+    spec: Spec
+    chosen: tuple[Chosen, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run: its report (results are collected later), and lanes that can be asked."""
+
+    job: Job
+    report: Report
+    lanes: tuple[Lane, ...]
+    source: Source
+
+
+def prepare(config: StreamConfig, model: Model) -> Job:
+    """Check everything that can be checked before anything is read or rendered.
+
+    Raises:
+      ValueError: for an argument that makes no sense, or a question with unknown words.
+    """
+    check(config)
+    names = parse_names(config.compare) if config.compare else (config.memory,)
+    planned = sorted((parse_ask(text) for text in config.ask), key=lambda question: question.time)
+    for question in planned:
+        model.tokenize(question.text)
+    media = model.media
+    if config.fps is not None and config.fps > media.fps:
+        raise ValueError(
+            f"--fps {config.fps:g} is more than the {media.fps:g} pictures a second that "
+            f"{model.name} takes; leave it out, or give less."
+        )
+    chunk_seconds = config.chunk_seconds or media.piece_seconds
+    return Job(
+        config=config,
+        model=model,
+        names=names,
+        budget=parse_budget(config.budget),
+        questions=tuple(planned),
+        chunk_pieces=whole("chunk-seconds", chunk_seconds, media.piece_seconds),
+        chunks=max(1, round(SEGMENT_SECONDS / chunk_seconds)),
+    )
+
+
+def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
+    """Set up the memories for an open source.
+
+    Raises:
+      ValueError: if one cannot be set up within the budget.
+    """
+    model, piece = job.model, job.model.media.piece_seconds
+    length = length_of(source, reader)
+    spec = spec_of(
+        model.decoder,
+        chunk=job.chunk_pieces * model.tokens_per_piece,
+        pos_dtype=model.pos_dtype,
+        text_step=model.text_step,
+    )
+    most = None if length is None else math.ceil(length / piece + 1) * model.tokens_per_piece
+    chosen = choose(job.names, job.config.memories, job.budget, spec, most)
+    return Plan(job, source, reader, length, spec, tuple(chosen))
+
+
+def perform(plan: Plan, console: Console) -> Done:
+    """Stream, ask, and print what happens.
+
+    Raises:
+      UnreadableError: if the source holds nothing.
+    """
+    job, model, reader, questions = plan.job, plan.job.model, plan.reader, plan.source.questions
+    names = ", ".join(f"{c.name} ({size(nbytes(c.memory, plan.spec))})" for c in plan.chosen)
+    console.print(f"streaming {plan.source.path} through {model.name} with {names}", markup=False)
+    pieces = reader if job.config.fps is None else hold_frames(reader, job.config.fps)
+    ready = segments(
+        pieces,
+        model,
+        chunk_pieces=job.chunk_pieces,
+        chunks=job.chunks,
+        times=[question.time for question in questions],
+    )
+    with count_compilations() as counted, prefetch(ready) as ahead:
+        lanes = open_lanes(model, plan.chosen, plan.spec)
+        with console.status("compiling"):
+            warm_up(
+                model,
+                lanes,
+                questions,
+                size=reader.info.size,
+                chunk_pieces=job.chunk_pieces,
+                chunks=job.chunks,
+            )
+        before = (counted.count, counted.seconds)
+        begin = time.perf_counter()
+        with _bar(console) as bar:
+            moved = _mover(bar, plan.length, begin)
+            told = lambda answers: bar.console.print(tables.answers_line(answers, job.names))
+            came = run(model, lanes, ahead, questions, moved=moved, told=told)
+        wall = time.perf_counter() - begin
+    if not came.pieces:
+        reason = reader.end.reason if reader.end else "interrupted before the first piece"
+        raise UnreadableError(f"{plan.source.path}: nothing was read: {reason}.")
+    tokens = came.pieces * model.tokens_per_piece
+    report = Report(
+        model=model.name,
+        note=model.note,
+        source=plan.source.path,
+        seconds=came.time,
+        chunk_seconds=job.chunk_pieces * model.media.piece_seconds,
+        tokens=tokens,
+        full_bytes=nbytes(full(tokens), plan.spec),
+        wall_seconds=wall,
+        compilations=Compilations(*before, counted.count - before[0]),
+        end=_ending(came, reader),
+        results=(),
+        events=tuple(Happening(e.time, e.kind, e.message) for e in reader.events),
+        unasked=len(questions) - len(lanes[0].answers),
+        config=_plain(asdict(job.config)),
+    )
+    return Done(job, report, tuple(lanes), plan.source)
+
+
+def _ending(came: Came, reader: MediaReader) -> Ending:
+    if came.interrupted or reader.end is None:
+        return Ending(came.time, "interrupted by the user", "interrupted")
+    return Ending(reader.end.time, reader.end.reason, reader.end.kind)
+
+
+def _plain(config: dict) -> dict:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.fields[at]:>8}", style="cyan"),
+        BarColumn(bar_width=40),
+        TextColumn("{task.fields[speed]}"),
+        console=console,
+        transient=not console.is_terminal,
+    )
+
+
+def _mover(bar: Progress, length: float | None, begin: float) -> Callable[[float], None]:
+    """Return what moves the bar to a stream time."""
+    task = bar.add_task("", total=length, at=clock(0), speed="")
+
+    def moved(at: float) -> None:
+        speed = at / (time.perf_counter() - begin)
+        bar.update(task, completed=at, at=clock(at), speed=f"{speed:.1f}x real time")
+
+    return moved
+
+
+__all__ = ["Done", "Job", "Plan", "perform", "plan", "prepare"]

@@ -1,0 +1,90 @@
+"""The config of the main job and what its values must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxmem.experiments._memories import Memories, Name
+
+Append = tyro.conf.UseAppendAction
+Flag = tyro.conf.FlagCreatePairsOff
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Stream a video with sound through a memory of fixed size, and ask about it."""
+
+    video: str | None = None
+    """File, address or device to stream; "-" is standard input. None: a held-out synthetic video
+    is rendered, with questions."""
+    ask: Annotated[tuple[str, ...], Append] = ()
+    """"TIME: question", TIME being seconds, mm:ss, hh:mm:ss or "end"."""
+    memory: Name = "omnimem"
+    """What is kept; set it with --NAME.OPTION."""
+    budget: str = "96"
+    """Slots per layer (96), or bytes over all layers (64KiB)."""
+    compare: str = ""
+    """Memories to run side by side, comma-separated, all within the bytes of the first one."""
+    fps: float | None = None
+    """New pictures per second, at most what the model takes (each is held until the next)."""
+    seconds: float | None = None
+    """Length of the synthetic video (240), or how much of --video to stream (all)."""
+    chunk_seconds: float | None = None
+    """Seconds written at once; None: one piece of the model's format."""
+    seed: int = 0
+    """Which held-out synthetic video."""
+    questions: int = 24
+    """Number of questions about the synthetic video."""
+    weights: Path | None = None
+    """Weights of a model like the embedded one; None: the embedded one."""
+    out: Path = Path("out/stream")
+    """Folder for the report, the pictures and the synthetic video."""
+    json: Annotated[bool, Flag] = False
+    """Print the report as JSON to standard output, and everything else to standard error."""
+    prompt: bool = True
+    """Take questions from the terminal when the stream is over, if there is a terminal."""
+    config: Path | None = None
+    """Python file whose get_config() returns the values to start from."""
+    memories: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
+    """Options of the memories."""
+
+
+def check(config: StreamConfig) -> None:
+    """Refuse numbers that make no sense, and make the folder that is written to.
+
+    Raises:
+      ValueError: naming the option, its value and what it may be.
+    """
+    for name in ("seconds", "fps", "chunk_seconds"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}.")
+    for name in ("seed", "questions"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(config, name)}.")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {config.out} is no folder to write to: {error}") from error
+    if config.video is None and config.seconds is not None and config.seconds % 1:
+        raise ValueError(
+            f"a synthetic video has a whole number of seconds, got --seconds {config.seconds:g}."
+        )
+
+
+def whole(name: str, seconds: float, piece: float) -> int:
+    """Return how many pieces `seconds` are.
+
+    Raises:
+      ValueError: if that is no whole number of at least 1.
+    """
+    count = round(seconds / piece)
+    if count < 1 or abs(count * piece - seconds) > 1e-6:
+        raise ValueError(
+            f"--{name} must be a multiple of the model's piece of {piece:g} s, got {seconds:g}."
+        )
+    return count

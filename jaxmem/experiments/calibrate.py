@@ -1,0 +1,165 @@
+"""Calibrate OmniMem's budgets on videos: AVBA signals -> a budget table as JSON.
+
+    python -m jaxmem.experiments.calibrate --average 64 --out table.json
+    python -m jaxmem.experiments.calibrate --video a.mp4 --video b.mp4 --average 64
+
+Without videos the embedded model is calibrated on streams of its own world (validation split). The
+table is used with `python -m jaxmem.experiments.stream --omnimem.table table.json`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from jaxmem.data.files import held_out
+from jaxmem.data.media import open_media
+from jaxmem.data.prefetch import prefetch
+from jaxmem.embedded import embedded
+from jaxmem.memory import avba, budgets
+from jaxmem.memory.base import Memory, State
+from jaxmem.memory.omnimem import omnimem
+from jaxmem.models.base import Model
+from jaxmem.session import Session
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """What to calibrate on and how to allocate.
+
+    Attributes:
+      video: calibration videos; none: streams of the embedded model's own world.
+      average: slots per layer, audio and vision together, averaged over layers.
+      ratio: r, the prior of visual to audio slots. The released models use 5; where audio matters
+        as much as vision, use 1.
+      temperature: T of the softmax over layers; larger is more even.
+      low: smallest cap in units of the average (audio: of average / ratio).
+      high: largest cap in the same units.
+      uniform: slots per layer of the joint cap while signals are recorded; 0: the average.
+      skip: first chunks of every video that are not recorded.
+      chunk_seconds: seconds per chunk.
+      streams: how many synthetic streams, without videos.
+      seconds: their length.
+      published: C without the square root, as the paper prints it.
+      out: where the table is written.
+    """
+
+    video: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    average: float = 64.0
+    ratio: float = 1.0
+    temperature: float = 0.2
+    low: float = 0.25
+    high: float = 2.0
+    uniform: int = 0
+    skip: int = 5
+    chunk_seconds: int = 4
+    streams: int = 6
+    seconds: int = 64
+    published: bool = False
+    out: Path = Path("budget_table.json")
+
+
+def record(model: Model, memory: Memory, video: Path, chunk_seconds: int) -> State:
+    """Stream one video and return the recorder's final state."""
+    session = Session(model, memory, chunk_pieces=chunk_seconds)
+    media = model.media
+    size = media.size
+    reader = open_media(
+        video,
+        fps=media.fps,
+        size=size,
+        piece_seconds=media.piece_seconds,
+        sample_rate=media.sample_rate,
+    )
+    with reader, prefetch(reader) as pieces:
+        session.watch(pieces)
+    return jax.tree.map(np.asarray, session.carry.state)
+
+
+@contextmanager
+def calibration_videos(config: CalibrateConfig) -> Iterator[list[Path]]:
+    """Yield the videos to calibrate on; synthetic ones live in a folder that is removed."""
+    if config.video:
+        yield list(config.video)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield [
+            held_out(i, config.seconds, Path(folder) / str(i), split="validation", count=1)[0]
+            for i in range(config.streams)
+        ]
+
+
+def calibrate(config: CalibrateConfig) -> tuple[avba.Profile, np.ndarray]:
+    """Return the profile and the budget table [L, 2] of (audio, visual) caps.
+
+    Raises:
+      ValueError: if a video does not open, or holds too little of one kind.
+    """
+    model = embedded()
+    uniform = config.uniform or max(1, round(config.average))
+    memory = avba.recorder(omnimem(uniform, joint=True), skip=config.skip)
+    with calibration_videos(config) as videos:
+        states = [
+            record(model, memory, video, config.chunk_seconds)
+            for video in track(videos, "calibrating", console=Console(stderr=True), transient=True)
+        ]
+    profile = avba.profile_of(avba.signals_of(states), root=not config.published)
+    table = avba.table(
+        profile,
+        average=config.average,
+        temperature=config.temperature,
+        ratio=config.ratio,
+        low=config.low,
+        high=config.high,
+    )
+    return profile, table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Calibrate and write the table; return the exit status (0, or 2 for bad arguments)."""
+    config = tyro.cli(CalibrateConfig, args=argv, description=__doc__)
+    try:
+        profile, table = calibrate(config)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    made = {
+        "model": "tiny",
+        "videos": [video.name for video in config.video] or f"{config.streams} synthetic streams",
+        "average": config.average,
+        "ratio": config.ratio,
+        "temperature": config.temperature,
+        "clips": [config.low, config.high],
+        "root": not config.published,
+    }
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    budgets.save_table(config.out, table, made)
+    shown = Table(title=f"AVBA, {config.average:g} slots per layer on average")
+    for column in ("layer", "C - max C", "C_v / C_a", "audio", "visual", "both"):
+        shown.add_column(column, justify="right")
+    for l, (audio, visual) in enumerate(table):
+        shown.add_row(
+            str(l),
+            f"{profile.delta[l]:.3f}",
+            f"{profile.rho[l]:.3f}",
+            *(str(int(n)) for n in (audio, visual, audio + visual)),
+        )
+    Console().print(shown)
+    Console().print(f"written to {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The main job: stream a video with sound through a memory of fixed size, and ask about it.
+
+    python -m jaxmem.experiments.stream
+    python -m jaxmem.experiments.stream --video clip.mp4 --ask "0:10: Which shape is there now?"
+    python -m jaxmem.experiments.stream --compare omnimem,recent,uniform,full
+
+See docs/stream.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from jaxmem.embedded import embedded
+from jaxmem.experiments._config import parse
+from jaxmem.experiments._job import perform, plan, prepare
+from jaxmem.experiments._output import prompt, show, write
+from jaxmem.experiments._source import UnreadableError, find_source, open_source
+from jaxmem.experiments._stream_config import StreamConfig
+from jaxmem.report.results import as_dict
+
+STREAMED, BAD_ARGUMENTS, UNREADABLE, ABORTED = 0, 2, 3, 130
+"""Exit statuses."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0: something was streamed; 2: bad arguments; 3: nothing could be read; 130: interrupted before
+    anything was streamed.
+    """
+    errors = Console(stderr=True, highlight=False)
+    try:
+        return _main(sys.argv[1:] if argv is None else argv, errors)
+    except UnreadableError as error:
+        errors.print(f"error: {error}", style="red", markup=False)
+        return UNREADABLE
+    except KeyboardInterrupt:
+        errors.print("interrupted before there was anything to report", style="red")
+        return ABORTED
+
+
+def _main(argv: Sequence[str], errors: Console) -> int:
+    with ExitStack() as stack:
+        try:
+            config = parse(StreamConfig, argv, prog="python -m jaxmem.experiments.stream")
+            console = Console(stderr=config.json, highlight=False)
+            job = prepare(config, embedded(config.weights))
+            source = find_source(config, job.questions, console)
+            reader = stack.enter_context(open_source(source, job.model.media))
+            ready = plan(job, source, reader)
+        except SystemExit as stop:  # the parser has said what was wrong, or printed the help
+            return stop.code if isinstance(stop.code, int) else BAD_ARGUMENTS
+        except ValueError as error:
+            errors.print(f"error: {error}", style="red", markup=False)
+            return BAD_ARGUMENTS
+        done = write(perform(ready, console))
+    show(done, console)
+    if config.prompt and sys.stdin.isatty() and not config.json:
+        done = prompt(done, console)
+    if config.json:
+        print(json.dumps(as_dict(done.report), indent=1, allow_nan=False, default=str))
+    return STREAMED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""Train the embedded model from nothing, or measure it.
+
+python -m jaxmem.experiments.train --out runs/tiny
+python -m jaxmem.experiments.train --evaluate --weights runs/tiny/tiny.safetensors
+"""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxmem.models import tiny
+from jaxmem.training.evaluation import Score, evaluate
+from jaxmem.training.loop import TrainConfig, scaled, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train the embedded model from nothing, or measure it."""
+
+    config: Path | None = None
+    """Python file that defines `config`, a `TrainConfig`. Default: the shipped model's recipe."""
+    out: Path = Path("runs/tiny")
+    """Folder for checkpoints, metrics and weights."""
+    seed: int | None = None
+    """Seed of weights and data. Default: the config's."""
+    steps_scale: float = 1.0
+    """Factor on the steps of every stage, e.g. 0.01 to try the machinery."""
+    resume: bool = False
+    """Continue the run in `out`."""
+    evaluate: bool = False
+    """Do not train: measure weights on the test split."""
+    weights: Path | None = None
+    """Weights to measure. Default: those that come with the package."""
+    seconds: tuple[int, ...] = (64, 128, 256)
+    """Lengths of the test streams."""
+    questions: int = 2000
+    """Questions per length."""
+    difficulty: str = "standard"
+    """Level of the test streams."""
+
+
+def read_config(path: Path | None) -> TrainConfig:
+    """The `TrainConfig` named `config` of a Python file.
+
+    Raises:
+        ValueError: no such file, or it defines no `TrainConfig`.
+    """
+    if path is None:
+        return TrainConfig()
+    if not path.is_file():
+        raise ValueError(f"no config file at {path}")
+    found = runpy.run_path(str(path)).get("config")
+    if not isinstance(found, TrainConfig):
+        raise ValueError(f"{path} must define `config`, a jaxmem.training.loop.TrainConfig")
+    return found
+
+
+def _train(options: Options, console: Console) -> None:
+    config = read_config(options.config)
+    if options.seed is not None:
+        config = dataclasses.replace(config, seed=options.seed)
+    config = scaled(config, options.steps_scale)
+    columns = [
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f} accuracy {task.fields[accuracy]:.3f}"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("train", total=config.steps, loss=float("nan"), accuracy=0.0)
+        smooth: dict[str, float] = {}
+
+        def report(step: int, values: dict[str, float]) -> None:
+            for name, value in values.items():
+                smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
+            progress.update(task, completed=step, loss=smooth["loss"], accuracy=smooth["accuracy"])
+
+        train(config, options.out, options.resume, report)
+    console.print(f"weights: {options.out / 'tiny.safetensors'}")
+
+
+def _table(scores: dict[int, dict[str, Score]]) -> Table:
+    table = Table(
+        "questions", *(f"{s} s" for s in scores), title="right answers, % (95 % interval)"
+    )
+    for name in next(iter(scores.values())):
+        cells = [_cell(column[name]) for column in scores.values()]
+        table.add_row(name, *cells)
+    return table
+
+
+def _cell(s: Score) -> str:
+    return f"{100 * s.accuracy:.1f} ({100 * s.low:.1f} to {100 * s.high:.1f}) n={s.count}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; see `--help`."""
+    options = tyro.cli(Options, args=arguments, description=__doc__)
+    console = Console()
+    if not options.evaluate:
+        _train(options, console)
+        return
+    params, config = tiny.load(options.weights)
+    scores = {
+        seconds: evaluate(params, config, seconds, options.questions, options.difficulty)
+        for seconds in options.seconds
+    }
+    console.print(_table(scores))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Attention of query rows over several segments under one softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxmem.kernels import dispatch
+from jaxmem.kernels.attend import ref
+from jaxmem.kernels.segment import Segment, check
+from jaxmem.rope import Rope
+from jaxmem.typing import Array, Float
+
+_BACKENDS = {"xla": ref.attend, **dispatch.pallas("jaxmem.kernels.attend.pallas", "attend")}
+
+
+def attend(
+    q: Float[Array, "Q H D"],
+    segments: Sequence[Segment],
+    *,
+    rope: Rope,
+    window: int | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "Q H D"], Float[Array, "Q H"]]:
+    """Return softmax(q k / sqrt(D)) v over all segments together, and its log-sum-exp.
+
+    Query heads h * H/G to (h + 1) * H/G - 1 share KV head h; keys are rotated when read and never
+    repeated. Accumulation and softmax are float32 whatever the dtype of the inputs, and no [Q, N]
+    array exists when Q and N are large (FlashAttention, arXiv 2205.14135, algorithm 1).
+
+    Args:
+      q: queries before rotary embedding (for segments with `q_pos`).
+      segments: what the rows attend to; their order does not matter.
+      rope: rotary embedding of width D.
+      window: row t sees at most so many entries of a segment with `last`, those that end at
+        `last[t]`. Segments without `last`, or with a `first` of their own, are not affected.
+      implementation: see `jaxmem.kernels`.
+
+    Returns:
+      The output in q's dtype, and the natural log-sum-exp of the logits in float32. A row that
+      sees nothing gives output 0 and log-sum-exp -inf. Both are differentiable.
+
+    Raises:
+      ValueError: if shapes do not fit, or there is no such implementation.
+    """
+    check(q, segments, rope)
+    return dispatch.call(_BACKENDS, implementation, q, segments, rope=rope, window=window)

@@ -1,0 +1,163 @@
+"""Column sums of attention as a Pallas (Triton) kernel in two levels, without atomics.
+
+A program owns a block of keys of one owner, rotates it once, walks every `splits`-th tile of rows
+and writes its partial sums to a place of its own; XLA adds the partial sums. The order of the
+additions is fixed, so the result is the same from run to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from jaxmem.kernels import pallas_tiles as pt
+from jaxmem.kernels.attend.pallas import joint_lse
+from jaxmem.kernels.segment import Segment, rotated_queries, windowed
+from jaxmem.kernels.tiles import Tile, head_mean
+from jaxmem.rope import Rope
+from jaxmem.typing import Array, Bool, Float, Int
+
+PROGRAMS = 264  # two for each multiprocessor of the largest GPUs
+HELD = 2**15  # bytes of keys that a program holds in registers: 128 of width 128 in 16 bits
+
+
+def _tile(rows: int, key_bytes: int) -> Tile:
+    """Return the tile for so many rows, and bytes of one key over the heads of an owner."""
+    keys = 128
+    while keys * key_bytes > HELD:
+        keys //= 2
+    if keys < 16:
+        raise NotImplementedError(
+            f"a key of {key_bytes} bytes over all KV heads is too wide for the kernel."
+        )
+    return Tile(min(64, pt.power_of_two(rows)), keys)
+
+
+def _kernel(tree, partial_ref, *, form: pt.Form, splits: int):
+    q_ref, shift_ref, part, (begin, end) = tree
+    block, split = pl.program_id(1), pl.program_id(2)
+    index = block * form.tile.keys + lax.iota(jnp.int32, form.tile.keys)
+    held = [pt.load_keys(part, index, form, j) for j in range(form.parts)]
+
+    def body(i: Array, total: Array) -> Array:
+        start = (begin[block] + split + i * splits) * form.tile.rows
+        s = jnp.zeros((form.tile.rows, form.tile.keys), jnp.float32)
+        for j, keys in enumerate(held):
+            s += pt.product(pt.load_queries(q_ref, start, form, j), keys)
+        shift = shift_ref[pl.ds(start, form.tile.rows)]
+        seen = pt.load_seen(part, index, start, form)
+        p = jnp.where(seen, jnp.exp2(s * form.to_log2 - shift[:, None]), 0.0)
+        return total + jnp.sum(p, axis=0)
+
+    turns = pl.cdiv(end[block] - begin[block] - split, splits)
+    zero = jnp.zeros((form.tile.keys,), jnp.float32)
+    partial_ref[...] = lax.fori_loop(0, turns, body, zero)
+
+
+def _row_range(
+    part: pt.Part, shift: Float[Array, "C M"], blocks: int, form: pt.Form
+) -> tuple[Int[Array, "blocks"], Int[Array, "blocks"]]:
+    """Return the tiles of rows [begin, end) outside of which no counted row sees a key block."""
+    begin, end = pt.key_range(part, form)
+    counted = jnp.any(jnp.isfinite(shift).reshape(form.owners, -1, form.tile.rows), axis=(0, 2))
+    at = jnp.arange(blocks, dtype=jnp.int32)[:, None] * form.tile.keys
+    sees = (end[None] > at) & (begin[None] < at + form.tile.keys) & counted[None]
+    tiles = jnp.arange(form.row_blocks, dtype=jnp.int32)[None]
+    first = jnp.min(jnp.where(sees, tiles, form.row_blocks), axis=1)
+    return first, jnp.max(jnp.where(sees, tiles + 1, 0), axis=1)
+
+
+def _columns(
+    q: Float[Array, "Q H D"],
+    shift: Float[Array, "C M"],
+    segment: Segment,
+    *,
+    rope: Rope,
+    form: pt.Form,
+    interpret: bool,
+) -> Float[Array, "C N"]:
+    """Return the column sums of one segment for every owner."""
+    n = segment.valid.shape[0]
+    if n == 0:
+        return jnp.zeros((form.owners, 0), jnp.float32)
+    blocks = pl.cdiv(n, form.tile.keys)
+    splits = min(form.row_blocks, pl.cdiv(PROGRAMS, form.owners * blocks))
+    queries = pt.query_rows(rotated_queries(q, segment, rope), form)
+    part = pt.part_of(segment, rope, form, values=False)
+    limits = _row_range(part, shift, blocks, form)
+    sums = pt.call(
+        partial(_kernel, form=form, splits=splits),
+        (queries, shift, part, limits),
+        (
+            pt.of_owner(queries),
+            pt.of_owner(shift),
+            pt.part_specs(part, form),
+            tuple(map(pt.whole, limits)),
+        ),
+        grid=(form.owners, blocks, splits),
+        out_shape=jax.ShapeDtypeStruct((splits, form.owners, blocks * form.tile.keys), jnp.float32),
+        out_specs=pl.BlockSpec((None, None, form.tile.keys), lambda c, b, s: (s, c, b)),
+        warps=4,
+        interpret=interpret,
+    )
+    return jnp.sum(sums, axis=0)[:, :n]
+
+
+def mass(
+    q: Float[Array, "Q H D"],
+    segments: Sequence[Segment],
+    lse: Float[Array, "Q H"] | None,
+    *,
+    rope: Rope,
+    rows: Bool[Array, "Q"],
+    form: str = "softmax",
+    reduce: str = "head_mean",
+    weights: str = "A",
+    out: Float[Array, "Q H D"] | None = None,
+    window: int | None = None,
+    tile: Tile | None = None,
+    interpret: bool = False,
+) -> tuple[Float[Array, "C N"], ...]:
+    """See `jaxmem.kernels.mass`. `tile` overrides the size of the tiles; `interpret` is for tests.
+
+    Raises:
+      NotImplementedError: for weights other than "A", for the types and head widths that `attend`
+        does not take, and for "mean_logit" where a key over all KV heads is too wide.
+    """
+    del out
+    pt.check(q, segments)
+    if weights != "A":
+        raise NotImplementedError(f'the kernel sums weights "A" only, got {weights!r}.')
+    segments = [windowed(s, window) for s in segments]
+    count, heads, dim = q.shape
+    groups = segments[0].k.shape[1]
+    joint = form == "mean_logit"
+    if joint:
+        q, heads = head_mean(q, groups), 1
+        some = [s for s in segments if s.k.shape[0]]
+        if not some:
+            return tuple(jnp.zeros((1, 0), jnp.float32) for _ in segments)
+        lse = joint_lse(q, some, rope=rope, tile=tile, interpret=interpret)
+    assert lse is not None
+    owners = 1 if joint else heads if reduce == "head" else groups
+    folded = count * heads // owners
+    wide = 2 * pt.power_of_two(dim // 2) * (groups if joint else 1)
+    tile = tile or _tile(folded, wide * segments[0].k.dtype.itemsize)
+    sizes = pt.Form(folded, owners, groups, dim, tile, joint)
+
+    # A row that does not count, or sees nothing, is one with an infinite sum: its weights are 0.
+    counted = rows[:, None] & jnp.isfinite(lse)
+    shift = pt.fold(jnp.where(counted, lse * pt.LOG2E, jnp.inf), owners)
+    shift = pt.pad(shift, 1, sizes.padded, jnp.inf)
+    columns = partial(_columns, q, shift, rope=rope, form=sizes, interpret=interpret)
+    sums = [columns(s) for s in segments]
+    if reduce == "head_mean":
+        sums = [jnp.sum(x, axis=0, keepdims=True) / heads for x in sums]
+    elif reduce == "kv_head":
+        sums = [x / (heads // groups) for x in sums]
+    return tuple(sums)

@@ -1,0 +1,300 @@
+"""What the Pallas kernels of attention and of its column sums share: operands and logits.
+
+The layout follows what Pallas Triton can do: every value inside a kernel has sides that are powers
+of two, nothing is sliced but through its ref, and every load that may reach past an array's end is
+masked by hand. Queries and outputs are padded to whole tiles outside the kernel (they are folded
+there anyway); keys, values and masks are read where they lie and never copied.
+
+A kernel has C owners of rows. For attention these are the G KV heads, with the queries of the R
+heads that share one folded into rows [C, Q R, D]; for column sums per query head they are the H
+heads. In the joint form there is one owner whose logits are sums over all KV heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from jaxmem.kernels.segment import Segment
+from jaxmem.kernels.tiles import Tile
+from jaxmem.rope import Rope, angles
+from jaxmem.typing import Array, Float, Int
+
+LOG2E = 1.4426950408889634
+LOWEST = -1e30  # stands for -inf where a difference of two must not be NaN
+FAR = 2**30  # beyond any key index
+
+
+def power_of_two(n: int, least: int = 16) -> int:
+    """Return the smallest power of two that is >= n and >= `least`.
+
+    Triton's matrix products have no side below 16.
+    """
+    return max(least, 1 << max(n - 1, 0).bit_length())
+
+
+@dataclass(frozen=True)
+class Form:
+    """Static sizes of a kernel over logits."""
+
+    rows: int  # folded rows of an owner, without padding
+    owners: int  # C
+    groups: int  # G
+    dim: int  # D
+    tile: Tile
+    joint: bool = False
+
+    @property
+    def half(self) -> int:
+        """Channel pairs of a head."""
+        return self.dim // 2
+
+    @property
+    def wide(self) -> int:
+        """Width of the tile that holds half a head."""
+        return power_of_two(self.half)
+
+    @property
+    def parts(self) -> int:
+        """Heads whose logits are summed."""
+        return self.groups if self.joint else 1
+
+    @property
+    def row_blocks(self) -> int:
+        """Tiles of rows of one owner."""
+        return pl.cdiv(self.rows, self.tile.rows)
+
+    @property
+    def padded(self) -> int:
+        """Rows of one owner in whole tiles."""
+        return self.row_blocks * self.tile.rows
+
+    @property
+    def to_log2(self) -> float:
+        """Factor from q . k to logits in units of log 2."""
+        return self.dim**-0.5 * LOG2E
+
+
+class Part(NamedTuple):
+    """What a kernel reads of a segment: arrays, their block specs, or refs to them."""
+
+    k: Any  # [N, G D]
+    valid: Any  # [Gm, N] int8
+    v: Any | None  # [N, G D]
+    cos: Any | None  # [N, Gm D/2] float32; None: the keys are already rotated
+    sin: Any | None
+    last: Any | None  # [padded rows] int32
+    first: Any | None
+
+
+def check(q: Array, segments: Sequence[Segment]) -> None:
+    """Raise NotImplementedError for what no kernel does."""
+    known = (jnp.float32, jnp.bfloat16, jnp.float16)
+    for x in (q, *(s.k for s in segments), *(s.v for s in segments)):
+        if x.dtype not in known:
+            raise NotImplementedError(f"kernels take 16 and 32-bit floats, got {x.dtype}.")
+    if q.shape[-1] > 128:
+        raise NotImplementedError(f"kernels take heads of at most 128, got {q.shape[-1]}.")
+
+
+def fold(x: Array, owners: int) -> Array:
+    """Return rows of owners, [C, Q heads/C, ...], of x [Q, heads, ...]; queries are outermost."""
+    rows, heads, *rest = x.shape
+    x = jnp.moveaxis(x.reshape(rows, owners, heads // owners, *rest), 1, 0)
+    return x.reshape(owners, rows * (heads // owners), *rest)
+
+
+def unfold(x: Array, rows: int, heads: int) -> Array:
+    """Return x [C, padded rows, ...] as [Q, heads, ...]."""
+    owners, _, *rest = x.shape
+    x = x[:, : rows * heads // owners].reshape(owners, rows, heads // owners, *rest)
+    return jnp.moveaxis(x, 0, 1).reshape(rows, heads, *rest)
+
+
+def pad(x: Array, axis: int, size: int, value: float = 0) -> Array:
+    """Return x with `value` behind its end, so that the axis has that size."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def query_rows(q: Float[Array, "Q H D"], form: Form) -> Float[Array, "C M F"]:
+    """Return padded rows of the owners; each half of each head is `form.wide` columns."""
+    x = q[:, None] if form.joint else q[:, :, None]  # [Q, heads, parts, D]
+    x = fold(x, form.owners).reshape(form.owners, form.rows, form.parts, 2, form.half)
+    x = pad(pad(x, 4, form.wide), 1, form.padded)
+    return x.reshape(form.owners, form.padded, form.parts * 2 * form.wide)
+
+
+def part_of(segment: Segment, rope: Rope, form: Form, *, values: bool) -> Part:
+    """Return the operands of a segment; its window is written into `first`."""
+    n = segment.valid.shape[0]
+    cos = sin = None
+    if segment.pos is not None:
+        angle = angles(rope, segment.pos).reshape(n, -1)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+    def rows(x: Array | None, value: int) -> Array | None:
+        if x is None:
+            return None
+        x = jnp.repeat(x.astype(jnp.int32), form.rows // x.shape[0])
+        return pad(x, 0, form.padded, value)
+
+    return Part(
+        k=segment.k.reshape(n, -1),
+        valid=segment.valid.T.astype(jnp.int8),
+        v=segment.v.reshape(n, -1) if values else None,
+        cos=cos,
+        sin=sin,
+        last=rows(segment.last, -1),
+        first=rows(segment.first, FAR),
+    )
+
+
+def whole(x: Array) -> pl.BlockSpec:
+    """Return the spec of an operand that every program sees as a whole."""
+    return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
+
+
+def of_owner(x: Array) -> pl.BlockSpec:
+    """Return the spec of [C, ...] of which a program sees its owner's part (grid axis 0)."""
+    return pl.BlockSpec((None, *x.shape[1:]), lambda c, *_: (c, *(0,) * (x.ndim - 1)))
+
+
+def part_specs(part: Part, form: Form) -> Part:
+    """Return the block specs of a segment's operands."""
+    shared = max(form.owners // form.groups, 1)  # owners that share a KV head
+
+    def columns(x: Array | None, width: int) -> pl.BlockSpec | None:
+        """Columns of the owner's KV head, or all of them where there is only one set."""
+        if x is None:
+            return None
+        if form.joint or x.shape[1] == width:
+            return whole(x)
+        return pl.BlockSpec((x.shape[0], width), lambda c, *_: (0, c // shared))
+
+    n = part.valid.shape[1]
+    if part.valid.shape[0] == 1:
+        valid = pl.BlockSpec((None, n), lambda *_: (0, 0))
+    else:
+        valid = pl.BlockSpec((None, n), lambda c, *_: (c // shared, 0))
+    return Part(
+        k=columns(part.k, form.dim),
+        valid=valid,
+        v=columns(part.v, form.dim),
+        cos=columns(part.cos, form.half),
+        sin=columns(part.sin, form.half),
+        last=None if part.last is None else whole(part.last),
+        first=None if part.first is None else whole(part.first),
+    )
+
+
+def call(kernel, tree, specs, *, grid, out_shape, out_specs, warps: int, interpret: bool):
+    """Run `kernel(tree of refs, *output refs)` over the grid; None stands for what is absent.
+
+    The parameters of Triton are always given: without them JAX 0.10 would choose another back end.
+    """
+    leaves, tree_def = jax.tree.flatten(tree)
+
+    def flat(*refs):
+        kernel(jax.tree.unflatten(tree_def, refs[: len(leaves)]), *refs[len(leaves) :])
+
+    return pl.pallas_call(
+        flat,
+        grid=grid,
+        in_specs=jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, pl.BlockSpec)),
+        out_shape=out_shape,
+        out_specs=out_specs,
+        compiler_params=pltriton.CompilerParams(num_warps=warps, num_stages=2),
+        interpret=interpret,
+    )(*leaves)
+
+
+def key_range(part: Part, form: Form) -> tuple[Int[Array, "row_blocks"], Int[Array, "row_blocks"]]:
+    """Return the keys [begin, end) outside of which a tile of rows sees nothing."""
+    used = jnp.max(part.valid, axis=0) != 0
+    index = jnp.arange(used.shape[0], dtype=jnp.int32)
+    begin = jnp.min(jnp.where(used, index, FAR))
+    end = jnp.max(jnp.where(used, index + 1, 0))
+    begin, end = (jnp.broadcast_to(x, (form.row_blocks,)) for x in (begin, end))
+    if part.last is not None:
+        end = jnp.minimum(end, jnp.max(part.last.reshape(-1, form.tile.rows), axis=1) + 1)
+    if part.first is not None:
+        begin = jnp.maximum(begin, jnp.min(part.first.reshape(-1, form.tile.rows), axis=1))
+    return begin, end
+
+
+# From here on: inside a kernel.
+
+
+def dot(a: Array, b: Array, axis: int) -> Array:
+    """Return a @ b in float32 over axis 1 of a and `axis` of b.
+
+    Products of float32 are exact to float32. Where one side holds 16-bit numbers the other is
+    rounded to TF32 at most, which holds those exactly.
+    """
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    full = a.dtype == b.dtype == jnp.float32
+    return lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        (((1,), (axis,)), ((), ())),
+        precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def load_columns(ref, index: Array, offset: int, count: int) -> Array:
+    """Return rows `index` and columns `offset` to `offset + count`, 0 where there are none.
+
+    The result is as wide as the next power of two.
+    """
+    wide = power_of_two(count)
+    column = lax.iota(jnp.int32, wide)
+    inside = (index < ref.shape[0])[:, None] & (column < count)[None, :]
+    at = ref.at[index[:, None], (offset + column)[None, :]]
+    return pltriton.load(at, mask=inside, other=jnp.zeros((), ref.dtype))
+
+
+def load_keys(part: Part, index: Array, form: Form, j: int) -> tuple[Array, Array]:
+    """Return both halves [BK, D/2 wide] of keys of part j, rotated and in their own dtype."""
+    a = load_columns(part.k, index, j * form.dim, form.half)
+    b = load_columns(part.k, index, j * form.dim + form.half, form.half)
+    if part.cos is None:
+        return a, b
+    offset = j * form.half if part.cos.shape[1] > form.half else 0
+    cos = load_columns(part.cos, index, offset, form.half)
+    sin = load_columns(part.sin, index, offset, form.half)
+    x, y = a.astype(jnp.float32), b.astype(jnp.float32)
+    return (x * cos - y * sin).astype(a.dtype), (y * cos + x * sin).astype(a.dtype)
+
+
+def load_queries(ref, start: Array, form: Form, j: int) -> tuple[Array, Array]:
+    """Return both halves [BQ, D/2 wide] of part j of the tile of rows at `start`."""
+    rows, at = pl.ds(start, form.tile.rows), 2 * j * form.wide
+    return ref[rows, pl.ds(at, form.wide)], ref[rows, pl.ds(at + form.wide, form.wide)]
+
+
+def product(q: tuple[Array, Array], k: tuple[Array, Array]) -> Float[Array, "BQ BK"]:
+    """Return q . k of both halves."""
+    return dot(q[0], k[0], 1) + dot(q[1], k[1], 1)
+
+
+def load_seen(part: Part, index: Array, start: Array, form: Form) -> Array:
+    """Return which rows of the tile at `start` see which keys, [BQ, BK]."""
+    n = part.valid.shape[0]
+    flag = pltriton.load(part.valid.at[index], mask=index < n, other=jnp.zeros((), jnp.int8))
+    seen = jnp.broadcast_to((flag != 0)[None, :], (form.tile.rows, form.tile.keys))
+    rows = pl.ds(start, form.tile.rows)
+    if part.last is not None:
+        seen &= index[None, :] <= part.last[rows][:, None]
+    if part.first is not None:
+        seen &= index[None, :] >= part.first[rows][:, None]
+    return seen

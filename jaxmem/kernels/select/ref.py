@@ -1,0 +1,69 @@
+"""Top entries of each group and their compaction in time order, in plain XLA."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmem.typing import Array, Bool, Float, Int
+
+NEVER = np.int32(-(2**31))  # key of an entry that may not be chosen; also the bits of -0.0
+
+
+def ordered(scores: Float[Array, "C N"]) -> Int[Array, "C N"]:
+    """Return int32 keys that sort as the scores do; -inf and NaN become `NEVER`."""
+    x = scores.astype(jnp.float32)
+    never = jnp.isnan(x) | (x == -jnp.inf)
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    # -0.0 equals 0.0. Compared as bits: some back ends take subnormal floats for zero.
+    bits = jnp.where(bits == NEVER, 0, bits)
+    # Negative floats grow downwards in their bits: flip all but the sign.
+    key = bits ^ ((bits >> 31) & np.int32(2**31 - 1))
+    return jnp.where(never, NEVER, key)
+
+
+def _kth_largest(key: Int[Array, "C N"], k: Int[Array, "C"]) -> Int[Array, "C"]:
+    """Return the largest t > NEVER with at least k entries >= t, else NEVER + 1, by bisection.
+
+    The bits of t are found from the top: the sign, then 31 more.
+    """
+
+    def enough(t: Int[Array, "C"]) -> Bool[Array, "C"]:
+        return jnp.sum(key >= t[:, None], axis=-1, dtype=jnp.int32) >= k
+
+    def halve(i: Int[Array, ""], t: Int[Array, "C"]) -> Int[Array, "C"]:
+        higher = t | (jnp.int32(1) << (30 - i))
+        return jnp.where(enough(higher), higher, t)
+
+    zero = jnp.zeros_like(k)
+    t = jnp.where(enough(zero), zero, NEVER)
+    return jnp.maximum(lax.fori_loop(0, 31, halve, t), NEVER + 1)
+
+
+def top_mask(scores: Float[Array, "C N"], caps: Int[Array, "C"]) -> Bool[Array, "C N"]:
+    """See `jaxmem.kernels.select`."""
+    key, caps = ordered(scores), caps.astype(jnp.int32)
+    t = _kth_largest(key, caps)[:, None]
+    above, level = key > t, key == t
+    room = caps - jnp.sum(above, axis=-1, dtype=jnp.int32)
+    newer = jnp.cumsum(level[:, ::-1], axis=-1, dtype=jnp.int32)[:, ::-1]
+    return above | (level & (newer <= room[:, None]))
+
+
+def compact(chosen: Bool[Array, "N"], slots: int) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
+    """Return the last `slots` chosen indices in ascending order, and which of them are real."""
+    place = jnp.cumsum(chosen, dtype=jnp.int32) - 1
+    many = place[-1] + 1
+    place = place - jnp.maximum(many - slots, 0)  # negative for the oldest, which have no room
+    place = jnp.where(chosen & (place >= 0), place, slots)
+    numbers = jnp.arange(chosen.shape[0], dtype=jnp.int32)
+    index = jnp.zeros((slots,), jnp.int32).at[place].set(numbers, mode="drop")
+    return index, jnp.arange(slots, dtype=jnp.int32) < many
+
+
+def select(
+    scores: Float[Array, "C N"], caps: Int[Array, "C"], *, slots: int
+) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
+    """See `jaxmem.kernels.select`."""
+    return compact(jnp.any(top_mask(scores, caps), axis=0), slots)

@@ -1,0 +1,1 @@
+"""Memories: what a stream keeps of its past."""

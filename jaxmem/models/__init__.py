@@ -1,0 +1,1 @@
+"""Decoders, encoders and the models made of them."""

@@ -1,0 +1,51 @@
+"""What a memory holds, as times and kinds: the plain data behind maps and histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmem.memory.base import State, tokens_of
+from jaxmem.tokens import EMPTY, KIND_NAMES
+
+
+class Kept(NamedTuple):
+    """The tokens that one layer holds."""
+
+    time: np.ndarray  # [n] float, seconds of stream time
+    kind: np.ndarray  # [n] int8
+
+
+def kept(
+    layers: Sequence[State], *, seconds: float, seconds_per_tick: float | None = None
+) -> list[Kept]:
+    """Return what every layer holds.
+
+    Args:
+      layers: each layer's slots and notes. Where KV heads keep different tokens, all are listed.
+      seconds: length of the stream so far.
+      seconds_per_tick: of position axis 0, where it is a clock. None: a token's time is taken from
+        its arrival number, which assumes that tokens arrived at an even rate.
+    """
+    tokens = [tokens_of(state.slots) for state in layers]
+    if seconds_per_tick is not None:
+        times = [np.asarray(t.pos)[..., 0] * seconds_per_tick for t in tokens]
+    else:
+        orders = [np.asarray(t.order, np.float64) for t in tokens]
+        latest = max((float(o.max(initial=0)) for o in orders), default=0.0)
+        times = [o * (seconds / max(latest + 1, 1)) for o in orders]
+    out = []
+    for time, token in zip(times, tokens, strict=True):
+        kind = np.asarray(token.kind)
+        held = kind != EMPTY
+        out.append(Kept(np.asarray(time, np.float64)[held], kind[held]))
+    return out
+
+
+def count_kinds(layers: Sequence[Kept]) -> dict[str, int]:
+    """Return the tokens of each kind over all layers, kinds that are absent left out."""
+    kinds = np.concatenate([layer.kind for layer in layers] or [np.zeros(0, np.int8)])
+    counts = np.bincount(kinds, minlength=len(KIND_NAMES))
+    return {name: int(n) for name, n in zip(KIND_NAMES, counts, strict=True) if n}

@@ -1,0 +1,126 @@
+"""Rotary embeddings: one table of frequencies and one table of axes serve every family.
+
+A rotary embedding rotates channel pairs (i, i + D/2) of a head by `position[axis[i]] * freq[i]`.
+1-axis RoPE, sectioned M-RoPE (Qwen2-VL) and interleaved M-RoPE (Qwen3-VL) differ only in which
+position axis a channel pair reads, so a `Rope` is two static tuples and one gather does them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.typing import Array, Float, Num
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of D/2 channel pairs.
+
+    Attributes:
+      inv_freq: radians per unit of position for each pair; 0 leaves a pair unrotated.
+      axis: position axis that each pair reads.
+    """
+
+    inv_freq: tuple[float, ...]
+    axis: tuple[int, ...]
+
+    def __post_init__(self):
+        if len(self.inv_freq) != len(self.axis):
+            raise ValueError(
+                f"Rope needs one axis per frequency, got {len(self.inv_freq)} frequencies and "
+                f"{len(self.axis)} axes."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """D, the head width that this embedding rotates."""
+        return 2 * len(self.inv_freq)
+
+    @property
+    def axes(self) -> int:
+        """A, the number of position axes that are read."""
+        return max(self.axis, default=0) + 1
+
+
+def _inv_freq(head_dim: int, theta: float) -> tuple[float, ...]:
+    """Return theta^(-2i/D) for i < D/2 (RoFormer, eq. 15), rounded to float32 as models do."""
+    if head_dim % 2:
+        raise ValueError(f"head_dim must be even to form rotary pairs, got {head_dim}.")
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return tuple(float(f) for f in (1.0 / np.float32(theta) ** exponent).astype(np.float32))
+
+
+def _check_sections(head_dim: int, sections: Sequence[int]) -> None:
+    if sum(sections) * 2 != head_dim:
+        raise ValueError(
+            f"M-RoPE sections {tuple(sections)} cover {sum(sections)} pairs but head_dim "
+            f"{head_dim} has {head_dim // 2}; the sections must sum to head_dim / 2."
+        )
+
+
+def rope_1d(head_dim: int, theta: float = 10_000.0) -> Rope:
+    """Return plain RoPE over one position axis."""
+    freq = _inv_freq(head_dim, theta)
+    return Rope(freq, (0,) * len(freq))
+
+
+def mrope_sectioned(head_dim: int, theta: float, sections: Sequence[int]) -> Rope:
+    """Return sectioned M-RoPE: the first `sections[0]` pairs read axis 0, and so on (Qwen2-VL).
+
+    Raises:
+      ValueError: if the sections do not sum to head_dim / 2.
+    """
+    _check_sections(head_dim, sections)
+    axis = tuple(a for a, n in enumerate(sections) for _ in range(n))
+    return Rope(_inv_freq(head_dim, theta), axis)
+
+
+def mrope_interleaved(head_dim: int, theta: float, sections: Sequence[int]) -> Rope:
+    """Return interleaved M-RoPE: pairs cycle t, h, w until a section is used up (Qwen3-VL).
+
+    Pair i reads axis 1 if i % 3 == 1 and i < 3 * sections[1], axis 2 likewise, else axis 0.
+
+    Raises:
+      ValueError: if there are not three sections or they do not sum to head_dim / 2.
+    """
+    if len(sections) != 3:
+        raise ValueError(f"Interleaved M-RoPE needs 3 sections (t, h, w), got {tuple(sections)}.")
+    _check_sections(head_dim, sections)
+    axis = [0] * (head_dim // 2)
+    for a in (1, 2):
+        axis[a : 3 * sections[a] : 3] = [a] * len(axis[a : 3 * sections[a] : 3])
+    return Rope(_inv_freq(head_dim, theta), tuple(axis))
+
+
+def angles(rope: Rope, pos: Num[Array, "*N A"]) -> Float[Array, "*N D/2"]:
+    """Return rotation angles in radians, float32.
+
+    Pass positions relative to a nearby base: attention depends on differences only, and float32
+    angles of large absolute positions lose the digits that matter (theta 1e6, D 64: the cosine is
+    off by 6e-3 at position 1e6).
+    """
+    if pos.shape[-1] < rope.axes:
+        raise ValueError(f"positions have {pos.shape[-1]} axes, the embedding reads {rope.axes}.")
+    per_pair = pos[..., np.asarray(rope.axis, np.int32)].astype(jnp.float32)
+    freq = np.asarray(rope.inv_freq, np.float32)
+    return per_pair * freq.reshape((1,) * (pos.ndim - 1) + (-1,))
+
+
+def rotate(x: Float[Array, "*N D"], angle: Float[Array, "*M D/2"]) -> Float[Array, "*N D"]:
+    """Rotate channel pairs (i, i + D/2) of `x` by `angle`, in float32, and return x's dtype.
+
+    `angle` must have as many axes as `x`, of size 1 where it broadcasts (heads).
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return out.astype(x.dtype)
+
+
+def rope(x: Float[Array, "N G D"], pos: Num[Array, "N Gm A"], table: Rope) -> Float[Array, "N G D"]:
+    """Rotate keys or queries `x` to positions `pos`; Gm (1 or G) broadcasts over the heads."""
+    return rotate(x, angles(table, pos))

@@ -1,0 +1,162 @@
+"""`Session`: a thin convenience for notebooks and command lines over the pure functions.
+
+It buffers pieces of video and sound into chunks, feeds them to `jaxmem.stream.stream`, and asks.
+Everything it holds is reachable: `session.carry` is the live state, a plain pytree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from jaxmem.memory import pool
+from jaxmem.memory.base import Memory, State, nbytes
+from jaxmem.models.base import Model
+from jaxmem.stream import ask, init_carry, make_program, question_rows, spec_of, stream
+from jaxmem.typing import PyTree
+
+
+class PieceLike(Protocol):
+    """What a media reader yields: frames [F, h, w, 3] uint8 and samples [n] float32."""
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Return the piece's frames."""
+        ...
+
+    @property
+    def samples(self) -> np.ndarray:
+        """Return the piece's samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with what it cost.
+
+    Attributes:
+      text: the answer's words.
+      seconds: from the question to the answer's last token, in seconds.
+      logits: float32 [V] of the first answer token.
+    """
+
+    text: str
+    seconds: float
+    logits: np.ndarray
+
+
+class Session:
+    """One live stream of one model through one memory."""
+
+    def __init__(self, model: Model, memory: Memory, *, chunk_pieces: int = 1):
+        """Start an empty stream.
+
+        Args:
+          model: what sees and answers.
+          memory: what is kept.
+          chunk_pieces: pieces that are written at once; a question flushes what has come so far.
+        """
+        if chunk_pieces < 1:
+            raise ValueError(f"chunk_pieces must be at least 1, got {chunk_pieces}.")
+        self.model, self.memory, self.chunk_pieces = model, memory, chunk_pieces
+        chunk = chunk_pieces * model.tokens_per_piece
+        self.spec = spec_of(
+            model.decoder, chunk=chunk, pos_dtype=model.pos_dtype, text_step=model.text_step
+        )
+        self.program = make_program(model.decoder, memory, self.spec)
+        self.carry = init_carry(self.program)
+        self.pieces = 0
+        self.pack = Packer(model, chunk_pieces)
+        self._held: list[PieceLike] = []
+
+    def feed(self, piece: PieceLike) -> bool:
+        """Take one piece of video and sound; return whether a chunk was written."""
+        self._held.append(piece)
+        self.pieces += 1
+        if len(self._held) < self.chunk_pieces:
+            return False
+        self.flush()
+        return True
+
+    def watch(self, pieces: Iterable[PieceLike]) -> Session:
+        """Feed every piece and flush; return self."""
+        for piece in pieces:
+            self.feed(piece)
+        self.flush()
+        return self
+
+    def flush(self) -> None:
+        """Write what is buffered, padded to a whole chunk."""
+        if self._held:
+            held, self._held = self._held, []
+            self.write(self.pack(held))
+
+    def write(self, inputs: PyTree) -> None:
+        """Write one packed chunk (see `Packer`); use this when packing runs on another thread."""
+        segment = jax.tree.map(lambda x: np.asarray(x)[None], inputs)
+        self.carry = stream(
+            self.model.params, self.carry, segment, program=self.program, encode=self.model.encode
+        )
+
+    def ask(self, question: str) -> Reply:
+        """Answer a question about everything fed so far; the stream goes on unchanged.
+
+        Raises:
+          ValueError: if the question has words that the model does not know.
+        """
+        ids = self.model.tokenize(question)
+        self.flush()
+        jax.block_until_ready(self.carry)
+        begin = time.perf_counter()
+        rows = question_rows(self.model.params, ids, program=self.program)
+        answer = ask(
+            self.model.params,
+            self.carry,
+            rows,
+            program=self.program,
+            max_new=self.model.max_new,
+            end=self.model.end,
+        )
+        words = np.asarray(answer.ids)[: int(answer.length)]
+        seconds = time.perf_counter() - begin
+        return Reply(self.model.detokenize(words), seconds, np.asarray(answer.first))
+
+    def layers(self) -> list[State]:
+        """Return each layer's slots and notes, for maps and reports."""
+        if self.program.layout is None:
+            take = lambda l: jax.tree.map(lambda x: x[l], self.carry.state)
+            return [take(l) for l in range(self.spec.layers)]
+        return pool.layers(self.program.layout, self.carry.state)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the memory's state, which never change."""
+        return nbytes(self.memory, self.spec)
+
+
+class Packer:
+    """Packs pieces into chunks, on whatever thread decodes: it remembers the sound before each."""
+
+    def __init__(self, model: Model, pieces: int):
+        """Pack chunks of at most `pieces` pieces for `model`."""
+        self.model, self.pieces = model, pieces
+        self._past = np.zeros(model.media.past_samples, np.float32)
+
+    def __call__(self, held: Sequence[PieceLike]) -> PyTree:
+        """Return a chunk's inputs from consecutive pieces, the missing ones padded."""
+        if not 0 < len(held) <= self.pieces:
+            raise ValueError(f"a chunk takes 1 to {self.pieces} pieces, got {len(held)}.")
+        frames = np.zeros((self.pieces, *held[0].frames.shape), held[0].frames.dtype)
+        samples = np.zeros((self.pieces, *held[0].samples.shape), np.float32)
+        for i, piece in enumerate(held):
+            frames[i], samples[i] = piece.frames, piece.samples
+        valid = np.arange(self.pieces) < len(held)
+        inputs = self.model.pack(frames, samples, valid, self._past)
+        heard = np.concatenate([self._past, samples[: len(held)].reshape(-1)])
+        self._past = heard[len(heard) - len(self._past) :]
+        return inputs

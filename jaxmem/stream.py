@@ -1,0 +1,214 @@
+"""The streaming loop: `stream` advances a carry over chunks, `ask` answers from it.
+
+Both are pure and jitted once: a stream of any length runs through one compiled program per
+segment length, a question through one per question bucket. The carry is a value: it can be saved,
+restored, branched (`branch`) and moved between machines.
+
+    program = make_program(config, memory, spec)
+    carry = init_carry(program)
+    carry = stream(params, carry, chunks, program=program)      # chunks: Rows with a leading axis
+    answer = ask(params, carry, question, program=program)      # carry comes out untouched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import tokens as tk
+from jaxmem.memory.base import Rows
+from jaxmem.models.answer import decode, prefill
+from jaxmem.models.decoder import embed, logits
+from jaxmem.models.program import Carry, Program, init_carry, make_program, spec_of
+from jaxmem.models.step import chunk_step
+from jaxmem.tokens import Tokens
+from jaxmem.typing import Array, Float, Int, Params, PyTree
+
+Encode = Callable[[Params, PyTree], Rows]
+"""Turns one chunk of inputs (pixels, log-mel, ids) into rows; called inside the scan."""
+
+
+def as_rows(params: Params, rows: Rows) -> Rows:
+    """Return rows that are already embedded: the default `encode`."""
+    del params
+    return rows
+
+
+@partial(jax.jit, static_argnames=("program", "encode"), donate_argnames=("carry",))
+def stream(
+    params: Params,
+    carry: Carry,
+    chunks: PyTree,
+    *,
+    program: Program,
+    encode: Encode = as_rows,
+    prefix: Tokens | None = None,
+    probes: Rows | None = None,
+) -> Carry:
+    """Advance a stream over K chunks.
+
+    Args:
+      params: weights; `params["decoder"]` if there is such a key (encoders beside it), else the
+        decoder's own.
+      carry: the stream so far; donated.
+      chunks: K chunks of whatever `encode` takes, stacked on a leading axis. A chunk may be padding
+        altogether: feeding segments of one length K compiles once.
+      program: static description.
+      encode: `(params, chunk) -> Rows`.
+      prefix: pinned tokens [L, P], or None.
+      probes: n probes as rows with a leading axis, for memories that read them.
+
+    Returns:
+      The carry after the last chunk.
+    """
+
+    def body(carry: Carry, chunk: PyTree) -> tuple[Carry, None]:
+        rows = encode(params, chunk)
+        return chunk_step(decoder_of(params), program, carry, rows, prefix, probes)[0], None
+
+    return jax.lax.scan(body, carry, chunks)[0]
+
+
+def decoder_of(params: Params) -> Params:
+    """Return the decoder's weights among a model's."""
+    return params.get("decoder", params)
+
+
+class Answer(NamedTuple):
+    """What a question was answered with."""
+
+    ids: Int[Array, "M"]  # answer tokens; entries from `length` on are padding
+    length: Int[Array, ""]  # tokens before the end token, at most M
+    first: Float[Array, "V"]  # logits of the first answer token
+
+
+def bucket(length: int, smallest: int = 8) -> int:
+    """Return the padded length of a question: the next power of two, at least `smallest`."""
+    if length < 1:
+        raise ValueError("the question is empty; ask at least one token.")
+    return max(smallest, 1 << (length - 1).bit_length())
+
+
+def question_rows(
+    params: Params, ids: Sequence[int] | np.ndarray, *, program: Program, size: int | None = None
+) -> Rows:
+    """Return a text question as rows, padded to its bucket.
+
+    Text advances the position axes by `Spec.step` per token.
+
+    Args:
+      params: weights.
+      ids: token ids [Q].
+      program: static description.
+      size: padded length; the question's bucket if None.
+    """
+    ids = np.asarray(ids, np.int32)
+    n, size = len(ids), bucket(len(ids)) if size is None else size
+    step, pos_dtype = np.asarray(program.spec.step), program.spec.pos_dtype
+    padded = np.zeros(size, np.int32)
+    padded[:n] = ids
+    kind = np.where(np.arange(size) < n, tk.TEXT, tk.EMPTY).astype(np.int8)
+    rel = np.arange(size)[:, None] * step
+    return Rows(
+        x=_embed(decoder_of(params), jnp.asarray(padded)),
+        rel=jnp.asarray(rel, pos_dtype),
+        kind=jnp.asarray(kind),
+        span=jnp.asarray(n * step, pos_dtype),
+    )
+
+
+_embed = jax.jit(embed)
+
+
+def probe_rows(params: Params, prompts: Sequence[Sequence[int]], *, program: Program) -> Rows:
+    """Return text probes [n, Q, ...] for `stream(probes=...)`, padded to one length.
+
+    Args:
+      params: weights.
+      prompts: token ids of each probe; in the order that the memory documents.
+      program: static description.
+    """
+    size = max(bucket(len(ids)) for ids in prompts)
+    rows = [question_rows(params, ids, program=program, size=size) for ids in prompts]
+    return jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+
+@partial(jax.jit, static_argnames=("program", "max_new", "end"))
+def ask(
+    params: Params,
+    carry: Carry,
+    question: Rows,
+    *,
+    program: Program,
+    max_new: int = 1,
+    end: int | None = None,
+    prefix: Tokens | None = None,
+) -> Answer:
+    """Answer a question greedily from a stream's carry, which is only read.
+
+    Args:
+      params: weights.
+      carry: the stream so far.
+      question: rows padded to a bucket (`question_rows`); one compilation per bucket.
+      program: static description.
+      max_new: M, the largest number of answer tokens.
+      end: token id that ends an answer; None: always M tokens.
+      prefix: pinned tokens [L, P], or None.
+
+    Returns:
+      The answer.
+    """
+    weights, config = decoder_of(params), program.config
+    dialogue, h = prefill(weights, program, carry, question, room=max_new, prefix=prefix)
+    last = jnp.maximum(jnp.sum(question.kind != tk.EMPTY, dtype=jnp.int32) - 1, 0)
+    first = logits(weights, config, h[last])
+    ids = jnp.zeros((max_new,), jnp.int32).at[0].set(jnp.argmax(first).astype(jnp.int32))
+    stop = -1 if end is None else end
+
+    def more(loop: PyTree) -> Array:
+        i, ids, _ = loop
+        return (i < max_new) & (ids[i - 1] != stop)
+
+    def body(loop: PyTree) -> PyTree:
+        i, ids, dialogue = loop
+        x = embed(weights, ids[i - 1]).astype(h.dtype)
+        dialogue, out = decode(weights, program, dialogue, x)
+        token = jnp.argmax(logits(weights, config, out)).astype(jnp.int32)
+        return i + 1, ids.at[i].set(token), dialogue
+
+    start = (jnp.ones((), jnp.int32), ids, dialogue)
+    written, ids, _ = jax.lax.while_loop(more, body, start)
+    ended = jnp.sum((ids == stop) & (jnp.arange(max_new) < written), dtype=jnp.int32)
+    return Answer(ids, written - ended, first)
+
+
+def branch(carry: Carry) -> Carry:
+    """Return a copy with its own buffers: two futures of one past stay independent.
+
+    `stream` donates the carry it is given, so keep a branch of what you want to come back to.
+    """
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
+
+
+__all__ = [
+    "Answer",
+    "Carry",
+    "Encode",
+    "Program",
+    "as_rows",
+    "ask",
+    "branch",
+    "bucket",
+    "decoder_of",
+    "init_carry",
+    "make_program",
+    "probe_rows",
+    "question_rows",
+    "spec_of",
+    "stream",
+]

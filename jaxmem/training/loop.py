@@ -1,0 +1,190 @@
+"""The training loop of the tiny model: stages of growing length, checkpoints, continuation."""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from jaxmem.data.synthetic import level, split_seed
+from jaxmem.models import tiny
+from jaxmem.training import batches, losses
+from jaxmem.training.optimizers import optimizer
+from jaxmem.typing import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Some steps with streams of one length."""
+
+    seconds: int
+    streams: int
+    questions: int  # per stream
+    steps: int
+    # Short streams at the world's rate hold one event, and the model learns to answer every
+    # question from the last event. More events of fewer classes make it look for the one that was
+    # asked about, and tell the last time from earlier ones.
+    crowd: float = 1.0  # factor on the event rate
+    classes: int = 8  # see `Difficulty`
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the weights."""
+
+    model: tiny.TinyConfig = dataclasses.field(default_factory=tiny.TinyConfig)
+    difficulty: str = "standard"
+    stages: tuple[Stage, ...] = (
+        Stage(8, 16, 20, 500, crowd=2.5, classes=4),
+        Stage(16, 10, 24, 600, crowd=2.0, classes=4),
+        Stage(32, 6, 32, 500, crowd=1.5, classes=6),
+        Stage(64, 4, 40, 500),
+        Stage(128, 2, 64, 300),
+    )
+    rate: float = 2.5e-3  # Adam's peak learning rate
+    muon_factor: float = 5.0  # Muon's is this much larger
+    auxiliary: float = 0.3  # weight of the encoders' loss
+    seed: int = 0
+    save_every: int = 200
+
+    @property
+    def steps(self) -> int:
+        """All steps of all stages."""
+        return sum(s.steps for s in self.stages)
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds."""
+
+    params: Params  # {"model", "auxiliary"}
+    optimizer: Any
+    step: jax.Array  # steps done
+
+
+def scaled(config: TrainConfig, factor: float) -> TrainConfig:
+    """The same recipe with `factor` times as many steps in every stage (at least one)."""
+    if factor <= 0:
+        raise ValueError(f"the number of steps can only be scaled by more than 0, got {factor}")
+    stages = [dataclasses.replace(s, steps=max(1, round(s.steps * factor))) for s in config.stages]
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
+def stage_of(config: TrainConfig, step: int) -> Stage:
+    """The stage that a step (from 0) belongs to."""
+    for stage in config.stages:
+        if step < stage.steps:
+            return stage
+        step -= stage.steps
+    raise ValueError(f"the recipe has {config.steps} steps, got step {config.steps + step}")
+
+
+def batch_of(config: TrainConfig, step: int) -> batches.Batch:
+    """The batch of a step: a pure function of (config, step)."""
+    stage, difficulty = stage_of(config, step), level(config.difficulty)
+    rate = difficulty.event_rate * stage.crowd
+    difficulty = dataclasses.replace(difficulty, event_rate=rate, classes=stage.classes)
+    return batches.stack(
+        [
+            batches.one(
+                split_seed("train", config.seed, step, row),
+                stage.seconds,
+                stage.questions,
+                difficulty,
+                config.model,
+                disturb=True,
+            )[0]
+            for row in range(stage.streams)
+        ]
+    )
+
+
+def start(config: TrainConfig) -> Trained:
+    """Random weights and a fresh optimizer."""
+    model_key, auxiliary_key = jax.random.split(jax.random.key(config.seed))
+    params = {
+        "model": tiny.init(config.model, model_key),
+        "auxiliary": losses.init_auxiliary(config.model, auxiliary_key),
+    }
+    return Trained(params, _optimizer(config).init(params), jax.numpy.zeros((), np.int32))
+
+
+def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    return optimizer(config.steps, config.rate, config.muon_factor)
+
+
+@functools.cache
+def make_update(config: TrainConfig) -> Callable[[Trained, batches.Batch], tuple]:
+    """A jitted function from state and batch to state and `losses.Metrics`."""
+    optimize = _optimizer(config).update
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state: Trained, batch: batches.Batch) -> tuple[Trained, losses.Metrics]:
+        (_, metrics), gradient = jax.value_and_grad(losses.loss, has_aux=True)(
+            state.params, config.model, batch, config.auxiliary
+        )
+        change, memory = optimize(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, change)
+        return Trained(params, memory, state.step + 1), metrics
+
+    return update
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    resume: bool = False,
+    report: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+) -> Trained:
+    """Train from nothing or from the last checkpoint in `folder`.
+
+    Writes `metrics.jsonl` (a line per 10 steps), `checkpoints/` (the last two) and, with every
+    checkpoint, the weights as `tiny.safetensors`.
+
+    Args:
+        config: the recipe.
+        folder: made if it is not there.
+        resume: continue; the result is that of a run that was never stopped.
+        report: called after every step with the step's number (from 1) and its metrics.
+
+    Raises:
+        ValueError: `folder` holds a run and `resume` is False, or there is nothing to resume.
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
+        state, last = start(config), manager.latest_step()
+        if resume and last is None:
+            raise ValueError(f"{folder} has no checkpoint to resume: start without --resume")
+        if not resume and last is not None:
+            raise ValueError(f"{folder} holds a run of {last} steps: use --resume or another --out")
+        if last is not None:
+            state = manager.restore(last, args=ocp.args.StandardRestore(state))
+        update, began = make_update(config), time.monotonic()
+        recent: list[losses.Metrics] = []
+        steps = range(int(state.step), config.steps)
+        made = batches.ahead(functools.partial(batch_of, config), steps)
+        for step, batch in zip(steps, made, strict=True):
+            state, metrics = update(state, batch)
+            recent.append(jax.tree.map(float, metrics))
+            done = step + 1
+            report(done, recent[-1]._asdict())
+            if done % 10 == 0 or done == config.steps:
+                values = losses.Metrics(*np.mean(recent, axis=0).tolist())._asdict()
+                line = {"step": done, "seconds": stage_of(config, step).seconds, **values}
+                line["minutes"] = (time.monotonic() - began) / 60
+                with (folder / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
+                recent = []
+            if done % config.save_every == 0 or done == config.steps:
+                manager.save(done, args=ocp.args.StandardSave(state))
+                tiny.save(folder / "tiny.safetensors", state.params["model"], config.model)
+        manager.wait_until_finished()
+    return state

@@ -1,0 +1,33 @@
+"""Strictness for every test, and the options that name folders of outside material."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile hundreds of small programs and run each once: compile fast rather than well.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden", default=None, help="folder of golden vectors (default: the project's copy)"
+    )
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def golden(request) -> Path:
+    """The folder of golden vectors."""
+    given = request.config.getoption("--golden")
+    return Path(given) if given else ROOT / "tests" / "golden" / "data"

@@ -1,0 +1,134 @@
+"""Scores and kept sets of kvpress on its own models: one chunk through each memory's `write`."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import weights
+
+from jaxmem import tokens as tk
+from jaxmem.kernels.attend import attend
+from jaxmem.kernels.mass import mass
+from jaxmem.memory import evict, knorm, snapkv, tova
+from jaxmem.memory.base import Mass, Memory, Seen, Spec
+from jaxmem.memory.streaming_llm import streaming_llm
+from jaxmem.models.layer import segment
+from jaxmem.rope import rope, rope_1d
+from jaxmem.tokens import Tokens
+
+PADDED = 64
+PUBLISHED = {"per_kind": False}
+
+
+def pytest_generate_tests(metafunc):
+    if "file" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--golden")
+        folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
+        files = sorted(Path(folder).glob("kvpress/*.npz"))
+        metafunc.parametrize("file", files, ids=[f.stem for f in files])
+
+
+def memories(z) -> dict[str, Memory]:
+    """Return the memories that a file has scores of, with its settings."""
+    kept, rotary = int(z["n_kept"]), table(z)
+    window, kernel = int(z["window_size"]), int(z["kernel_size"])
+    return {
+        "snapkv": snapkv.snapkv(kept, window=window, kernel=kernel, **PUBLISHED),
+        "tova": tova.tova(kept, **PUBLISHED),
+        "knorm": knorm.knorm(kept, **PUBLISHED),
+        "keydiff": knorm.keydiff(kept, rotary=rotary, **PUBLISHED),
+        "streamingllm": streaming_llm(kept, sinks=int(z["n_sink"])),
+    }
+
+
+def score_of(name: str, z, pool: evict.Pool):
+    if name == "snapkv":
+        return snapkv.score(pool, int(z["window_size"]), int(z["kernel_size"]))
+    if name == "keydiff":
+        return knorm.difference_score(pool, table(z))
+    return {"tova": tova.score, "knorm": knorm.norm_score}[name](pool)
+
+
+def table(z):
+    return rope_1d(int(z["head_dim"]), float(z["rope_theta"]))
+
+
+def queries(z) -> np.ndarray:
+    """Return the queries [T, H, D] before rotation, from the layer's weights."""
+    q = z["hidden_states"] @ z["w.q_proj.weight"].T + z.get("w.q_proj.bias", np.float32(0))
+    q = q.reshape(len(q), int(z["num_heads"]), -1)
+    if "w.q_norm.weight" in z:
+        mean = np.mean(q * q, axis=-1, keepdims=True)
+        q = q / np.sqrt(mean + z["rms_eps"]) * z["w.q_norm.weight"][None, None]
+    return q
+
+
+def padded(x):
+    """Return rows padded with numbers that nothing may read."""
+    return np.concatenate([x, np.full((PADDED - len(x), *x.shape[1:]), 3, x.dtype)])
+
+
+def chunk_of(z, groups: int) -> Tokens:
+    """Return the file's tokens with their keys turned back."""
+    k, v = (jnp.asarray(padded(z[name].transpose(1, 0, 2))) for name in ("keys", "values"))
+    n = z["keys"].shape[1]
+    index = np.arange(PADDED, dtype=np.int32)
+    pos = jnp.asarray(index[:, None, None])
+    spread = lambda x: jnp.broadcast_to(jnp.asarray(x)[:, None], (PADDED, groups))
+    kind = np.where(index < n, tk.TEXT, tk.EMPTY).astype(np.int8)
+    order = np.where(index < n, index, 0)
+    turned = rope(k, -pos, table(z))
+    pos = jnp.broadcast_to(pos, (PADDED, groups, 1))
+    return Tokens(turned, v, pos, spread(order), spread(kind))
+
+
+def seen_of(z, memory: Memory, held: Tokens) -> Seen:
+    """Return what the decoder reports of the file's tokens."""
+    fresh = chunk_of(z, held.kind.shape[1])
+    n = z["keys"].shape[1]
+    end = jnp.full((1,), n, jnp.int32)
+    seen = Seen(fresh, jnp.zeros((1,), jnp.int32), end, jnp.zeros((), jnp.int32))
+    if memory.reads.mass is None:
+        return seen
+    q = jnp.asarray(padded(queries(z)))
+    row = jnp.arange(PADDED, dtype=jnp.int32)
+    parts = [
+        segment(held, seen.base, row[:, None]),
+        segment(fresh, seen.base, row[:, None], last=row),
+    ]
+    _, lse = attend(q, parts, rope=table(z))
+    counted = (row < n) & (row >= n - memory.reads.last)
+    reduce = "kv_head" if held.kind.shape[1] > 1 else "head_mean"
+    sums = mass(q, parts, lse, rope=table(z), rows=counted, reduce=reduce)
+    return seen._replace(mass=Mass(*sums))
+
+
+@pytest.mark.parametrize("name", ["snapkv", "tova", "knorm", "keydiff", "streamingllm"])
+def test_scores_and_kept_sets(file, name):
+    z = weights.read(file)
+    heads, n = z["keys"].shape[:2]
+    memory = memories(z)[name]
+    spec = Spec(1, heads, int(z["num_heads"]), int(z["head_dim"]), z["hidden_states"].shape[1])
+
+    @jax.jit
+    def run(state):
+        seen = seen_of(z, memory, state.slots.tokens)
+        new, _ = memory.write(state, seen)
+        if name == "streamingllm":
+            return new, None
+        return new, score_of(name, z, evict.pool_of(state.slots.tokens, None, seen))
+
+    state, score = run(memory.init(spec))
+    if score is not None:
+        theirs = z[f"score.{name}"]
+        ours = np.broadcast_to(np.asarray(score)[:, :n], theirs.shape)
+        plain = np.isfinite(ours)
+        always = {"snapkv": int(z["window_size"]), "tova": 1}.get(name, 0)
+        np.testing.assert_array_equal(plain, np.arange(n)[None] < np.full((heads, 1), n - always))
+        close = {"atol": 1e-6} if name == "keydiff" else {"rtol": 1e-5, "atol": 1e-7}
+        np.testing.assert_allclose(ours[plain], theirs[plain], **close)
+    kept = np.asarray(state.slots.tokens.order).T
+    assert np.asarray(state.slots.tokens.kind).all()
+    np.testing.assert_array_equal(np.broadcast_to(kept, z[f"kept.{name}"].shape), z[f"kept.{name}"])

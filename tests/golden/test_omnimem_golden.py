@@ -1,0 +1,291 @@
+"""OmniMem against the released code: the policy's own `write`, on recorded tensors."""
+
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import weights
+
+from jaxmem import tokens as tk
+from jaxmem.kernels.attend import attend
+from jaxmem.kernels.mass import mass
+from jaxmem.kernels.segment import Segment
+from jaxmem.memory import avba, scores
+from jaxmem.memory.base import Mass, Rows, Seen, Spec, State
+from jaxmem.memory.omnimem import Slots, gather, omnimem
+from jaxmem.models.step import Program, layer_step
+from jaxmem.rope import rope_1d
+from jaxmem.tokens import Tokens
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+# Sizes are rounded up, so that the files share a few compilations (and every chunk is padded).
+ROOM, CHUNK = 640, 80
+
+
+def pytest_generate_tests(metafunc):
+    """One test per file that the folder of golden vectors holds."""
+    if "select_file" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--golden")
+        folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
+        files = [
+            file
+            for file in sorted(Path(folder).glob("omnimem/select_*.npz"))
+            if "quirk" not in file.stem
+        ]
+        metafunc.parametrize("select_file", files, ids=[f.stem for f in files])
+
+
+def options(z) -> dict:
+    """Return the keyword arguments of `omnimem` that a file's settings mean."""
+    more = {"lam": float(z["lam"]), "sketch": None}
+    if "importance_normalised" in z:
+        more["form"] = "sum"
+    if "global_factor" in z:
+        more["global_factor"] = float(z["global_factor"])
+    return more
+
+
+def caps(z) -> np.ndarray:
+    """Return the budget table of the file's one layer."""
+    if "cap_joint" in z:
+        return np.asarray([int(z["cap_joint"])])
+    return np.asarray([[int(z["cap_audio"]), int(z["cap_visual"])]])
+
+
+def spec_of(z) -> Spec:
+    heads, _, head_dim = z["q_chunk"].shape
+    kv_heads = z["k_pool"].shape[0]
+    width = z["pool_hidden"].shape[1]
+    return Spec(layers=1, kv_heads=kv_heads, heads=heads, head_dim=head_dim, width=width, axes=3)
+
+
+def padded(x, n: int, fill=0):
+    """Return rows padded to `n`, by numpy: eager JAX would compile for every file's shape."""
+    out = np.full((n, *x.shape[1:]), fill, x.dtype)
+    out[: len(x)] = x
+    return out
+
+
+def tokens_of(z, rows: slice, n: int) -> Tokens:
+    """Return pool rows as tokens, padded to `n`; `order` is the pool index."""
+    order = np.arange(len(z["modality"]), dtype=np.int32)[rows]
+    k = padded(z["k_pool"].transpose(1, 0, 2)[rows], n)
+    return Tokens(
+        k=k,
+        v=k,
+        pos=padded(z["positions"].T[rows].astype(np.int32)[:, None], n),
+        order=padded(order[:, None], n),
+        kind=padded(z["modality"][rows].astype(np.int8)[:, None], n),
+    )
+
+
+@partial(jax.jit, static_argnames="form")
+def masses(q, held: Tokens, fresh: Tokens, form: str) -> Mass:
+    """Return the attention that recorded, already rotated queries and keys give."""
+    segments = [
+        Segment(held.k, held.v, tk.valid(held)),
+        Segment(fresh.k, fresh.v, tk.valid(fresh), last=jnp.arange(len(q), dtype=jnp.int32)),
+    ]
+    rope = rope_1d(q.shape[-1])
+    _, lse = attend(q, segments, rope=rope)
+    real = fresh.kind[:, 0] != tk.EMPTY
+    return Mass(*mass(q, segments, lse, rope=rope, rows=real, form=form, reduce="head_mean"))
+
+
+@cache
+def writer(**more):
+    """Return the jitted `write` of a memory; budgets are data of the state."""
+    return jax.jit(omnimem(1, **more).write)
+
+
+pooled = jax.jit(gather, static_argnames=("carry", "exact"))
+
+
+def replay(z, table, **more) -> tuple[State, Seen]:
+    """Return the state before the file's step, and what the layer sees of its chunk."""
+    m, c = int(z["n_memory"]), int(z["n_chunk"])
+    room = ROOM * (1 + (len(z["modality"]) + int(np.sum(table))) // ROOM)
+    memory = omnimem(table, text=room - int(np.sum(table)), **more)
+    state = memory.init(spec_of(z))
+    hidden = z["pool_hidden"]
+    stored = padded(z.get("stored_importance", np.zeros(m, np.float32)), room)
+    vectors = hidden[:m] / np.linalg.norm(hidden[:m], axis=1, keepdims=True)
+    slots = Slots(tokens_of(z, slice(0, m), room), stored, padded(vectors, room))
+
+    # Padding rows hold anything but zeros: nothing may read them.
+    size = CHUNK * (1 + c // CHUNK)
+    fresh = tokens_of(z, slice(m, m + c), size)
+    chunk_hidden = padded(hidden[m:], size, 7.0)
+    q = padded(z["q_chunk"].transpose(1, 0, 2), size, 3.0)
+    end = np.zeros((3,), np.int32)
+    seen = Seen(fresh, end, end, np.zeros((), np.int32), hidden=chunk_hidden)
+    if memory.reads.mass is not None:
+        seen = seen._replace(mass=masses(q, slots.tokens, fresh, memory.reads.mass))
+    return State(slots, state.notes), seen
+
+
+def kept(state: State) -> np.ndarray:
+    tokens = state.slots.tokens
+    return np.asarray(tokens.order)[np.asarray(tokens.kind) != tk.EMPTY]
+
+
+def test_kept_set(select_file):
+    z = weights.read(select_file)
+    state, seen = replay(z, caps(z), **options(z))
+    pool = pooled(state.slots, seen)
+    new, _ = writer(**options(z))(state, seen)
+    n = len(z["modality"])
+    av = z["modality"] != tk.TEXT
+
+    if "importance_new" in z:
+        if "importance" in z:
+            np.testing.assert_allclose(pool.importance[:n], z["importance"], **CLOSE)
+        stored = np.asarray(new.slots.imp)
+        np.testing.assert_allclose(
+            stored[: len(z["importance_kept"])], z["importance_kept"], **CLOSE
+        )
+        assert not stored[len(z["importance_kept"]) :].any()
+    else:
+        assert seen.mass is None and float(z["lam"]) == 0.0
+    similarity = 2 * np.asarray(pool.redundancy[:n])
+    s = pool.redundancy
+    if "global_factor" in z:
+        extra = float(z["global_factor"]) * scores.block_redundancy(pool.slots.unit)
+        similarity, s = similarity + np.asarray(extra[:n]), s + 0.5 * extra
+    if "similarity_sum" in z:
+        np.testing.assert_allclose(similarity, z["similarity_sum"], **CLOSE)
+    lam = float(z["lam"])
+    if "importance_normalised" in z or lam == 0:
+        score = scores.additive(pool.importance, s, lam)
+    else:
+        score = scores.product(pool.importance, s, lam, 0.5)
+    np.testing.assert_allclose(np.asarray(score)[:n][av], z["score"][av], **CLOSE)
+    np.testing.assert_array_equal(kept(new), z["kept_idx"])
+
+
+def test_exact_importance(select_file):
+    z = weights.read(select_file)
+    if "importance_exact_new" not in z:
+        pytest.skip("the file has no exact importance")
+    state, seen = replay(z, caps(z), **(options(z) | {"importance": "exact"}))
+    pool = pooled(state.slots, seen, carry=0.0, exact=True)
+    n = len(z["modality"])
+    np.testing.assert_allclose(pool.importance[:n], z["importance_exact_new"], **CLOSE)
+
+
+def test_duplicates_are_evicted_and_nothing_is_nan(golden):
+    path = golden / "omnimem" / "select_quirk_duplicates.npz"
+    if not path.exists():
+        pytest.skip("no file of duplicates")
+    z = weights.read(path)
+    hidden = z["pool_hidden"]
+    same = np.all(hidden[1:] == hidden[:-1], axis=1)
+    inner = np.flatnonzero(same[1:] & same[:-1]) + 1
+    assert len(inner) and np.isnan(z["score"]).any()
+    assert np.isin(inner, z["kept_idx"]).any(), "the released code keeps some of them"
+
+    state, seen = replay(z, caps(z), **options(z))
+    new, _ = writer(**options(z))(state, seen)
+    assert not np.isin(inner, kept(new)).any()
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in (new.slots.imp, new.slots.unit))
+
+
+def test_pair_caps_work_without_audio(golden):
+    path = golden / "omnimem" / "select_no_audio_joint.npz"
+    if not path.exists():
+        pytest.skip("no file without audio")
+    z = weights.read(path)
+    state, seen = replay(z, [[6, int(z["cap_joint"])]], **options(z))
+    new, _ = writer(**options(z))(state, seen)
+    np.testing.assert_array_equal(kept(new), z["kept_idx"])
+
+
+def test_two_chunks_through_one_layer(golden):
+    path = golden / "omnimem" / "two_chunks_one_layer.npz"
+    if not path.exists():
+        pytest.skip("no file of two chunks")
+    z = weights.read(path)
+    config, params = weights.decoder_config(z), weights.decoder_params(z)
+    table = [[int(z["cap_audio"]), int(z["cap_visual"])]]
+    memory = omnimem(table, lam=float(z["lam"]), text=64, sketch=None)
+    spec = Spec(
+        layers=1,
+        kv_heads=config.kv_heads,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        width=config.width,
+        axes=3,
+    )
+    program, state = Program(config, memory, spec, None), memory.init(spec)
+
+    @jax.jit
+    def step(state, rows, clock):
+        view = memory.view(state, None, rows)
+        layer = jnp.zeros((), jnp.int32)
+        out = layer_step(params, program, layer, rows.x, view, rows, clock)
+        return out.h, gather(state.slots, out.seen), memory.write(state, out.seen)[0]
+
+    begin, size = 0, max(int(z["chunk1"]), int(z["chunk2"]))
+    for i, length in enumerate((int(z["chunk1"]), int(z["chunk2"])), start=1):
+        cut = slice(begin, begin + length)
+        rows = Rows(
+            x=padded(z["hidden"][cut], size),
+            rel=padded(z["positions"].T[cut].astype(np.int32), size),
+            kind=padded(z["modality"][cut].astype(np.int8), size),
+            span=np.zeros((3,), np.int32),
+        )
+        n = len(kept(state))
+        out, pool, state = step(state, rows, np.int32(begin))
+        np.testing.assert_allclose(out[:length], z[f"layer_out{i}"][n:], **CLOSE)
+        np.testing.assert_allclose(pool.importance[: n + length], z[f"importance{i}"], **CLOSE)
+        stored = z[f"stored{i}"]
+        np.testing.assert_allclose(state.slots.imp[: len(stored)], stored, **CLOSE)
+        begin += length
+    np.testing.assert_array_equal(kept(state), z["kept2_global"])
+
+
+def test_avba_script(golden):
+    path = golden / "omnimem" / "avba_script.npz"
+    if not path.exists():
+        pytest.skip("no file of the budget script")
+    z = weights.read(path)
+    names = (
+        "entropy_audio",
+        "entropy_visual",
+        "entropy_all",
+        "cosine_similarity_audio",
+        "cosine_similarity_visual",
+    )
+    rows = [avba.average_rows(z[f"signals_{name}"], z["signals_video_id"]) for name in names]
+    profile = avba.profile_of(avba.Signals(*rows))
+    delta = z["profile_C_all"] - z["profile_C_all"].max()
+    np.testing.assert_allclose(profile.delta, delta, atol=1e-6)
+    rho = z["profile_C_visual"] / z["profile_C_audio"]
+    np.testing.assert_allclose(profile.rho, rho, rtol=1e-6)
+    sets = [name for name in z if name.startswith("set") and name.endswith("_params")]
+    for name in sets:
+        average, temperature, ratio, low, high = z[name].tolist()
+        table = avba.table(
+            profile, average=average, temperature=temperature, ratio=ratio, low=low, high=high
+        )
+        np.testing.assert_array_equal(table, z[name.replace("params", "caps")])
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["recorded profile", "shipped profile"])
+def test_avba_published_tables(golden, ours):
+    path = golden / "omnimem" / "avba_shipped.npz"
+    if not path.exists():
+        pytest.skip("no file of published tables")
+    z = weights.read(path)
+    profile = avba.Profile(z["profile_deltaC"], z["profile_rho"])
+    if ours:
+        profile = avba.profile("salmonn-8b")
+    for name in [n for n in z if n.startswith("table") and n.endswith("_params")]:
+        average, temperature, ratio, low, high = z[name].tolist()
+        table = avba.table(
+            profile, average=average, temperature=temperature, ratio=ratio, low=low, high=high
+        )
+        assert np.abs(table - z[name.replace("params", "caps")]).max() <= 2, name

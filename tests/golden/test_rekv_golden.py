@@ -1,0 +1,169 @@
+"""ReKV against the released code: a stream in pieces, recall, question, prompt and decoding.
+
+The files hold one attention layer's queries, keys and values, so the memory's view, write and
+recall run with the loop's own attention and bank, without projections.
+"""
+
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import weights
+
+from jaxmem import tokens as tk
+from jaxmem.kernels.attend import attend
+from jaxmem.memory import blocks, rekv
+from jaxmem.memory.bank import append_spill, at_layer, init_bank
+from jaxmem.memory.base import Query, Rows, Seen, Spec
+from jaxmem.memory.positions import numbered
+from jaxmem.models import answer
+from jaxmem.models.decoder import DecoderConfig
+from jaxmem.models.layer import fresh_tokens, segment
+from jaxmem.models.program import Program
+from jaxmem.rope import angles, rope_1d, rotate
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+LAYER = np.zeros((), np.int32)
+
+
+def pytest_generate_tests(metafunc):
+    if "file" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--golden")
+        folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
+        files = sorted(Path(folder).glob("rekv/*.npz"))
+        cases = [(f, b) for f in files for b in range(2 if f.stem == "batch2" else 1)]
+        metafunc.parametrize("file,entry", cases, ids=[f"{f.stem}-{b}" for f, b in cases])
+
+
+def split(z, x, size: int):
+    """Return the queries [T, H, d], keys and values [T, G, d] of fused rows, padded to `size`."""
+    x = np.concatenate([x, np.full((size - len(x), x.shape[1]), 5, x.dtype)])
+    h, g, d = (int(z[name]) for name in ("num_heads", "num_kv_heads", "head_dim"))
+    q, k, v = np.split(x.reshape(size, h + 2 * g, d), [h, h + g], axis=1)
+    return tuple(jnp.asarray(a) for a in (q, k, v))
+
+
+SETTINGS = ("n_local", "block_size", "topk", "chunk_size", "n_init", "num_heads", "num_kv_heads")
+SETTINGS += ("head_dim", "rope_theta", "exc_block_size")
+
+
+@cache
+def make_program(window, block, topk, chunk, sinks, h, g, d, theta, piece) -> Program:
+    """Return the static part of a file's stream; files of equal settings share compilations."""
+    memory = rekv.rekv(window, block=block, topk=topk, chunk_blocks=chunk, sinks=sinks)
+    config = DecoderConfig(1, 8, h, g, d, 8, 8, rope_1d(d, theta))
+    return Program(config, memory, Spec(1, g, h, d, 8, chunk=piece, bank=64), None)
+
+
+@partial(jax.jit, static_argnames="program")
+def write_piece(program, carry, q, k, v, kind, clock):
+    """Pass one piece: view, attention as in the loop, write, spill."""
+    (state, bank), memory = carry, program.memory
+    row = jnp.arange(kind.shape[0], dtype=jnp.int32)
+    n = jnp.sum(kind != tk.EMPTY, dtype=jnp.int32)
+    rows = Rows(jnp.zeros((kind.shape[0], 8)), row[:, None], kind, n[None])
+    view = memory.view(state, at_layer(bank, LAYER), rows)
+    fresh = fresh_tokens(k, v, view, rows, clock)
+    far_pos = jnp.broadcast_to(view.far_pos[None], rows.rel.shape)
+    parts = [
+        segment(view.tokens, view.base, rows.rel, last=tk.count(view.tokens) + row),
+        segment(fresh, view.base, rows.rel, last=row),
+        segment(view.far, jnp.zeros_like(view.base), far_pos),
+    ]
+    out, _ = attend(q, parts, rope=program.config.rope, window=memory.reads.window)
+    state, spill = memory.write(state, Seen(fresh, view.base, view.base + rows.span, LAYER))
+    return (state, append_spill(bank, LAYER, spill)), out
+
+
+def encode(z, program, x):
+    """Return the attention output of every row, and state and bank after the stream."""
+    spec, size = program.spec, program.spec.chunk
+    carry, outs, begin = (program.memory.init(spec), init_bank(program.memory, spec)), [], 0
+    for length in z["append_lengths"].tolist():
+        for at in range(begin, begin + length, size):
+            n = min(size, begin + length - at)
+            kind = np.where(np.arange(size) < n, tk.VISION, tk.EMPTY).astype(np.int8)
+            rows = split(z, x[at : at + n], size)
+            carry, out = write_piece(program, carry, *rows, kind, np.int32(at))
+            outs.append(np.asarray(out)[:n].reshape(n, -1))
+        begin += length
+    return carry, np.concatenate(outs)
+
+
+def program_of(z) -> Program:
+    return make_program(*(z[name].item() for name in SETTINGS))
+
+
+@partial(jax.jit, static_argnames=("program", "first"))
+def asked(program, view, tail, q, first: int):
+    """Return the attention of a tail's rows from `first` on over a recalled view."""
+    context = answer._context(view, None, program)
+    at = first + jnp.arange(q.shape[0], dtype=jnp.int32)
+    turn = angles(program.config.rope, at[:, None])[:, None]
+    real = jnp.ones((tail.k.shape[0],), bool)
+    out = answer._attend(program, q, turn, context, tail, real, jnp.asarray(first, jnp.int32))
+    return out.reshape(q.shape[0], -1)
+
+
+def turned(program, k, v) -> answer.Tail:
+    at = jnp.arange(k.shape[0], dtype=jnp.int32)
+    return answer.Tail(rotate(k, angles(program.config.rope, at[:, None])[:, None]), v)
+
+
+def test_stream_and_question(file, entry):
+    z = weights.read(file)
+    program = program_of(z)
+    memory = program.memory
+    (state, bank), out = encode(z, program, z["x"][entry])
+    np.testing.assert_allclose(out, z["attn_out"][entry], **CLOSE)
+    n = z["local_k"].shape[2]
+    for ours, theirs in ((state.slots.k, "local_k"), (state.slots.v, "local_v")):
+        np.testing.assert_array_equal(np.asarray(ours)[:n].transpose(1, 0, 2), z[theirs][entry])
+    assert not np.asarray(state.slots.kind)[n:].any()
+
+    q, k, v = split(z, z["x_question"][entry], z["x_question"].shape[1])
+    query = Query(q, jnp.ones((q.shape[0],), bool), None)
+    mine = at_layer(bank, LAYER)
+    many = z["block_scores"].shape[1]
+    assert many == (len(z["x"][entry]) - int(z["n_init"])) // int(z["block_size"])
+    if "block_repr" in z:
+        theirs = z["block_repr"][entry].reshape(many, -1, int(z["head_dim"]))
+        ours = np.repeat(state.notes.blocks[:many], theirs.shape[1] // k.shape[1], axis=1)
+        np.testing.assert_allclose(ours, theirs, **CLOSE)
+    score = blocks.scores(state.notes.blocks, query)
+    np.testing.assert_allclose(score[:many], z["block_scores"][entry], **CLOSE)
+    mean, _ = blocks.pooled(score, jnp.asarray(many), int(z["chunk_size"]))
+    theirs = z["chunked_scores"][entry]
+    np.testing.assert_allclose(mean[: len(theirs)], theirs, **CLOSE)
+    index, keep = blocks.best(score, jnp.asarray(many), int(z["topk"]), int(z["chunk_size"]))
+    np.testing.assert_array_equal(np.asarray(index)[np.asarray(keep)], z["retrieved_blocks"][entry])
+
+    view = memory.recall(state, mine, query)
+    n = z["retrieved_k"].shape[2]
+    assert int(tk.count(view.tokens)) == n
+    for ours, theirs in ((view.tokens.k, "retrieved_k"), (view.tokens.v, "retrieved_v")):
+        np.testing.assert_array_equal(np.asarray(ours)[:n].transpose(1, 0, 2), z[theirs][entry])
+    out = asked(program, view, turned(program, k, v), q, 0)
+    np.testing.assert_allclose(out, z["question_out"][entry], **CLOSE)
+
+    # The prompt and the answer follow on what the question recalled; the question's rows do not.
+    prompt, steps = z["x_prompt"].shape[1], z["x_decode"].shape[1]
+    rows = np.concatenate([z["x_prompt"][entry], z["x_decode"][entry]])
+    q, k, v = split(z, rows, prompt + steps)
+    tail = turned(program, k, v)
+    out = asked(program, view, tail, q[:prompt], 0)
+    np.testing.assert_allclose(out, z["prompt_out"][entry], **CLOSE)
+    out = asked(program, view, tail, q[prompt:], prompt)
+    np.testing.assert_allclose(out, z["decode_out"][entry], **CLOSE)
+
+    # Blocks may also be chosen from outside.
+    chosen = jnp.asarray(z["external_blocks"][entry])
+    keep, block = jnp.ones(chosen.shape, bool), int(z["block_size"])
+    tokens = blocks.read(state.notes.sink, mine, chosen, keep, block)
+    tokens, base = numbered(tokens, state.notes.start)
+    q, k, v = split(z, z["x_question"][entry], z["x_question"].shape[1])
+    view = view._replace(tokens=tokens, base=base)
+    out = asked(program, view, turned(program, k, v), q, 0)
+    np.testing.assert_allclose(out, z["external_question_out"][entry], **CLOSE)

@@ -1,0 +1,341 @@
+"""Laws that every memory obeys, checked on a made-up stream without a decoder.
+
+Each `check_*` takes a memory of scope "layer" and raises AssertionError where the law is broken.
+`ALL_MEMORIES` is the table that every test of a law goes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import tokens as tk
+from jaxmem.memory.base import Mass, Memory, Rows, Seen, Spec, State, tokens_of
+from jaxmem.memory.full import full
+from jaxmem.memory.last_frames import last_frames
+from jaxmem.memory.omnimem import omnimem
+from jaxmem.memory.random import random
+from jaxmem.memory.recent import recent
+from jaxmem.memory.uniform import uniform
+from jaxmem.tokens import AUDIO, TEXT, VISION, Tokens
+
+ALL_MEMORIES: dict[str, Callable[[int], Memory]] = {
+    "full": full,
+    "recent": lambda budget: recent(budget, sinks=2),
+    "last_frames": lambda budget: last_frames(budget=budget),
+    "uniform": uniform,
+    "random": lambda budget: random(budget, jax.random.key(3)),
+    "omnimem": lambda budget: omnimem(budget - budget // 5, text=budget // 5, audio_share=0.25),
+}
+"""Name -> memory of about `budget` slots per layer."""
+
+BUDGET = 16
+SPEC = Spec(layers=2, kv_heads=2, heads=4, head_dim=4, width=6, axes=3, chunk=8)
+CUTS = (8, 5, 8, 1, 0, 7, 8, 3)  # valid rows of the chunks of the standard stream
+FRAME = (TEXT, VISION, VISION, VISION, VISION, AUDIO, AUDIO)  # kinds of one frame's tokens
+
+
+@cache
+def memory_of(name: str, budget: int = BUDGET) -> Memory:
+    """Return one memory per name and budget, so that jitted functions are shared by the tests."""
+    return ALL_MEMORIES[name](budget)
+
+
+class Stream(NamedTuple):
+    """Everything a decoder would report about M tokens in order, or about chunks of them."""
+
+    tokens: Tokens  # [M], or [C, T] in chunks
+    hidden: Any  # [M, E]
+    base: Any  # [A] in chunks: position where a chunk begins
+    end: Any  # [A] in chunks: position where the next one begins
+
+
+def stream(length: int, seed: int = 0, spec: Spec = SPEC, kinds: Any = None) -> Stream:
+    """Return `length` random tokens; `kinds` defaults to frames of text, vision and audio."""
+    rng = np.random.default_rng(seed)
+    kinds = np.resize(FRAME, length) if kinds is None else np.asarray(kinds)
+    time = np.cumsum((kinds == TEXT) & (np.roll(kinds, 1) != TEXT))
+    shape = (length, spec.kv_heads, spec.head_dim)
+    pos = np.stack([time] + [np.arange(length)] * (spec.axes - 1), axis=-1)
+    tokens = Tokens(
+        k=rng.standard_normal(shape).astype(np.float32),
+        v=rng.standard_normal(shape).astype(np.float32),
+        pos=pos[:, None].astype(np.int32),
+        order=(2 * np.arange(length, dtype=np.int32) + 1)[:, None],  # gaps, as real clocks have
+        kind=kinds.astype(np.int8)[:, None],
+    )
+    hidden = rng.standard_normal((length, spec.width)).astype(np.float32)
+    return Stream(tokens, hidden, pos, pos + 1)
+
+
+def cut(flat: Stream, cuts: Sequence[int], width: int) -> Stream:
+    """Cut a stream into chunks of `cuts` valid rows, padded behind to `width` with garbage."""
+    assert sum(cuts) <= flat.tokens.kind.shape[0] and max(cuts) <= width
+    starts = np.concatenate([[0], np.cumsum(cuts)[:-1]])
+    index = starts[:, None] + np.arange(width)[None]
+    inside = np.arange(width)[None] < np.asarray(cuts)[:, None]
+
+    def rows(leaf):
+        garbage = np.full((), 7, leaf.dtype)
+        taken = leaf[np.minimum(index, leaf.shape[0] - 1)]
+        return np.where(inside.reshape(inside.shape + (1,) * (leaf.ndim - 1)), taken, garbage)
+
+    tokens = jax.tree.map(rows, flat.tokens)
+    tokens = tokens._replace(kind=np.where(inside[..., None], tokens.kind, 0).astype(np.int8))
+    ends = np.concatenate([np.zeros_like(flat.end[:1]), flat.end]).astype(np.int32)
+    return Stream(
+        tokens, rows(flat.hidden), ends[starts], ends[starts + np.asarray(cuts, np.int64)]
+    )
+
+
+def standard(seed: int = 0, width: int = 8, cuts: Sequence[int] = CUTS) -> Stream:
+    """Return the standard stream, in chunks."""
+    return cut(stream(sum(cuts), seed), cuts, width)
+
+
+def noise(order: jax.Array, salt: jax.Array) -> jax.Array:
+    """Return numbers in [0, 1) that depend on (order, salt) alone: exact integer hashing."""
+    first, second, third = np.uint32(40503), np.uint32(2654435769), np.uint32(739982445)
+    x = (order.astype(jnp.uint32) + salt.astype(jnp.uint32) * first) * second
+    x = (x ^ (x >> 15)) * third
+    return ((x ^ (x >> 12)) >> 8).astype(jnp.float32) / 2.0**24
+
+
+def spread(tokens: Tokens, groups: int) -> Tokens:
+    """Return tokens as a memory of Gm = `groups` stores them: the same ones in every head."""
+
+    def one(x):
+        return jnp.broadcast_to(x, (x.shape[0], groups, *x.shape[2:]))
+
+    return tokens._replace(pos=one(tokens.pos), order=one(tokens.order), kind=one(tokens.kind))
+
+
+def of_head(tokens: Tokens, head: int) -> Tokens:
+    """Return what one KV head holds; everything, where all heads hold the same (Gm = 1)."""
+    if tokens.kind.shape[-1] == 1:
+        return tokens
+    return jax.tree.map(lambda x: x[:, head : head + 1], tokens)
+
+
+def see(memory: Memory, state: State, chunk: Stream) -> Seen:
+    """Return what the decoder would report of one chunk; masses are noise of the order numbers."""
+    reads, tokens = memory.reads, chunk.tokens
+    rows = Rows(chunk.hidden, tokens.pos[:, 0] - chunk.base[None], tokens.kind[:, 0],
+                chunk.end - chunk.base)  # fmt: skip
+    held = memory.view(state, None, rows).tokens
+    tokens = spread(tokens, held.kind.shape[1])
+    salt = jnp.sum(chunk.end)
+
+    def mass(salt):
+        head = 977 * jnp.arange(tokens.kind.shape[1], dtype=jnp.int32)[None]
+        one = lambda t: jnp.where(tk.valid(t), noise(t.order + head, salt), 0.0).T
+        return Mass(one(held), one(tokens))
+
+    return Seen(
+        tokens=tokens,
+        base=chunk.base,
+        end=chunk.end,
+        layer=jnp.zeros((), jnp.int32),
+        hidden=chunk.hidden if reads.hidden else None,
+        mass=mass(salt) if reads.mass else None,
+        rows=noise(tokens.order[:, 0], salt + 1) if reads.rows else None,
+        probe=jax.tree.map(lambda x: x[None], mass(salt + 2)) if reads.probe else None,
+    )
+
+
+def step(memory: Memory, state: State, chunk: Stream) -> State:
+    """Write one chunk."""
+    return memory.write(state, see(memory, state, chunk))[0]
+
+
+def scan(memory: Memory, state: State, chunks: Stream) -> tuple[State, Tokens]:
+    """Write chunks one after the other; return the final state and what was held after each."""
+
+    def body(state, chunk):
+        state = step(memory, state, chunk)
+        return state, tokens_of(state.slots)
+
+    return jax.lax.scan(body, state, chunks)
+
+
+# Tests compile much and run little.
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+compiled = partial(jax.jit, compiler_options=FAST_COMPILE)
+
+run = compiled(scan, static_argnums=0)
+run_many = compiled(lambda memory, *a: jax.vmap(partial(scan, memory))(*a), static_argnums=0)
+"""`scan` over streams side by side."""
+
+
+def side_by_side(*trees: Any) -> Any:
+    """Stack pytrees along a new leading axis."""
+    return jax.tree.map(lambda *x: np.stack([np.asarray(v) for v in x]), *trees)
+
+
+def pick(tree: Any, i: int) -> Any:
+    """Return entry i along the leading axis of every leaf."""
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+@cache
+def usual(memory: Memory) -> tuple[State, tuple[State, Tokens]]:
+    """Return the start and `run_many` of the standard streams 0 and 1, shared by most laws."""
+    start = memory.init(SPEC)
+    chunks = side_by_side(standard(0), standard(1))
+    return start, jax.device_get(run_many(memory, side_by_side(start, start), chunks))
+
+
+def held(tokens: Tokens) -> np.ndarray:
+    """Return the order numbers of the valid slots."""
+    tokens = jax.device_get(tokens)
+    return tokens.order[:, 0][tokens.kind[:, 0] != 0]
+
+
+def assert_same(a: Any, b: Any, what: str) -> None:
+    """Assert equality of two states: exact on integers, 1e-5 on floats."""
+
+    def one(path, x, y):
+        x, y = np.asarray(x), np.asarray(y)
+        name = f"{what}: {jax.tree_util.keystr(path)}"
+        assert x.shape == y.shape and x.dtype == y.dtype, name
+        if np.issubdtype(x.dtype, np.floating):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(x, y, err_msg=name)
+
+    jax.tree_util.tree_map_with_path(one, a, b)
+
+
+def check_static_and_ordered(memory: Memory) -> None:
+    """Shapes never change; valid slots come first in strictly increasing order, empty ones last."""
+    start, (final, trace) = usual(memory)
+    shapes = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), tree)
+    assert shapes(start) == shapes(pick(final, 0))
+    kind, order = trace.kind[0], trace.order[0]
+    for c in range(len(CUTS)):
+        n = int((kind[c, :, 0] != 0).sum())
+        assert (kind[c, :n] != 0).all(), f"hole after chunk {c}"
+        assert (kind[c, n:] == 0).all(), f"heads hold different numbers after chunk {c}"
+        assert (np.diff(order[c, :n], axis=0) > 0).all(), f"order not increasing after chunk {c}"
+
+
+def check_subset(memory: Memory) -> None:
+    """Kept tokens are written ones, bit by bit, and once dropped a token does not come back."""
+    trace = pick(usual(memory)[1][1], 0)
+    groups = trace.kind.shape[-1]
+    written = spread(stream(sum(CUTS)).tokens, groups)
+    for head in range(groups):
+        one = [of_head(pick(trace, c), head) for c in range(len(CUTS))]
+        _check_subset(jax.device_get(of_head(written, head)), one)
+
+
+def _check_subset(flat: Tokens, trace: Sequence[Tokens]) -> None:
+    gone: set[int] = set()
+    before: set[int] = set()
+    for c, seen in enumerate(np.cumsum(CUTS)):
+        tokens = trace[c]
+        n = len(held(tokens))
+        source = (held(tokens) - 1) // 2
+        assert n and source.max() < seen
+        for name in Tokens._fields:
+            kept, written = getattr(tokens, name)[:n], getattr(flat, name)[source]
+            np.testing.assert_array_equal(kept, written, err_msg=f"{name} after chunk {c}")
+        now = set(source.tolist())
+        assert not now & gone, f"chunk {c}: tokens came back"
+        gone |= before - now
+        before = now
+
+
+def check_scan_vmap_and_loop(memory: Memory) -> None:
+    """Streams side by side in a scan equal Python loops over each, which compile their step once.
+
+    An old state stays usable: another stream that branches off does not disturb the first one.
+    """
+    traces = 0
+
+    def counted(state, chunk):
+        nonlocal traces
+        traces += 1
+        return step(memory, state, chunk)
+
+    one = compiled(counted)
+    start, (final, _) = usual(memory)
+    states = [start]
+    for b in (1, 0):
+        chunks = standard(seed=b)
+        states = [start]
+        for c in range(len(CUTS)):
+            states.append(one(states[-1], pick(chunks, c)))
+        assert_same(pick(final, b), states[-1], f"stream {b}")
+    assert traces == 1, f"the step compiled {traces} times"
+
+    before = jax.device_get(states[1])
+    other = one(states[1], pick(standard(seed=1), 1))
+    assert_same(jax.device_get(states[1]), before, "old state")
+    assert_same(one(states[1], pick(standard(), 1)), states[2], "branch")
+    assert not np.array_equal(tokens_of(other.slots).k, tokens_of(states[2].slots).k)
+
+
+def check_padding_and_room(memory: Memory, extra: int = 5) -> None:
+    """More padding behind a chunk changes nothing, and neither do arrays longer than `room`.
+
+    Windows of a flat pool are longer than a layer's own room; slots beyond it stay empty.
+    """
+    start, (short, _) = usual(memory)
+    assert int(start.notes.room) <= tokens_of(start.slots).kind.shape[0]
+    lengthen = lambda x: np.concatenate([x, np.zeros((extra, *x.shape[1:]), x.dtype)])
+    longer = start._replace(slots=jax.tree.map(lengthen, start.slots))
+    long, trace = jax.device_get(run(memory, longer, standard(width=11)))
+    count = np.sum(trace.kind[..., 0] != 0, axis=1).max()
+    assert count <= int(start.notes.room), f"{count} slots filled of {start.notes.room}"
+    cropped = jax.tree.map(lambda x: x[:-extra], long.slots)
+    assert_same(long._replace(slots=cropped), pick(short, 0), "padding or longer arrays")
+    for leaf in jax.tree.leaves(jax.tree.map(lambda x: x[-extra:], long.slots)):
+        assert not leaf.any(), "a slot beyond the room was filled"
+
+
+def check_ample_budget(memory: Memory) -> None:
+    """While the stream is no longer than the room, everything is kept as it came."""
+    flat = stream(sum(CUTS))
+    start, (_, trace) = usual(memory)
+    ample = [c for c, seen in enumerate(np.cumsum(CUTS)) if seen <= int(start.notes.room)]
+    assert ample, f"a room of {start.notes.room} tests nothing"
+    for c in ample:
+        seen = sum(CUTS[: c + 1])
+        tokens = pick(pick(trace, 0), c)
+        assert len(held(tokens)) == seen
+        same = lambda kept, written, n=seen: np.testing.assert_array_equal(kept[:n], written[:n])
+        jax.tree.map(same, tokens, spread(flat.tokens, tokens.kind.shape[1]))
+
+
+def check_view(memory: Memory) -> None:
+    """The next chunk begins behind the last, and a question reads without changing the state."""
+    start, (final, _) = usual(memory)
+    final = pick(final, 0)
+    row = Rows(
+        x=jnp.zeros((1, SPEC.width)),
+        rel=jnp.zeros((1, SPEC.axes), SPEC.pos_dtype),
+        kind=jnp.full((1,), TEXT, jnp.int8),
+        span=jnp.ones((SPEC.axes,), SPEC.pos_dtype),
+    )
+    assert memory.view(start, None, row).base.dtype == SPEC.pos_dtype
+    np.testing.assert_array_equal(memory.view(final, None, row).base, standard().end[-1])
+    before = jax.tree.map(np.copy, final)
+    if memory.reads.ask is None:
+        assert_same(memory.recall(final, None, None).tokens, tokens_of(final.slots), "recall")
+    assert_same(final, before, "state after a question")
+
+
+LAWS: dict[str, Callable[[Memory], None]] = {
+    "static_and_ordered": check_static_and_ordered,
+    "subset": check_subset,
+    "scan_vmap_and_loop": check_scan_vmap_and_loop,
+    "padding_and_room": check_padding_and_room,
+    "ample_budget": check_ample_budget,
+    "view": check_view,
+}

@@ -1,0 +1,81 @@
+"""A small random decoder, a random stream, and the plain one-pass forward they are checked with."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import rope as rp
+from jaxmem.memory.base import Rows
+from jaxmem.models import decoder as dec
+from jaxmem.stream import spec_of
+
+
+def config(layers=2, axes=3, qk_norm=True, bias=False, activation="swiglu"):
+    rope = rp.mrope_interleaved(16, 1e4, (4, 2, 2)) if axes == 3 else rp.rope_1d(16)
+    return dec.DecoderConfig(
+        layers, 24, 4, 2, 16, 32, 29, rope, activation=activation, qk_norm=qk_norm, qkv_bias=bias
+    )
+
+
+def params(cfg, seed=0):
+    """Random weights, biases included, so that nothing is zero by accident."""
+    tree = dec.init_decoder(cfg, jax.random.key(seed))
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, noisy)
+
+
+def stream_rows(cfg, chunks, size, *, seed=0, lengths=None):
+    """`chunks` chunks of `size` rows, `lengths[i]` of them real: kinds of a video with sound."""
+    rng = np.random.default_rng(seed)
+    lengths = [size] * chunks if lengths is None else lengths
+    axes = cfg.rope.axes
+    x = rng.normal(size=(chunks, size, cfg.width)).astype(np.float32)
+    kind = rng.choice([1, 2, 2, 2, 3], size=(chunks, size)).astype(np.int8)
+    rel = np.zeros((chunks, size, axes), np.int32)
+    span = np.zeros((chunks, axes), np.int32)
+    for i, n in enumerate(lengths):
+        kind[i, n:] = 0
+        rel[i, :, 0] = np.arange(size) // 4 if axes == 3 else np.arange(size)
+        if axes == 3:
+            rel[i, :, 1:] = rng.integers(0, 4, (size, 2))
+        span[i] = rel[i, :n, 0].max(initial=-1) + 1
+    return Rows(*(jnp.asarray(a) for a in (x, rel, kind, span)))
+
+
+def chunk(rows, i):
+    return jax.tree.map(lambda x: x[i], rows)
+
+
+def flat(rows):
+    """All real rows of a stream in one list, with absolute positions, and where it ends."""
+    base = np.concatenate([np.zeros((1, rows.span.shape[1])), np.cumsum(rows.span, 0)])
+    xs, pos = [], []
+    for i in range(rows.x.shape[0]):
+        real = np.asarray(rows.kind[i]) != 0
+        xs.append(np.asarray(rows.x[i])[real])
+        pos.append(np.asarray(rows.rel[i])[real] + base[i])
+    return np.concatenate(xs), np.concatenate(pos), base[-1]
+
+
+@partial(jax.jit, static_argnames="cfg")
+def one_pass(weights, cfg, x, pos):
+    """The last layer's output [N, E] of plain causal attention over everything."""
+    h, n = jnp.asarray(x), len(x)
+    causal = jnp.tril(jnp.ones((n, n), bool))[None]
+    for l in range(cfg.layers):
+        layer = dec.layer_at(weights, l)
+        q, k, v = dec.qkv(layer, cfg, h)
+        q, k = (rp.rope(z, jnp.asarray(pos)[:, None], cfg.rope) for z in (q, k))
+        k, v = (jnp.repeat(z, cfg.heads // cfg.kv_heads, 1) for z in (k, v))
+        z = jnp.einsum("qhd,khd->hqk", q, k) / np.sqrt(cfg.head_dim)
+        a = jax.nn.softmax(jnp.where(causal, z, -jnp.inf), -1)
+        h = dec.finish(layer, cfg, h, jnp.einsum("hqk,khd->qhd", a, v))
+    return h
+
+
+def small_spec(cfg, size, **more):
+    return spec_of(cfg, chunk=size, **more)

@@ -1,0 +1,73 @@
+"""The benchmark and calibration commands: what is exact in them, not the times."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxmem.embedded import embedded
+from jaxmem.experiments import benchmark, calibrate
+from jaxmem.experiments._constancy import measure
+from jaxmem.experiments._memories import NAMES, build
+from jaxmem.memory.budgets import load_table
+
+
+@pytest.mark.parametrize("name", ["omnimem", "uniform"])
+def test_half_an_hour_is_constant(name):
+    """Bytes, shapes and programs of minute 30 are those of minute 1."""
+    result = measure(
+        embedded(), build(name, 32), hours=0.5, early_minute=1.0, chunk_seconds=2, pairs=2
+    )
+    assert result.tokens == 1800 * 20
+    assert result.recompilations == 0
+    assert result.state_bytes[0] == result.state_bytes[1] == result.memory_bytes + 4  # the clock
+    assert result.resident_growth < 0.05
+
+
+def test_constancy_needs_a_longer_stream():
+    with pytest.raises(ValueError, match="not longer than minute 10"):
+        measure(embedded(), build("recent", 8), hours=0.1)
+
+
+def test_layout_command(capsys):
+    assert benchmark.main(["layout", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["slots_over_sum_of_caps"] <= 1.05
+    assert printed["padded_over_sum_of_caps"] > 2
+    assert printed["runs"] <= 6
+
+
+def test_constancy_command(capsys):
+    argv = "constancy --hours 0.05 --early-minute 1 --budget 16 --pairs 2 --json".split()
+    assert benchmark.main(argv) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["memory"] == "omnimem" and printed["recompilations"] == 0
+
+
+def test_sketch_command(capsys):
+    argv = "sketch --widths 256 --sketch 32 128 --tokens 256 --json".split()
+    assert benchmark.main(argv) == 0
+    printed = json.loads(capsys.readouterr().out)
+    coarse, fine = (printed[f"E=256 sketch={n} float32"] for n in (32, 128))
+    assert 0.3 < coarse < fine <= 1.0
+
+
+def test_bad_arguments_are_status_2(capsys):
+    assert benchmark.main(["constancy", "--memory", "nonsense"]) == 2
+    message = capsys.readouterr().err
+    assert "nonsense" in message and all(name in message for name in NAMES)
+
+
+def test_calibrate_command(tmp_path, capsys):
+    out = tmp_path / "made" / "table.json"
+    argv = f"--streams 1 --seconds 24 --chunk-seconds 2 --average 24 --out {out}".split()
+    assert calibrate.main(argv) == 0
+    table = load_table(out)
+    assert table.shape == (embedded().decoder.layers, 2)
+    assert np.all(table > 0) and abs(table.sum(1).mean() - 24) < 4
+    assert str(out) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_calibrate_refuses_what_does_not_open(tmp_path, capsys):
+    assert calibrate.main(["--video", str(tmp_path / "nothing.mp4")]) == 2
+    assert "nothing.mp4" in capsys.readouterr().err

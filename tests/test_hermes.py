@@ -1,0 +1,236 @@
+"""HERMES beyond the released code's numbers: switches, laws, and what it asks of the loop."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from jaxmem import tokens as tk
+from jaxmem.memory import bands
+from jaxmem.memory.base import Mass, Rows, Seen, Spec
+from jaxmem.memory.full import full
+from jaxmem.memory.hermes import LLAVA, PAPER, guidance, hermes, importance
+from jaxmem.models.step import chunk_step, init_carry, make_program
+from jaxmem.stream import probe_rows
+from jaxmem.tokens import Tokens
+
+L, M, T, P = 10, 12, 6, 3
+SPEC = Spec(layers=L, kv_heads=1, heads=1, head_dim=2, width=2, axes=1, chunk=T, prefix=P)
+DEEP = slice(7, L)  # with ten layers
+
+
+def rows_of(new, size):
+    kind = np.where(np.arange(size) < new, tk.VISION, tk.EMPTY).astype(np.int8)
+    rel = np.arange(size, dtype=np.int32)[:, None]
+    return Rows(np.zeros((size, 2), np.float32), rel, kind, np.full((1,), new, np.int32))
+
+
+def see(view, chunk, new, size, *, seed):
+    """What a decoder would report of chunk number `chunk`: `new` rows, the rest padding."""
+    rng = np.random.default_rng([seed, chunk])
+    draw = rng.random((4, L, M + T, 1, 2)).astype(np.float32)
+    behind = lambda x: np.pad(x[:, :new], [(0, 0), (0, size - new)] + [(0, 0)] * (x.ndim - 2))
+    view = jax.device_get(view)
+    held = view.tokens.kind[..., 0] != 0
+    rel = np.arange(size, dtype=np.int32)[None, :, None, None]
+    order = np.where(np.arange(size) < new, chunk * (T + 1) + np.arange(size), 0)
+    spread = lambda x: np.broadcast_to(x[None, :, None], (L, size, 1))
+    mass = lambda x, n: np.moveaxis(x[:, :n, 0], 2, 1)[:, :, None]
+    return Seen(
+        tokens=Tokens(
+            k=behind(draw[0]),
+            v=behind(draw[1]),
+            pos=view.base[:, None, None] + rel,
+            order=spread(order.astype(np.int32)),
+            kind=spread(rows_of(new, size).kind),
+        ),
+        base=view.base,
+        end=view.base + np.int32(new),
+        layer=np.arange(L),
+        probe=Mass(np.where(held[:, None, None], mass(draw[2], M), 0.0).astype(np.float32),
+                   mass(behind(draw[3]), size)),
+        probe_rows=np.full((L, 2), 3),
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=0)
+def write(memory, state, seen):
+    return memory.write(state, seen)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def look(memory, state, rows):
+    return memory.view(state, None, rows)
+
+
+def run(memory, news, *, size=T, seed=0):
+    """Write chunks of `news` rows; return every state, and what was seen between them."""
+    states, seen = [jax.device_get(memory.init(SPEC))], []
+    for c, new in enumerate(news):
+        view = look(memory, states[-1], rows_of(new, size))
+        seen.append(see(view, c, new, size, seed=seed))
+        states.append(jax.device_get(write(memory, states[-1], seen[-1])))
+    return states, seen
+
+
+@pytest.mark.parametrize(
+    ("layers", "middle", "deep"), [(24, 2, 16), (28, 2, 19), (36, 3, 25), (64, 6, 44), (80, 8, 56)]
+)
+def test_bands_of_the_models_in_the_paper(layers, middle, deep):
+    band = bands.split(layers)
+    assert band[:2] == (middle, deep)
+    counts = np.bincount(band.of, minlength=3)
+    np.testing.assert_array_equal(counts, [middle, deep - middle, layers - deep])
+
+
+def test_smoothing_recursive_and_one_step():
+    s = np.random.default_rng(0).random((4, 5)).astype(np.float32)
+    f = np.asarray([0.1, 0.3, 0.4, 0.4])
+    expected = s.copy()
+    for l in (2, 1, 0):
+        expected[l] = (1 - f[l]) * s[l] + f[l] * expected[l + 1]
+    np.testing.assert_allclose(bands.smooth(jnp.asarray(s), f, recursive=True), expected, rtol=1e-6)
+    once = s.copy()
+    once[:3] = (1 - f[:3, None]) * s[:3] + f[:3, None] * s[1:]
+    np.testing.assert_allclose(bands.smooth(jnp.asarray(s), f, recursive=False), once, rtol=1e-6)
+    assert np.abs(once - expected).max() > 1e-3
+
+
+def test_published_recency_counts_tokens():
+    """exp(-k (T - 1 - i)) over token counts, k the same in every layer (paper, section 3.2)."""
+    a = np.random.default_rng(1).random((10, 9)).astype(np.float32)
+    valid = np.broadcast_to(np.arange(9) < 7, a.shape)
+    mix = PAPER._replace(decay=(0.4, 0.4))
+    got = importance(jnp.asarray(a), jnp.asarray(valid), mix, bands.split(10))
+    scaled = lambda x: (x - x.min()) / (x.max() - x.min() + 1e-6)
+    r = scaled(np.exp(-0.4 * np.arange(6, -1, -1)))
+    for l in range(10):
+        w = 1.0 if l < 1 else 0.0 if l >= 7 else 0.75 - 0.6 * (l - 1) / 6
+        np.testing.assert_allclose(got[l, :7], (1 - w) * scaled(a[l, :7]) + w * r, atol=1e-6)
+    assert not np.asarray(got[:, 7:]).any()
+
+
+NEWS = (6, 3, 6, 0, 5, 6, 1, 6)
+
+
+@pytest.mark.parametrize("reindex", ["lazy", "eager", "keep"])
+def test_laws(reindex):
+    memory = hermes(M, mix=LLAVA, reindex=reindex)
+    states, _ = run(memory, NEWS)
+    padded, _ = run(memory, NEWS, size=T + 2)
+    for c, (state, longer) in enumerate(zip(states[1:], padded[1:], strict=True)):
+        t = state.slots.tokens
+        n = min(sum(NEWS[: c + 1]), M if c else P + M)
+        held = t.kind[..., 0] != 0
+        np.testing.assert_array_equal(held, np.broadcast_to(np.arange(M) < n, held.shape))
+        assert (np.diff(t.order[:, :n, 0], axis=1) > 0).all()
+        assert not t.k[~held].any() and not t.pos[~held].any()
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, longer)
+        assert (t.kind[:7] != tk.SUMMARY).all()
+    assert (states[-1].slots.tokens.kind[DEEP] == tk.SUMMARY).any(1).all()
+    # A chunk of padding changes nothing.
+    jax.tree.map(np.testing.assert_array_equal, states[3], states[4])
+
+    ends = np.stack([s.notes.end[:, 0] for s in states])
+    if reindex == "keep":
+        np.testing.assert_array_equal(ends[-1], P + sum(NEWS))
+    else:
+        last = states[-1].slots.tokens.pos[:, -1, 0, 0]
+        np.testing.assert_array_equal(ends[-1], last + 1)
+    if reindex == "eager":
+        every = states[-1].slots.tokens.pos[:, :, 0, 0]
+        np.testing.assert_array_equal(every, np.broadcast_to(P + np.arange(M), every.shape))
+
+
+def test_summary_is_the_mean_of_what_was_dropped():
+    memory = hermes(M, mix=LLAVA)
+    states, seen = run(memory, (6, 5, 6))
+    before, after, chunk = states[2].slots.tokens, states[3].slots.tokens, seen[2].tokens
+    for l in range(7, L):
+        pool = {n: np.concatenate([getattr(before, n)[l, :11], getattr(chunk, n)[l]])
+                for n in ("k", "v", "order", "pos")}  # fmt: skip
+        gone = ~np.isin(pool["order"][:, 0], after.order[l, : M - 1, 0])
+        assert gone.sum() == 17 - (M - 1)
+        np.testing.assert_allclose(after.k[l, -1], pool["k"][gone].mean(0), rtol=1e-5)
+        np.testing.assert_allclose(after.v[l, -1], pool["v"][gone].mean(0), rtol=1e-5)
+        assert after.order[l, -1, 0] == chunk.order[l, -1, 0] + 1
+        assert after.pos[l, -1, 0, 0] == after.pos[l, -2, 0, 0] + 1
+
+
+def test_without_summary_deep_layers_keep_one_token_more():
+    states, _ = run(hermes(M, summary=False), (6, 6, 6))
+    assert (states[-1].slots.tokens.kind == tk.VISION).all()
+
+
+def test_lazy_closes_gaps_only_near_the_limit():
+    near = hermes(M, mix=LLAVA, max_position=40, margin=20)
+    far = hermes(M, mix=LLAVA)
+    news = (6,) * 6
+    closed = [s.slots.tokens.pos[:, :, 0, 0] for s in run(near, news)[0]]
+    open_ = [s.slots.tokens.pos[:, :, 0, 0] for s in run(far, news)[0]]
+    np.testing.assert_array_equal(closed[2], open_[2])  # largest 14 of 20: nothing moves
+    contiguous = [(p == P + np.arange(M)).all() for p in closed]
+    assert any(contiguous[3:]) and max(p.max() for p in closed) <= 20 + T
+    assert max(p.max() for p in open_) > 30
+
+
+@pytest.mark.parametrize("attention", ["official", "exact"])
+def test_probes_pass_only_where_a_band_needs_them(attention):
+    memory = hermes(M, attention=attention)
+    states, _ = run(memory, (6, 6))
+    assert not look(memory, states[0], rows_of(6, T)).probing.any()
+    assert not look(memory, states[2], rows_of(0, T)).probing.any()
+    passes = np.asarray(look(memory, states[2], rows_of(6, T)).probing)
+    of = bands.split(L).of
+    if attention == "official":
+        expected = np.stack([of == bands.MIDDLE, of == bands.DEEP], 1)
+    else:  # a causal pass begins at the bottom, and ends where nobody reads it any more
+        expected = np.stack([of < bands.DEEP, of >= 0], 1)
+    np.testing.assert_array_equal(passes, expected)
+
+
+def test_an_ample_budget_is_full_attention():
+    cfg = small.config(layers=3)
+    weights, rows = small.params(cfg), small.stream_rows(cfg, 2, 8, lengths=[8, 5])
+    spec = small.small_spec(cfg, 8)
+    program = make_program(cfg, hermes(16, reindex="keep"), spec)
+    plain = make_program(cfg, full(16), spec)
+    probes = probe_rows(weights, [[1, 2, 3], [4, 5]], program=program)
+    a, b = init_carry(program), init_carry(plain)
+    one = jax.jit(lambda c, r: chunk_step(weights, program, c, r, None, probes))
+    other = jax.jit(lambda c, r: chunk_step(weights, plain, c, r))
+    for i in range(2):
+        a, h = one(a, small.chunk(rows, i))
+        b, expected = other(b, small.chunk(rows, i))
+    np.testing.assert_allclose(h[:5], expected[:5], atol=1e-5)
+
+    three = probe_rows(weights, [[1], [2], [3]], program=program)
+    with pytest.raises(ValueError, match="reads 2 probes, got 3"):
+        chunk_step(weights, program, a, small.chunk(rows, 0), None, three)
+    with pytest.raises(ValueError, match="pass probes="):
+        chunk_step(weights, program, a, small.chunk(rows, 0))
+
+
+def test_guidance_carries_the_last_round():
+    middle, deep = guidance()
+    assert middle.endswith(deep) and middle != deep
+    middle, deep = guidance(("Where is the cat?", "outside"))
+    assert all("Question: Where is the cat? Answer: outside" in text for text in (middle, deep))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 1}, "at least 2 slots"),
+        ({"budget": 8, "attention": "manual"}, "'official' or 'exact'"),
+        ({"budget": 8, "reindex": "never"}, "'lazy', 'eager' or 'keep'"),
+        ({"budget": 8, "smoothing": (0.1, 2.0, 0.4)}, "between 0 and 1"),
+        ({"budget": 8, "shares": (0.6, 0.6)}, "at most 1"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        hermes(**options)

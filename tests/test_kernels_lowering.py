@@ -1,0 +1,135 @@
+"""Every Pallas kernel lowers for CUDA on a machine without a GPU, for the shapes of 7B models.
+
+Lowering proves that the kernels keep to what Triton can express; PTX, registers and shared memory
+come only when XLA compiles.
+"""
+
+import contextlib
+import inspect
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxmem.kernels.attend import attend
+from jaxmem.kernels.attend import pallas as attend_pallas
+from jaxmem.kernels.mass import mass
+from jaxmem.kernels.segment import Segment
+from jaxmem.kernels.select import select, top_mask
+from jaxmem.rope import mrope_sectioned, rope_1d
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
+SHAPE = jax.ShapeDtypeStruct
+KERNEL = "__gpu$xla.gpu.triton"
+QWEN_7B = (1024, 28, 4, 128)  # T, H, G, D
+
+
+def some_gpu():
+    """Return a context that names a GPU where JAX asks for one (from 0.11 on)."""
+    if jax.__version_info__ < (0, 11):
+        return contextlib.nullcontext()
+    from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+
+    given = {"device_kind": "NVIDIA H100", "num_cores": None, "platform": "gpu"}
+    known = inspect.signature(AbstractDevice).parameters
+    device = AbstractDevice(**{k: v for k, v in given.items() if k in known})
+    kinds = (AxisType.Auto,)
+    return use_abstract_mesh(AbstractMesh((1,), ("_",), axis_types=kinds, abstract_device=device))
+
+
+def kernels_of(function, *shapes):
+    """Return how many kernels are in `function` as lowered for CUDA."""
+    with some_gpu():
+        lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",))
+    return lowered.as_text().count(KERNEL)
+
+
+def inputs(sizes, shape, memory, dtype=jnp.bfloat16, axes=1):
+    """Return shapes of queries, segments (prefix, memory, chunk), log-sum-exp and counted rows."""
+    rows, heads, groups, dim = shape
+
+    def segment(n, chunk):
+        kv = SHAPE((n, groups, dim), dtype)
+        pos, q_pos = SHAPE((n, 1, axes), jnp.int32), SHAPE((rows, axes), jnp.int32)
+        last = SHAPE((rows,), jnp.int32) if chunk else None
+        return Segment(kv, kv, SHAPE((n, 1), bool), pos, q_pos, last)
+
+    segments = [segment(n, False) for n in (*sizes, memory)] + [segment(rows, True)]
+    lse, counted = SHAPE((rows, heads), jnp.float32), SHAPE((rows,), bool)
+    return SHAPE((rows, heads, dim), dtype), segments, lse, counted
+
+
+@pytest.mark.parametrize("memory", [4096, 8192])
+@pytest.mark.parametrize("on_load", [True, False])
+def test_attend_of_a_7b_model(memory, on_load):
+    q, segments, _, _ = inputs((13,), QWEN_7B, memory, axes=3)
+    rope = mrope_sectioned(128, 1e6, (16, 24, 24))
+    run = lambda q, s: attend_pallas.attend(q, s, rope=rope, on_load=on_load)
+    assert kernels_of(run, q, segments) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1024, 14, 2, 64), jnp.bfloat16),
+        ((1024, 16, 16, 80), jnp.bfloat16),
+        ((1, 28, 4, 128), jnp.float32),
+    ],
+    ids=["64", "80", "one_row"],
+)
+def test_attend_of_other_heads(shape, dtype):
+    q, segments, _, _ = inputs((), shape, 4096, dtype)
+    rope = rope_1d(shape[-1])
+    assert kernels_of(lambda q, s: attend(q, s, rope=rope, implementation="pallas"), q, segments)
+
+
+def test_attend_inside_grad_vmap_and_scan():
+    q, segments, _, _ = inputs((), (64, 4, 2, 64), 256)
+    q, segments = jax.tree.map(lambda x: SHAPE((3, 2, *x.shape), x.dtype), (q, segments))
+
+    def loss(q, segments):
+        one = lambda q, s: attend(q, s, rope=rope_1d(64), implementation="pallas")[0]
+        out = jax.lax.map(lambda x: jax.vmap(one)(*x), (q, segments))
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    assert kernels_of(jax.grad(loss), q, segments) == 1
+
+
+@pytest.mark.parametrize("memory", [4096, 8192])
+@pytest.mark.parametrize(
+    ("form", "reduce"), [("softmax", "head_mean"), ("softmax", "head"), ("mean_logit", "head_mean")]
+)
+def test_mass_of_a_7b_model(memory, form, reduce):
+    q, segments, lse, counted = inputs((), QWEN_7B, memory)
+
+    def run(q, segments, lse, counted):
+        options = {"form": form, "reduce": reduce, "implementation": "pallas"}
+        return mass(q, segments, lse, rope=rope_1d(128), rows=counted, **options)
+
+    passes = len(segments) + (form == "mean_logit")  # the log-sum-exp of the mean logits
+    assert kernels_of(run, q, segments, lse, counted) == passes
+
+
+@pytest.mark.parametrize("dim", [64, 80])
+def test_mass_of_other_heads(dim):
+    q, segments, lse, counted = inputs((), (1024, 16, 16, dim), 4096)
+
+    def run(q, segments, lse, counted):
+        options = {"rope": rope_1d(dim), "rows": counted, "implementation": "pallas"}
+        return mass(q, segments, lse, **options)
+
+    assert kernels_of(run, q, segments, lse, counted) == len(segments)
+
+
+def test_select_of_one_and_of_many_rows():
+    scores, caps = SHAPE((2, 12288), jnp.float32), SHAPE((2,), jnp.int32)
+    run = lambda s, c: select(s, c, slots=8192, implementation="pallas")
+    assert kernels_of(run, scores, caps) == 2
+    layers = SHAPE((28, 2, 12288), jnp.float32), SHAPE((28, 2), jnp.int32)
+    assert kernels_of(jax.vmap(run), *layers) == 2
+    assert kernels_of(lambda s, c: top_mask(s, c, implementation="pallas"), scores, caps) == 1
+
+
+def test_nothing_but_a_name_chooses_a_kernel():
+    q, segments, _, _ = inputs((), (64, 4, 2, 64), 256)
+    assert kernels_of(lambda q, s: attend(q, s, rope=rope_1d(64)), q, segments) == 0

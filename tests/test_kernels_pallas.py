@@ -1,0 +1,185 @@
+"""Pallas kernels, interpreted, against the reference."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from kernel_cases import CASES, build, on_device, rope_of
+from test_kernels_select import check, draw, expected_mask
+
+from jaxmem.kernels import dispatch
+from jaxmem.kernels.attend import attend
+from jaxmem.kernels.attend import pallas as attend_pallas
+from jaxmem.kernels.mass import mass
+from jaxmem.kernels.mass import pallas as mass_pallas
+from jaxmem.kernels.select import pallas as select_pallas
+from jaxmem.kernels.select import select, top_mask
+from jaxmem.kernels.tiles import Tile
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
+SMALL = Tile(16, 16)  # several tiles of rows and of keys in every case
+
+
+def of(name):
+    return next(c for c in CASES if c.name == name)
+
+
+def tolerance(case):
+    return 2e-2 if case.dtype is ml_dtypes.bfloat16 else 2e-5 * max(1.0, case.scale)
+
+
+def both(case, functions):
+    """Return what each of two functions of (q, segments, counted) gives, and the counted rows."""
+    given = on_device(build(case))
+    ours, theirs = (jax.jit(f)(*given) for f in functions)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), ours) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), theirs
+    )
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), (ours, theirs))
+
+
+@pytest.mark.parametrize(
+    ("name", "on_load"),
+    [
+        ("dim80", True),
+        ("dim128_bf16", True),
+        ("own_sets", True),
+        ("mrope", False),
+        ("window", True),
+        ("extreme", True),
+        ("nothing", True),
+    ],
+)
+def test_attend_equals_the_reference(name, on_load):
+    case = of(name)
+    options = {"rope": rope_of(case), "window": case.window}
+
+    def kernel(q, segments, _):
+        more = {"tile": SMALL, "on_load": on_load, "interpret": True}
+        return attend_pallas.attend(q, segments, **options, **more)
+
+    ours, theirs = both(case, (kernel, lambda q, s, _: attend(q, s, **options)))
+    for got, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, expected, atol=tolerance(case), rtol=1e-5)
+    if case.fill == "nothing":
+        assert np.all(ours[0] == 0) and np.all(ours[1] == -np.inf)
+
+
+def test_default_tiles_and_a_pool_without_slots():
+    case = of("no_slots")
+    run = lambda name: lambda q, s, _: attend(q, s, rope=rope_of(case), implementation=name)
+    ours, theirs = both(case, (run("pallas_interpret"), run(None)))
+    for got, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["grouped", "nothing"])
+def test_gradient_of_attend_equals_that_of_the_reference(name):
+    case = of(name)
+
+    def gradient(function):
+        if function is None:  # nothing is seen: no gradient
+            return lambda *given: jax.tree.map(jnp.zeros_like, arrays_of(*given))
+
+        def loss(arrays, segments):
+            q, k, v = arrays
+            parts = [s._replace(k=a, v=b) for s, a, b in zip(segments, k, v, strict=True)]
+            out, lse = function(q, parts)
+            return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0.0))
+
+        return lambda *given: jax.grad(loss)(arrays_of(*given), given[1])
+
+    def arrays_of(q, segments, _):
+        return q, [s.k for s in segments], [s.v for s in segments]
+
+    def kernel(q, segments):
+        more = {"tile": SMALL, "interpret": True}
+        return attend_pallas.attend(q, segments, rope=rope_of(case), **more)
+
+    reference = None
+    if name != "nothing":
+        reference = lambda q, segments: attend(q, segments, rope=rope_of(case))
+    ours, theirs = both(case, (gradient(kernel), gradient(reference)))
+    for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+        assert np.any(got != 0) == (name != "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "reduce", "form"),
+    [
+        ("dim80", "head_mean", "softmax"),
+        ("own_sets", "kv_head", "softmax"),
+        ("window", "head", "softmax"),
+        ("mrope", "head_mean", "mean_logit"),
+        ("nothing", "head_mean", "mean_logit"),
+    ],
+)
+def test_mass_equals_the_reference(name, reduce, form, monkeypatch):
+    # Few programs, so that each walks more than one tile of rows.
+    monkeypatch.setattr(mass_pallas, "PROGRAMS", 8)
+    case = of(name)
+    options = {"rope": rope_of(case), "window": case.window, "reduce": reduce, "form": form}
+
+    def run(function, **more):
+        def of_inputs(q, segments, counted):
+            lse = None
+            if form == "softmax":
+                lse = attend(q, segments, rope=rope_of(case), window=case.window)[1]
+            return function(q, segments, lse, rows=counted, **options, **more)
+
+        return of_inputs
+
+    kernel = run(mass_pallas.mass, tile=SMALL, interpret=True)
+    ours, theirs = both(case, (kernel, run(mass)))
+    for got, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, expected, atol=tolerance(case))
+    assert any(np.any(x > 0) for x in ours) == (name != "nothing")
+
+
+@pytest.mark.parametrize(("groups", "n", "slots"), [(1, 1, 1), (3, 257, 200)])
+def test_select_equals_sorting(groups, n, slots):
+    rng = np.random.default_rng(n)
+    kernel = lambda s, c: select_pallas.select(s, c, slots=slots, block=128, interpret=True)
+    run = jax.jit(kernel)
+    reference = jax.jit(lambda s, c: select(s, c, slots=slots))
+    for kind in ("random", "ties", "equal", "masked", "never", "odd"):
+        for caps in ([0] * groups, [1] * groups, [n // 3] * groups, [n, -1, 2 * n][:groups]):
+            scores, caps = draw(kind, groups, n, rng), np.asarray(caps, np.int32)
+            index, keep = run(scores, caps)
+            check(scores, caps, slots, index, keep)
+            expected, real = reference(scores, caps)
+            np.testing.assert_array_equal(keep, real)
+            np.testing.assert_array_equal(index[keep], expected[real])
+
+
+def test_more_streams_and_more_slots_than_entries():
+    rng = np.random.default_rng(0)
+    scores = np.stack([draw(k, 2, 70, rng) for k in ("ties", "odd")])
+    caps = np.asarray([[5, 60], [70, 1]], np.int32)
+
+    def run(s, c):
+        pick = {"implementation": "pallas_interpret"}
+        return select(s, c, slots=150, **pick), top_mask(s, c, **pick)
+
+    (index, keep), mask = jax.jit(jax.vmap(run))(scores, caps)
+    for i in range(2):
+        check(scores[i], caps[i], 150, index[i], keep[i])
+        np.testing.assert_array_equal(mask[i], expected_mask(scores[i], caps[i]))
+
+
+def test_what_the_kernels_do_not_do_is_said(monkeypatch):
+    case = of("grouped")
+    q, segments, counted = on_device(build(case))
+    call = {"rope": rope_of(case), "rows": counted, "weights": "A2v2"}
+    lse = jnp.zeros(q.shape[:2])
+    with pytest.raises(NotImplementedError, match='weights "A" only'):
+        mass(q, segments, lse, **call, implementation="pallas")
+    # Put first, the kernel hands on what it cannot do.
+    monkeypatch.setattr(dispatch, "DEFAULT", ("pallas", "xla"))
+    shapes = jax.eval_shape(lambda *x: mass(*x, **call), q, segments, lse)
+    assert [x.shape for x in shapes] == [(1, 30), (1, 21)]
+    with pytest.raises(NotImplementedError, match="at most 128"):
+        wide = segments[0]._replace(k=jnp.zeros((30, 2, 256)), v=jnp.zeros((30, 2, 256)))
+        attend_pallas.attend(jnp.zeros((21, 4, 256)), [wide], rope=rope_of(case))

@@ -1,0 +1,259 @@
+"""The laws over every memory, and what each of the simple memories promises beyond them."""
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import pytest
+from laws import (
+    ALL_MEMORIES,
+    CUTS,
+    LAWS,
+    SPEC,
+    compiled,
+    cut,
+    held,
+    memory_of,
+    pick,
+    run,
+    run_many,
+    side_by_side,
+    standard,
+    stream,
+)
+
+from jaxmem.memory.frames import frame
+from jaxmem.memory.full import full
+from jaxmem.memory.last_frames import last_frames
+from jaxmem.memory.random import random
+from jaxmem.memory.recent import recent
+from jaxmem.memory.uniform import uniform
+from jaxmem.tokens import AUDIO, TEXT, VISION
+
+KEPT = ["full", "recent", "last_frames", "uniform", "random"]  # made by `keep`
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", ALL_MEMORIES)
+def test_law(name, law):
+    LAWS[law](memory_of(name))
+
+
+def arrivals(tokens):
+    """Return the arrival numbers of the valid slots; the stream's order is 2 * arrival + 1."""
+    return (held(tokens) - 1) // 2
+
+
+def after_chunks(trace):
+    """Return the arrival numbers held after each chunk."""
+    trace = jax.device_get(trace)
+    return [arrivals(pick(trace, c)) for c in range(trace.kind.shape[0])]
+
+
+def watch(memory, flat, cuts, width=8):
+    """Return the arrival numbers held after each chunk of a stream."""
+    return after_chunks(run(memory, memory.init(SPEC), cut(flat, cuts, width))[1])
+
+
+def watch_two(memory, chunks, starts=None):
+    """Return the final states of two streams and what each held; shapes as in `usual`."""
+    starts = side_by_side(*(starts or [memory.init(SPEC)] * 2))
+    final, trace = run_many(memory, starts, side_by_side(*chunks))
+    return (
+        pick(final, 0),
+        pick(final, 1),
+        after_chunks(pick(trace, 0)),
+        after_chunks(pick(trace, 1)),
+    )
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_set_does_not_depend_on_how_the_stream_is_cut(name):
+    """Frames that were turned away half arrived stay away: the result is one of the stream."""
+    cuts = [(1, 2, 7, 3, 8, 8, 8, 3), (0, 8, 6, 6, 8, 5, 1, 6)]
+    flat = stream(sum(CUTS))
+    one, two, *steps = watch_two(memory_of(name), [cut(flat, c, 8) for c in cuts])
+    usual = pick(laws.usual(memory_of(name))[1][0], 0)
+    laws.assert_same(one, usual, "other cut")
+    laws.assert_same(two, usual, "third cut")
+    assert int(one.notes.overflow) == sum(CUTS) - len(steps[0][-1])
+
+
+def test_full_keeps_the_newest_and_counts_what_was_lost():
+    final, trace = laws.usual(memory_of("full"))[1]
+    for kept, seen in zip(after_chunks(pick(trace, 0)), np.cumsum(CUTS), strict=True):
+        np.testing.assert_array_equal(kept, np.arange(max(0, seen - 16), seen))
+    assert int(final.notes.overflow[0]) == sum(CUTS) - 16
+
+
+def test_recent_keeps_sinks_and_a_window():
+    _, trace = laws.usual(memory_of("recent"))[1]
+    for kept, seen in zip(after_chunks(pick(trace, 0)), np.cumsum(CUTS), strict=True):
+        first = np.arange(min(2, seen))
+        window = np.arange(max(2, seen - 14), seen)
+        np.testing.assert_array_equal(kept, np.concatenate([first, window]))
+
+
+def frames_by_hand(kinds, times, room, tokens_per_frame=None):
+    """Number frames one token at a time, straight from the rule's words."""
+    frames, vision, size, number = -1, 0, 0, []
+    for i, kind in enumerate(kinds):
+        before = kinds[i - 1] if i else None
+        begins = i == 0 or (kind == TEXT and before != TEXT)
+        begins |= kind == VISION and before == AUDIO
+        begins |= kind == VISION and before == VISION and times[i] != times[i - 1]
+        if begins or (kind == VISION and vision == tokens_per_frame):
+            begins, vision = True, 0
+        if begins or size == room:
+            frames, size = frames + 1, 0
+        vision += kind == VISION
+        size += 1
+        number.append(frames)
+    return np.array(number)
+
+
+def irregular(length, seed):
+    """Return a stream whose runs of kinds have irregular lengths, and times that jump."""
+    rng = np.random.default_rng(seed)
+    runs = [np.full(rng.integers(1, 7), rng.integers(1, 4)) for _ in range(length)]
+    flat = stream(length, kinds=np.concatenate(runs)[:length])
+    flat.tokens.pos[:, 0, 0] = np.cumsum(rng.random(length) < 0.2)
+    return flat
+
+
+@pytest.mark.parametrize("tokens_per_frame", [None, 3])
+def test_frame_numbers_follow_the_rule(tokens_per_frame):
+    unit, room = frame(tokens_per_frame), 6
+    number = compiled(unit.number)
+    for seed in range(4):
+        flat = irregular(60, seed)
+        chunks = cut(flat, [7, 8, 0, 1, 8, 8, 8, 8, 8, 4], 8)
+        cursor, got = unit.init(SPEC), []
+        for c in range(10):
+            tokens = jax.tree.map(lambda x, c=c, chunks=chunks: x[c], chunks.tokens)
+            numbers, cursor = number(cursor, tokens, jnp.int32(room))
+            got += np.asarray(numbers)[tokens.kind[:, 0] != 0].tolist()
+        kinds, times = flat.tokens.kind[:, 0], flat.tokens.pos[:, 0, 0]
+        np.testing.assert_array_equal(got, frames_by_hand(kinds, times, room, tokens_per_frame))
+
+
+def last_by_hand(number, room, most):
+    """Return the last whole frames that fit, newest first, at most `most` of them."""
+    kept = np.array([], int)
+    for frames, last in enumerate(range(number[-1], -1, -1)):
+        tokens = np.flatnonzero(number == last)
+        if frames == most or len(tokens) + len(kept) > room:
+            break
+        kept = np.concatenate([tokens, kept])
+    return kept
+
+
+@pytest.mark.parametrize("most", [2, None])
+def test_last_frames_are_whole_and_last(most):
+    memory = memory_of("last_frames") if most is None else last_frames(most, budget=16)
+    flats = [irregular(sum(CUTS), seed) for seed in (5, 6)]
+    _, _, *steps = watch_two(memory, [cut(flat, CUTS, 8) for flat in flats])
+    for flat, held_after in zip(flats, steps, strict=True):
+        number = frames_by_hand(flat.tokens.kind[:, 0], flat.tokens.pos[:, 0, 0], 16)
+        for kept, seen in zip(held_after, np.cumsum(CUTS), strict=True):
+            np.testing.assert_array_equal(kept, last_by_hand(number[:seen], 16, most))
+
+
+def test_last_frames_without_pictures_are_never_empty():
+    """Sound alone is one endless frame; it is cut at the memory's size."""
+    chunks = cut(stream(40, kinds=np.full(40, AUDIO)), [8, 8, 8, 8, 8, 0, 0, 0], 8)
+    _, _, steps, _ = watch_two(memory_of("last_frames"), [chunks, chunks])
+    assert [len(kept) for kept in steps[:5]] == [8, 16, 8, 16, 8]
+    assert all(kept[-1] == 8 * c + 7 for c, kept in enumerate(steps[:5]))
+
+
+def test_uniform_is_evenly_spaced_at_every_length():
+    """At most three gaps, the longest at most three times the shortest, and every slot filled."""
+    length = 1200
+    steps = watch(memory_of("uniform"), stream(length), [3] * (length // 3))
+    weyl = np.arange(length, dtype=np.uint64) * 2654435769 % 2**32
+    for c, kept in enumerate(steps):
+        seen = 3 * c + 3
+        np.testing.assert_array_equal(kept, np.sort(np.argsort(weyl[:seen])[:16]))
+        gaps = np.diff(kept)
+        assert len(kept) == min(16, seen) and len(set(gaps)) <= 3
+        if len(gaps):
+            assert gaps.max() <= 3 * gaps.min()
+            assert kept[0] == 0 and seen - kept[-1] <= gaps.max()
+
+
+def test_uniform_frames_are_whole_and_evenly_spaced():
+    frames = 90
+    cuts = [8, 6] * (7 * frames // 14)
+    steps = watch(uniform(37, unit="frame"), stream(7 * frames), cuts)
+    for kept, seen in zip(steps, np.cumsum(cuts), strict=True):
+        number, size = np.unique(kept // 7, return_counts=True)
+        complete = number < seen // 7
+        assert (size[complete] == 7).all() and (size[~complete] == seen % 7).all()
+        if seen >= 37 + 7:
+            gaps = np.diff(number)
+            assert len(number) >= 5 and len(set(gaps)) <= 3 and gaps.max() <= 3 * gaps.min()
+
+
+def test_random_is_uniform_over_the_stream():
+    """Each token and each pair is held as often as in a uniform sample, within 4.5 sigma."""
+    keys, length, budget = 2000, 13, 4
+    chunks = cut(stream(length), [5, 3, 5], 5)
+
+    def sample(key):
+        memory = random(budget, key)
+        state, _ = laws.scan(memory, memory.init(SPEC), chunks)
+        return state.slots.tokens.order[:, 0], state.slots.tokens.kind[:, 0]
+
+    order, kind = compiled(jax.vmap(sample))(jax.random.split(jax.random.key(0), keys))
+    assert np.asarray(kind).all()
+    held = np.zeros((keys, length), np.int64)
+    np.put_along_axis(held, (np.asarray(order) - 1) // 2, 1, axis=1)
+    assert (held.sum(axis=1) == budget).all()
+    pairs = held.T @ held
+    one, two = budget / length, budget * (budget - 1) / (length * (length - 1))
+    for count, p in [(np.diag(pairs), one), (pairs[~np.eye(length, dtype=bool)], two)]:
+        assert np.abs(count - keys * p).max() < 4.5 * np.sqrt(keys * p * (1 - p))
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_random_layers_share_or_differ(per_layer):
+    """The draw is data in the state, so one function serves both."""
+    memory = random(16, jax.random.key(3), per_layer=per_layer)
+    starts = [memory.init(SPEC.at(layer)) for layer in range(2)]
+    _, _, one, two = watch_two(memory_of("random"), [standard(), standard()], starts)
+    assert np.array_equal(one[-1], two[-1]) is not per_layer
+
+
+def test_priorities_stay_exact_where_float32_is_not():
+    """Far into a stream, neighbours differ by one part in 2^32."""
+    memory = memory_of("full")
+    start = memory.init(SPEC)
+    late = start._replace(notes=start.notes._replace(cursor=np.uint32(3_000_000_000)))
+    _, _, steps, _ = watch_two(memory, [standard(), standard()], [late, late])
+    np.testing.assert_array_equal(steps[-1], np.arange(sum(CUTS) - 16, sum(CUTS)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: full(0), "at least 1"),
+        (lambda: recent(4, sinks=4), "sinks=4 and budget=4"),
+        (lambda: recent(4, sinks=-1), "0 <= sinks"),
+        (lambda: last_frames(8), "pass both, or a budget"),
+        (lambda: last_frames(8, 0), "tokens_per_frame"),
+        (lambda: last_frames(0, budget=8), "at least 1"),
+        (lambda: last_frames(8, 4, extra_per_frame=-1), "extra_per_frame"),
+        (lambda: uniform(8, unit="clip"), "'clip'"),
+        (lambda: uniform(8, tokens_per_frame=4), 'unit="frame"'),
+        (lambda: random(-1, jax.random.key(0)), "got -1"),
+    ],
+)
+def test_wrong_sizes_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_last_frames_slots_follow_from_the_frames():
+    memory = last_frames(3, 4, extra_per_frame=3)
+    assert memory.init(SPEC).slots.tokens.kind.shape == (21, 1)

@@ -1,0 +1,70 @@
+"""`Session` is the pure functions and nothing more."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmem.embedded import embedded
+from jaxmem.memory.full import full
+from jaxmem.memory.recent import recent
+from jaxmem.session import Packer, Session
+from jaxmem.stream import init_carry, stream
+
+
+def pieces(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        SimpleNamespace(
+            frames=rng.integers(0, 255, (1, 48, 48, 3), dtype=np.uint8),
+            samples=0.1 * rng.normal(size=16000).astype(np.float32),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return embedded()
+
+
+def test_pieces_per_chunk_change_nothing(model):
+    """One second at a time or four: the whole stream is the same, sound windows included."""
+    sessions = [Session(model, full(200), chunk_pieces=n).watch(pieces(6)) for n in (1, 4)]
+    kept = [s.layers() for s in sessions]
+    for a, b in zip(*kept, strict=True):
+        n = 6 * model.tokens_per_piece
+        np.testing.assert_array_equal(a.slots.tokens.kind[:n], b.slots.tokens.kind[:n])
+        np.testing.assert_array_equal(a.slots.tokens.pos[:n], b.slots.tokens.pos[:n])
+        np.testing.assert_allclose(a.slots.tokens.k[:n], b.slots.tokens.k[:n], atol=2e-4)
+
+
+def test_session_equals_stream(model):
+    session = Session(model, recent(40)).watch(pieces(3))
+    pack = Packer(model, 1)
+    chunks = jax.tree.map(lambda *x: np.stack(x), *[pack([p]) for p in pieces(3)])
+    program = session.program
+    carry = stream(model.params, init_carry(program), chunks, program=program, encode=model.encode)
+    for x, y in zip(jax.tree.leaves(carry), jax.tree.leaves(session.carry), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_a_question_flushes_and_changes_nothing(model):
+    session = Session(model, recent(40), chunk_pieces=4)
+    for piece in pieces(2):
+        assert session.feed(piece) is False
+    reply = session.ask("what is the last shape?")
+    assert reply.text in model.detokenize(range(model.decoder.vocab)).split()
+    before = jax.tree.map(np.array, session.carry)
+    assert session.ask("what is the last shape?").text == reply.text
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, session.carry))
+
+
+def test_refusals(model):
+    with pytest.raises(ValueError, match="chunk_pieces"):
+        Session(model, recent(8), chunk_pieces=0)
+    with pytest.raises(ValueError, match="does not know"):
+        Session(model, recent(8)).ask("why is the sky?")
+    with pytest.raises(ValueError, match="1 to 2 pieces"):
+        Packer(model, 2)(pieces(3))
