@@ -6,10 +6,11 @@ import pytest
 from rich.console import Console
 
 from jaxmem import tokens as tk
+from jaxmem.data.atomic import complete
 from jaxmem.memory.base import State
 from jaxmem.report import tables
 from jaxmem.report.compare import comparison
-from jaxmem.report.files import complete, write_json, write_picture
+from jaxmem.report.files import write_json, write_picture
 from jaxmem.report.kept import Kept, count_kinds, kept
 from jaxmem.report.maps import Span, age_histogram, map_edges, memory_map
 from jaxmem.report.numbers import clock, milliseconds, size, wilson

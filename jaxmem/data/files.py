@@ -7,7 +7,6 @@ time but no memory beyond its 16 kHz sound track. Files appear under their name 
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -17,10 +16,11 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from jaxmem.data.atomic import complete
 from jaxmem.data.questions import Question, questions
 from jaxmem.data.render import SIZE, frames
 from jaxmem.data.sounds import RATE, sound
-from jaxmem.data.world import Difficulty, Scenery, Split, Stream, level, split_seed, world
+from jaxmem.data.world import Difficulty, Split, Stream, level, split_seed, world
 
 __all__ = ["QuestionFile", "held_out", "read_questions", "write_questions", "write_video"]
 
@@ -104,7 +104,7 @@ def write_video(
     _check("audio_bits", audio_bits, 16_000, 320_000)
     options = {k: v.format(quality=quality) for k, v in kind.video_options.items()}
     with (
-        _complete(path) as temporary,
+        complete(path) as temporary,
         av.open(str(temporary), "w", format=kind.format, options=kind.options) as container,
     ):
         video: Any = container.add_stream(
@@ -154,7 +154,7 @@ def write_questions(
         "video": video,
         "questions": [question._asdict() for question in asked],
     }
-    with _complete(path) as temporary:
+    with complete(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
@@ -239,7 +239,7 @@ def _seconds(
         index = np.arange(second * fps, (second + 1) * fps)
         pictures = []
         # Pieces of 16 frames stay in the processor's cache while they are drawn.
-        drawn = frames(_scene(stream, second), index / fps, scale, batch=16)
+        drawn = frames(stream, index / fps, scale, batch=16)
         for i, picture in zip(index, drawn, strict=True):
             frame = reformatter.reformat(
                 av.VideoFrame.from_ndarray(picture, format="rgb24"),
@@ -254,26 +254,6 @@ def _seconds(
         samples.sample_rate = RATE
         samples.pts, samples.time_base = second * RATE, Fraction(1, RATE)
         yield pictures, samples
-
-
-def _scene(stream: Stream, second: int) -> Stream:
-    """The stream with the scenery of one second only: `frames` prepares all that it is given."""
-    first = np.searchsorted(stream.scenery.start, second, side="right") - 1
-    last = np.searchsorted(stream.scenery.start, second + 1, side="left")
-    return stream._replace(scenery=Scenery(*(field[first:last] for field in stream.scenery)))
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the name `path` once everything went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def _check(name: str, value: int, low: int, high: int) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxmem.data.world import DECOYS, GRID, SHAPES, Events, Stream
+from jaxmem.data.world import DECOYS, GRID, SHAPES, Events, Scenery, Stream
 
 SIZE = 48
 PATCH = SIZE // GRID
@@ -63,8 +63,9 @@ def _draw(stream: Stream, times: np.ndarray, scale: int) -> np.ndarray:
 
 def _background(stream: Stream, times: np.ndarray, scale: int) -> np.ndarray:
     """float32 [F, side, side, 3]: drifting colour, brightness slope, static textures."""
-    s = stream.scenery
-    which = np.searchsorted(s.start, times, side="right") - 1
+    at = np.searchsorted(stream.scenery.start, times, side="right") - 1
+    shown, which = np.unique(at, return_inverse=True)  # only these scenes are prepared
+    s = Scenery(*(field[shown] for field in stream.scenery))
     amplitude, speed, phase = np.moveaxis(s.drift[which], -1, 0)
     colour = s.base[which] + amplitude * np.sin(speed * times[:, None] + phase)
     ramp = np.linspace(-1, 1, SIZE * scale)

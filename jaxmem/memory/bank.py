@@ -42,11 +42,6 @@ def init_bank(memory: Memory, spec: Spec) -> Bank | None:
     return Bank(jax.tree.map(room, one), zero, zero)
 
 
-def at_layer(bank: Bank | None, layer: Int[Array, ""]) -> Bank | None:
-    """Return one layer's part, read lazily: a memory that does not look at it pays nothing."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), bank)
-
-
 def append_spill(bank: Bank | None, layer: Int[Array, ""], spill: PyTree) -> Bank | None:
     """Write a layer's spill [R, ...] (valid rows first) behind its entries."""
     if bank is None or spill is None:

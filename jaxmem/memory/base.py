@@ -191,6 +191,15 @@ def tokens_of(slots: PyTree) -> Tokens:
     return slots if isinstance(slots, Tokens) else slots.tokens
 
 
+def at_layer(tree: PyTree, layer: Int[Array, ""] | int) -> PyTree:
+    """Return layer `layer` of a tree with leading axis L, read lazily (None stays None).
+
+    Inside a loop over layers this is a view that XLA fuses into its use: what nobody looks at
+    costs nothing, and no copy of the stack is made.
+    """
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), tree)
+
+
 def shapes(memory: Memory, spec: Spec) -> list[State]:
     """Return the state of every layer as shapes and dtypes; nothing is allocated."""
     if memory.scope == "layer":
@@ -205,7 +214,16 @@ def nbytes(memory: Memory, spec: Spec) -> int:
 
 
 def slots(memory: Memory, spec: Spec) -> tuple[int, ...]:
-    """Return the number of slots of every layer."""
+    """Return the number of slots of every layer.
+
+    Raises:
+      ValueError: for a memory of scope "feature", which keeps features and no slots of layers.
+    """
+    if memory.scope == "feature":
+        raise ValueError(
+            f"memory {memory.name!r} keeps features before the decoder and has no slots of layers; "
+            "use nbytes() to compare it with others."
+        )
     if memory.scope == "layer":
         return tuple(tokens_of(s.slots).kind.shape[0] for s in shapes(memory, spec))
     kind = tokens_of(shapes(memory, spec)[0].slots).kind

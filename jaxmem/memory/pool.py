@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.memory.base import Memory, Spec, State, shapes, tokens_of
+from jaxmem.memory.base import Memory, Spec, State, at_layer, shapes, tokens_of
 from jaxmem.typing import Array, Int
 
 
@@ -125,10 +125,7 @@ def read(layout: Layout, state: State, layer: Int[Array, ""], window: int) -> St
         mask = inside.reshape((window,) + (1,) * (leaf.ndim - 1))
         return jnp.where(mask, rows, jnp.zeros((), leaf.dtype))
 
-    notes = jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False), state.notes
-    )
-    return State(jax.tree.map(one, state.slots), notes)
+    return State(jax.tree.map(one, state.slots), at_layer(state.notes, layer))
 
 
 def write(layout: Layout, state: State, layer: Int[Array, ""], new: State) -> State:

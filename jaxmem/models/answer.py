@@ -15,12 +15,10 @@ from jaxmem import tokens as tk
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
 from jaxmem.memory import pool
-from jaxmem.memory.bank import at_layer
-from jaxmem.memory.base import Query, Rows, View
+from jaxmem.memory.base import Query, Rows, View, at_layer
 from jaxmem.models.decoder import finish, layer_at, qkv
 from jaxmem.models.layer import segment
 from jaxmem.models.program import Carry, Program
-from jaxmem.models.step import one_layer
 from jaxmem.rope import angles, rotate
 from jaxmem.tokens import Tokens
 from jaxmem.typing import Array, Bool, Float, Hidden, Int, Num, Params, PyTree
@@ -187,7 +185,7 @@ def prefill(
         if memory.reads.ask == "layer":
             asking = Query(q, real_q, pinned)
         elif query is not None:
-            asking = Query(one_layer(query.q, index), real_q, pinned)
+            asking = Query(at_layer(query.q, index), real_q, pinned)
         return memory.recall(mine, at_layer(carry.bank, index), asking)
 
     def layer(h: Hidden, item: PyTree, window: int) -> tuple[Hidden, tuple[Context, Tail]]:

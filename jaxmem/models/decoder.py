@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmem.memory.base import at_layer
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Int, Params
 
@@ -117,9 +118,7 @@ def init_decoder(config: DecoderConfig, key: Array) -> Params:
 
 def layer_at(params: Params, index: Any) -> Params:
     """Return the weights of one layer; `index` may be traced (no copy of the stack is made)."""
-    return jax.tree.map(
-        lambda w: jax.lax.dynamic_index_in_dim(w, index, 0, keepdims=False), params["layers"]
-    )
+    return at_layer(params["layers"], index)
 
 
 def rms_norm(x: Float[Array, "*T E"], weight: Params, eps: float) -> Float[Array, "*T E"]:

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 
 from jaxmem import tokens as tk
 from jaxmem.memory import pool
-from jaxmem.memory.bank import Bank, append_spill, at_layer
-from jaxmem.memory.base import Rows, Seen, State, View, tokens_of
+from jaxmem.memory.bank import Bank, append_spill
+from jaxmem.memory.base import Rows, Seen, State, View, at_layer, tokens_of
 from jaxmem.memory.full import full
 from jaxmem.models.decoder import DecoderConfig
 from jaxmem.models.layer import layer_step
 from jaxmem.models.program import Carry, Program, init_carry, make_program, spec_of
 from jaxmem.tokens import Tokens
-from jaxmem.typing import Array, Hidden, Int, Params, PyTree
+from jaxmem.typing import Array, Hidden, Params, PyTree
 
 
 class Surroundings(NamedTuple):
@@ -70,11 +70,6 @@ def chunk_step(
     return Carry(state, clock, bank), h
 
 
-def one_layer(tree: PyTree, layer: Int[Array, ""]) -> PyTree:
-    """Return layer `layer` of a tree with leading axis L (None stays None)."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), tree)
-
-
 Stepped = tuple[State, Bank | None, Hidden]
 
 
@@ -96,7 +91,7 @@ def _layer_scope(
             h, probe, state, bank = held
             mine = pool.read(layout, state, layer, window)
             view = memory.view(mine, at_layer(bank, layer), rows)
-            pre = one_layer(around.prefix, layer)
+            pre = at_layer(around.prefix, layer)
             probes = None if around.probes is None else around.probes._replace(x=probe)
             out = layer_step(params, program, layer, h, view, rows, carry.clock, pre, probes)
             mine, spill = memory.write(mine, out.seen)
@@ -128,7 +123,7 @@ def _stack_scope(
     state, spill = memory.write(carry.state, seen)
 
     def put(layer: Array, bank: Bank | None) -> Bank | None:
-        return append_spill(bank, layer, one_layer(spill, layer))
+        return append_spill(bank, layer, at_layer(spill, layer))
 
     bank = carry.bank
     if bank is not None and spill is not None:

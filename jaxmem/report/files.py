@@ -1,28 +1,14 @@
-"""Files that appear under their name only when they are complete."""
+"""The files of a report: JSON and pictures, complete or not there."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its name once everything went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+from jaxmem.data.atomic import complete
 
 
 def write_json(path: str | Path, document: Any) -> Path:

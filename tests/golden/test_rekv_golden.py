@@ -15,8 +15,8 @@ import weights
 from jaxmem import tokens as tk
 from jaxmem.kernels.attend import attend
 from jaxmem.memory import blocks, rekv
-from jaxmem.memory.bank import append_spill, at_layer, init_bank
-from jaxmem.memory.base import Query, Rows, Seen, Spec
+from jaxmem.memory.bank import append_spill, init_bank
+from jaxmem.memory.base import Query, Rows, Seen, Spec, at_layer
 from jaxmem.memory.positions import numbered
 from jaxmem.models import answer
 from jaxmem.models.decoder import DecoderConfig
