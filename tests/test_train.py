@@ -10,6 +10,7 @@ import pytest
 
 from jaxmem.data import synthetic as sy
 from jaxmem.experiments import train as command
+from jaxmem.experiments._config import read
 from jaxmem.models import decoder, tiny
 from jaxmem.rope import angles, rotate
 from jaxmem.training import batches, loop, losses, optimizers
@@ -202,15 +203,17 @@ def test_evaluation_counts_right_answers(params):
 
 
 def test_command_line(tmp_path, capsys, root):
-    assert command.read_config(root / "configs" / "train_tiny.py") == loop.TrainConfig()
-    with pytest.raises(ValueError, match="no config file"):
-        command.read_config(tmp_path / "none.py")
-    (tmp_path / "bad.py").write_text("config = 3\n")
-    with pytest.raises(ValueError, match="must define"):
-        command.read_config(tmp_path / "bad.py")
+    assert read(loop.TrainConfig, root / "configs" / "train_tiny.py") == loop.TrainConfig()
+    assert command.main(["--config", str(tmp_path / "none.py")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    (tmp_path / "bad.py").write_text("get_config = lambda: 3\n")
+    assert command.main(["--config", str(tmp_path / "bad.py")]) == 2
+    assert "made a int, expected TrainConfig" in capsys.readouterr().err
     weights = tmp_path / "w.safetensors"
     tiny.save(weights, tiny.init(SMALL, jax.random.key(0)), SMALL)
-    command.main(["--evaluate", "--weights", str(weights), "--seconds", "4", "--questions", "48"])
+    assert not command.main(
+        ["--evaluate", "--weights", str(weights), "--seconds", "4", "--questions", "48"]
+    )
     printed = capsys.readouterr().out
     assert "all" in printed and "n=48" in printed
 

@@ -56,6 +56,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def load(kind: type[C], path: Path) -> C:
+    """Return what `read` returns, with the file's path in the field `config`."""
+    config = read(kind, path)
+    values: dict[str, Any] = {name: getattr(config, name) for name in kind.__dataclass_fields__}
+    return replace(kind(), **{**values, "config": path})
+
+
+def read(kind: type[C], path: Path) -> C:
     """Return what `get_config()` of a Python file makes.
 
     Raises:
@@ -75,5 +82,4 @@ def load(kind: type[C], path: Path) -> C:
             f"--config {path}: get_config() made a {type(config).__name__}, expected "
             f"{kind.__name__}."
         )
-    values: dict[str, Any] = {name: getattr(config, name) for name in kind.__dataclass_fields__}
-    return replace(kind(), **{**values, "config": path})
+    return config

@@ -5,7 +5,8 @@ python -m jaxmem.experiments.train --evaluate --weights runs/tiny/tiny.safetenso
 """
 
 import dataclasses
-import runpy
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from jaxmem.experiments._config import read
 from jaxmem.models import tiny
 from jaxmem.training.evaluation import Score, evaluate
 from jaxmem.training.loop import TrainConfig, scaled, train
@@ -23,7 +25,7 @@ class Options:
     """Train the embedded model from nothing, or measure it."""
 
     config: Path | None = None
-    """Python file that defines `config`, a `TrainConfig`. Default: the shipped model's recipe."""
+    """Python file whose `get_config()` makes a `TrainConfig`. Default: the shipped recipe."""
     out: Path = Path("runs/tiny")
     """Folder for checkpoints, metrics and weights."""
     seed: int | None = None
@@ -44,24 +46,8 @@ class Options:
     """Level of the test streams."""
 
 
-def read_config(path: Path | None) -> TrainConfig:
-    """The `TrainConfig` named `config` of a Python file.
-
-    Raises:
-        ValueError: no such file, or it defines no `TrainConfig`.
-    """
-    if path is None:
-        return TrainConfig()
-    if not path.is_file():
-        raise ValueError(f"no config file at {path}")
-    found = runpy.run_path(str(path)).get("config")
-    if not isinstance(found, TrainConfig):
-        raise ValueError(f"{path} must define `config`, a jaxmem.training.loop.TrainConfig")
-    return found
-
-
 def _train(options: Options, console: Console) -> None:
-    config = read_config(options.config)
+    config = TrainConfig() if options.config is None else read(TrainConfig, options.config)
     if options.seed is not None:
         config = dataclasses.replace(config, seed=options.seed)
     config = scaled(config, options.steps_scale)
@@ -99,13 +85,7 @@ def _cell(s: Score) -> str:
     return f"{100 * s.accuracy:.1f} ({100 * s.low:.1f} to {100 * s.high:.1f}) n={s.count}"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line; see `--help`."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
-    console = Console()
-    if not options.evaluate:
-        _train(options, console)
-        return
+def _evaluate(options: Options, console: Console) -> None:
     params, config = tiny.load(options.weights)
     scores = {
         seconds: evaluate(params, config, seconds, options.questions, options.difficulty)
@@ -114,5 +94,16 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(_table(scores))
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train or measure; return the exit status (0, or 2 for bad arguments)."""
+    options = tyro.cli(Options, args=argv, description=__doc__)
+    try:
+        (_evaluate if options.evaluate else _train)(options, Console())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

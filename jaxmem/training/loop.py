@@ -44,9 +44,9 @@ class TrainConfig:
     stages: tuple[Stage, ...] = (
         Stage(8, 16, 20, 500, crowd=2.5, classes=4),
         Stage(16, 10, 24, 600, crowd=2.0, classes=4),
-        Stage(32, 6, 32, 500, crowd=1.5, classes=6),
-        Stage(64, 4, 40, 500),
-        Stage(128, 2, 64, 300),
+        Stage(32, 6, 32, 500, crowd=2.0, classes=6),
+        Stage(64, 4, 40, 500, crowd=1.6),
+        Stage(128, 2, 64, 400, crowd=1.8),
     )
     rate: float = 2.5e-3  # Adam's peak learning rate
     muon_factor: float = 5.0  # Muon's is this much larger
