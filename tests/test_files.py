@@ -15,8 +15,9 @@ from jaxmem.data.files import held_out, read_questions, write_questions, write_v
 from jaxmem.data.media import open_media
 from jaxmem.data.questions import TYPES, questions
 from jaxmem.data.render import PATCH, SIZE, frames
+from jaxmem.data.scene import LEVELS, Difficulty, patches
 from jaxmem.data.sounds import RATE, sound
-from jaxmem.data.world import LEVELS, Difficulty, patches, split_seed, world
+from jaxmem.data.world import split_seed, world
 
 SECONDS = 10
 CLEAR = Difficulty(event_rate=0.4, moving=0.0, babble=0.0, distractor_rate=0.0, cut_rate=0.0)

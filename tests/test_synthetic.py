@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from jaxmem.data import scene as w
 from jaxmem.data import synthetic as sy
-from jaxmem.data import world as w
 from jaxmem.data.questions import _ASK
 
 

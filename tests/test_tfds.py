@@ -12,8 +12,9 @@ from jaxmem.data.jaxmem_streams import Builder
 from jaxmem.data.questions import questions
 from jaxmem.data.reading import example
 from jaxmem.data.render import frames
+from jaxmem.data.scene import Difficulty
 from jaxmem.data.sounds import sound
-from jaxmem.data.world import SPLITS, Difficulty, split_seed, world
+from jaxmem.data.world import SPLITS, split_seed, world
 
 
 @pytest.fixture(scope="module")

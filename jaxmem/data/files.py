@@ -19,8 +19,9 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxmem.data.atomic import complete
 from jaxmem.data.questions import Question, questions
 from jaxmem.data.render import SIZE, frames
+from jaxmem.data.scene import Difficulty, Stream, level
 from jaxmem.data.sounds import RATE, sound
-from jaxmem.data.world import Difficulty, Split, Stream, level, split_seed, world
+from jaxmem.data.world import Split, split_seed, world
 
 __all__ = ["QuestionFile", "held_out", "read_questions", "write_questions", "write_video"]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmem.data.world import COLOURS, DECOYS, GRID, QUADRANTS, SHAPES, SOUNDS, Events, Stream
+from jaxmem.data.scene import COLOURS, DECOYS, GRID, QUADRANTS, SHAPES, SOUNDS, Events, Stream
 
 GLYPHS = SHAPES + DECOYS
 TYPES = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxmem.data.world import DECOYS, GRID, SHAPES, Events, Scenery, Stream
+from jaxmem.data.scene import DECOYS, GRID, SHAPES, Events, Scenery, Stream
 
 SIZE = 48
 PATCH = SIZE // GRID
@@ -18,7 +18,7 @@ PURE = np.array(
         [0.10, 0.85, 0.90],
     ],
     np.float32,
-)  # one row per colour of `world.COLOURS`
+)  # one row per colour of `scene.COLOURS`
 
 
 def frames(

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from jaxmem.data.world import DISTRACTORS, SOUNDS, Stream
+from jaxmem.data.scene import DISTRACTORS, SOUNDS, Stream
 
 RATE = 16_000
 RAMP = 160  # samples of fade at both ends of a sound

@@ -8,8 +8,7 @@ import numpy as np
 
 from jaxmem.data.questions import TYPES, Question, questions
 from jaxmem.data.render import frames
-from jaxmem.data.sounds import RATE, sound
-from jaxmem.data.world import (
+from jaxmem.data.scene import (
     COLOURS,
     DECOYS,
     GRID,
@@ -17,15 +16,13 @@ from jaxmem.data.world import (
     QUADRANTS,
     SHAPES,
     SOUNDS,
-    SPLITS,
     Difficulty,
-    Split,
     Stream,
     level,
     patches,
-    split_seed,
-    world,
 )
+from jaxmem.data.sounds import RATE, sound
+from jaxmem.data.world import SPLITS, Split, split_seed, world
 
 __all__ = [
     "COLOURS",
