@@ -54,4 +54,7 @@ class Model(NamedTuple):
     pos_dtype: Any = jnp.int32
     text_step: tuple[int, ...] | None = None  # see Spec.text_step
     ticks_per_second: float | None = None  # of position axis 0, where it is a clock
+    # Generic questions for memories that score by probes, most general first.
+    probes: tuple[str, ...] = ()
+    prefix: np.ndarray | None = None  # token ids in front of every stream (chat template)
     note: str = ""  # what a user should know, printed in reports

@@ -90,9 +90,11 @@ def layer_step(
         layer=jnp.asarray(layer, jnp.int32),
         hidden=h if reads.hidden else None,
         mass=_mass(program, q, segments, lse, rows) if reads.mass else None,
-        rows=_row_mass(program, q, segments, lse) if reads.rows else None,
+        rows=_row_mass(program, q, segments, lse, view) if reads.rows else None,
         probe=None if probed is None else probed.mass,
         probe_rows=None if probed is None else probed.rows,
+        queries=q if reads.queries else None,
+        output=_output(weights, program) if reads.output else None,
     )
     h = add_deep(finish(weights, config, h, out), rows.deep, layer)
     return Attended(h, None if probed is None else probed.h, seen)
@@ -124,14 +126,22 @@ def fresh_tokens(
     )
 
 
+def _output(weights: Params, program: Program) -> Float[Array, "H D E"]:
+    config = program.config
+    return weights["o"]["kernel"].reshape(config.heads, config.head_dim, config.width)
+
+
 def _mass(program: Program, q: Array, segments: list, lse: Array, rows: Rows) -> Mass:
     """Return the mass that memory and chunk receive from the chunk's (last) rows."""
     reads = program.memory.reads
     real = rows.kind != tk.EMPTY
+    if reads.kind is not None:
+        asked = rows.kind == reads.kind
+        real = jnp.where(jnp.any(asked), asked, real)
     counted = real
     if reads.last is not None:
-        from_end = jnp.sum(real) - 1 - jnp.arange(real.shape[0])
-        counted = real & (from_end < reads.last)
+        later = jnp.sum(real) - jnp.cumsum(real)
+        counted = real & (later < reads.last)
     columns = mass(
         q,
         segments,
@@ -149,10 +159,11 @@ def _reduce(segments: list) -> Literal["head_mean", "kv_head"]:
     return "head_mean" if segments[0].valid.shape[1] == 1 else "kv_head"
 
 
-def _row_mass(program: Program, q: Array, segments: list, lse: Array) -> Array:
+def _row_mass(program: Program, q: Array, segments: list, lse: Array, view: View) -> Array:
     """Return each row's mass on the memory, which is the first segment."""
-    config, reads = program.config, program.memory.reads
-    return row_mass(q, segments, lse, rope=config.rope, segment=0, window=reads.window)
+    rope, window = program.config.rope, program.memory.reads.window
+    columns = view.counted
+    return row_mass(q, segments, lse, rope=rope, segment=0, columns=columns, window=window)
 
 
 class Probed(NamedTuple):

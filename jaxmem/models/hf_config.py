@@ -1,0 +1,110 @@
+"""Reading `config.json` of a Hugging Face checkpoint, and the decoder that it describes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmem.models.decoder import DecoderConfig
+from jaxmem.rope import Rope
+
+
+def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any]:
+    """Return a JSON object of a checkpoint directory.
+
+    Raises:
+      ValueError: if the directory or the file is missing, or the file is no JSON object.
+    """
+    path = Path(directory) / name
+    if not path.is_file():
+        raise ValueError(
+            f"no {name} in {directory}: give a directory as save_pretrained writes it, with "
+            "config.json beside the safetensors files."
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); download it again.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
+    return value
+
+
+def rope_theta(text: Mapping[str, Any]) -> float:
+    """Return the rotary base of a text config, where newer or older versions write it.
+
+    Raises:
+      ValueError: if the frequencies are scaled (YaRN and the like), which is not supported.
+    """
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise ValueError(
+            f"config.json asks for rotary frequencies of type {kind!r}; supported are 'default' "
+            "and 'mrope'. Remove the scaling if the checkpoint was trained without it."
+        )
+    return float(rope.get("rope_theta", text.get("rope_theta", 10_000.0)))
+
+
+def head_dim(text: Mapping[str, Any]) -> int:
+    """Return D of a text config."""
+    return text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+
+
+def decoder_config(
+    text: Mapping[str, Any], rope: Rope, *, qkv_bias: bool, qk_norm: bool, tied: bool
+) -> DecoderConfig:
+    """Return the decoder of a text config (Qwen2 and Qwen3 share its keys).
+
+    Args:
+      text: the config's part on the language model.
+      rope: its rotary table.
+      qkv_bias: biases on q, k and v (Qwen2).
+      qk_norm: norms on the heads of q and k (Qwen3).
+      tied: whether the embedding is the output matrix; where it is written depends on the family.
+
+    Raises:
+      ValueError: if a key is missing, or the decoder has parts that are not supported.
+    """
+    check_keys(text, ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"))
+    check_keys(text, ("intermediate_size",))
+    check_value("hidden_act", text.get("hidden_act", "silu"), "silu")
+    if text.get("use_sliding_window"):
+        raise ValueError(
+            "use_sliding_window is true in config.json; only full attention is supported."
+        )
+    heads = text["num_attention_heads"]
+    return DecoderConfig(
+        layers=text["num_hidden_layers"],
+        width=text["hidden_size"],
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=head_dim(text),
+        mlp_width=text["intermediate_size"],
+        vocab=text["vocab_size"],
+        rope=rope,
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        tied=tied,
+        norm_eps=text.get("rms_norm_eps", 1e-6),
+    )
+
+
+def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "config.json") -> None:
+    """Raise a ValueError that names every key a config lacks."""
+    lacking = [key for key in keys if config.get(key) is None]
+    if lacking:
+        raise ValueError(
+            f"{where} has no {', '.join(lacking)}: it is not the config of this family."
+        )
+
+
+def check_value(key: str, found: Any, known: Any) -> None:
+    """Raise a ValueError if a setting is not the one that is implemented."""
+    if found != known:
+        raise ValueError(
+            f"{key} is {found!r} in config.json, implemented is {known!r} only: use a checkpoint "
+            "with this setting."
+        )

@@ -1,0 +1,142 @@
+"""What the parity tests share: reference checkpoints, the one pass, and the pass in chunks."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmem.kernels.attend import attend
+from jaxmem.kernels.segment import Segment
+from jaxmem.memory.full import full
+from jaxmem.models.checkpoint import load, read_json
+from jaxmem.models.decoder import finish, layer_at, logits, qkv
+from jaxmem.models.layer import add_deep
+from jaxmem.models.prompt import Plan, cut, fill
+from jaxmem.models.step import chunk_step, init_carry, make_program, spec_of
+from jaxmem.stream import ask
+
+FEATURES, HIDDEN, LOGITS = 2e-5, 1e-4, 1e-4
+TEXT_KIND = 1
+
+
+class Reference:
+    """A directory of `tests/golden/data/hf`: config, weights and the arrays of transformers."""
+
+    def __init__(self, folder: Path, family):
+        path = folder / "reference.npz"
+        if not path.exists():
+            pytest.skip(f"no {path.name} in {folder}")
+        raw = read_json(folder)
+        with np.load(path) as file:
+            self.arrays = {name: file[name] for name in file.files}
+        self.folder, self.raw, self.config = folder, raw, family.read_config(raw)
+        table = family.weight_table(self.config)
+        self.params = load(
+            folder, table, dtype=jnp.float32, renames=family.RENAMES, ignore=family.IGNORE
+        )
+
+    def __getitem__(self, name):
+        return self.arrays[name]
+
+    def __contains__(self, name):
+        return name in self.arrays
+
+    @property
+    def rows(self) -> int:
+        return len(self["input_ids"])
+
+    def real(self, row: int) -> np.ndarray:
+        """Which positions of a row are no padding."""
+        return self["attention_mask"][row] == 1
+
+    def at(self, name: str, row: int) -> np.ndarray:
+        """A row of an array [B, T, ...] without its padding."""
+        return self[name][row][self.real(row)]
+
+    def ids(self, row: int) -> np.ndarray:
+        return self.at("input_ids", row)
+
+    def grids(self, name: str) -> list:
+        return [tuple(grid) for grid in self[name].tolist()] if name in self else []
+
+    def grids_of(self, row: int, name: str, token: int) -> tuple[list, slice]:
+        """The grids ("image" or "video") of a row, and where its features lie among all."""
+        before = [int((self.ids(r) == token).sum()) for r in range(row + 1)]
+        start, stop = sum(before[:-1]), sum(before)
+        grids = self.grids(f"{name}_grid_thw")
+        cell = self.config.vision.merge**2
+        ends = np.cumsum([0] + [f * h * w // cell for f, h, w in grids])
+        mine = [grid for grid, first in zip(grids, ends[:-1], strict=True) if start <= first < stop]
+        return mine, slice(start, stop)
+
+
+def close(actual, expected, tolerance: float) -> None:
+    """Compare relative to the largest magnitude."""
+    expected = np.asarray(expected)
+    top = np.abs(expected).max()
+    assert actual.shape == expected.shape
+    worst = float(np.abs(np.asarray(actual) - expected).max() / top)
+    assert worst <= tolerance, f"differs by {worst:.2e} of the largest magnitude {top:.3g}"
+
+
+def one_pass(params, config, rows):
+    """Every layer's input and output [T, E] (before DeepStack is added), and the logits."""
+
+    @jax.jit
+    def run(params, rows):
+        t = jnp.arange(rows.kind.shape[0], dtype=jnp.int32)
+        valid, h, inputs, outputs = jnp.ones((len(t), 1), bool), rows.x, [], []
+        for index in range(config.layers):
+            weights = layer_at(params, index)
+            q, k, v = qkv(weights, config, h)
+            part = Segment(k, v, valid, rows.rel[:, None], rows.rel, last=t)
+            out = finish(weights, config, h, attend(q, [part], rope=config.rope)[0])
+            inputs.append(h)
+            outputs.append(out)
+            h = add_deep(out, rows.deep, jnp.asarray(index))
+        return inputs, outputs, logits(params, config, h)
+
+    return run(params, rows)
+
+
+def bounds(total: int, size: int) -> list[int]:
+    return list(range(size, total, size))
+
+
+def in_chunks(params, config, plan, features, deep, starts, size):
+    """Feed a plan through `full` memory; the logits of its rows, and what is needed to go on."""
+    spec = spec_of(config, chunk=size)
+    program = make_program(config, full(len(plan.ids) + 8), spec)
+    chunks = cut(plan, starts, size)
+
+    @jax.jit
+    def step(params, carry, chunk, features, deep):
+        carry, h = chunk_step(params, program, carry, fill(params, chunk, features, deep))
+        return carry, logits(params, config, h)
+
+    carry, found = init_carry(program), []
+    for k in range(len(chunks.ids)):
+        chunk = Plan(*(x[k] for x in chunks))
+        carry, out = step(params, carry, chunk, features, deep)
+        found.append(np.asarray(out)[chunk.kind != 0])
+    return np.concatenate(found), carry, program
+
+
+def greedy(params, config, plan, features, deep, count: int) -> np.ndarray:
+    """Answer with the prompt's last text rows as the question and the rest as the stream."""
+    total = len(plan.ids)
+    text = int(np.flatnonzero(plan.kind != TEXT_KIND)[-1]) + 1
+    size = 16
+    starts = [*bounds(text, size), text]
+    chunks = cut(plan, starts, size)
+    spec = spec_of(config, chunk=size)
+    program = make_program(config, full(total), spec)
+    parts = [Plan(*(x[k] for x in chunks)) for k in range(len(chunks.ids))]
+    carry = init_carry(program)
+    step = jax.jit(lambda p, c, r: chunk_step(p, program, c, r)[0])
+    for part in parts[:-1]:
+        carry = step(params, carry, fill(params, part, features, deep))
+    answer = ask(params, carry, fill(params, parts[-1]), program=program, max_new=count)
+    return np.asarray(answer.ids)

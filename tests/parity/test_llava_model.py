@@ -1,0 +1,190 @@
+"""A LLaVA-OneVision directory as a `Model`: prompts, streams, and older names of its weights."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from passes import LOGITS, Reference, close, one_pass
+from safetensors.numpy import load_file, save_file
+
+from jaxmem.memory.full import full
+from jaxmem.models import llava_onevision as family
+from jaxmem.models.chat import around, read_chat
+from jaxmem.models.checkpoint import load
+from jaxmem.models.llava_onevision_model import load_model, read_pixels
+from jaxmem.models.step import make_prefix
+from jaxmem.session import Packer
+from jaxmem.stream import ask, init_carry, make_program, question_rows, spec_of, stream
+
+tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2")
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
+    "{% for c in m['content'] if c['type'] == 'video' %}{{ '<video>\n' }}{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = {2: "<unk>", 3: "<image>", 4: "<video>", 5: "<|im_start|>", 6: "<|im_end|>"}
+WORDS = ("user", "assistant", "what", "is", "shown")
+
+
+@pytest.fixture(scope="module")
+def folder(golden, tmp_path_factory):
+    """The reference checkpoint with a word tokenizer and a template like the public ones."""
+    source = golden / "hf" / "llava_onevision"
+    if not (source / "config.json").exists():
+        pytest.skip(f"no config.json in {source}")
+    target = tmp_path_factory.mktemp("llava") / "tiny-onevision"
+    shutil.copytree(source, target)
+    names = {**{i: f"w{i}" for i in range(100)}, **SPECIAL}
+    names |= {10 + i: word for i, word in enumerate(WORDS)}
+    model = tokenizers.models.WordLevel({n: i for i, n in names.items()}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(SPECIAL.values()))
+    tokenizer.save(str(target / "tokenizer.json"))
+    (target / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, 1]}))
+    return target
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder, dtype=jnp.float32, fps=2, max_new=5)
+
+
+def test_prompt_from_the_template(folder, model):
+    np.testing.assert_array_equal(model.prefix, [5, 10])
+    np.testing.assert_array_equal(model.tokenize("what is shown"), [4, 12, 13, 14, 6, 5, 11])
+    assert model.end == 6 and model.detokenize(np.array([12, 13, 6])) == "what is"
+    with pytest.raises(ValueError, match="2 times, expected once"):
+        model.tokenize("what is <video>")
+    with pytest.raises(ValueError, match="question is empty"):
+        model.tokenize("  ")
+
+
+def test_stream_is_the_offline_prompt(golden, folder, model):
+    """Prefix, five seconds in chunks of two, question: the logits and tokens of one pass."""
+    ref = Reference(golden / "hf" / "llava_onevision", family)
+    config, side = ref.config, ref.config.vision.side
+    rng = np.random.default_rng(0)
+    pieces = [
+        SimpleNamespace(
+            frames=rng.integers(0, 256, (2, side, side, 3), np.uint8),
+            samples=np.zeros(16_000, np.float32),
+        )
+        for _ in range(5)
+    ]
+    spec = spec_of(model.decoder, chunk=2 * model.tokens_per_piece, prefix=len(model.prefix))
+    program = make_program(model.decoder, full(120), spec)
+    decoder = model.params["decoder"]
+    before = question_rows(decoder, model.prefix, program=program, size=len(model.prefix))
+    prefix = make_prefix(decoder, model.decoder, before)
+    pack, carry = Packer(model, 2), init_carry(program)
+    for start in range(0, 5, 2):
+        chunk = jax.tree.map(lambda x: x[None], pack(pieces[start : start + 2]))
+        carry = stream(
+            model.params, carry, chunk, program=program, encode=model.encode, prefix=prefix
+        )
+    ids = model.tokenize("what is shown")
+    question = question_rows(decoder, ids, program=program)
+    answer = ask(model.params, carry, question, program=program, max_new=5, prefix=prefix)
+
+    pixels = np.concatenate([p.frames for p in pieces]).astype(np.float32) / 127.5 - 1
+    features = family.video_features(ref.params, config, jnp.asarray(pixels))
+    prompt = [*model.prefix, *[config.video] * len(features), *ids[1:]]
+    found = []
+    for _ in range(5):
+        plan = family.prompt_plan(config, prompt + found)
+        rows = family.prompt_rows(ref.params, config, plan, features)
+        _, _, out = one_pass(ref.params["decoder"], config.decoder, rows)
+        if not found:
+            close(answer.first, out[-1], LOGITS)
+        found.append(int(jnp.argmax(out[-1])))
+    np.testing.assert_array_equal(answer.ids, found)
+
+
+def test_a_tied_checkpoint_keeps_its_logits(golden, folder, model, tmp_path):
+    """The newline's row in the embedding is none of the output matrix."""
+    target = tmp_path / "tied"
+    shutil.copytree(folder, target)
+    raw = json.loads((target / "config.json").read_text())
+    raw["text_config"]["tie_word_embeddings"] = True
+    (target / "config.json").write_text(json.dumps(raw))
+    tied = load_model(target, dtype=jnp.float32)  # the stored head is ignored
+    stored = load_file(folder / "model.safetensors")
+    table = stored["language_model.model.embed_tokens.weight"]
+    np.testing.assert_array_equal(tied.params["decoder"]["head"]["kernel"], table.T)
+    rows = np.asarray(tied.params["decoder"]["embedding"]["embedding"])
+    np.testing.assert_array_equal(rows[4], stored["image_newline"])
+    np.testing.assert_array_equal(np.delete(rows, 4, 0), np.delete(table, 4, 0))
+
+
+OLDER = {
+    "transformers 4.52": lambda n: (
+        n.removeprefix("language_model.")
+        if "lm_head" in n
+        else "model." + n.replace("language_model.model.", "language_model.")
+    ),
+    "public -hf": lambda n: n.replace("vision_tower.", "vision_tower.vision_model."),
+    "LLaVA-NeXT": lambda n: (
+        n.replace("language_model.lm_head.", "lm_head.")
+        .replace("language_model.model.", "model.")
+        .replace("vision_tower.", "model.vision_tower.vision_tower.vision_model.")
+        .replace("multi_modal_projector.linear_1.", "model.mm_projector.0.")
+        .replace("multi_modal_projector.linear_2.", "model.mm_projector.2.")
+        .replace("image_newline", "model.image_newline")
+    ),
+}
+
+
+@pytest.mark.parametrize("older", OLDER.values(), ids=OLDER)
+def test_older_names(golden, tmp_path, older):
+    ref = Reference(golden / "hf" / "llava_onevision", family)
+    tensors = load_file(ref.folder / "model.safetensors")
+    renamed = {older(name): tensor for name, tensor in tensors.items()}
+    assert set(renamed) != set(tensors) and len(renamed) == len(tensors)
+    renamed["vision_tower.vision_model.head.probe"] = np.zeros((1, 1, 32), np.float32)
+    save_file(renamed, tmp_path / "model.safetensors")
+    table = family.weight_table(ref.config)
+    ignore = family.ignored(ref.config)
+    params = load(tmp_path, table, renames=family.RENAMES, ignore=ignore)
+    jax.tree.map(np.testing.assert_array_equal, params, ref.params)
+
+
+def test_template_files(folder, tmp_path):
+    target = tmp_path / "x"
+    shutil.copytree(folder, target)
+    (target / "chat_template.json").unlink()
+    (target / "generation_config.json").unlink()
+    with pytest.raises(ValueError, match="no chat template in"):
+        read_chat(target)
+    settings = {"eos_token": {"content": "<|im_end|>"}, "chat_template": TEMPLATE}
+    (target / "tokenizer_config.json").write_text(json.dumps(settings))
+    chat = read_chat(target)
+    assert chat.end == 6 and around(chat, "what", 4)[0].tolist() == [5, 10]
+    settings["chat_template"] = [{"name": "default", "template": "{{ bos_token }}<video> is"}]
+    (target / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert around(read_chat(target), "what", 4)[1].tolist() == [13]
+    (target / "chat_template.jinja").write_text("{{ raise_exception('no videos') }}")
+    with pytest.raises(ValueError, match="cannot write this prompt: no videos"):
+        around(read_chat(target), "what", 4)
+    (target / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"no tokenizer\.json in"):
+        read_chat(target)
+
+
+def test_normalisation_and_frame_rate(folder, tmp_path):
+    assert read_pixels(tmp_path).mean == (0.5, 0.5, 0.5)
+    settings = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "rescale_factor": 0.01}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    found = read_pixels(tmp_path)(jnp.full((1, 2, 2, 3), 50, jnp.uint8))
+    np.testing.assert_allclose(found, np.full((1, 2, 2, 3), 2.0), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"whole number of frames in each second, got 0\.5"):
+        load_model(folder, fps=0.5)

@@ -1,0 +1,223 @@
+"""Qwen2.5-Omni's Thinker against transformers: features, positions, logits, tokens, streams."""
+
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from passes import FEATURES, HIDDEN, LOGITS, Reference, bounds, close, greedy, in_chunks, one_pass
+
+from jaxmem.models import qwen2_5_omni as family
+from jaxmem.models import qwen2_5_omni_layout as lay
+from jaxmem.models.prompt import fill
+from jaxmem.models.qwen_audio import encode_audio, token_count
+
+
+@pytest.fixture(scope="module")
+def ref(golden):
+    return Reference(golden / "hf" / "qwen2_5_omni_thinker", family)
+
+
+@pytest.fixture(scope="module")
+def clips(ref):
+    """Log-mel frames of every clip, without padding."""
+    pairs = zip(ref["input_features"], ref["feature_attention_mask"], strict=True)
+    return [mel.T[mask == 1] for mel, mask in pairs]
+
+
+@pytest.fixture(scope="module")
+def sound(ref, clips):
+    """Features of all clips, and the outputs of the audio encoder's blocks."""
+    config = ref.config.sound
+    run = partial(encode_audio, config=config, taps=range(config.stack.depth))
+    return jax.jit(run)(ref.params["audio"], clips=clips)
+
+
+@pytest.fixture(scope="module")
+def features(ref, sound):
+    grids = ref.grids("video_grid_thw")
+    seen = family.encode(ref.params, ref.config, ref["pixel_values_videos"], grids)
+    return seen, jnp.concatenate([seen, sound[0]])
+
+
+def media_of(ref):
+    return {
+        "videos": ref.grids("video_grid_thw"),
+        "seconds": [float(s) for s in ref["video_second_per_grid"]],
+        "sounds": ref["audio_token_counts"].tolist(),
+    }
+
+
+def prompt(ref):
+    return lay.prompt_plan(ref.config.layout, ref.ids(0), **media_of(ref))
+
+
+def test_vision_features(ref, features):
+    close(features[0], ref["video_features"], FEATURES)
+
+
+def test_audio(ref, clips, sound):
+    found, tapped = sound
+    close(found, ref["audio_features"], FEATURES)
+    for i, h in enumerate(tapped):
+        close(h, ref[f"audio_layer{i}_out"], FEATURES)
+    counts = [token_count(ref.config.sound, len(clip)) for clip in clips]
+    np.testing.assert_array_equal(counts, ref["audio_token_counts"])
+
+
+def test_windows_of_sound_come_one_by_one(ref, clips):
+    """A stream that encodes each window by itself gets the features of the whole clip."""
+    config, size = ref.config.sound, 2 * ref.config.sound.window
+    clip = max(clips, key=len)
+    whole, _ = encode_audio(ref.params["audio"], config, [clip])
+    parts = [clip[start : start + size] for start in range(0, len(clip), size)]
+    found = [encode_audio(ref.params["audio"], config, [part])[0] for part in parts[:-1]]
+    found = jnp.concatenate(found)
+    close(found, whole[: len(found)], FEATURES)
+
+
+def test_positions(ref):
+    pos, after = lay.positions(ref.config.layout, ref.ids(0), **media_of(ref))
+    np.testing.assert_array_equal(pos.T, ref["position_ids"][:, 0])
+    assert after == len(pos) + int(ref["rope_deltas"][0, 0])
+
+
+def test_layout(ref):
+    """The tokens of the video with sound are those of the official processor."""
+    layout, ids = ref.config.layout, ref.ids(0)
+    media = media_of(ref)
+    found = lay.mixed_ids(layout, media["videos"][0], media["seconds"][0], media["sounds"][1])
+    start = int(np.flatnonzero(ids == layout.vision_start)[0])
+    np.testing.assert_array_equal(found, ids[start : start + len(found)])
+
+
+def test_one_pass(ref, features):
+    rows = fill(ref.params["decoder"], prompt(ref), features[1])
+    inputs, outputs, out = one_pass(ref.params["decoder"], ref.config.decoder, rows)
+    close(inputs[0], ref.at("lm0_in", 0), HIDDEN)
+    for i, h in enumerate(outputs):
+        close(h, ref.at(f"lm{i}_out", 0), HIDDEN)
+    close(out, ref.at("logits", 0), LOGITS)
+
+
+@pytest.mark.parametrize("size", [7, 16])
+def test_stream(ref, features, size):
+    """Chunks of any length through `full` memory give the logits of the one pass."""
+    plan = prompt(ref)
+    starts = bounds(len(plan.ids), size)
+    found, _, _ = in_chunks(
+        ref.params["decoder"], ref.config.decoder, plan, features[1], None, starts, size
+    )
+    close(found, ref.at("logits", 0), LOGITS)
+
+
+def test_greedy(ref, features):
+    expected = ref["greedy_tokens"][0]
+    found = greedy(
+        ref.params["decoder"], ref.config.decoder, prompt(ref), features[1], None, len(expected)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def turns_of(times, every):
+    """The released loop."""
+    found, start, chunk = [], 0, 1
+    for i, time in enumerate(times):
+        if time >= chunk * every:
+            found.append((start, i))
+            start, chunk = i, chunk + 1
+    return [*found, (start, len(times))]
+
+
+@pytest.mark.parametrize("step", [1, 4, 10, 23, 61])
+def test_turns(step):
+    """Also where a frame jumps over one or several boundaries."""
+    times = np.repeat(np.arange(9) * step, 4)
+    found = [(s.start, s.stop) for s in lay.turns_of(times, 10)]
+    assert found == turns_of(times, 10)
+
+
+def stream(layout, chunks, grid, seconds, sounds, begin):
+    """Ids and positions of a video with sound fed chunk by chunk, and of the token behind it."""
+    at, ids, pos, left = np.full(3, begin, np.int32), [], [], sounds
+    frames, rows, columns = grid
+    for chunk in range(chunks):
+        count = min(left, layout.chunk_ticks)
+        part = lay.video_chunk(layout, chunk, rows, columns, seconds, count, end=frames)
+        assert part.rel.dtype == part.span.dtype == np.int32
+        ids.append(part.ids)
+        pos.append(at + part.rel)
+        at, left = at + part.span, left - count
+    behind = at + lay.after_video(layout, chunks, grid, seconds, sounds)
+    return np.concatenate(ids), np.concatenate(pos), behind
+
+
+@pytest.mark.parametrize(
+    "seconds, frames, sounds",
+    [(1.0, 6, 30), (1.0, 5, 22), (Fraction(2, 3), 8, 25), (Fraction(4, 5), 5, 17), (0.5, 8, 20)],
+)
+def test_stream_has_the_positions_of_the_prompt(ref, seconds, frames, sounds):
+    layout, grid = ref.config.layout, (frames, 4, 6)
+    chunks = -(-sounds // layout.chunk_ticks)
+    whole = lay.mixed_ids(layout, grid, seconds, sounds)
+    pos, _ = lay.positions(layout, [9, *whole], videos=[grid], seconds=[seconds], sounds=[sounds])
+    ids, found, behind = stream(layout, chunks, grid, seconds, sounds, 2)
+    np.testing.assert_array_equal(ids, whole[2:-2])
+    np.testing.assert_array_equal(found, pos[3:-2])
+    np.testing.assert_array_equal(behind, pos[-2])
+
+
+@pytest.mark.parametrize("seconds", [Fraction(1), Fraction(2, 3)])
+def test_ten_hours(ref, seconds):
+    """Chunks of ten hours stand where one prompt over all of it would stand, in int32."""
+    layout = replace(ref.config.layout, ticks_per_second=25, chunk_ticks=50)
+    grid, sounds = (int(36_000 / seconds), 2, 4), 900_000
+    ids, found, behind = stream(layout, 18_000, grid, seconds, sounds, 2)
+    whole = lay.mixed_ids(layout, grid, seconds, sounds)
+    np.testing.assert_array_equal(ids, whole[2:-2])
+    pos, _ = lay.positions(layout, [9, *whole], videos=[grid], seconds=[seconds], sounds=[sounds])
+    np.testing.assert_array_equal(found, pos[3:-2])
+    np.testing.assert_array_equal(behind, pos[-2])
+    assert behind[0] == 2 + 900_000
+
+
+def test_prompts_without_turns(ref):
+    """Sound alone counts like text, a silent video by its clock, a picture has no clock."""
+    layout = ref.config.layout
+    heard, seen, shown = [layout.audio] * 3, [layout.video] * 4, [layout.image] * 2
+    ids = [9, layout.audio_start, *heard, layout.audio_end, *seen, 9, *shown, 9]
+    media = {"images": [(1, 2, 4)], "videos": [(2, 2, 4)], "seconds": [2.0], "sounds": [3]}
+    pos, after = lay.positions(layout, ids, **media)
+    clock = [0, 1, 2, 3, 4, 5, 6, 6, 16, 16, 17, 18, 18, 20]
+    np.testing.assert_array_equal(pos[:, 0], clock)
+    np.testing.assert_array_equal(pos[6:10, 2], [6, 7, 6, 7])
+    assert after == 21
+    plan = lay.prompt_plan(layout, ids, **media)
+    np.testing.assert_array_equal(plan.place, [-1, -1, 6, 7, 8, -1, 2, 3, 4, 5, -1, 0, 1, -1])
+
+
+def test_released_config(ref):
+    """The released file holds the Thinker's config under `thinker_config`."""
+    whole = {"model_type": "qwen2_5_omni", "thinker_config": ref.raw, "talker_config": {}}
+    assert family.read_config(whole) == ref.config
+
+
+def test_errors(ref):
+    layout, start = ref.config.layout, [ref.config.layout.vision_start]
+    with pytest.raises(ValueError, match="model_type 'qwen2_5_vl'"):
+        family.read_config({"model_type": "qwen2_5_vl"})
+    with pytest.raises(ValueError, match="none is left"):
+        lay.positions(layout, [*start, layout.audio_start])
+    with pytest.raises(ValueError, match="build them with `mixed_ids`"):
+        lay.positions(layout, [*start, layout.audio_start, 9], videos=[(1, 2, 2)], sounds=[4])
+    with pytest.raises(ValueError, match="0 videos and 1 clips are not in the prompt"):
+        lay.positions(layout, [9], sounds=[4])
+    with pytest.raises(ValueError, match="no frame lies in chunk 1"):
+        lay.frames_of(layout, 1, 10.0)
+    with pytest.raises(ValueError, match="at most 10 tokens of sound, got 11"):
+        lay.video_chunk(layout, 0, 2, 2, 1.0, 11)
+    with pytest.raises(ValueError, match=r"at least 3, 16\], got \(2, 16\)"):
+        encode_audio(ref.params["audio"], ref.config.sound, [jnp.zeros((2, 16))])
