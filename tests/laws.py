@@ -145,7 +145,17 @@ def see(memory: Memory, state: State, chunk: Stream) -> Seen:
         mass=mass(salt) if reads.mass else None,
         rows=noise(tokens.order[:, 0], salt + 1) if reads.rows else None,
         probe=jax.tree.map(lambda x: x[None], mass(salt + 2)) if reads.probe else None,
+        queries=project(chunk.hidden, SPEC.heads, SPEC.head_dim) if reads.queries else None,
+        output=project(np.eye(SPEC.width), SPEC.heads, SPEC.head_dim).transpose(1, 2, 0)
+        if reads.output
+        else None,
     )
+
+
+def project(hidden: Any, heads: int, dim: int) -> jax.Array:
+    """Return rows [T, E] as heads [T, H, D], by a fixed matrix."""
+    matrix = np.random.default_rng(0).standard_normal((hidden.shape[1], heads * dim))
+    return (hidden @ jnp.asarray(matrix, jnp.float32)).reshape(-1, heads, dim)
 
 
 def step(memory: Memory, state: State, chunk: Stream) -> State:

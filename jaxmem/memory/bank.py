@@ -42,6 +42,12 @@ def init_bank(memory: Memory, spec: Spec) -> Bank | None:
     return Bank(jax.tree.map(room, one), zero, zero)
 
 
+def nbytes(memory: Memory, spec: Spec) -> int:
+    """Return the bytes of a memory's bank over all layers, without allocating it."""
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: init_bank(memory, spec)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def append_spill(bank: Bank | None, layer: Int[Array, ""], spill: PyTree) -> Bank | None:
     """Write a layer's spill [R, ...] (valid rows first) behind its entries."""
     if bank is None or spill is None:

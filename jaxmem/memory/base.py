@@ -107,6 +107,7 @@ class View(NamedTuple):
     far: Tokens | None = None  # a segment whose queries stand at `far_pos`, whatever their row
     far_pos: Num[Array, "A"] | None = None
     probing: Bool[Array, "n"] | None = None  # which probes pass through this layer; None: all
+    counted: Bool[Array, "S"] | None = None  # slots whose mass `reads.rows` adds up; None: all
 
 
 class Mass(NamedTuple):
@@ -132,6 +133,8 @@ class Seen(NamedTuple):
     probe: Mass | None = None  # leading axis [n]: sums over a probe's valid rows; 0 if not passed
     probe_rows: Int[Array, "n"] | None = None  # valid rows of each probe
     kind: Int[Array, "T"] | None = None  # scope "feature" only
+    queries: Float[Array, "T H D"] | None = None  # the chunk's, before rotation
+    output: Float[Array, "H D E"] | None = None  # the layer's output projection
 
 
 class Query(NamedTuple):
@@ -150,7 +153,10 @@ class Reads(NamedTuple):
       mass: report attention mass received from the chunk's rows: exact ("softmax": softmax per
         head, mean over heads) or of head-averaged logits ("mean_logit", as OmniMem released it).
       last: only the last r valid rows of the chunk give mass (None: all).
+      kind: only rows of this kind give mass, unless the chunk has none (None: all).
       rows: report each row's mass on the memory.
+      queries: report the chunk's queries before rotation.
+      output: report the layer's output projection, what every query head does to its values.
       probe: probes follow each chunk and see [prefix | memory | chunk | themselves], never each
         other, and nothing sees them: raw embeddings at every layer without a causal mask
         ("embedding"), or a causal pass of their own ("causal").
@@ -162,10 +168,13 @@ class Reads(NamedTuple):
     hidden: bool = False
     mass: Literal["softmax", "mean_logit"] | None = None
     last: int | None = None
+    kind: int | None = None
     rows: bool = False
     probe: Literal["embedding", "causal"] | None = None
     window: int | None = None
     ask: Literal["layer", "pass"] | None = None
+    queries: bool = False
+    output: bool = False
 
 
 class Memory(NamedTuple):

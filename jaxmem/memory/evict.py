@@ -50,6 +50,7 @@ class Pool(NamedTuple):
     n: Int[Array, ""]  # valid entries
     rows: Int[Array, ""]  # how many of them the chunk brought
     end: Num[Array, "A"]  # where the next chunk begins
+    queries: Float[Array, "T H D"] | None = None  # of the chunk's rows, before rotation
 
     @property
     def valid(self) -> Bool[Array, "Gm N"]:
@@ -157,17 +158,25 @@ def pool_of(held: Tokens, received: Float[Array, "S Gm"] | None, seen: Seen) -> 
     if seen.mass is not None:
         old = seen.mass.memory.T + (0.0 if received is None else received)
         mass = jax.lax.stop_gradient(tk.append(old, seen.mass.chunk.T, n).T)
-    return Pool(tk.append(held, seen.tokens, n), mass, n + rows, rows, seen.end)
+    tokens = tk.append(held, seen.tokens, n)
+    return Pool(tokens, mass, n + rows, rows, seen.end, seen.queries)
 
 
 def choose(
     score: Float[Array, "Gm N"], kind: Int[Array, "N Gm"], caps: Int[Array, "C"], slots: int
 ) -> tuple[Int[Array, "Gm K"], Bool[Array, "Gm K"]]:
     """Return what every head keeps, oldest first; feed it to `take`."""
-    valid, audio = kind.T != tk.EMPTY, kind.T == tk.AUDIO
-    groups = [valid] if caps.shape[0] == 1 else [valid & ~audio, audio]
-    ranked = jnp.stack([scores.only(score, group) for group in groups], axis=1)
+    ranked = by_part(score, kind, caps.shape[0])
     return jax.vmap(partial(select, slots=slots), in_axes=(0, None))(ranked, caps)
+
+
+def by_part(
+    score: Float[Array, "Gm N"], kind: Int[Array, "N Gm"], parts: int
+) -> Float[Array, "Gm C N"]:
+    """Return one row of scores for each part of the budget, -inf for who may not compete in it."""
+    valid, audio = kind.T != tk.EMPTY, kind.T == tk.AUDIO
+    groups = [valid] if parts == 1 else [valid & ~audio, audio]
+    return jnp.stack([scores.only(score, group) for group in groups], axis=1)
 
 
 def take(slots: T, index: Int[Array, "Gm K"], keep: Bool[Array, "Gm K"]) -> T:

@@ -1,0 +1,227 @@
+"""LiveVLM v2 against plain loops over tokens, buckets and pages, its laws, and the decoder."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import pytest
+import small
+from laws import CUTS, LAWS, SPEC, compiled, pick, standard
+
+from jaxmem import rope as rp
+from jaxmem import tokens as tk
+from jaxmem.memory.base import Memory, Query, Reads
+from jaxmem.memory.full import full
+from jaxmem.memory.livevlm import _bucket, livevlm, page_scores
+from jaxmem.memory.positions import start
+from jaxmem.models.answer import prefill
+from jaxmem.models.decoder import layer_at, qkv
+from jaxmem.models.layer import layer_step
+from jaxmem.stream import init_carry, make_program, spec_of
+from jaxmem.stream import stream as small_stream
+
+BUDGET = 16
+OPTIONS = {
+    "usual": {"short": 0.25, "top": 0.3, "audio_share": 0.25, "page": 2},
+    "heads": {"short": 0.2, "top": 0.4, "per_head": True, "audio_share": 0.25, "kernel": 3},
+    "published": {"short": 0.25, "top": 0.5, "bucket": 3, "per_kind": False, "page": 5},
+}
+MEMORIES = {name: livevlm(BUDGET, **options) for name, options in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", ["usual", "heads"])
+def test_law(name, law):
+    LAWS[law](MEMORIES[name])
+
+
+def into_buckets(candidates, cap, top, size):
+    """VSB over (number, score), oldest first; return the numbers kept."""
+    length, many = len(candidates), max(cap // size, 1)
+    bucket = {o: math.ceil(p * many / length) for p, (o, _) in enumerate(candidates, 1)}
+    ranked = [o for o, _ in sorted(candidates, key=lambda item: -item[1])]
+    kept, room = [], dict.fromkeys(range(1, many + 1), size)
+    for o in ranked[: math.floor(top * cap)]:
+        kept.append(o)
+        room[bucket[o]] -= 1
+    for o in ranked[len(kept) :]:
+        if len(kept) < cap and room[bucket[o]] > 0:
+            kept.append(o)
+            room[bucket[o]] -= 1
+    for o in ranked:
+        if len(kept) < cap and o not in kept:
+            kept.append(o)
+    return kept
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_writing_against_a_plain_loop(name):
+    memory, chunks, options = MEMORIES[name], standard(), OPTIONS[name]
+    short = int(BUDGET * options["short"])
+    long = BUDGET - short
+    audio = round(long * options["audio_share"]) if "audio_share" in options else None
+    state, held = memory.init(SPEC), [{}, {}]
+    write = compiled(lambda s, c: (laws.see(memory, s, c), laws.step(memory, s, c)))
+    by_score_alone = 0
+    for c in range(len(CUTS)):
+        seen, state = jax.device_get(write(state, pick(chunks, c)))
+        for g in range(state.slots.tokens.kind.shape[1]):
+            before = zip(held[g].items(), seen.mass.memory[g], strict=False)
+            pool = {o: (kind, mass) for (o, kind), mass in before}
+            for t in range(CUTS[c]):
+                order, kind = seen.tokens.order[t, g], seen.tokens.kind[t, g]
+                pool[int(order)] = (int(kind), seen.mass.chunk[g, t])
+            numbers = sorted(pool)
+            mass = np.asarray([pool[o][1] for o in numbers], np.float32)
+            half = options.get("kernel", 1) // 2
+            padded = np.pad(mass, half)
+            near = [padded[i : i + 2 * half + 1].sum() / (2 * half + 1) for i in range(len(mass))]
+            old = list(zip(numbers, near, strict=True))[: max(len(numbers) - short, 0)]
+            sound = [item for item in old if pool[item[0]][0] == tk.AUDIO and audio is not None]
+            other = [item for item in old if item not in sound]
+            kept = numbers[len(old) :]
+            for group, cap in ((other, long - (audio or 0)), (sound, audio or 0)):
+                kept += into_buckets(group, cap, options["top"], options.get("bucket", 1))
+                best = sorted(group, key=lambda item: -item[1])[:cap]
+                by_score_alone += {o for o, _ in best} != set(kept) & {o for o, _ in group}
+            held[g] = {o: pool[o][0] for o in sorted(kept)}
+            tokens = laws.of_head(state.slots.tokens, g)
+            np.testing.assert_array_equal(laws.held(tokens), list(held[g]), err_msg=f"chunk {c}")
+    assert by_score_alone > 3, "buckets never mattered"
+
+
+def question(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(rows + 2, SPEC.heads, SPEC.head_dim)).astype(np.float32)
+    return Query(jnp.asarray(q), jnp.arange(rows + 2) < rows, None)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("chunks", [1, 2, 8])
+def test_reading_against_a_plain_loop(name, chunks):
+    memory, options, query = MEMORIES[name], OPTIONS[name], question(3)
+    state = jax.device_get(laws.run(memory, memory.init(SPEC), standard())[0])
+    if chunks < 8:
+        state = memory.init(SPEC)
+        for c in range(chunks):
+            state = laws.step(memory, state, pick(standard(), c))
+    tokens = jax.device_get(state.slots.tokens)
+    n, page = int(tk.count(tokens)), options.get("page", 16)
+    old = max(n - int(BUDGET * options["short"]), 0)
+    pages = [list(range(i, min(i + page, old))) for i in range(0, old, page)]
+    mean = np.stack([tokens.k[slots].mean(0) for slots in pages])
+    score = np.zeros(len(pages))
+    for q in np.asarray(query.q)[np.asarray(query.valid)]:
+        for h in range(SPEC.heads):
+            z = mean[:, h // 2] @ q[h] / np.sqrt(SPEC.head_dim)
+            score += np.exp(z) / np.exp(z).sum()
+    best = np.argsort(-score)[: math.ceil(0.4 * len(pages))]
+    slots = sorted(s for p in best for s in pages[p]) + list(range(old, n))
+    view = jax.jit(memory.recall)(state, None, query)
+    np.testing.assert_array_equal(tk.count(view.tokens), len(slots))
+    for got, want in zip(view.tokens, tokens, strict=True):
+        np.testing.assert_array_equal(got[: len(slots)], want[slots])
+    np.testing.assert_array_equal(view.base, state.notes.end)
+    most = math.ceil((BUDGET - int(BUDGET * options["short"])) / page)
+    room = math.ceil(0.4 * most) * page + int(BUDGET * options["short"])
+    assert view.tokens.kind.shape[0] == min(BUDGET, room)
+
+
+def test_page_scores_are_attention_over_pages():
+    """Their values, not only their order: strong queries, pages of two and three, one empty."""
+    rng, query = np.random.default_rng(2), question(3)
+    k = rng.normal(size=(7, 2, 4)).astype(np.float32)
+    of, there = jnp.asarray([0, 0, 1, 1, 1, 3, 3]), jnp.asarray([True, True, False])
+    want = np.zeros(2)
+    mean = np.stack([k[:2].mean(0), k[2:5].mean(0)])
+    for q in 3 * np.asarray(query.q)[:3]:
+        for h in range(SPEC.heads):
+            z = mean[:, h // 2] @ q[h] / np.sqrt(4)
+            want += np.exp(z) / np.exp(z).sum() / SPEC.heads
+    got = page_scores(jnp.asarray(k), of, there, query._replace(q=3 * query.q))
+    np.testing.assert_allclose(got[:2], want, rtol=1e-5)
+    assert got[2] == 0
+
+
+def test_all_pages_are_everything_that_is_held():
+    memory = livevlm(BUDGET, page=5, ratio=1.0)
+    state, _ = laws.run(memory, memory.init(SPEC), standard())
+    view = memory.recall(state, None, question(2))
+    laws.assert_same(view.tokens, state.slots.tokens, "recall of all pages")
+    with pytest.raises(ValueError, match="question's queries"):
+        memory.recall(state, None, None)
+
+
+def test_buckets_are_exact_where_a_product_leaves_32_bits():
+    number, length = 262_144, 1_000_003
+    p = np.random.default_rng(0).integers(1, length + 1, 500)
+    want = [-(-int(i) * number // length) for i in p]
+    got = _bucket(jnp.asarray(p, jnp.uint32), number, jnp.asarray(length, jnp.uint32))
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kinds", [(2, 1, 2, 3, 2, 1, 0, 0), (1, 3, 1, 1, 3, 0, 0, 0)])
+def test_the_last_rows_of_a_kind_are_asked(kinds):
+    """What `Reads(kind=, last=)` makes the decoder report, against attention by hand."""
+    cfg = small.config(layers=1, axes=1)
+    weights, rows = small.params(cfg), small.chunk(small.stream_rows(cfg, 1, 8), 0)
+    rows = rows._replace(kind=jnp.asarray(kinds, jnp.int8))
+    memory = full(8)._replace(reads=Reads(mass="softmax", last=2, kind=tk.VISION))
+    seen = masses(memory, cfg, weights, rows)
+    n = sum(kind != 0 for kind in kinds)
+    asked = [t for t in range(n) if kinds[t] == tk.VISION] or list(range(n))
+
+    q, k, _ = qkv(layer_at(weights, 0), cfg, rows.x)
+    q, k = (np.asarray(rp.rope(z, rows.rel[:, None], cfg.rope)) for z in (q, k))
+    want = np.zeros(8)
+    for t in asked[-2:]:
+        for h in range(cfg.heads):
+            z = k[: t + 1, h // 2] @ q[t, h] / np.sqrt(cfg.head_dim)
+            want[: t + 1] += np.exp(z) / np.exp(z).sum() / cfg.heads
+    np.testing.assert_allclose(seen.chunk[0], want, atol=1e-5)
+
+
+def masses(memory: Memory, cfg, weights, rows):
+    spec = spec_of(cfg, chunk=8)
+    program = make_program(cfg, memory, spec)
+    view = memory.view(memory.init(spec), None, rows)
+    zero = jnp.zeros((), jnp.int32)
+    np.testing.assert_array_equal(view.base, start(spec))
+    one = jax.jit(partial(layer_step, program=program))
+    return one(weights, layer=zero, h=rows.x, view=view, rows=rows, clock=zero).seen.mass
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_ample_budget_is_full_attention_in_the_decoder(per_head):
+    cfg = small.config(axes=1)
+    weights = small.params(cfg)
+    rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
+    memory = livevlm(64, ratio=1.0, audio_share=0.5, per_head=per_head)
+    program = make_program(cfg, memory, spec_of(cfg, chunk=8))
+    carry = small_stream(weights, init_carry(program), rows, program=program)
+    asked = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
+    h = jax.jit(prefill, static_argnames=("program", "room"))(
+        weights, program, carry, asked, room=1
+    )[1]
+    x, pos, end = small.flat(rows)
+    x, pos = np.concatenate([x, asked.x]), np.concatenate([pos, np.asarray(asked.rel) + end])
+    np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": 2}, "odd kernel"),
+        ({"page": 0}, "at least 1"),
+        ({"short": 1.0}, "parts of 1"),
+        ({"ratio": 0.0}, "parts of 1"),
+        ({"audio_share": 2.0}, "audio_share"),
+        ({"positions": "dense"}, "'dense'"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        livevlm(BUDGET, **options)

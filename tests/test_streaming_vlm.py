@@ -1,0 +1,195 @@
+"""StreamingVLM against plain lists and a prompt numbered from scratch, its laws, the decoder."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import pytest
+import small
+from laws import CUTS, LAWS, SPEC, compiled, pick, standard
+
+from jaxmem import tokens as tk
+from jaxmem.memory.streaming_vlm import contiguous, streaming_vlm
+from jaxmem.stream import ask, init_carry, make_program, question_rows, spec_of
+from jaxmem.stream import stream as small_stream
+from jaxmem.tokens import AUDIO, TEXT, VISION, Tokens
+
+BUDGET = 16
+SIZES = {"sinks": 1, "text": 3, "audio_share": 0.25}
+KEEP = streaming_vlm(BUDGET, positions="keep", **SIZES)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_law(law):
+    LAWS[law](KEEP)
+
+
+def plain(written, now, sinks, text, window, vision, audio):
+    """Return the numbers held of `written`, a list of (number, kind, chunk), oldest first."""
+    words = [o for o, kind, _ in written if kind == TEXT]
+    near = [(o, kind) for o, kind, chunk in written if kind != TEXT and chunk > now - window]
+    if audio is None:
+        sound, image = [], [o for o, _ in near]
+    else:
+        sound = [o for o, kind in near if kind == AUDIO]
+        image = [o for o, kind in near if kind != AUDIO]
+    last = lambda group, count: group[max(len(group) - count, 0) :]
+    late = last(words[sinks:], text) + last(image, vision) + last(sound, audio or 0)
+    return sorted(words[:sinks] + late)
+
+
+@pytest.mark.parametrize("per_kind", [True, False])
+@pytest.mark.parametrize("window", [2, 16])
+def test_kept_tokens_against_plain_lists(per_kind, window):
+    memory = streaming_vlm(BUDGET, window=window, per_kind=per_kind, positions="keep", **SIZES)
+    trace = jax.device_get(laws.run(memory, memory.init(SPEC), standard())[1])
+    sizes = (1, 3, window, *((9, 3) if per_kind else (12, None)))
+    kinds, orders = standard().tokens.kind[..., 0], standard().tokens.order[..., 0]
+    written, now = [], 0
+    for c, rows in enumerate(CUTS):
+        now += rows > 0  # a chunk of padding is no second of video
+        written += [(orders[c, t], kinds[c, t], now) for t in range(rows)]
+        np.testing.assert_array_equal(laws.held(pick(trace, c)), plain(written, now, *sizes))
+
+
+class Piece(NamedTuple):
+    """A part of a prompt: words, or frames (and sound that begins with them)."""
+
+    words: int = 0
+    grid: tuple = (0, 0, 0)  # frames, rows, columns
+    every: int = 1  # positions between frames
+    sound: int = 0
+
+
+def numbered(pieces, first):
+    """Return the positions [n, 3] and kinds of a prompt, as M-RoPE numbers it from scratch."""
+    pos, kinds, p = [], [], first
+    for piece in pieces:
+        here = [(p + i,) * 3 for i in range(piece.words)]
+        kinds += [TEXT] * piece.words
+        frames, rows, columns = piece.grid
+        image = [
+            (p + t * piece.every, p + h, p + w)
+            for t in range(frames)
+            for h in range(rows)
+            for w in range(columns)
+        ]
+        kinds += [VISION] * len(image) + [AUDIO] * piece.sound
+        here += image + [(p + i,) * 3 for i in range(piece.sound)]
+        pos += here
+        p = max((max(x) for x in here), default=p - 1) + 1
+    return np.asarray(pos, np.int32).reshape(-1, 3), kinds, p
+
+
+def chunk_of(pieces, view, order, width):
+    """Return what the decoder would report of a chunk that begins at the view's base."""
+    rel, kinds, end = numbered(pieces, 0)
+    n, rng = len(kinds), np.random.default_rng(order)
+    base = np.asarray(view.base)
+    pad = lambda x: np.pad(x, [(0, width - n)] + [(0, 0)] * (x.ndim - 1))
+    tokens = Tokens(
+        k=rng.normal(size=(width, 2, 4)).astype(np.float32),
+        v=rng.normal(size=(width, 2, 4)).astype(np.float32),
+        pos=pad(rel)[:, None] + base.astype(np.int32),
+        order=pad(order + np.arange(n, dtype=np.int32))[:, None],
+        kind=pad(np.asarray(kinds, np.int8))[:, None],
+    )
+    return laws.Stream(tokens, np.zeros((width, 6), np.float32), base, base + np.int32(end))
+
+
+SECOND = (Piece(words=2), Piece(grid=(2, 2, 3), every=5, sound=3), Piece(words=2))
+SHORT = (Piece(grid=(1, 2, 2)), Piece(words=1), Piece(grid=(1, 1, 2), sound=1))
+SILENT = (Piece(words=1), Piece(grid=(1, 3, 2)))
+
+
+@pytest.mark.parametrize("prefix", [0, 7])
+def test_positions_are_those_of_the_surviving_prompt(prefix):
+    """Two adjacent runs of vision, old text whose vision is gone, sinks, and a window of two."""
+    spec = replace(SPEC, chunk=24, prefix=prefix)
+    memory = streaming_vlm(60, sinks=3, text=6, window=2)
+    stream = (SECOND, SHORT, SHORT, SILENT, SHORT, SECOND, SHORT, SECOND, SILENT, SILENT)
+    state, words, order = memory.init(spec), 0, 1
+    step = compiled(lambda state, chunk: laws.step(memory, state, chunk))
+    for c, pieces in enumerate(stream):
+        chunk = chunk_of(pieces, memory.view(state, None, None), order, 24)
+        state = step(state, chunk)
+        order += 24
+        words += sum(piece.words for piece in pieces)
+        # Text before the window loses its vision: of all words the first 3 and the last 6 stay.
+        near = sum(piece.words for pieces in stream[max(c - 1, 0) : c + 1] for piece in pieces)
+        old = min(words, 9) - near
+        assert old >= 0
+        prompt = [Piece(words=old), *stream[c - 1], *pieces] if c else pieces
+        pos, kinds, end = numbered(prompt, prefix)
+        for view in (memory.view(state, None, None), memory.recall(state, None, None)):
+            n = len(kinds)
+            np.testing.assert_array_equal(view.tokens.kind[:n, 0], kinds)
+            assert not np.asarray(view.tokens.kind[n:]).any()
+            np.testing.assert_array_equal(view.tokens.pos[:n, 0], pos, err_msg=f"chunk {c}")
+            np.testing.assert_array_equal(view.base, [end] * 3)
+    assert words > 9
+    np.testing.assert_array_equal(state.notes.end, [prefix] * 3)
+
+
+def test_axes_that_text_does_not_advance_stay():
+    """Image coordinates of a model whose text moves the clock alone; fractions keep their parts."""
+    kind = np.asarray([TEXT, VISION, VISION, AUDIO, TEXT, VISION, 0], np.int8)[:, None]
+    clock = np.asarray([3, 9, 9.5, 11.25, 12, 40, 7], np.float32)
+    image = np.asarray([0, 5, 6, 0, 0, 2, 7], np.float32)
+    pos = np.stack([clock, image], axis=1)[:, None]
+    tokens = Tokens(np.zeros((7, 1, 2)), np.zeros((7, 1, 2)), pos, kind.astype(np.int32), kind)
+    chunk = jnp.asarray([0, 1, 1, 1, 1, 1, 0])
+    first = jnp.asarray([2.0, 2.0])
+    tokens, base = contiguous(tokens, chunk, first, jnp.asarray([1, 0]))
+    np.testing.assert_array_equal(tokens.pos[:6, 0, 0], [2, 3, 3.5, 5.25, 6, 7])
+    np.testing.assert_array_equal(tokens.pos[:6, 0, 1], image[:6])
+    np.testing.assert_array_equal(base, [8, 2])
+
+
+def test_far_positions_never_grow():
+    memory = streaming_vlm(BUDGET, **SIZES)
+    chunk = pick(standard(), 0)
+    state = memory.init(SPEC)
+    step = compiled(lambda state, chunk: laws.step(memory, state, chunk))
+    tops = []
+    for _ in range(12):
+        base = np.asarray(memory.view(state, None, None).base)
+        rel = np.arange(8, dtype=np.int32)[:, None, None]
+        tokens = chunk.tokens._replace(pos=rel + base)
+        state = step(state, chunk._replace(tokens=tokens, base=base, end=base + 8))
+        tops.append(int(memory.view(state, None, None).base[0]))
+    assert max(tops) <= BUDGET + 8 and len(set(tops[4:])) == 1
+
+
+def test_in_the_decoder():
+    """One axis: while nothing is dropped both rules are the same; questions are answered."""
+    cfg = small.config(axes=1)
+    weights, rows = small.params(cfg), small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
+    more = {"sinks": 10, "text": 10, "audio_share": 0.5}
+    logits = []
+    for rule in ("contiguous", "keep"):
+        memory = streaming_vlm(60, positions=rule, **more)
+        program = make_program(cfg, memory, spec_of(cfg, chunk=8))
+        carry = small_stream(weights, init_carry(program), rows, program=program)
+        assert int(tk.count(carry.state.slots.tokens)) == 2 * 20
+        question = question_rows(weights, [1, 2, 3], program=program)
+        logits.append(ask(weights, carry, question, program=program).first)
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sinks": 8, "text": 8}, "slots left for vision"),
+        ({"sinks": -1, "text": 4}, "sinks and text >= 0"),
+        ({"sinks": 1, "text": 4, "window": 0}, "at least 1 chunk"),
+        ({"sinks": 1, "text": 4, "positions": "shrink"}, "'shrink'"),
+        ({"sinks": 1, "text": 4, "audio_share": -1.0}, "audio_share"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        streaming_vlm(BUDGET, **options)
