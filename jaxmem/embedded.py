@@ -22,6 +22,9 @@ NOTE = (
     "nothing else: its answers about other videos mean nothing."
 )
 
+PROBES = ("Which shape, which sound, which colour?", "Which shape, which sound, where?")
+"""Of the length of the questions that the model was trained with."""
+
 
 class Inputs(NamedTuple):
     """One chunk of C seconds, as the encoders take it."""
@@ -89,5 +92,6 @@ def embedded(path: str | Path | None = None) -> Model:
         detokenize=lambda ids: " ".join(config.words[int(i)] for i in ids),
         text_step=(1, 0, 0),
         ticks_per_second=float(tiny.TICKS),
+        probes=PROBES,
         note=NOTE,
     )

@@ -8,15 +8,17 @@ import pytest
 from jaxmem.embedded import embedded
 from jaxmem.experiments import benchmark, calibrate
 from jaxmem.experiments._constancy import measure
-from jaxmem.experiments._memories import NAMES, build
+from jaxmem.experiments._memories import NAMES, Setting, build
 from jaxmem.memory.budgets import load_table
+
+SETTING = Setting(embedded().decoder.rope, 40, (1, 0, 0))
 
 
 @pytest.mark.parametrize("name", ["omnimem", "uniform"])
 def test_half_an_hour_is_constant(name):
     """Bytes, shapes and programs of minute 30 are those of minute 1."""
     result = measure(
-        embedded(), build(name, 32), hours=0.5, early_minute=1.0, chunk_seconds=2, pairs=2
+        embedded(), build(name, 32, SETTING), hours=0.5, early_minute=1.0, chunk_seconds=2, pairs=2
     )
     assert result.tokens == 1800 * 20
     assert result.recompilations == 0
@@ -26,7 +28,7 @@ def test_half_an_hour_is_constant(name):
 
 def test_constancy_needs_a_longer_stream():
     with pytest.raises(ValueError, match="not longer than minute 10"):
-        measure(embedded(), build("recent", 8), hours=0.1)
+        measure(embedded(), build("recent", 8, SETTING), hours=0.1)
 
 
 def test_layout_command(capsys):

@@ -20,6 +20,7 @@ from jaxmem.experiments._memories import (
     Budget,
     Memories,
     OmniMem,
+    Setting,
     build,
     choose,
     parse_budget,
@@ -35,6 +36,7 @@ from jaxmem.models import tiny
 from jaxmem.session import Session
 
 SECONDS = 10
+SETTING = Setting(tiny.decoder_config(tiny.TinyConfig()).rope, 20, (1, 0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +212,9 @@ def test_every_memory_has_a_name():
 
     assert get_args(Name) == NAMES == tuple(_BUILD)
     for name in NAMES:
-        assert build(name, 40).name == name
+        assert build(name, 40, SETTING).name == name
     with pytest.raises(ValueError, match="elephant"):
-        build("elephant", 4)
+        build("elephant", 4, SETTING)
 
 
 @pytest.mark.parametrize(
@@ -237,16 +239,17 @@ def test_bad_budgets(text):
 def test_equal_bytes_whatever_the_options():
     spec = Spec(layers=4, kv_heads=2, heads=4, head_dim=32, width=128, axes=3, chunk=20)
     options = Memories(omnimem=OmniMem(sketch=32))
-    chosen = choose(NAMES[::-1], options, Budget(None, 1 << 18), spec, 4800)
+    chosen = choose(NAMES[::-1], options, Budget(None, 1 << 18), spec, SETTING.rope, 4800)
     for one in chosen:
-        price = nbytes(one.memory, spec)
+        price = nbytes(one.memory, one.spec)
         if one.reference:
             assert price > 1 << 18
         else:
-            # Less than one more slot in every layer is left over.
-            assert (1 << 18) - 4 * 700 < price <= 1 << 18
+            # Less than one more slot in every layer is left over, or one more frame of features.
+            left = 4 * 700 if one.memory.scope != "feature" else 16 * 128 * 4 * 3
+            assert (1 << 18) - left < price <= 1 << 18
     with pytest.raises(ValueError, match=r"full\.capacity"):
-        choose(("full",), options, Budget(96, None), spec, None)
+        choose(("full",), options, Budget(96, None), spec, SETTING.rope, None)
     assert parse_names("omnimem, last-frames") == ("omnimem", "last_frames")
 
 
@@ -254,12 +257,12 @@ def test_a_budget_table_sets_the_bytes(tmp_path):
     spec = Spec(layers=2, kv_heads=2, heads=4, head_dim=32, width=128, axes=3, chunk=20)
     save_table(tmp_path / "table.json", [[10, 20], [30, 40]])
     options = Memories(omnimem=OmniMem(table=tmp_path / "table.json"))
-    ours, other = choose(("omnimem", "recent"), options, Budget(8, None), spec, None)
+    ours, other = choose(("omnimem", "recent"), options, Budget(8, None), spec, SETTING.rope, None)
     assert slots(ours.memory, spec) == (30, 70)
     spare = nbytes(ours.memory, spec) - nbytes(other.memory, spec)
     assert 0 <= spare < 2 * 700
     with pytest.raises(ValueError, match="first"):
-        choose(("recent", "omnimem"), options, Budget(8, None), spec, None)
+        choose(("recent", "omnimem"), options, Budget(8, None), spec, SETTING.rope, None)
 
 
 @pytest.mark.parametrize(
@@ -305,9 +308,9 @@ def test_feeding_segments_is_what_a_session_does(weights, clip):
     question = parse_ask("end: which was the last shape?")
     with open_media(str(clip), size=(48, 48), stop=5.0) as reader:
         pieces = list(reader)
-    session = Session(model, build("omnimem", 24), chunk_pieces=2).watch(pieces)
-    chosen = choose(("omnimem",), Memories(), Budget(24, None), session.spec, None)
-    (lane,) = open_lanes(model, chosen, session.spec)
+    session = Session(model, build("omnimem", 24, SETTING), chunk_pieces=2).watch(pieces)
+    chosen = choose(("omnimem",), Memories(), Budget(24, None), session.spec, SETTING.rope, None)
+    (lane,) = open_lanes(model, chosen)
     for segment in segments(pieces, model, chunk_pieces=2, chunks=1, times=[]):
         feed(model, lane, segment.inputs)
     for mine, theirs in zip(

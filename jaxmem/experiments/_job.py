@@ -111,7 +111,7 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
         text_step=model.text_step,
     )
     most = None if length is None else math.ceil(length / piece + 1) * model.tokens_per_piece
-    chosen = choose(job.names, job.config.memories, job.budget, spec, most)
+    chosen = choose(job.names, job.config.memories, job.budget, spec, model.decoder.rope, most)
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
@@ -122,7 +122,7 @@ def perform(plan: Plan, console: Console) -> Done:
       UnreadableError: if the source holds nothing.
     """
     job, model, reader, questions = plan.job, plan.job.model, plan.reader, plan.source.questions
-    names = ", ".join(f"{c.name} ({size(nbytes(c.memory, plan.spec))})" for c in plan.chosen)
+    names = ", ".join(f"{c.name} ({size(nbytes(c.memory, c.spec))})" for c in plan.chosen)
     console.print(f"streaming {plan.source.path} through {model.name} with {names}", markup=False)
     pieces = reader if job.config.fps is None else hold_frames(reader, job.config.fps)
     ready = segments(
@@ -133,7 +133,7 @@ def perform(plan: Plan, console: Console) -> Done:
         times=[question.time for question in questions],
     )
     with count_compilations() as counted, prefetch(ready) as ahead:
-        lanes = open_lanes(model, plan.chosen, plan.spec)
+        lanes = open_lanes(model, plan.chosen)
         with console.status("compiling"):
             warm_up(
                 model,

@@ -1,136 +1,158 @@
-"""The one table of memories by name, with the options that a command line may set."""
+"""The one table of memories by name: how each is built from its options and a number of slots."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
+from jaxmem.experiments import _memory_options as opt
+from jaxmem.experiments._memory_options import NAMES, Memories, Name, OmniMem
+from jaxmem.memory import flash_vstream as fv
+from jaxmem.memory import hermes as he
+from jaxmem.memory import relevance
 from jaxmem.memory.base import Memory, Spec, nbytes
 from jaxmem.memory.budgets import load_table, slots_for_bytes
+from jaxmem.memory.expected_attention import expected_attention
+from jaxmem.memory.flexmem import flexmem
 from jaxmem.memory.full import full
+from jaxmem.memory.h2o import h2o
+from jaxmem.memory.infinipot_v import infinipot_v
+from jaxmem.memory.knorm import keydiff, knorm
 from jaxmem.memory.last_frames import last_frames
+from jaxmem.memory.livevlm import livevlm
+from jaxmem.memory.ma_lmm import ma_lmm
+from jaxmem.memory.moviechat import moviechat
 from jaxmem.memory.omnimem import omnimem
 from jaxmem.memory.random import random
 from jaxmem.memory.recent import recent
+from jaxmem.memory.rekv import rekv
+from jaxmem.memory.snapkv import snapkv
+from jaxmem.memory.streaming_llm import streaming_llm
+from jaxmem.memory.streaming_vlm import streaming_vlm
+from jaxmem.memory.streammem import streammem
+from jaxmem.memory.tova import tova
 from jaxmem.memory.uniform import uniform
+from jaxmem.rope import Rope
 
 
-@dataclass(frozen=True)
-class Full:
-    """The whole stream: the exact reference. It takes what it needs, whatever the budget."""
+class Setting(NamedTuple):
+    """What some memories must know of the model and the stream."""
 
-    capacity: int | None = None
-    """Tokens per layer; None: as many as the stream has, if its length is known."""
-
-
-@dataclass(frozen=True)
-class Recent:
-    """The first tokens and the newest ones."""
-
-    sinks: int = 4
-    """Tokens held from the start of the stream."""
+    rope: Rope
+    chunk: int  # tokens written at once
+    step: tuple[int, ...] | None = None  # see `Spec.text_step`
 
 
-@dataclass(frozen=True)
-class LastFrames:
-    """The last whole frames with their sound, and nothing else."""
-
-    frames: int | None = None
-    """Frames held at most; None: as many as fit."""
-    tokens_per_frame: int | None = None
-    """Vision tokens of a frame, where kinds and times do not tell frames apart."""
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Tokens evenly spaced over everything seen so far."""
-
-    unit: Literal["token", "frame"] = "token"
-    """What is spaced: single tokens, or whole frames with their sound."""
-
-
-@dataclass(frozen=True)
-class Random:
-    """A uniform random sample of everything seen so far."""
-
-    unit: Literal["token", "frame"] = "token"
-    """What is drawn."""
-    key: int = 0
-    """Seed of the draw."""
-    per_layer: bool = False
-    """Draw in every layer independently."""
-
-
-@dataclass(frozen=True)
-class OmniMem:
-    """OmniMem (arXiv 2606.07577): what is attended to and not repeated by its neighbours."""
-
-    audio_share: float = 0.5
-    """Audio's part of the budget; the released tables give it 1/6."""
-    joint: bool = False
-    """Audio and vision compete for one cap."""
-    text: int = 0
-    """Slots for text tokens; the streams of this command carry none."""
-    importance: Literal["mean_logit", "exact"] = "mean_logit"
-    """Softmax of head-averaged logits (as released), or mean of the exact weights."""
-    lam: float = 0.02
-    """Exponent of importance; 0: redundancy alone."""
-    power: float = 0.5
-    """Exponent of 1 - redundancy: 0.5 as released, 1 as published."""
-    carry: float = 0.5
-    """Weight of the stored importance when a token is seen again."""
-    form: Literal["product", "sum"] = "product"
-    """How importance and redundancy are joined."""
-    global_factor: float = 0.0
-    """Weight of the redundancy with whole blocks."""
-    sketch: int | None = 128
-    """Numbers per redundancy vector; None: the whole layer input."""
-    table: Path | None = None
-    """Budget table (JSON, per layer and kind) in place of --budget."""
-
-
-@dataclass(frozen=True)
-class Memories:
-    """The options of every memory; the names of the fields are the names on the command line."""
-
-    full: Full = Full()
-    recent: Recent = Recent()
-    last_frames: LastFrames = LastFrames()
-    uniform: Uniform = Uniform()
-    random: Random = Random()
-    omnimem: OmniMem = OmniMem()
-
-
-Name = Literal["full", "recent", "last_frames", "uniform", "random", "omnimem"]
-NAMES: tuple[str, ...] = tuple(f.name for f in fields(Memories))
-
-
-def _omnimem(o: OmniMem, slots: int) -> Memory:
+def _omnimem(o: OmniMem, slots: int, setting: Setting) -> Memory:
     options = {k: v for k, v in asdict(o).items() if k != "table"}
     return omnimem(slots if o.table is None else load_table(o.table), **options)
 
 
-_BUILD: Mapping[str, Callable[[Any, int], Memory]] = {
-    "full": lambda o, slots: full(slots),
+def _hermes(o: opt.Hermes, slots: int, setting: Setting) -> Memory:
+    mix = {"qwen": he.QWEN, "llava": he.LLAVA, "paper": he.PAPER}[o.mix]
+    # A summary takes a slot beside at least one token.
+    return he.hermes(max(2, slots), mix=mix, summary=o.summary, reindex=o.reindex)
+
+
+def _rekv(o: opt.ReKV, slots: int, setting: Setting) -> Memory:
+    topk = max(1, slots // o.block) if o.topk is None else o.topk
+    return rekv(slots, block=o.block, topk=topk, sinks=o.sinks, positions=o.positions)
+
+
+def _snapkv(o: opt.SnapKV, slots: int, setting: Setting) -> Memory:
+    return snapkv(slots, **{**asdict(o), "window": min(o.window, max(1, slots // 2))})
+
+
+def _expected_attention(o: opt.ExpectedAttention, slots: int, setting: Setting) -> Memory:
+    return expected_attention(slots, setting.rope, step=setting.step, sinks=0, **asdict(o))
+
+
+def _flexmem(o: opt.FlexMem, slots: int, setting: Setting) -> Memory:
+    """Return FlexMem with as many clips of context as the slots hold."""
+    clip = setting.chunk if o.clip is None else o.clip
+    index = relevance.MemIndex(setting.rope, o.layers, keys=o.keys, against="clips", query="behind")
+    return flexmem(
+        clip,
+        window=max(1, slots // max(1, clip // o.context_ratio)),
+        context_ratio=o.context_ratio,
+        local_ratio=o.local_ratio,
+        topk=o.topk,
+        reader="memindex",
+        index=index,
+        shallow=o.shallow,
+        per_kind=o.per_kind,
+        positions=o.positions,
+    )
+
+
+def _flash_vstream(o: opt.FlashVStream, slots: int, setting: Setting) -> Memory:
+    """Return the published proportions of its four parts, scaled to the slots."""
+    sizes = fv.Sizes(
+        grid=o.grid,
+        side=o.grid,
+        temporal=max(1, slots // 4),
+        temporal_side=max(1, o.grid // 2),
+        abstract=max(1, slots // 4),
+        buffer=max(3, slots // 8),
+    )
+    return fv.flash_vstream(sizes, form=o.form)
+
+
+def _moviechat(o: opt.MovieChat, slots: int, setting: Setting) -> Memory:
+    frames = max(1, slots // o.grid**2)
+    short = max(2, frames // 4)
+    return moviechat(o.grid**2, short=short, merged=max(1, short // 9), long=max(1, frames - short))
+
+
+def _options(factory: Callable[..., Memory]) -> Callable[[Any, int, Setting], Memory]:
+    """Return the builder of a memory whose options are the arguments of its factory."""
+    return lambda o, slots, setting: factory(slots, **asdict(o))
+
+
+_BUILD: Mapping[str, Callable[[Any, int, Setting], Memory]] = {
+    "full": lambda o, slots, setting: full(slots),
     # One slot must be a memory too, or no byte budget could be divided among slots.
-    "recent": lambda o, slots: recent(slots, min(o.sinks, slots - 1)),
-    "last_frames": lambda o, slots: last_frames(o.frames, o.tokens_per_frame, budget=slots),
-    "uniform": lambda o, slots: uniform(slots, o.unit),
-    "random": lambda o, slots: random(
+    "recent": lambda o, slots, setting: recent(slots, min(o.sinks, slots - 1)),
+    "last_frames": lambda o, slots, setting: last_frames(
+        o.frames, o.tokens_per_frame, budget=slots
+    ),
+    "uniform": lambda o, slots, setting: uniform(slots, o.unit),
+    "random": lambda o, slots, setting: random(
         slots, jax.random.key(o.key), unit=o.unit, per_layer=o.per_layer
     ),
     "omnimem": _omnimem,
+    "hermes": _hermes,
+    "rekv": _rekv,
+    "infinipot_v": _options(infinipot_v),
+    "snapkv": _snapkv,
+    "h2o": _options(h2o),
+    "tova": _options(tova),
+    "knorm": _options(knorm),
+    "keydiff": lambda o, slots, setting: keydiff(slots, rotary=setting.rope, **asdict(o)),
+    "expected_attention": _expected_attention,
+    "streammem": _options(streammem),
+    "livevlm": _options(livevlm),
+    "flexmem": _flexmem,
+    "streaming_vlm": _options(streaming_vlm),
+    "streaming_llm": lambda o, slots, setting: streaming_llm(
+        slots, sinks=min(o.sinks, slots - 1), positions=o.positions
+    ),
+    "flash_vstream": _flash_vstream,
+    "moviechat": _moviechat,
+    "ma_lmm": lambda o, slots, setting: ma_lmm(max(1, slots // o.grid**2), o.grid**2),
 }
-"""(options, slots per layer) -> memory."""
+"""(options, slots per layer, setting) -> memory."""
+
+PROBES: Mapping[str, int] = {"hermes": 2, "streammem": 1}
+"""Probes that a memory reads; the model's own generic questions."""
 
 
-def build(name: str, slots: int, options: Memories | None = None) -> Memory:
+def build(name: str, slots: int, setting: Setting, options: Memories | None = None) -> Memory:
     """Return the memory of that name with `slots` per layer.
 
     Raises:
@@ -138,7 +160,7 @@ def build(name: str, slots: int, options: Memories | None = None) -> Memory:
     """
     if name not in NAMES:
         raise ValueError(f"unknown memory {name!r}: use {', '.join(NAMES)}.")
-    return _BUILD[name](getattr(options or Memories(), name), slots)
+    return _BUILD[name](getattr(options or Memories(), name), slots, setting)
 
 
 class Budget(NamedTuple):
@@ -153,7 +175,9 @@ class Chosen(NamedTuple):
 
     name: str
     memory: Memory
+    spec: Spec
     options: dict[str, Any]
+    slots: int  # per layer, as `build` took them
     reference: bool  # holds the whole stream, whatever the budget
 
 
@@ -195,7 +219,12 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def choose(
-    names: tuple[str, ...], options: Memories, budget: Budget, spec: Spec, capacity: int | None
+    names: tuple[str, ...],
+    options: Memories,
+    budget: Budget,
+    spec: Spec,
+    rope: Rope,
+    capacity: int | None,
 ) -> list[Chosen]:
     """Return the named memories, all within the bytes of the first one (`full` excepted).
 
@@ -204,36 +233,72 @@ def choose(
       options: of all of them.
       budget: of the first one that is not `full`.
       spec: of the model.
+      rope: of the model.
       capacity: tokens that the stream has at most, None where that is unknown.
 
     Raises:
       ValueError: if the budget holds no memory, or `full` cannot know its capacity.
     """
     allowed, out = budget.nbytes, []
+    setting = Setting(rope, spec.chunk, spec.text_step)
     for name in names:
-        make = partial(build, name, options=options)
+        make = partial(build, name, setting=setting, options=options)
         fixed = name == "omnimem" and options.omnimem.table is not None
+        mine = _with_bank(name, options, spec, capacity)
         if name == "full":
-            slots = options.full.capacity or capacity
-            if slots is None:
-                raise ValueError(
-                    "the length of this stream is unknown, so `full` cannot know its size: give "
-                    "--full.capacity TOKENS."
-                )
+            slots = options.full.capacity or _known(capacity, "full", "capacity")
         elif fixed:
             slots = 0
         elif allowed is not None:
-            slots = slots_for_bytes(make, spec, allowed)
+            slots = slots_for_bytes(make, mine, allowed)
         else:
             slots = budget.slots or 1
         memory = make(slots)
         if name != "full":
-            price = nbytes(memory, spec)
+            price = nbytes(memory, mine)
             if fixed and allowed is not None and price > allowed:
                 raise ValueError(
                     f"the budget table {options.omnimem.table} needs {price} bytes, {allowed} are "
                     "allowed: name its memory first, so that the others take its bytes."
                 )
             allowed = price if allowed is None else allowed
-        out.append(Chosen(name, memory, asdict(getattr(options, name)), name == "full"))
+        plain = asdict(getattr(options, name))
+        out.append(Chosen(name, memory, mine, plain, slots, name == "full"))
     return out
+
+
+def _with_bank(name: str, options: Memories, spec: Spec, capacity: int | None) -> Spec:
+    """Return the spec with the bank of a memory that has one."""
+    chosen = getattr(options, name)
+    if not hasattr(chosen, "bank"):
+        return spec
+    if chosen.bank is None:
+        capacity = _known(capacity, name, "bank")
+        share = chosen.local_ratio if isinstance(chosen, opt.FlexMem) else 1
+        return replace(spec, bank=-(-capacity // share))
+    return replace(spec, bank=chosen.bank)
+
+
+def _known(capacity: int | None, name: str, option: str) -> int:
+    if capacity is None:
+        raise ValueError(
+            f"the length of this stream is unknown, so `{name}` cannot know its size: give "
+            f"--{name}.{option} TOKENS."
+        )
+    return capacity
+
+
+__all__ = [
+    "NAMES",
+    "PROBES",
+    "Budget",
+    "Chosen",
+    "Memories",
+    "Name",
+    "OmniMem",
+    "Setting",
+    "build",
+    "choose",
+    "parse_budget",
+    "parse_names",
+]

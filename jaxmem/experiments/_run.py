@@ -12,12 +12,12 @@ import numpy as np
 from jaxmem.data.prefetch import Prefetch
 from jaxmem.experiments._feed import Segment, blank, stack
 from jaxmem.experiments._interrupt import interruptible
-from jaxmem.experiments._memories import Chosen
+from jaxmem.experiments._memories import PROBES, Chosen
 from jaxmem.experiments._questions import END, Planned
 from jaxmem.memory import pool
-from jaxmem.memory.base import Spec, State, nbytes, slots
+from jaxmem.memory.base import Rows, State, nbytes, slots
 from jaxmem.models.base import Model
-from jaxmem.report.kept import Kept, count_kinds, kept
+from jaxmem.report.kept import Kept, count_kinds, kept, nothing_kept
 from jaxmem.report.results import Answered, Result, median_and_worst, start_and_end
 from jaxmem.stream import (
     Carry,
@@ -26,6 +26,7 @@ from jaxmem.stream import (
     bucket,
     init_carry,
     make_program,
+    probe_rows,
     question_rows,
     stream,
 )
@@ -39,6 +40,7 @@ class Lane:
     chosen: Chosen
     program: Program
     carry: Carry
+    probes: Rows | None = None  # for memories that read them
     chunk_ms: list[float] = field(default_factory=list)  # per segment: time of one of its chunks
     answers: list[Answered] = field(default_factory=list)
     warm: set[int] = field(default_factory=set)  # question buckets that are compiled
@@ -53,13 +55,31 @@ class Came:
     interrupted: bool = False
 
 
-def open_lanes(model: Model, chosen: Sequence[Chosen], spec: Spec) -> list[Lane]:
+def open_lanes(model: Model, chosen: Sequence[Chosen]) -> list[Lane]:
     """Return lanes with empty streams."""
     lanes = []
     for one in chosen:
-        program = make_program(model.decoder, one.memory, spec)
-        lanes.append(Lane(one, program, init_carry(program)))
+        program = make_program(model.decoder, one.memory, one.spec)
+        probes = probes_of(model, program, PROBES.get(one.name, 0))
+        lanes.append(Lane(one, program, init_carry(program), probes))
     return lanes
+
+
+def probes_of(model: Model, program: Program, count: int) -> Rows | None:
+    """Return the model's own generic questions as `count` probes; None if none are read.
+
+    Raises:
+      ValueError: if the model has none.
+    """
+    if not count:
+        return None
+    if not model.probes:
+        raise ValueError(
+            f"memory {program.memory.name!r} scores by probes, and {model.name} names none: give "
+            "its `Model.probes` generic questions."
+        )
+    prompts = [model.tokenize(model.probes[i % len(model.probes)]) for i in range(count)]
+    return probe_rows(model.params, [ids.tolist() for ids in prompts], program=program)
 
 
 def warm_up(
@@ -97,7 +117,14 @@ def feed(model: Model, lane: Lane, inputs: PyTree) -> None:
     """Advance a lane by one segment and note the time per chunk."""
     chunks = jax.tree.leaves(inputs)[0].shape[0]
     begin = time.perf_counter()
-    lane.carry = stream(model.params, lane.carry, inputs, program=lane.program, encode=model.encode)
+    lane.carry = stream(
+        model.params,
+        lane.carry,
+        inputs,
+        program=lane.program,
+        encode=model.encode,
+        probes=lane.probes,
+    )
     # One wait per segment, for the clock and so that decoding ahead stays bounded.
     jax.block_until_ready(lane.carry)
     lane.chunk_ms.append((time.perf_counter() - begin) / chunks * 1e3)
@@ -189,7 +216,9 @@ def run(
 
 
 def layers(lane: Lane) -> list[State]:
-    """Return each layer's slots and notes."""
+    """Return each layer's slots and notes; scope "feature" has none."""
+    if lane.program.memory.scope == "feature":
+        return []
     if lane.program.layout is not None:
         return pool.layers(lane.program.layout, lane.carry.state)
     count = lane.program.spec.layers
@@ -199,6 +228,8 @@ def layers(lane: Lane) -> list[State]:
 def kept_by(model: Model, lane: Lane, seconds: float) -> list[Kept]:
     """Return the times and kinds of what every layer holds."""
     ticks = model.ticks_per_second
+    if lane.program.memory.scope == "feature":
+        return [nothing_kept()] * lane.program.spec.layers
     return kept(
         layers(lane), seconds=seconds, seconds_per_tick=None if ticks is None else 1 / ticks
     )
@@ -211,7 +242,7 @@ def result_of(lane: Lane, held: Sequence[Kept]) -> Result:
         memory=chosen.name,
         options=chosen.options,
         reference=chosen.reference,
-        slots=slots(chosen.memory, spec),
+        slots=() if chosen.memory.scope == "feature" else slots(chosen.memory, spec),
         kept=count_kinds(held),
         nbytes=nbytes(chosen.memory, spec),
         chunk_ms=start_and_end(lane.chunk_ms),

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from jaxmem.embedded import embedded
 from jaxmem.experiments._constancy import Constancy, measure
-from jaxmem.experiments._memories import build
+from jaxmem.experiments._memories import Setting, build
 from jaxmem.experiments._sketch import agreements
 from jaxmem.memory import avba
 from jaxmem.memory.base import Spec, nbytes
@@ -100,9 +100,12 @@ def constancy(config: ConstancyConfig) -> Constancy:
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"streaming {config.hours:g} hours", total=1.0)
+        model = embedded()
+        chunk = round(config.chunk_seconds / model.media.piece_seconds) * model.tokens_per_piece
+        setting = Setting(model.decoder.rope, chunk, model.text_step)
         result = measure(
-            embedded(),
-            build(config.memory, config.budget),
+            model,
+            build(config.memory, config.budget, setting),
             hours=config.hours,
             early_minute=config.early_minute,
             chunk_seconds=config.chunk_seconds,

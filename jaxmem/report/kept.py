@@ -44,6 +44,11 @@ def kept(
     return out
 
 
+def nothing_kept() -> Kept:
+    """Return what a layer holds whose memory keeps features in front of the decoder."""
+    return Kept(np.zeros(0), np.zeros(0, np.int8))
+
+
 def count_kinds(layers: Sequence[Kept]) -> dict[str, int]:
     """Return the tokens of each kind over all layers, kinds that are absent left out."""
     kinds = np.concatenate([layer.kind for layer in layers] or [np.zeros(0, np.int8)])

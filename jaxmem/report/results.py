@@ -62,7 +62,7 @@ class Result:
       memory: its name.
       options: how it was set.
       reference: it holds the whole stream, whatever the others may hold.
-      slots: of every layer.
+      slots: of every layer; empty where features in front of the decoder are kept.
       kept: tokens held at the end by kind, all layers together.
       nbytes: of its state at rest, which never change.
       chunk_ms: median time of one chunk at the start and at the end of the stream, milliseconds,

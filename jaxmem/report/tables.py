@@ -128,6 +128,8 @@ def pair(times: tuple[float, float] | None) -> str:
 
 def slots_text(slots: Sequence[int], *, short: bool = False) -> str:
     """Return slots per layer in words; short: their number, or mean where layers differ."""
+    if not slots:
+        return "-" if short else "features, no slots"
     if len(set(slots)) == 1:
         each = f"{slots[0]:,}"
         return each if short else f"{each} slots in each of {len(slots)} layers"

@@ -1,0 +1,135 @@
+"""One cell of the comparison: a memory at a byte budget on streams of one length."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.experiments._memories import PROBES, Chosen
+from jaxmem.experiments._recall_streams import Streams
+from jaxmem.experiments._run import probes_of
+from jaxmem.memory.bank import nbytes as bank_nbytes
+from jaxmem.memory.base import Rows, nbytes
+from jaxmem.models.base import Model
+from jaxmem.models.decoder import embed
+from jaxmem.stream import Carry, Program, ask, decoder_of, init_carry, make_program, stream
+from jaxmem.tokens import EMPTY, TEXT
+from jaxmem.typing import Array, Params, PyTree
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one memory did on all streams of one length; arrays as in `_recall_streams.Asked`."""
+
+    right: np.ndarray  # bool [M, B, n]
+    nbytes: int  # of the state at rest
+    bank_nbytes: int  # of the bank behind it
+    slots: int  # asked for per layer, over which the bytes were divided
+    seconds: float  # wall time
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one stream alone, milliseconds, compilation excluded."""
+
+    chunk: float  # median over segments
+    first_token: float  # median
+
+
+def run_cell(model: Model, chosen: Chosen, streams: Streams) -> Cell:
+    """Return which questions are answered right; all streams run side by side."""
+    begin = time.perf_counter()
+    program = make_program(model.decoder, chosen.memory, chosen.spec)
+    probes = probes_of(model, program, PROBES.get(chosen.name, 0))
+    moments, count = streams.asked.answer.shape[:2]
+    one = init_carry(program)
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)).copy(), one)
+    advance = _advance(program, model.encode)
+    right = []
+    for moment in range(moments):
+        inputs, asked = jax.tree.map(lambda x, m=moment: x[m], (streams.inputs, streams.asked))
+        carry = advance(model.params, carry, inputs, probes)
+        answers = np.asarray(_answers(model.params, carry, asked.ids, program=program))
+        right.append(answers == asked.answer)
+    return Cell(
+        right=np.stack(right),
+        nbytes=nbytes(chosen.memory, chosen.spec),
+        bank_nbytes=bank_nbytes(chosen.memory, chosen.spec),
+        slots=chosen.slots,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _advance(
+    program: Program, encode: Callable[[Params, PyTree], Rows]
+) -> Callable[[Params, Carry, PyTree, Rows | None], Carry]:
+    """Return `stream` over B streams at once."""
+
+    @partial(jax.jit, donate_argnums=1)
+    def advance(params: Params, carry: Carry, inputs: PyTree, probes: Rows | None) -> Carry:
+        def one(carry: Carry, inputs: PyTree) -> Carry:
+            return stream(params, carry, inputs, program=program, encode=encode, probes=probes)
+
+        return jax.vmap(one)(carry, inputs)
+
+    return advance
+
+
+@partial(jax.jit, static_argnames="program")
+def _answers(params: Params, carry: Carry, ids: Array, *, program: Program) -> Array:
+    """Return the first answer token [B, n] to questions [B, n, Q]."""
+    step = jnp.asarray(program.spec.step, program.spec.pos_dtype)
+    kinds = jnp.where(ids >= 0, TEXT, EMPTY).astype(jnp.int8)
+
+    def one(carry: Carry, ids: Array, kind: Array) -> Array:
+        place = jnp.arange(ids.shape[0], dtype=step.dtype)[:, None] * step[None]
+        x = embed(decoder_of(params), jnp.maximum(ids, 0))
+        words = jnp.sum(kind != EMPTY, dtype=step.dtype)
+        rows = Rows(x=x, rel=place, kind=kind, span=words * step)
+        return ask(params, carry, rows, program=program).ids[0]
+
+    return jax.vmap(jax.vmap(one, (None, 0, 0)))(carry, ids, kinds)
+
+
+def measure_times(model: Model, chosen: Chosen, streams: Streams, repeats: int = 5) -> Times:
+    """Return the time of a chunk and of a first token at the end of the first stream, alone."""
+    program = make_program(model.decoder, chosen.memory, chosen.spec)
+    probes = probes_of(model, program, PROBES.get(chosen.name, 0))
+    carry = init_carry(program)
+    moments = range(len(streams.asked.answer))
+    parts = [jax.tree.map(lambda x, m=m: x[m, 0], streams.inputs) for m in moments]
+    ids = streams.asked.ids[-1, :1, :1]
+    chunk, first = [], []
+    for part in [parts[0], *parts]:  # the first pass compiles
+        begin = time.perf_counter()
+        carry = stream(
+            model.params, carry, part, program=program, encode=model.encode, probes=probes
+        )
+        jax.block_until_ready(carry)
+        chunk.append((time.perf_counter() - begin) / len(part[0]) * 1e3)
+    many = jax.tree.map(lambda x: x[None], carry)
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        np.asarray(_answers(model.params, many, ids, program=program))
+        first.append((time.perf_counter() - begin) * 1e3)
+    return Times(median(chunk[1:]), median(first[1:]))
+
+
+def as_dict(cell: Cell) -> dict[str, Any]:
+    """Return a cell as plain data; the answers of a stream at one moment are a word of 0 and 1."""
+    words = lambda rows: ["".join("1" if hit else "0" for hit in row) for row in rows]
+    return {
+        "right": [words(part) for part in cell.right],
+        "nbytes": cell.nbytes,
+        "bank_nbytes": cell.bank_nbytes,
+        "slots": cell.slots,
+        "seconds": round(cell.seconds, 2),
+    }

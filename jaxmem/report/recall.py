@@ -1,0 +1,200 @@
+"""Comparisons of memories over many streams: shares with intervals over streams, tables, plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from jaxmem.report.numbers import milliseconds, size
+from jaxmem.report.style import INK, figure, plain, titles
+
+AGES = (0.0, 8.0, 32.0, 128.0, np.inf)
+"""Edges of the classes of age, in seconds since the evidence ended."""
+
+
+class Share(NamedTuple):
+    """A share of right answers with its 95 % bootstrap interval over streams."""
+
+    share: float
+    low: float
+    high: float
+    asked: int
+
+
+class Outcome(NamedTuple):
+    """What one memory did at one budget on streams of one length; arrays [M, B, n]."""
+
+    memory: str
+    budget: str  # as it was given
+    seconds: int
+    right: np.ndarray  # bool
+    type: np.ndarray  # str
+    age: np.ndarray  # seconds since the evidence ended, -1: it was never there
+    nbytes: int
+    bank_nbytes: int
+    chunk_ms: float | None = None
+    first_token_ms: float | None = None
+
+
+def share(
+    right: np.ndarray, chosen: np.ndarray | None = None, *, draws: int = 2000, seed: int = 0
+) -> Share | None:
+    """Return the share of right answers among the chosen ones; None if there are none.
+
+    Whole streams are drawn with replacement: questions about one stream are not independent.
+
+    Args:
+      right: bool [M, B, n], streams on axis 1.
+      chosen: bool, the same shape; None: all.
+      draws: of the bootstrap.
+      seed: of its generator.
+    """
+    chosen = np.ones(right.shape, bool) if chosen is None else chosen
+    asked = chosen.sum(axis=(0, 2))
+    hits = (right & chosen).sum(axis=(0, 2))
+    if not asked.sum():
+        return None
+    rows = np.random.default_rng(seed).integers(0, len(asked), (draws, len(asked)))
+    total = asked[rows].sum(1)
+    shares = hits[rows].sum(1)[total > 0] / total[total > 0]
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return Share(float(hits.sum() / asked.sum()), float(low), float(high), int(asked.sum()))
+
+
+def by_type(outcome: Outcome) -> dict[str, Share | None]:
+    """Return the share for every type of question, in alphabetical order."""
+    types = sorted(set(outcome.type.ravel().tolist()))
+    return {name: share(outcome.right, outcome.type == name) for name in types}
+
+
+def by_age(outcome: Outcome) -> dict[str, Share | None]:
+    """Return the share for every class of age; questions about what never was are apart."""
+    out = {"never": share(outcome.right, outcome.age < 0)}
+    for low, high in pairwise(AGES):
+        inside = (outcome.age >= low) & (outcome.age < high)
+        out[age_name(low, high)] = share(outcome.right, inside)
+    return out
+
+
+def age_name(low: float, high: float) -> str:
+    """Return the name of a class of age."""
+    return f"{low:g} s and more" if np.isinf(high) else f"{low:g} to {high:g} s"
+
+
+def difference(one: Outcome, other: Outcome, *, draws: int = 2000, seed: int = 0) -> Share:
+    """Return the share of `one` minus that of `other` on the same questions, paired by stream."""
+    gain = one.right.astype(float).mean((0, 2)) - other.right.astype(float).mean((0, 2))
+    rows = np.random.default_rng(seed).integers(0, len(gain), (draws, len(gain)))
+    low, high = np.quantile(gain[rows].mean(1), [0.025, 0.975])
+    return Share(float(gain.mean()), float(low), float(high), one.right.size)
+
+
+def plain_share(value: Share | None) -> dict[str, float] | None:
+    """Return a share as plain data."""
+    return None if value is None else {k: round(v, 4) for k, v in value._asdict().items()}
+
+
+def _cell(value: Share | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value.share:.1f} ({100 * value.low:.0f} to {100 * value.high:.0f})"
+
+
+def table(outcomes: Sequence[Outcome], seconds: int) -> Table:
+    """Return right answers by memory and budget on streams of one length."""
+    here = [o for o in outcomes if o.seconds == seconds]
+    budgets = list(dict.fromkeys(o.budget for o in here))
+    out = Table("memory", *budgets, "bank", "chunk", "first token", title=f"{seconds} s streams")
+    for name in dict.fromkeys(o.memory for o in here):
+        mine = {o.budget: o for o in here if o.memory == name}
+        timed = next((o for o in mine.values() if o.chunk_ms is not None), None)
+        bank = max(o.bank_nbytes for o in mine.values())
+        out.add_row(
+            name,
+            *(_cell(share(mine[b].right)) if b in mine else "-" for b in budgets),
+            size(bank) if bank else "-",
+            milliseconds(timed.chunk_ms if timed else None),
+            milliseconds(timed.first_token_ms if timed else None),
+        )
+    return out
+
+
+def split_table(
+    outcomes: Sequence[Outcome], parts: Mapping[str, Mapping[str, Share | None]], title: str
+) -> Table:
+    """Return right answers (%) by memory and part (types or ages); `parts` by memory."""
+    columns = list(dict.fromkeys(name for shares in parts.values() for name in shares))
+    out = Table("memory", *columns, title=title)
+    for name in dict.fromkeys(o.memory for o in outcomes):
+        if name in parts:
+            shares = [parts[name].get(column) for column in columns]
+            out.add_row(name, *("-" if s is None else f"{100 * s.share:.0f}" for s in shares))
+    return out
+
+
+def plot_budgets(outcomes: Sequence[Outcome]) -> Figure:
+    """Draw right answers against bytes, a panel for every length of stream."""
+    lengths = sorted({o.seconds for o in outcomes})
+    fig = figure(5.2 * len(lengths) + 1.6, 5.4)
+    titles(fig, "Right answers at equal bytes", "Bands: 95 % bootstrap over streams. Grey: full.")
+    names = [n for n in dict.fromkeys(o.memory for o in outcomes) if n != "full"]
+    width = 0.86 / len(lengths)
+    for i, seconds in enumerate(lengths):
+        axes = fig.add_axes((0.05 + i * width, 0.12, width - 0.04, 0.70))
+        plain(axes, grid="y")
+        here = [o for o in outcomes if o.seconds == seconds]
+        for o in here:
+            if o.memory == "full":
+                axes.axhline(o.right.mean(), color="#9AA5B1", linewidth=1.2)
+        for k, name in enumerate(names):
+            mine = sorted((o for o in here if o.memory == name), key=lambda o: o.nbytes)
+            shares = [share(o.right) for o in mine]
+            x = [o.nbytes / 1024 for o in mine]
+            axes.plot(x, [s.share for s in shares if s], label=name, **_line(k))
+            low, high = ([getattr(s, f) for s in shares if s] for f in ("low", "high"))
+            axes.fill_between(x, low, high, color=_line(k)["color"], alpha=0.08, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("KiB of memory", fontsize=9, color=INK)
+        axes.set_title(f"{seconds} s streams", fontsize=10, color=INK, loc="left")
+        if i == len(lengths) - 1:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
+    return fig
+
+
+def plot_ages(outcomes: Sequence[Outcome], seconds: int, budget: str) -> Figure:
+    """Draw right answers against the age of the evidence, at one length and budget."""
+    here = [o for o in outcomes if o.seconds == seconds and o.budget in (budget, "all")]
+    fig = figure(8.4, 5.2)
+    titles(fig, "Recall by age of the evidence", f"{seconds} s streams, {budget}")
+    axes = fig.add_axes((0.08, 0.12, 0.66, 0.70))
+    plain(axes, grid="y")
+    labels = [age_name(a, b) for a, b in pairwise(AGES) if a < seconds]
+    for k, o in enumerate(here):
+        ages = by_age(o)
+        values = [np.nan if (v := ages[label]) is None else v.share for label in labels]
+        axes.plot(range(len(labels)), values, label=o.memory, **_line(k))
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_ylim(0, 1)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
+    return fig
+
+
+def _line(k: int) -> dict:
+    """Return colour, marker and style of the k-th line: 8 colours, then other markers."""
+    colours = (
+        "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B8794", "#1F2933",
+    )  # fmt: skip
+    markers, styles = "os^Dv", ("-", "--", ":", "-.")
+    return {
+        "color": colours[k % len(colours)],
+        "marker": markers[k // len(colours) % len(markers)],
+        "linestyle": styles[k // len(colours) % len(styles)],
+        "markersize": 4,
+        "linewidth": 1.4,
+    }
