@@ -15,9 +15,20 @@ import jax
 import numpy as np
 
 from jaxmem.memory import pool
-from jaxmem.memory.base import Memory, State, nbytes
+from jaxmem.memory.base import Memory, Spec, State, nbytes
 from jaxmem.models.base import Model
-from jaxmem.stream import ask, init_carry, make_program, question_rows, spec_of, stream
+from jaxmem.models.step import make_prefix
+from jaxmem.stream import (
+    Program,
+    ask,
+    decoder_of,
+    init_carry,
+    make_program,
+    question_rows,
+    spec_of,
+    stream,
+)
+from jaxmem.tokens import Tokens
 from jaxmem.typing import PyTree
 
 
@@ -50,6 +61,35 @@ class Reply:
     logits: np.ndarray
 
 
+def model_spec(model: Model, chunk: int) -> Spec:
+    """Return the `Spec` of a model's streams.
+
+    Keys and values are held in the dtype of the weights.
+
+    Args:
+      model: what sees and answers.
+      chunk: T, tokens written at once.
+    """
+    return spec_of(
+        model.decoder,
+        chunk=chunk,
+        prefix=0 if model.prefix is None else len(model.prefix),
+        dtype=decoder_of(model.params)["embedding"]["embedding"].dtype,
+        pos_dtype=model.pos_dtype,
+        text_step=model.text_step,
+    )
+
+
+def pinned(model: Model, program: Program) -> Tokens | None:
+    """Return the keys and values of the text in front of every stream; None if there is none."""
+    if model.prefix is None or not len(model.prefix):
+        return None
+    ids, spec = model.prefix, program.spec
+    rows = question_rows(model.params, ids, program=program, size=len(ids))
+    more = {"axes": spec.axes, "dtype": spec.dtype, "pos_dtype": spec.pos_dtype}
+    return make_prefix(decoder_of(model.params), model.decoder, rows, **more)
+
+
 class Session:
     """One live stream of one model through one memory."""
 
@@ -64,11 +104,9 @@ class Session:
         if chunk_pieces < 1:
             raise ValueError(f"chunk_pieces must be at least 1, got {chunk_pieces}.")
         self.model, self.memory, self.chunk_pieces = model, memory, chunk_pieces
-        chunk = chunk_pieces * model.tokens_per_piece
-        self.spec = spec_of(
-            model.decoder, chunk=chunk, pos_dtype=model.pos_dtype, text_step=model.text_step
-        )
+        self.spec = model_spec(model, chunk_pieces * model.tokens_per_piece)
         self.program = make_program(model.decoder, memory, self.spec)
+        self.prefix = pinned(model, self.program)
         self.carry = init_carry(self.program)
         self.pieces = 0
         self.pack = Packer(model, chunk_pieces)
@@ -100,7 +138,12 @@ class Session:
         """Write one packed chunk (see `Packer`); use this when packing runs on another thread."""
         segment = jax.tree.map(lambda x: np.asarray(x)[None], inputs)
         self.carry = stream(
-            self.model.params, self.carry, segment, program=self.program, encode=self.model.encode
+            self.model.params,
+            self.carry,
+            segment,
+            program=self.program,
+            encode=self.model.encode,
+            prefix=self.prefix,
         )
 
     def ask(self, question: str) -> Reply:
@@ -121,6 +164,7 @@ class Session:
             program=self.program,
             max_new=self.model.max_new,
             end=self.model.end,
+            prefix=self.prefix,
         )
         words = np.asarray(answer.ids)[: int(answer.length)]
         seconds = time.perf_counter() - begin

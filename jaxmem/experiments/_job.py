@@ -26,7 +26,7 @@ from jaxmem.report import tables
 from jaxmem.report.compilations import count_compilations
 from jaxmem.report.numbers import clock, size
 from jaxmem.report.results import Compilations, Ending, Happening, Report
-from jaxmem.stream import spec_of
+from jaxmem.session import model_spec
 
 SEGMENT_SECONDS = 8.0
 """Fed at once, without a wait in between: long enough for little overhead, short for the bar."""
@@ -104,12 +104,7 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     """
     model, piece = job.model, job.model.media.piece_seconds
     length = length_of(source, reader)
-    spec = spec_of(
-        model.decoder,
-        chunk=job.chunk_pieces * model.tokens_per_piece,
-        pos_dtype=model.pos_dtype,
-        text_step=model.text_step,
-    )
+    spec = model_spec(model, job.chunk_pieces * model.tokens_per_piece)
     most = None if length is None else math.ceil(length / piece + 1) * model.tokens_per_piece
     chosen = choose(job.names, job.config.memories, job.budget, spec, model.decoder.rope, most)
     return Plan(job, source, reader, length, spec, tuple(chosen))

@@ -19,6 +19,7 @@ from jaxmem.memory.base import Rows, State, nbytes, slots
 from jaxmem.models.base import Model
 from jaxmem.report.kept import Kept, count_kinds, kept, nothing_kept
 from jaxmem.report.results import Answered, Result, median_and_worst, start_and_end
+from jaxmem.session import pinned
 from jaxmem.stream import (
     Carry,
     Program,
@@ -30,6 +31,7 @@ from jaxmem.stream import (
     question_rows,
     stream,
 )
+from jaxmem.tokens import Tokens
 from jaxmem.typing import PyTree
 
 
@@ -41,6 +43,7 @@ class Lane:
     program: Program
     carry: Carry
     probes: Rows | None = None  # for memories that read them
+    prefix: Tokens | None = None  # text in front of the stream
     chunk_ms: list[float] = field(default_factory=list)  # per segment: time of one of its chunks
     answers: list[Answered] = field(default_factory=list)
     warm: set[int] = field(default_factory=set)  # question buckets that are compiled
@@ -61,7 +64,7 @@ def open_lanes(model: Model, chosen: Sequence[Chosen]) -> list[Lane]:
     for one in chosen:
         program = make_program(model.decoder, one.memory, one.spec)
         probes = probes_of(model, program, PROBES.get(one.name, 0))
-        lanes.append(Lane(one, program, init_carry(program), probes))
+        lanes.append(Lane(one, program, init_carry(program), probes, pinned(model, program)))
     return lanes
 
 
@@ -123,6 +126,7 @@ def feed(model: Model, lane: Lane, inputs: PyTree) -> None:
         inputs,
         program=lane.program,
         encode=model.encode,
+        prefix=lane.prefix,
         probes=lane.probes,
     )
     # One wait per segment, for the clock and so that decoding ahead stays bounded.
@@ -163,7 +167,15 @@ def _prepare(model: Model, lane: Lane, ids: np.ndarray) -> None:
 
 def _ask(model: Model, lane: Lane, ids: np.ndarray, most: int) -> np.ndarray:
     rows = question_rows(model.params, ids, program=lane.program)
-    answer = ask(model.params, lane.carry, rows, program=lane.program, max_new=most, end=model.end)
+    answer = ask(
+        model.params,
+        lane.carry,
+        rows,
+        program=lane.program,
+        max_new=most,
+        end=model.end,
+        prefix=lane.prefix,
+    )
     return np.asarray(answer.ids)[: int(answer.length)]
 
 

@@ -26,7 +26,7 @@ from jaxmem.experiments._recall_streams import Streams, streams
 from jaxmem.models.base import Model
 from jaxmem.report import recall as report
 from jaxmem.report.files import write_json, write_picture
-from jaxmem.stream import spec_of
+from jaxmem.session import model_spec
 
 FORMAT, VERSION = "jaxmem-recall", 1
 
@@ -101,12 +101,7 @@ def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> C
     Raises:
       ValueError: if the budget holds no such memory.
     """
-    spec = spec_of(
-        model.decoder,
-        chunk=config.chunk_seconds * model.tokens_per_piece,
-        pos_dtype=model.pos_dtype,
-        text_step=model.text_step,
-    )
+    spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
     # A bank and `full` hold the longest stream, so that all lengths share one program.
     budget = parse_budget("1" if plan.budget == "all" else plan.budget)
     (chosen,) = choose((plan.name,), config.options, budget, spec, model.decoder.rope, tokens)

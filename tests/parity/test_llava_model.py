@@ -17,7 +17,7 @@ from jaxmem.models.chat import around, read_chat
 from jaxmem.models.checkpoint import load
 from jaxmem.models.llava_onevision_model import load_model, read_pixels
 from jaxmem.models.step import make_prefix
-from jaxmem.session import Packer
+from jaxmem.session import Packer, Session
 from jaxmem.stream import ask, init_carry, make_program, question_rows, spec_of, stream
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -95,6 +95,8 @@ def test_stream_is_the_offline_prompt(golden, folder, model):
     ids = model.tokenize("what is shown")
     question = question_rows(decoder, ids, program=program)
     answer = ask(model.params, carry, question, program=program, max_new=5, prefix=prefix)
+    session = Session(model._replace(max_new=5), full(120), chunk_pieces=2).watch(pieces)
+    close(session.ask("what is shown").logits, answer.first, LOGITS)
 
     pixels = np.concatenate([p.frames for p in pieces]).astype(np.float32) / 127.5 - 1
     features = family.video_features(ref.params, config, jnp.asarray(pixels))
