@@ -1,0 +1,133 @@
+"""CriticalKV: the laws, a plain loop in two stages, and the decoder's output projection."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import pytest
+import small
+from laws import CUTS, LAWS, SPEC, held, pick, standard, stream
+
+from jaxmem import tokens as tk
+from jaxmem.memory import evict, snapkv, tova
+from jaxmem.memory.base import Reads
+from jaxmem.memory.criticalkv import criticalkv
+from jaxmem.models.answer import prefill
+from jaxmem.models.program import init_carry, make_program, spec_of
+from jaxmem.stream import stream as small_stream
+
+BUDGET = 16
+MASS = Reads(mass="softmax")
+attention = lambda pool: pool.received
+MEMORIES = {
+    "snapkv": criticalkv(
+        BUDGET, partial(snapkv.score, window=3, kernel=5), reads=Reads(mass="softmax", last=3),
+        audio_share=0.25,
+    ),
+    "shared": criticalkv(BUDGET, tova.score, reads=MASS, per_kind=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", MEMORIES)
+def test_law(name, law):
+    LAWS[law](MEMORIES[name])
+
+
+def norms(v):
+    """Return the mean over a group's query heads of |W_o^h v|_1, [tokens, G]."""
+    output = np.asarray(laws.project(np.eye(SPEC.width), SPEC.heads, SPEC.head_dim))
+    out = np.zeros(v.shape[:2])
+    for g in range(SPEC.kv_heads):
+        heads = range(2 * g, 2 * g + 2)
+        for i, value in enumerate(v[:, g]):
+            out[i, g] = np.mean([np.abs(value @ output[:, h].T).sum() for h in heads])
+    return out
+
+
+def masses(tokens, chunks, c, head):
+    """Return what `laws.see` says that tokens receive in chunk c: token -> mass."""
+    order = np.asarray([2 * i + 1 for i in tokens], np.int32) + 977 * head
+    salt = np.sum(chunks.end[c], dtype=np.int32)
+    return dict(zip(tokens, np.asarray(laws.noise(jnp.asarray(order), salt)), strict=True))
+
+
+@pytest.mark.parametrize(("per_kind", "first"), [(False, 0.5), (True, 0.25)])
+def test_a_plain_loop_keeps_the_same(per_kind, first):
+    flat, chunks = stream(sum(CUTS)), standard()
+    kinds, weight = flat.tokens.kind[:, 0], norms(flat.tokens.v)
+    memory = criticalkv(
+        BUDGET, attention, reads=MASS, first=first, per_kind=per_kind, audio_share=0.25
+    )
+    _, (final, trace) = laws.usual(memory)
+    kept, begin, weighed = [[], []], 0, 0
+    for c, cut in enumerate(CUTS):
+        for g in range(2):
+            s = masses([*kept[g], *range(begin, begin + cut)], chunks, c, g)
+            parts = [(sorted(s), BUDGET)]
+            if per_kind:
+                sound = [i for i in sorted(s) if kinds[i] == tk.AUDIO]
+                parts = [(sorted({*s} - {*sound}), 12), (sound, 4)]
+            kept[g] = []
+            for part, cap in parts:
+                ranked = sorted(part, key=lambda i: -s[i])
+                certain, rest = ranked[: int(first * cap)], ranked[int(first * cap) :]
+                rest = sorted(rest, key=lambda i: -(s[i] + 1e-4) * weight[i, g])
+                kept[g] += certain + rest[: cap - len(certain)]
+                weighed += {*kept[g]} != {*ranked[:cap]}
+            kept[g].sort()
+            ours = held(laws.of_head(pick(pick(trace, 0), c), g))
+            np.testing.assert_array_equal((ours - 1) // 2, kept[g], err_msg=f"chunk {c} head {g}")
+        begin += cut
+    assert weighed
+    for g in range(2):
+        np.testing.assert_allclose(final.slots.norm[0, :, g], weight[kept[g], g], rtol=1e-5)
+
+
+def test_first_of_one_is_the_score_alone():
+    states = []
+    for memory in (
+        criticalkv(BUDGET, attention, reads=MASS, first=1.0, per_kind=False),
+        evict.evict(BUDGET, attention, name="plain", reads=MASS, per_kind=False),
+    ):
+        states.append(laws.run(memory, memory.init(SPEC), standard())[0])
+    laws.assert_same(states[0].slots.tokens, states[1].slots.tokens, "kept")
+
+
+def test_in_the_decoder():
+    """Norms are those of the layer's own projection, and an ample budget is full attention."""
+    cfg = small.config(axes=1)
+    weights = small.params(cfg)
+    rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
+    memory = criticalkv(64, attention, reads=MASS, audio_share=0.5)
+    program = make_program(cfg, memory, spec_of(cfg, chunk=8))
+
+    carry = small_stream(weights, init_carry(program), rows, program=program)
+    slots = carry.state.slots  # of both layers, one behind the other
+    for l in range(cfg.layers):
+        mine = jax.tree.map(lambda x, l=l: np.asarray(x[64 * l : 64 * l + 20]), slots)
+        kernel = np.asarray(weights["layers"]["o"]["kernel"][l]).reshape(4, 16, 24)
+        for g in range(2):
+            each = [np.abs(mine.tokens.v[:, g] @ kernel[h]).sum(1) for h in (2 * g, 2 * g + 1)]
+            np.testing.assert_allclose(mine.norm[:, g], np.mean(each, axis=0), rtol=1e-4)
+
+    question = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
+    h = jax.jit(prefill, static_argnames=("program", "room"))(
+        weights, program, carry, question, room=1
+    )[1]
+    x, pos, end = small.flat(rows)
+    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
+    np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
+
+
+def test_without_the_projection_or_with_wrong_options_it_says_so():
+    memory = MEMORIES["shared"]
+    seen = laws.see(memory, memory.init(SPEC), pick(standard(), 0))
+    with pytest.raises(ValueError, match=r"reads\.output"):
+        memory.write(memory.init(SPEC), seen._replace(output=None))
+    with pytest.raises(ValueError, match="first"):
+        criticalkv(8, attention, first=1.5)
+    with pytest.raises(ValueError, match="at least 1"):
+        criticalkv(0, attention)
