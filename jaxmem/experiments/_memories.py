@@ -15,8 +15,10 @@ from jaxmem.experiments._memory_options import NAMES, Memories, Name, OmniMem
 from jaxmem.memory import flash_vstream as fv
 from jaxmem.memory import hermes as he
 from jaxmem.memory import relevance
-from jaxmem.memory.base import Memory, Spec, nbytes
+from jaxmem.memory.adakv import adakv
+from jaxmem.memory.base import Memory, Reads, Spec, nbytes
 from jaxmem.memory.budgets import load_table, slots_for_bytes
+from jaxmem.memory.criticalkv import criticalkv
 from jaxmem.memory.expected_attention import expected_attention
 from jaxmem.memory.flexmem import flexmem
 from jaxmem.memory.full import full
@@ -31,6 +33,7 @@ from jaxmem.memory.omnimem import omnimem
 from jaxmem.memory.random import random
 from jaxmem.memory.recent import recent
 from jaxmem.memory.rekv import rekv
+from jaxmem.memory.snapkv import score as snapkv_score
 from jaxmem.memory.snapkv import snapkv
 from jaxmem.memory.streaming_llm import streaming_llm
 from jaxmem.memory.streaming_vlm import streaming_vlm
@@ -66,6 +69,18 @@ def _rekv(o: opt.ReKV, slots: int, setting: Setting) -> Memory:
 
 def _snapkv(o: opt.SnapKV, slots: int, setting: Setting) -> Memory:
     return snapkv(slots, **{**asdict(o), "window": min(o.window, max(1, slots // 2))})
+
+
+def _over_snapkv(factory: Callable[..., Memory]) -> Callable[[Any, int, Setting], Memory]:
+    """Return the builder of a method that works on another one's score: SnapKV's."""
+
+    def make(o: opt.CriticalKV | opt.AdaKV, slots: int, setting: Setting) -> Memory:
+        options = asdict(o)
+        window, kernel = min(options.pop("window"), max(1, slots // 2)), options.pop("kernel")
+        score = partial(snapkv_score, window=window, kernel=kernel)
+        return factory(slots, score, reads=Reads(mass="softmax", last=window), **options)
+
+    return make
 
 
 def _expected_attention(o: opt.ExpectedAttention, slots: int, setting: Setting) -> Memory:
@@ -135,6 +150,8 @@ _BUILD: Mapping[str, Callable[[Any, int, Setting], Memory]] = {
     "knorm": _options(knorm),
     "keydiff": lambda o, slots, setting: keydiff(slots, rotary=setting.rope, **asdict(o)),
     "expected_attention": _expected_attention,
+    "criticalkv": _over_snapkv(criticalkv),
+    "adakv": _over_snapkv(adakv),
     "streammem": _options(streammem),
     "livevlm": _options(livevlm),
     "flexmem": _flexmem,

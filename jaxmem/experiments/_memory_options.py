@@ -173,6 +173,22 @@ class ExpectedAttention(Shared):
 
 
 @dataclass(frozen=True)
+class CriticalKV(SnapKV):
+    """CriticalKV (arXiv 2502.03805) over SnapKV's score: weighed by what values add."""
+
+    first: float = 0.5
+    """Part of the budget that the score fills alone."""
+
+
+@dataclass(frozen=True)
+class AdaKV(SnapKV):
+    """Ada-KV (arXiv 2407.11550) over SnapKV's score: heads share a layer's slots."""
+
+    alpha: float = 0.2
+    """Part of an even share that no head goes below."""
+
+
+@dataclass(frozen=True)
 class StreamMem(Shared):
     """StreamMem (arXiv 2508.15717): what a generic probe looks at, and a prototype per frame."""
 
@@ -291,6 +307,8 @@ class Memories:
     knorm: Knorm = Knorm()
     keydiff: KeyDiff = KeyDiff()
     expected_attention: ExpectedAttention = ExpectedAttention()
+    criticalkv: CriticalKV = CriticalKV()
+    adakv: AdaKV = AdaKV()
     streammem: StreamMem = StreamMem()
     livevlm: LiveVLM = LiveVLM()
     flexmem: FlexMem = FlexMem()
@@ -303,7 +321,8 @@ class Memories:
 
 Name = Literal[
     "full", "recent", "last_frames", "uniform", "random", "omnimem", "hermes", "rekv",
-    "infinipot_v", "snapkv", "h2o", "tova", "knorm", "keydiff", "expected_attention", "streammem",
-    "livevlm", "flexmem", "streaming_vlm", "streaming_llm", "flash_vstream", "moviechat", "ma_lmm",
+    "infinipot_v", "snapkv", "h2o", "tova", "knorm", "keydiff", "expected_attention", "criticalkv",
+    "adakv", "streammem", "livevlm", "flexmem", "streaming_vlm", "streaming_llm", "flash_vstream",
+    "moviechat", "ma_lmm",
 ]  # fmt: skip
 NAMES: tuple[str, ...] = tuple(f.name for f in fields(Memories))
