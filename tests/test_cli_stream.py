@@ -240,14 +240,14 @@ def test_equal_bytes_whatever_the_options():
     spec = Spec(layers=4, kv_heads=2, heads=4, head_dim=32, width=128, axes=3, chunk=20)
     options = Memories(omnimem=OmniMem(sketch=32))
     chosen = choose(NAMES[::-1], options, Budget(None, 1 << 18), spec, SETTING.rope, 4800)
+    setting = Setting(SETTING.rope, spec.chunk, spec.text_step)
     for one in chosen:
         price = nbytes(one.memory, one.spec)
         if one.reference:
             assert price > 1 << 18
         else:
-            # Less than one more slot in every layer is left over, or one more frame of features.
-            left = 4 * 700 if one.memory.scope != "feature" else 16 * 128 * 4 * 3
-            assert (1 << 18) - left < price <= 1 << 18
+            more = build(one.name, one.slots + 1, setting, options)
+            assert price <= 1 << 18 < nbytes(more, one.spec)
     with pytest.raises(ValueError, match=r"full\.capacity"):
         choose(("full",), options, Budget(96, None), spec, SETTING.rope, None)
     assert parse_names("omnimem, last-frames") == ("omnimem", "last_frames")
