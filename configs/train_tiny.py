@@ -1,7 +1,7 @@
 """The recipe of the embedded model.
 
 Command:  python -m jaxmem.experiments.train --config configs/train_tiny.py --out runs/tiny
-Cost:     about 40 minutes on 2 CPU cores, 3 GB of memory, no download.
+Cost:     about 50 minutes on one CPU core, 3 GB of memory, no download.
 Expected: accuracies on the test split as in jaxmem/assets/tiny.md (add --evaluate to measure).
 """
 
