@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -44,10 +44,21 @@ class Times:
     first_token: float  # median
 
 
-def run_cell(model: Model, chosen: Chosen, streams: Streams) -> Cell:
-    """Return which questions are answered right; all streams run side by side."""
+# One program for one memory, however often it is measured: it is compiled once.
+_program = functools.cache(make_program)
+
+
+def run_cell(model: Model, chosen: Chosen, streams: Streams, *, segment: int) -> Cell:
+    """Return which questions are answered right; all streams run side by side.
+
+    Args:
+      model: what streams and answers.
+      chosen: the memory; give the same one for all lengths of stream.
+      streams: of one length.
+      segment: chunks fed at once; divides the chunks between two moments.
+    """
     begin = time.perf_counter()
-    program = make_program(model.decoder, chosen.memory, chosen.spec)
+    program = _program(model.decoder, chosen.memory, chosen.spec)
     probes = probes_of(model, program, PROBES.get(chosen.name, 0))
     moments, count = streams.asked.answer.shape[:2]
     one = init_carry(program)
@@ -56,7 +67,9 @@ def run_cell(model: Model, chosen: Chosen, streams: Streams) -> Cell:
     right = []
     for moment in range(moments):
         inputs, asked = jax.tree.map(lambda x, m=moment: x[m], (streams.inputs, streams.asked))
-        carry = advance(model.params, carry, inputs, probes)
+        for first in range(0, inputs.valid.shape[1], segment):
+            part = jax.tree.map(lambda x, i=first: x[:, i : i + segment], inputs)
+            carry = advance(model.params, carry, part, probes)
         answers = np.asarray(_answers(model.params, carry, asked.ids, program=program))
         right.append(answers == asked.answer)
     return Cell(
@@ -68,12 +81,13 @@ def run_cell(model: Model, chosen: Chosen, streams: Streams) -> Cell:
     )
 
 
+@functools.cache
 def _advance(
     program: Program, encode: Callable[[Params, PyTree], Rows]
 ) -> Callable[[Params, Carry, PyTree, Rows | None], Carry]:
     """Return `stream` over B streams at once."""
 
-    @partial(jax.jit, donate_argnums=1)
+    @functools.partial(jax.jit, donate_argnums=1)
     def advance(params: Params, carry: Carry, inputs: PyTree, probes: Rows | None) -> Carry:
         def one(carry: Carry, inputs: PyTree) -> Carry:
             return stream(params, carry, inputs, program=program, encode=encode, probes=probes)
@@ -83,7 +97,7 @@ def _advance(
     return advance
 
 
-@partial(jax.jit, static_argnames="program")
+@functools.partial(jax.jit, static_argnames="program")
 def _answers(params: Params, carry: Carry, ids: Array, *, program: Program) -> Array:
     """Return the first answer token [B, n] to questions [B, n, Q]."""
     step = jnp.asarray(program.spec.step, program.spec.pos_dtype)
@@ -101,7 +115,7 @@ def _answers(params: Params, carry: Carry, ids: Array, *, program: Program) -> A
 
 def measure_times(model: Model, chosen: Chosen, streams: Streams, repeats: int = 5) -> Times:
     """Return the time of a chunk and of a first token at the end of the first stream, alone."""
-    program = make_program(model.decoder, chosen.memory, chosen.spec)
+    program = _program(model.decoder, chosen.memory, chosen.spec)
     probes = probes_of(model, program, PROBES.get(chosen.name, 0))
     carry = init_carry(program)
     moments = range(len(streams.asked.answer))

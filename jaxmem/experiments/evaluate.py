@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -111,6 +112,7 @@ def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> C
 def measure(config: RecallConfig, model: Model) -> Iterator[tuple[Plan, dict[str, Any]]]:
     """Measure every cell that has no file yet, and yield all of them in order."""
     made: dict[int, Streams] = {}
+    chosen: dict[tuple[str, str], Chosen] = {}  # one for all lengths: compiled once
     tokens = max(config.seconds) * model.tokens_per_piece
     for plan in plans(config):
         path = config.out / "cells" / f"{plan.stem}.json"
@@ -120,20 +122,23 @@ def measure(config: RecallConfig, model: Model) -> Iterator[tuple[Plan, dict[str
             if plan.seconds not in made:
                 made[plan.seconds] = streams_of(config, model, plan.seconds)
             cell = {"fingerprint": mark, **asdict(plan)}
-            cell |= measure_one(config, model, plan, tokens, made[plan.seconds])
+            try:
+                key = plan.name, plan.budget
+                chosen[key] = chosen.get(key) or chosen_for(config, model, plan, tokens)
+            except ValueError as error:  # not to fit its budget is a result, too
+                cell |= {"refused": str(error)}
+            else:
+                cell |= measure_one(config, model, plan, chosen[key], made[plan.seconds])
             write_json(path, cell)
         yield plan, cell
 
 
 def measure_one(
-    config: RecallConfig, model: Model, plan: Plan, tokens: int, made: Streams
+    config: RecallConfig, model: Model, plan: Plan, chosen: Chosen, made: Streams
 ) -> dict[str, Any]:
-    """Measure one cell; a memory that does not fit its budget is a result, too."""
-    try:
-        chosen = chosen_for(config, model, plan, tokens)
-    except ValueError as error:
-        return {"refused": str(error)}
-    cell = as_dict(run_cell(model, chosen, made))
+    """Measure one cell."""
+    between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
+    cell = as_dict(run_cell(model, chosen, made, segment=math.gcd(*between)))
     if plan.seconds == max(config.seconds) and plan.budget in (config.timed, "all"):
         cell["times"] = asdict(measure_times(model, chosen, made))
     return cell
