@@ -1,5 +1,6 @@
 """Strictness for every test, and the options that name folders of outside material."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -31,3 +32,15 @@ def golden(request) -> Path:
     """The folder of golden vectors."""
     given = request.config.getoption("--golden")
     return Path(given) if given else ROOT / "tests" / "golden" / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Drop a file's compiled programs behind it.
+
+    Every program is a few memory mappings, of which Linux allows a process 65,530. Beyond them,
+    compiling crashes and starting other programs fails.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
