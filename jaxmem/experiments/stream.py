@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(sys.argv[1:] if argv is None else argv, errors)
     except UnreadableError as error:
-        errors.print(f"error: {error}", style="red", markup=False)
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return UNREADABLE
     except KeyboardInterrupt:
         errors.print("interrupted before there was anything to report", style="red")
@@ -57,7 +57,7 @@ def _main(argv: Sequence[str], errors: Console) -> int:
         except SystemExit as stop:  # the parser has said what was wrong, or printed the help
             return stop.code if isinstance(stop.code, int) else BAD_ARGUMENTS
         except ValueError as error:
-            errors.print(f"error: {error}", style="red", markup=False)
+            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
             return BAD_ARGUMENTS
         done = write(perform(ready, console))
     show(done, console)
