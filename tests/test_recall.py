@@ -82,6 +82,10 @@ def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
     changed = {name for name in before if again[name] != before[name]}
     assert changed == {"recent_1KiB_8s.json"}
     assert json.loads((out / "results.json").read_text())["cells"] == document["cells"]
+    found["recent_1KiB_8s.json"].unlink()
+    assert evaluate.main([*argv.split(), "--measured-only"]) == 0
+    cells = json.loads((out / "results.json").read_text())["cells"]
+    assert [c["budget"] for c in cells] == ["all", "16KiB", "16KiB"]
 
 
 def test_bad_arguments_are_status_2(capsys):

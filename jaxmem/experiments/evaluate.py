@@ -54,6 +54,8 @@ class RecallConfig:
     """Level of the world."""
     timed: str = "512KiB"
     """Budget at which times are measured (longest streams); empty: none."""
+    measured_only: bool = False
+    """Measure nothing: tables and plots of the cells that are there."""
     weights: Path | None = None
     """Weights of a model like the embedded one; None: the embedded one."""
     out: Path = Path("out/recall")
@@ -119,6 +121,8 @@ def measure(config: RecallConfig, model: Model) -> Iterator[tuple[Plan, dict[str
         mark = fingerprint(config, model, plan.name)
         cell = json.loads(path.read_text()) if path.is_file() else {}
         if cell.get("fingerprint") != mark:
+            if config.measured_only:
+                continue
             if plan.seconds not in made:
                 made[plan.seconds] = streams_of(config, model, plan.seconds)
             cell = {"fingerprint": mark, **asdict(plan)}
