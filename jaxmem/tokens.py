@@ -96,6 +96,12 @@ def append(slots: T, new: T, n: Int[Array, ""]) -> T:
     return jax.tree.map(one, slots, new)
 
 
+def stretch(slots: T, first: int | Array, many: Array, size: int) -> T:
+    """Return `many` rows of every leaf from `first` on, at most `size`, and zeros behind them."""
+    row = jnp.arange(size, dtype=jnp.int32)
+    return take(slots, row + first, row < many)
+
+
 def take(slots: T, index: Int[Array, "K"], keep: Bool[Array, "K"]) -> T:
     """Gather rows `index` of every leaf and zero those that are not kept.
 

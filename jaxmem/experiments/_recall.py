@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.experiments._memories import PROBES, Chosen
+from jaxmem.experiments._memories import Chosen
 from jaxmem.experiments._recall_streams import Streams
 from jaxmem.experiments._run import probes_of
 from jaxmem.memory.bank import nbytes as bank_nbytes
@@ -59,7 +59,7 @@ def run_cell(model: Model, chosen: Chosen, streams: Streams, *, segment: int) ->
     """
     begin = time.perf_counter()
     program = _program(model.decoder, chosen.memory, chosen.spec)
-    probes = probes_of(model, program, PROBES.get(chosen.name, 0))
+    probes = probes_of(model, program, chosen.name)
     moments, count = streams.asked.answer.shape[:2]
     one = init_carry(program)
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)).copy(), one)
@@ -116,7 +116,7 @@ def _answers(params: Params, carry: Carry, ids: Array, *, program: Program) -> A
 def measure_times(model: Model, chosen: Chosen, streams: Streams, repeats: int = 5) -> Times:
     """Return the time of a chunk and of a first token at the end of the first stream, alone."""
     program = _program(model.decoder, chosen.memory, chosen.spec)
-    probes = probes_of(model, program, PROBES.get(chosen.name, 0))
+    probes = probes_of(model, program, chosen.name)
     carry = init_carry(program)
     moments = range(len(streams.asked.answer))
     parts = [jax.tree.map(lambda x, m=m: x[m, 0], streams.inputs) for m in moments]

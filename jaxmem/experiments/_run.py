@@ -63,17 +63,18 @@ def open_lanes(model: Model, chosen: Sequence[Chosen]) -> list[Lane]:
     lanes = []
     for one in chosen:
         program = make_program(model.decoder, one.memory, one.spec)
-        probes = probes_of(model, program, PROBES.get(one.name, 0))
+        probes = probes_of(model, program, one.name)
         lanes.append(Lane(one, program, init_carry(program), probes, pinned(model, program)))
     return lanes
 
 
-def probes_of(model: Model, program: Program, count: int) -> Rows | None:
-    """Return the model's own generic questions as `count` probes; None if none are read.
+def probes_of(model: Model, program: Program, name: str) -> Rows | None:
+    """Return the model's own generic questions as the probes of a memory; None if it reads none.
 
     Raises:
       ValueError: if the model has none.
     """
+    count = PROBES.get(name, 0)
     if not count:
         return None
     if not model.probes:

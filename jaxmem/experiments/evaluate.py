@@ -5,11 +5,12 @@ python -m jaxmem.experiments.evaluate recall --out experiments/memory_comparison
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,20 +112,26 @@ def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> C
     return chosen
 
 
-def measure(config: RecallConfig, model: Model) -> Iterator[tuple[Plan, dict[str, Any]]]:
-    """Measure every cell that has no file yet, and yield all of them in order."""
-    made: dict[int, Streams] = {}
+def measure(
+    config: RecallConfig, model: Model, made: Callable[[int], Streams]
+) -> Iterator[tuple[Plan, dict[str, Any]]]:
+    """Measure every cell that has no file yet, and yield all of them in order.
+
+    Args:
+      config: of the comparison.
+      model: what streams and answers.
+      made: streams of a length, made when they are first asked for.
+    """
+    marks = {name: fingerprint(config, model, name) for name in parse_names(config.memories)}
     chosen: dict[tuple[str, str], Chosen] = {}  # one for all lengths: compiled once
     tokens = max(config.seconds) * model.tokens_per_piece
     for plan in plans(config):
         path = config.out / "cells" / f"{plan.stem}.json"
-        mark = fingerprint(config, model, plan.name)
+        mark = marks[plan.name]
         cell = json.loads(path.read_text()) if path.is_file() else {}
         if cell.get("fingerprint") != mark:
             if config.measured_only:
                 continue
-            if plan.seconds not in made:
-                made[plan.seconds] = streams_of(config, model, plan.seconds)
             cell = {"fingerprint": mark, **asdict(plan)}
             try:
                 key = plan.name, plan.budget
@@ -132,7 +139,7 @@ def measure(config: RecallConfig, model: Model) -> Iterator[tuple[Plan, dict[str
             except ValueError as error:  # not to fit its budget is a result, too
                 cell |= {"refused": str(error)}
             else:
-                cell |= measure_one(config, model, plan, chosen[key], made[plan.seconds])
+                cell |= measure_one(config, model, plan, chosen[key], made(plan.seconds))
             write_json(path, cell)
         yield plan, cell
 
@@ -236,16 +243,16 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
         if parse_budget(budget).nbytes is None:
             raise ValueError(f"--budgets are bytes over all layers (64KiB), got {budget!r}.")
     model = embedded(config.weights)
+    made = functools.cache(lambda seconds: streams_of(config, model, seconds))
     cells = []
     columns = [TextColumn("{task.fields[at]:<28}"), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("cells", total=len(plans(config)), at="")
-        for plan, cell in measure(config, model):
+        for plan, cell in measure(config, model, made):
             cells.append((plan, cell))
             progress.update(task, advance=1, at=plan.stem)
-    asked = {seconds: streams_of(config, model, seconds) for seconds in config.seconds}
     measured = [(plan, cell) for plan, cell in cells if "right" in cell]
-    outcomes = [outcome(plan, cell, asked[plan.seconds]) for plan, cell in measured]
+    outcomes = [outcome(plan, cell, made(plan.seconds)) for plan, cell in measured]
     for plan, cell in cells:
         if "refused" in cell:
             console.print(f"{plan.stem}: {cell['refused']}", markup=False)

@@ -152,5 +152,4 @@ def read(
 
 def stretch(tokens: Tokens, first: Array, many: Array) -> Tokens:
     """Return `many` slots of every layer from `first` on, and empty ones behind them."""
-    row = jnp.arange(tokens.kind.shape[1], dtype=jnp.int32)
-    return jax.vmap(tk.take, in_axes=(0, None, None))(tokens, row + first, row < many)
+    return jax.vmap(lambda t: tk.stretch(t, first, many, t.kind.shape[0]))(tokens)

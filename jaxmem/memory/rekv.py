@@ -86,7 +86,7 @@ def rekv(
         held, notes, fresh = state.slots, state.notes, seen.tokens
         rows = jnp.sum(fresh.kind[:, 0] != tk.EMPTY, dtype=jnp.int32)
         first, row = tk.count(notes.sink), jnp.arange(fresh.kind.shape[0], dtype=jnp.int32)
-        sink = _rows(tk.append(notes.sink, fresh, first), 0, first + rows, sinks)
+        sink = tk.stretch(tk.append(notes.sink, fresh, first), 0, first + rows, sinks)
         skip = jnp.minimum(sinks - first, rows)
         spill = tk.take(fresh, row + skip, row + skip < rows)
         # A block's mean grows with its tokens; it is read once the block is complete.
@@ -96,7 +96,7 @@ def rekv(
 
         n, slots = tk.count(held), held.kind.shape[0]
         many = jnp.minimum(n + rows, notes.room)
-        held = _rows(tk.append(held, fresh, n), n + rows - many, many, slots)
+        held = tk.stretch(tk.append(held, fresh, n), n + rows - many, many, slots)
         end = places.keep(seen).astype(notes.end.dtype)
         notes = notes._replace(end=end, total=notes.total + rows, sink=sink, blocks=means)
         return State(held, notes), spill
@@ -124,9 +124,3 @@ def _far(sink: Tokens, count: int | Array) -> Tokens:
     """Return the first `count` sinks, not rotated."""
     row = jnp.arange(sink.kind.shape[0], dtype=jnp.int32)
     return tk.take(sink, row, row < count)._replace(pos=jnp.zeros_like(sink.pos))
-
-
-def _rows(tokens: Tokens, first: int | Array, many: Array, slots: int) -> Tokens:
-    """Return `many` rows from `first` on, at most `slots`, and empty slots behind them."""
-    row = jnp.arange(slots, dtype=jnp.int32)
-    return tk.take(tokens, row + first, row < many)

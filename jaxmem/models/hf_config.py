@@ -101,6 +101,17 @@ def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "con
         )
 
 
+def check_family(
+    config: Mapping[str, Any], known: Sequence[str], where: str = "config.json"
+) -> None:
+    """Raise a ValueError if a config is not of one of the known `model_type`s."""
+    if config.get("model_type") not in known:
+        raise ValueError(
+            f"{where} has model_type {config.get('model_type')!r}, expected one of "
+            f"{', '.join(known)}."
+        )
+
+
 def check_value(key: str, found: Any, known: Any) -> None:
     """Raise a ValueError if a setting is not the one that is implemented."""
     if found != known:

@@ -22,7 +22,14 @@ import numpy as np
 from jaxmem.memory.base import Rows
 from jaxmem.models import siglip
 from jaxmem.models.decoder import DecoderConfig, linear
-from jaxmem.models.hf_config import check_keys, check_value, decoder_config, head_dim, rope_theta
+from jaxmem.models.hf_config import (
+    check_family,
+    check_keys,
+    check_value,
+    decoder_config,
+    head_dim,
+    rope_theta,
+)
 from jaxmem.models.prompt import Plan, fill, plan
 from jaxmem.models.resize import resize_grid
 from jaxmem.models.siglip import SiglipConfig
@@ -105,11 +112,7 @@ def read_config(config: Mapping[str, Any]) -> LlavaConfig:
     Raises:
       ValueError: if it is of another family or asks for something that is not implemented.
     """
-    if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(
-            f"config.json has model_type {config.get('model_type')!r}, expected one of "
-            f"{', '.join(MODEL_TYPES)}."
-        )
+    check_family(config, MODEL_TYPES)
     check_keys(config, ("text_config", "vision_config"))
     text, vision = config["text_config"], siglip.read_config(config["vision_config"])
     check_keys(text, ("hidden_size", "num_attention_heads"), "text_config of config.json")

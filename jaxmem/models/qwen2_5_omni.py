@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxmem.memory.base import Rows
 from jaxmem.models.decoder import DecoderConfig
-from jaxmem.models.hf_config import check_keys
+from jaxmem.models.hf_config import check_family, check_keys
 from jaxmem.models.prompt import Plan, fill
 from jaxmem.models.qwen2_5_omni_layout import OmniLayout
 from jaxmem.models.qwen2_5_vision import Qwen25VisionConfig, encode_vision, vision_table
@@ -65,11 +65,7 @@ def read_config(config: Mapping[str, Any]) -> Qwen25OmniConfig:
     Raises:
       ValueError: if it is of another family or asks for something that is not implemented.
     """
-    if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(
-            f"config.json has model_type {config.get('model_type')!r}, expected one of "
-            f"{', '.join(MODEL_TYPES)}."
-        )
+    check_family(config, MODEL_TYPES)
     config = config.get("thinker_config") or config
     check_keys(config, (*TOKENS, "text_config", "vision_config", "audio_config"))
     vision = read_vision(config["vision_config"])

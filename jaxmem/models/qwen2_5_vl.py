@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxmem.memory.base import Rows
 from jaxmem.models.decoder import DecoderConfig
+from jaxmem.models.hf_config import check_family
 from jaxmem.models.mrope import (
     Block,
     Seconds,
@@ -88,11 +89,7 @@ def read_config(config: dict) -> Qwen25VLConfig:
     Raises:
       ValueError: if it is of another family or asks for something that is not implemented.
     """
-    if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(
-            f"config.json has model_type {config.get('model_type')!r}, expected one of "
-            f"{', '.join(MODEL_TYPES)}."
-        )
+    check_family(config, MODEL_TYPES)
     vision = config["vision_config"]
     return Qwen25VLConfig(
         decoder=read_decoder(config, qkv_bias=True, qk_norm=False),

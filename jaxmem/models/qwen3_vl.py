@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmem.memory.base import Rows
 from jaxmem.models.decoder import DecoderConfig
-from jaxmem.models.hf_config import check_keys
+from jaxmem.models.hf_config import check_family, check_keys
 from jaxmem.models.mrope import grid_positions, join, to_the_end
 from jaxmem.models.prompt import Plan, fill, pad, plan
 from jaxmem.models.qwen3_vision import Encoded, Qwen3VisionConfig, encode_vision, vision_table
@@ -70,11 +70,7 @@ def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
     Raises:
       ValueError: if it is of another family or asks for something that is not implemented.
     """
-    if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(
-            f"config.json has model_type {config.get('model_type')!r}, expected one of "
-            f"{', '.join(MODEL_TYPES)}."
-        )
+    check_family(config, MODEL_TYPES)
     check_keys(config, (*TOKENS, "text_config", "vision_config"))
     if config["text_config"].get("attention_bias"):
         raise ValueError("attention_bias is set: no released Qwen3-VL has biases on q, k and v.")

@@ -13,6 +13,7 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
 from jaxmem.models import prenorm
 from jaxmem.models.decoder import linear
+from jaxmem.models.hf_config import check_family
 from jaxmem.models.prenorm import Prenorm
 from jaxmem.models.resize import resize_grid
 from jaxmem.models.vision_parts import frame_groups, layer_norm, patchify
@@ -72,11 +73,7 @@ def read_config(vision: Mapping[str, Any]) -> SiglipConfig:
     """
     if vision.get("model_type") == "siglip":
         vision = vision.get("vision_config", {})
-    if vision.get("model_type") not in MODEL_TYPES:
-        raise ValueError(
-            f"the vision encoder has model_type {vision.get('model_type')!r}, expected one of "
-            f"{', '.join(MODEL_TYPES)}."
-        )
+    check_family(vision, MODEL_TYPES, "the vision encoder")
     vision = {**DEFAULTS, **vision}
     if vision["hidden_act"] != "gelu_pytorch_tanh":
         raise ValueError(

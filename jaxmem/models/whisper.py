@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.models import prenorm
-from jaxmem.models.hf_config import check_keys
+from jaxmem.models.hf_config import check_family, check_keys
 from jaxmem.models.prenorm import Prenorm
 from jaxmem.models.vision_parts import frame_groups, layer_norm
 from jaxmem.models.weights import Weight, norm
@@ -44,11 +44,7 @@ def read_config(config: Mapping[str, Any]) -> WhisperConfig:
     Raises:
       ValueError: if it is of another family, lacks a key, or has another activation.
     """
-    if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(
-            f"config.json has model_type {config.get('model_type')!r}, expected one of "
-            f"{', '.join(MODEL_TYPES)}."
-        )
+    check_family(config, MODEL_TYPES)
     check_keys(config, ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"))
     check_keys(config, ("num_mel_bins", "max_source_positions"))
     if config.get("activation_function", "gelu") != "gelu":
