@@ -31,6 +31,20 @@ def _checkpointer():
     return ocp.StandardCheckpointer()
 
 
+def _arrays(tree: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and dtype of every array by its name, for states and for metadata."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    return {name(path): (tuple(x.shape), str(jnp.dtype(x.dtype))) for path, x in leaves}
+
+
+def _difference(stored: dict[str, tuple], wanted: dict[str, tuple]) -> str:
+    """Return the first array that differs, in words."""
+    name = min(n for n in stored.keys() | wanted.keys() if stored.get(n) != wanted.get(n))
+    told = lambda arrays: "absent" if name not in arrays else "{1} {0}".format(*arrays[name])
+    return f"{name} is {told(stored)} there and {told(wanted)} here"
+
+
 def save(path: str | Path, carry: Carry) -> None:
     """Write a live stream to the folder `path`, which must not exist yet.
 
@@ -58,24 +72,16 @@ def restore(path: str | Path, program: Program) -> Carry:
         lambda x: jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x, like
     )
     with _checkpointer() as checkpointer:
-        try:
-            loaded = checkpointer.restore(source, plain)
-        except (ValueError, KeyError, TypeError) as error:
+        # A restore that fails halfway leaves reads behind that end in a closed event loop: compare
+        # first, on the checkpoint's own list of its arrays.
+        stored, wanted = _arrays(checkpointer.metadata(source).item_metadata.tree), _arrays(plain)
+        if stored != wanted:
             raise ValueError(
-                f"the stream at {source} does not fit this program: restore it with the model, "
-                f"memory and budget it was saved with ({error})."
-            ) from error
-    differ = [
-        (a.shape, b.shape)
-        for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(plain), strict=True)
-        if a.shape != b.shape or a.dtype != b.dtype
-    ]
-    if differ:
-        raise ValueError(
-            f"the stream at {source} has arrays of shape {differ[0][0]} where this program has "
-            f"{differ[0][1]}: restore it with the model, memory and budget it was saved with."
-        )
-    return jax.tree.map(
+                f"the stream at {source} does not fit this program ({_difference(stored, wanted)}):"
+                " restore it with the model, memory and budget it was saved with."
+            )
+        loaded = checkpointer.restore(source, plain)
+    carry = jax.tree.map(
         lambda x, y: (
             jax.random.wrap_key_data(x, impl=jax.random.key_impl(y))
             if _is_key(y)
@@ -84,3 +90,4 @@ def restore(path: str | Path, program: Program) -> Carry:
         loaded,
         like,
     )
+    return carry

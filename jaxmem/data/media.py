@@ -14,7 +14,8 @@ from av.error import ExitError
 
 from jaxmem.data.media_audio import AudioTrack
 from jaxmem.data.media_demux import Event, Kind, Log, Packets, choose_stream, describe_streams
-from jaxmem.data.media_reader import End, MediaInfo, MediaReader, Piece
+from jaxmem.data.media_reader import MediaReader
+from jaxmem.data.media_types import End, MediaInfo, Piece
 from jaxmem.data.media_video import Size, VideoTrack, check_size
 
 __all__ = ["End", "Event", "MediaInfo", "MediaReader", "Piece", "open_media"]
