@@ -45,7 +45,7 @@ class Times:
 
 
 # One program for one memory, however often it is measured: it is compiled once.
-_program = functools.cache(make_program)
+program_of = functools.cache(make_program)
 
 
 def run_cell(model: Model, chosen: Chosen, streams: Streams, *, segment: int) -> Cell:
@@ -58,12 +58,12 @@ def run_cell(model: Model, chosen: Chosen, streams: Streams, *, segment: int) ->
       segment: chunks fed at once; divides the chunks between two moments.
     """
     begin = time.perf_counter()
-    program = _program(model.decoder, chosen.memory, chosen.spec)
+    program = program_of(model.decoder, chosen.memory, chosen.spec)
     probes = probes_of(model, program, chosen.name)
     moments, count = streams.asked.answer.shape[:2]
     one = init_carry(program)
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)).copy(), one)
-    advance = _advance(program, model.encode)
+    advance = advance_all(program, model.encode)
     right = []
     for moment in range(moments):
         inputs, asked = jax.tree.map(lambda x, m=moment: x[m], (streams.inputs, streams.asked))
@@ -82,7 +82,7 @@ def run_cell(model: Model, chosen: Chosen, streams: Streams, *, segment: int) ->
 
 
 @functools.cache
-def _advance(
+def advance_all(
     program: Program, encode: Callable[[Params, PyTree], Rows]
 ) -> Callable[[Params, Carry, PyTree, Rows | None], Carry]:
     """Return `stream` over B streams at once."""
@@ -97,25 +97,30 @@ def _advance(
     return advance
 
 
+def question_of(params: Params, ids: Array, *, program: Program) -> Rows:
+    """Return a question [Q], -1 behind its words, as rows."""
+    step = jnp.asarray(program.spec.step, program.spec.pos_dtype)
+    kind = jnp.where(ids >= 0, TEXT, EMPTY).astype(jnp.int8)
+    place = jnp.arange(ids.shape[0], dtype=step.dtype)[:, None] * step[None]
+    x = embed(decoder_of(params), jnp.maximum(ids, 0))
+    words = jnp.sum(kind != EMPTY, dtype=step.dtype)
+    return Rows(x=x, rel=place, kind=kind, span=words * step)
+
+
 @functools.partial(jax.jit, static_argnames="program")
 def _answers(params: Params, carry: Carry, ids: Array, *, program: Program) -> Array:
     """Return the first answer token [B, n] to questions [B, n, Q]."""
-    step = jnp.asarray(program.spec.step, program.spec.pos_dtype)
-    kinds = jnp.where(ids >= 0, TEXT, EMPTY).astype(jnp.int8)
 
-    def one(carry: Carry, ids: Array, kind: Array) -> Array:
-        place = jnp.arange(ids.shape[0], dtype=step.dtype)[:, None] * step[None]
-        x = embed(decoder_of(params), jnp.maximum(ids, 0))
-        words = jnp.sum(kind != EMPTY, dtype=step.dtype)
-        rows = Rows(x=x, rel=place, kind=kind, span=words * step)
+    def one(carry: Carry, ids: Array) -> Array:
+        rows = question_of(params, ids, program=program)
         return ask(params, carry, rows, program=program).ids[0]
 
-    return jax.vmap(jax.vmap(one, (None, 0, 0)))(carry, ids, kinds)
+    return jax.vmap(jax.vmap(one, (None, 0)))(carry, ids)
 
 
 def measure_times(model: Model, chosen: Chosen, streams: Streams, repeats: int = 5) -> Times:
     """Return the time of a chunk and of a first token at the end of the first stream, alone."""
-    program = _program(model.decoder, chosen.memory, chosen.spec)
+    program = program_of(model.decoder, chosen.memory, chosen.spec)
     probes = probes_of(model, program, chosen.name)
     carry = init_carry(program)
     moments = range(len(streams.asked.answer))

@@ -1,6 +1,7 @@
 """Compare memories on held-out streams at equal bytes.
 
 python -m jaxmem.experiments.evaluate recall --out experiments/memory_comparison
+python -m jaxmem.experiments.evaluate diagnose --budget 128KiB
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxmem.embedded import embedded
+from jaxmem.experiments._diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments._memories import NAMES, Chosen, Memories, choose, parse_budget, parse_names
 from jaxmem.experiments._recall import as_dict, measure_times, run_cell
 from jaxmem.experiments._recall_streams import Streams, streams
@@ -262,10 +264,13 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one evaluation; return the exit status (0, or 2 for bad arguments)."""
-    commands = {"recall": RecallConfig}
+    commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
     config = tyro.extras.subcommand_cli_from_dict(commands, args=argv, description=__doc__)
     try:
-        recall(config, Console())
+        if isinstance(config, DiagnoseConfig):
+            run_diagnose(config, Console())
+        else:
+            recall(config, Console())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,66 @@
+"""`watch`: any memory, noting what attention its slots received from the last chunk."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxmem.memory.base import Memory, Query, Rows, Seen, Spec, State, View, tokens_of
+from jaxmem.typing import Array, Float, Int, PyTree
+
+
+class WatchNotes(NamedTuple):
+    """The watched memory's notes, and the attention its slots received."""
+
+    room: Int[Array, ""]
+    inner: PyTree
+    mass: Float[Array, "Gm S"]  # from the last chunk, by slot as it was before that chunk
+
+
+def watch(memory: Memory) -> Memory:
+    """Return `memory` with the attention mass of the last chunk in `state.notes.mass`.
+
+    It streams exactly as `memory` does. Around `full` it is the oracle of what rows look at: pass
+    a question as a chunk through a branch of the stream, and read the notes.
+
+    Args:
+      memory: of scope "layer", reading exact attention mass of all rows or none.
+
+    Raises:
+      ValueError: for a memory of another scope, or one that reads its own kind of mass.
+    """
+    mine = memory.reads.mass, memory.reads.last, memory.reads.kind
+    if memory.scope != "layer" or mine not in ((None,) * 3, ("softmax", None, None)):
+        raise ValueError(
+            f"watch() needs a memory of scope 'layer' that reads mass of all rows or none, got "
+            f"{memory.name!r} of scope {memory.scope!r} with {memory.reads}; watch full()."
+        )
+
+    def init(spec: Spec) -> State:
+        state = memory.init(spec)
+        mass = jnp.zeros(tokens_of(state.slots).kind.shape[::-1], jnp.float32)
+        return State(state.slots, WatchNotes(state.notes.room, state.notes, mass))
+
+    def inner(state: State) -> State:
+        return State(state.slots, state.notes.inner)
+
+    def view(state: State, bank: PyTree, rows: Rows) -> View:
+        return memory.view(inner(state), bank, rows)
+
+    def write(state: State, seen: Seen) -> tuple[State, PyTree]:
+        assert seen.mass is not None
+        new, spill = memory.write(inner(state), seen)
+        return State(new.slots, WatchNotes(new.notes.room, new.notes, seen.mass.memory)), spill
+
+    def recall(state: State, bank: PyTree, query: Query | None) -> View:
+        return memory.recall(inner(state), bank, query)
+
+    return memory._replace(
+        init=init,
+        view=view,
+        write=write,
+        recall=recall,
+        reads=memory.reads._replace(mass="softmax"),
+        name=f"watch({memory.name})",
+    )
