@@ -14,6 +14,8 @@ from jaxmem.memory.flash_vstream import flash_vstream
 from jaxmem.memory.flash_vstream_qwen import Sizes, flash_vstream_qwen
 from jaxmem.memory.ma_lmm import ma_lmm
 from jaxmem.memory.moviechat import moviechat
+from jaxmem.memory.recent import recent
+from jaxmem.memory.sound import with_sound
 from jaxmem.models import decoder as dec
 from jaxmem.models.answer import prefill
 from jaxmem.models.step import chunk_step, init_carry, make_program
@@ -35,6 +37,7 @@ MEMORIES = {
     "moviechat": moviechat(P, short=4, long=3),
     "breakpoint": moviechat(P, short=4, long=3, mode="breakpoint"),
     "ma_lmm": ma_lmm(4, P),
+    "with_sound": with_sound(flash_vstream(STAR), 2, 1),
 }
 
 
@@ -188,6 +191,27 @@ def test_moviechat_averages_fragments(watched):
     want = np.concatenate([np.concatenate(long), FRAMES[12], FRAMES[13]])
     np.testing.assert_allclose(rows.x[: 5 * P], want, atol=1e-5)
     assert int(rows.span[0]) == 5 * P
+
+
+def test_sound_is_kept_beside_frames(watched):
+    """Chunks hold one row of sound, or none; the two most alike neighbours are averaged."""
+    loud = with_sound(ma_lmm(4, P), 2, 1)
+    state, (a, b, c) = loud.init(SPEC), np.eye(3, E, dtype=np.float32)
+    for row in (a, b, b + 0.1 * c):
+        rows = chunk(FRAMES[:1])
+        x = rows.x.at[jnp.argmax(rows.kind == 3)].set(row)
+        seen = Seen(None, None, None, jnp.int32(0), hidden=x, kind=rows.kind)
+        state, _ = loud.write(state, seen)
+    prompt = loud.recall(state, None, None)
+    kinds = np.asarray(prompt.kind)
+    np.testing.assert_array_equal(kinds, [2] * 3 * P + [3] * 2 + [0] * P)
+    np.testing.assert_array_equal(prompt.rel[:14, 0], np.arange(14))
+    assert int(prompt.span[0]) == 14
+    np.testing.assert_allclose(prompt.x[3 * P : 3 * P + 2], [a, b + 0.05 * c], atol=1e-6)
+    plain = ma_lmm(4, P)
+    assert nbytes(loud, SPEC) > nbytes(plain, SPEC) + 2 * E * 4
+    with pytest.raises(ValueError, match="keep sound themselves"):
+        with_sound(recent(8), 2, 1)
 
 
 def test_default_sizes_are_the_papers():

@@ -1,7 +1,7 @@
 """Between rows and frames, for memories of scope "feature".
 
-Such a memory takes the vision rows of a chunk as whole frames of P tokens, and gives rows back
-that are prefilled in front of a question.
+Such a memory takes the vision rows of a chunk as whole frames of P tokens (or its rows of sound as
+pieces of P tokens), and gives rows back that are prefilled in front of a question.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Block = tuple[Float[Array, "n P E"], Bool[Array, "n"]]
 
 
 def frames_of(
-    seen: Seen, tokens: int
+    seen: Seen, tokens: int, kind: int = VISION
 ) -> tuple[Float[Array, "F P E"], Int[Array, ""], Int[Array, ""]]:
-    """Return the vision rows of a chunk as frames of `tokens` rows.
+    """Return the rows of one kind in a chunk as frames of `tokens` rows.
 
     Returns:
-      Frames, how many of them are whole, and how many vision rows are left over: the rows of a
-      frame that the chunk cuts. Text and sound are not looked at.
+      Frames, how many of them are whole, and how many rows of the kind are left over: the rows of
+      a frame that the chunk cuts. Other kinds are not looked at.
 
     Raises:
       ValueError: if a chunk is shorter than a frame.
@@ -38,10 +38,10 @@ def frames_of(
         raise ValueError(
             f"chunks have {rows} rows but a frame has {tokens}; stream chunks of whole frames."
         )
-    vision = seen.kind == VISION
-    index = jnp.argsort(~vision, stable=True)[: rows // tokens * tokens]
+    mine = seen.kind == kind
+    index = jnp.argsort(~mine, stable=True)[: rows // tokens * tokens]
     frames = seen.hidden[index].reshape(rows // tokens, tokens, -1)
-    found = jnp.sum(vision, dtype=jnp.int32)
+    found = jnp.sum(mine, dtype=jnp.int32)
     whole = jnp.arange(frames.shape[0], dtype=jnp.int32) < found // tokens
     # Zeros where no frame is: what padding rows hold never reaches a state.
     frames = jnp.where(whole[:, None, None], frames, 0)
@@ -110,7 +110,7 @@ class Notes(NamedTuple):
     """What is not a feature."""
 
     step: Num[Array, "A"]
-    lost: Int[Array, ""]  # vision rows of frames that a chunk cut
+    lost: Int[Array, ""]  # rows of frames that a chunk cut
 
 
 def frame_by_frame(
@@ -119,6 +119,7 @@ def frame_by_frame(
     start: Callable[[Spec], PyTree],
     step: Callable[[PyTree, Array], PyTree],
     blocks: Callable[[PyTree], list[Block]],
+    kind: int = VISION,
 ) -> Memory:
     """Return a memory of scope "feature" that takes one frame of `tokens` rows after another.
 
@@ -128,6 +129,7 @@ def frame_by_frame(
       start: the empty features held.
       step: (held, frame [P, E]) -> held.
       blocks: what a question reads.
+      kind: of the rows that are taken.
 
     Raises:
       ValueError: if `tokens` is not positive.
@@ -141,7 +143,7 @@ def frame_by_frame(
 
     def write(state: State, seen: Seen) -> tuple[State, None]:
         notes: Notes = state.notes
-        frames, n, cut = frames_of(seen, tokens)
+        frames, n, cut = frames_of(seen, tokens, kind)
 
         def take(held: PyTree, item: tuple[Array, Array]) -> tuple[PyTree, None]:
             frame, comes = item
@@ -154,7 +156,8 @@ def frame_by_frame(
 
     def recall(state: State, bank: PyTree, query: Query | None) -> Rows:
         del bank, query
-        return rows_of(blocks(state.slots), state.notes.step)
+        held = blocks(state.slots)
+        return rows_of(held, state.notes.step, kinds=(kind,) * len(held))
 
     return Memory(
         init,

@@ -8,23 +8,25 @@ import jax.numpy as jnp
 from jaxmem.memory.base import Memory, Spec
 from jaxmem.memory.clusters import Merged, add
 from jaxmem.memory.feature_rows import Block, frame_by_frame
+from jaxmem.tokens import VISION
 from jaxmem.typing import Array
 
 ENTRIES = Merged(1, 1, None)  # type: ignore[arg-type]  # the axis of a frame's places
 
 
-def ma_lmm(frames: int, tokens: int) -> Memory:
+def ma_lmm(frames: int, tokens: int, *, kind: int = VISION) -> Memory:
     """Return MA-LMM's bank of `frames` entries of `tokens` rows, scope "feature".
 
     A frame is appended; if the bank was full, then at each of the P places of a frame the adjacent
     pair of largest cosine becomes its mean, weighted by how many frames each stands for. Places
     merge independently, so that an entry's rows may stand for different times. The released model
     keeps such a bank for the frames and one more in each layer of its Q-Former; this is the bank
-    for the frames. Text and sound are not kept.
+    for the frames. Other kinds than `kind` are not kept; see `jaxmem.memory.sound` for both.
 
     Args:
       frames: entries of the bank.
       tokens: P, rows of a frame.
+      kind: of the rows that are kept: `VISION`, or `AUDIO` in pieces of P rows.
 
     Raises:
       ValueError: if an argument is not positive, or chunks are shorter than a frame.
@@ -46,4 +48,4 @@ def ma_lmm(frames: int, tokens: int) -> Memory:
     def blocks(held: Merged) -> list[Block]:
         return [(held.x, jnp.arange(frames, dtype=jnp.int32) < held.count)]
 
-    return frame_by_frame("ma_lmm", tokens, start, step, blocks)
+    return frame_by_frame("ma_lmm", tokens, start, step, blocks, kind)
