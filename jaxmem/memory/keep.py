@@ -61,11 +61,12 @@ def keep(
     unit: Unit | None = None,
     most: int | None = None,
     seed: Callable[[Spec], PyTree] = lambda spec: None,
+    rule: positions.Rule = "keep",
 ) -> Memory:
     """Return the memory that holds the units of smallest priority.
 
     Units are whole: the first unit that does not fit entirely is dropped with all behind it.
-    Positions are kept as they arrived. No attention statistics are read.
+    No attention statistics are read.
 
     Args:
       slots: S, slots of every layer.
@@ -74,6 +75,7 @@ def keep(
       unit: what is counted and kept whole; single tokens if None.
       most: units held at most; None for as many as fit.
       seed: arrays that `priority` draws with, part of the state.
+      rule: of positions, see `positions.ruled`.
 
     Raises:
       ValueError: if `slots` or `most` is not positive.
@@ -121,7 +123,7 @@ def keep(
         del query
         return view(state, bank, None)
 
-    return Memory(init, view, write, recall, name=name)
+    return positions.ruled(Memory(init, view, write, recall, name=name), rule)
 
 
 def _refused(

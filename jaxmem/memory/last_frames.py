@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxmem.memory.base import Memory
 from jaxmem.memory.frames import frame
 from jaxmem.memory.keep import keep, newest
+from jaxmem.memory.positions import Rule
 
 
 def last_frames(
@@ -13,6 +14,7 @@ def last_frames(
     *,
     extra_per_frame: int = 0,
     budget: int | None = None,
+    positions: Rule = "keep",
 ) -> Memory:
     """Return the memory that holds the last whole frames.
 
@@ -26,6 +28,7 @@ def last_frames(
         or sound between and positions have one axis, or where no budget is given.
       extra_per_frame: slots set aside for the text and sound of a frame.
       budget: S, slots of every layer; `frames * (tokens_per_frame + extra_per_frame)` if None.
+      positions: "keep" the position of arrival, or renumber ("contiguous").
 
     Raises:
       ValueError: if the number of slots does not follow from what is given, or a size is not
@@ -40,4 +43,5 @@ def last_frames(
                 f"{tokens_per_frame}; pass both, or a budget in slots."
             )
         budget = frames * (tokens_per_frame + extra_per_frame)
-    return keep(budget, newest, unit=frame(tokens_per_frame), most=frames, name="last_frames")
+    unit = frame(tokens_per_frame)
+    return keep(budget, newest, unit=unit, most=frames, name="last_frames", rule=positions)

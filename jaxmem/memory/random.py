@@ -7,6 +7,7 @@ import jax
 from jaxmem.memory import frames
 from jaxmem.memory.base import Memory, Spec
 from jaxmem.memory.keep import keep
+from jaxmem.memory.positions import Rule
 from jaxmem.typing import Array, PyTree, UInt
 
 
@@ -17,6 +18,7 @@ def random(
     unit: frames.UnitName = "token",
     tokens_per_frame: int | None = None,
     per_layer: bool = False,
+    positions: Rule = "keep",
 ) -> Memory:
     """Return the memory that holds a uniform random sample of the stream (a reservoir).
 
@@ -31,6 +33,7 @@ def random(
       unit: sample single tokens or whole frames.
       tokens_per_frame: vision tokens of a frame, see `jaxmem.memory.frames.frame`.
       per_layer: draw independently in each layer instead of holding the same tokens in all.
+      positions: "keep" the position of arrival, or renumber ("contiguous").
 
     Raises:
       ValueError: if the budget is not positive or the unit is unknown.
@@ -46,6 +49,5 @@ def random(
         draw = lambda i: jax.random.bits(jax.random.fold_in(own, i), dtype="uint32")
         return jax.vmap(draw)(number)
 
-    return keep(
-        budget, priority, unit=frames.unit(unit, tokens_per_frame), seed=seed, name="random"
-    )
+    chosen = frames.unit(unit, tokens_per_frame)
+    return keep(budget, priority, unit=chosen, seed=seed, name="random", rule=positions)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxmem.memory import frames
 from jaxmem.memory.base import Memory
 from jaxmem.memory.keep import keep
+from jaxmem.memory.positions import Rule
 from jaxmem.typing import Array, PyTree, UInt
 
 GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio, rounded to the nearest odd number
@@ -26,6 +27,7 @@ def uniform(
     unit: frames.UnitName = "token",
     *,
     tokens_per_frame: int | None = None,
+    positions: Rule = "keep",
 ) -> Memory:
     """Return the memory that holds tokens evenly spaced in time, however long the stream is.
 
@@ -39,8 +41,10 @@ def uniform(
       unit: "token" spaces single tokens and fills every slot; "frame" spaces whole frames with
         their text and sound, as uniform frame sampling does, and may leave slots empty.
       tokens_per_frame: vision tokens of a frame, see `jaxmem.memory.frames.frame`.
+      positions: "keep" the position of arrival, or renumber ("contiguous").
 
     Raises:
       ValueError: if the budget is not positive or the unit is unknown.
     """
-    return keep(budget, weyl, unit=frames.unit(unit, tokens_per_frame), name="uniform")
+    chosen = frames.unit(unit, tokens_per_frame)
+    return keep(budget, weyl, unit=chosen, name="uniform", rule=positions)
