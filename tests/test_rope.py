@@ -1,0 +1,51 @@
+"""Rotary embeddings: which axis a pair reads, and angles that stay exact for hours."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmem.rope import angles, mrope_interleaved, mrope_sectioned, rope, rope_1d, rotate
+
+THETA = 1e6
+
+
+def test_which_axis_a_pair_reads():
+    assert mrope_sectioned(16, THETA, (4, 2, 2)).axis == (0, 0, 0, 0, 1, 1, 2, 2)
+    assert mrope_interleaved(16, THETA, (4, 2, 2)).axis == (0, 1, 2, 0, 1, 2, 0, 0)
+    assert rope_1d(8).axis == (0,) * 4
+    np.testing.assert_allclose(rope_1d(8, 16.0).inv_freq, [1, 0.5, 0.25, 0.125])
+
+
+def test_rotation_turns_pairs_and_composes():
+    table = rope_1d(4, 16.0)
+    x = np.random.default_rng(0).normal(size=(1, 1, 4)).astype(np.float32)
+    at = lambda p: np.asarray(rope(jnp.asarray(x), jnp.full((1, 1, 1), p), table))[0, 0]
+    for pair in (0, 1):
+        z = complex(x[0, 0, pair], x[0, 0, pair + 2]) * np.exp(3j * table.inv_freq[pair])
+        np.testing.assert_allclose(at(3)[[pair, pair + 2]], [z.real, z.imag], rtol=1e-5)
+    twice = rotate(jnp.asarray(at(3))[None], angles(table, jnp.full((1, 1), 4)))
+    np.testing.assert_allclose(twice[0], at(7), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+@pytest.mark.parametrize("far", [500, 144_000, 1_000_000])
+def test_angles_of_far_positions(far, dtype):
+    """Ten hours at four ticks a second are 144,000 positions."""
+    table = rope_1d(64, THETA)
+    pos = np.random.default_rng(1).integers(-far, far, (200, 1)).astype(dtype)
+    exact = pos.astype(np.float64) * np.asarray(table.inv_freq, np.float64)
+    off = (
+        np.remainder(np.asarray(angles(table, jnp.asarray(pos))) - exact + np.pi, 2 * np.pi) - np.pi
+    )
+    assert np.abs(off).max() < (5e-5 if far <= 512 else 1e-3)
+
+
+def test_errors_name_the_repair():
+    with pytest.raises(ValueError, match="sum to head_dim / 2"):
+        mrope_sectioned(16, THETA, (4, 2, 1))
+    with pytest.raises(ValueError, match="3 sections"):
+        mrope_interleaved(16, THETA, (4, 4))
+    with pytest.raises(ValueError, match="must be even"):
+        rope_1d(7)
+    with pytest.raises(ValueError, match="2 axes"):
+        angles(mrope_sectioned(16, THETA, (4, 2, 2)), jnp.zeros((5, 2)))
