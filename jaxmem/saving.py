@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxmem.models.program import Carry, Program, init_carry
+from jaxmem.models.program import Carry, Program, init_carry, settled
 from jaxmem.typing import Array, PyTree
 
 
@@ -90,4 +90,4 @@ def restore(path: str | Path, program: Program) -> Carry:
         loaded,
         like,
     )
-    return carry
+    return settled(program, carry)

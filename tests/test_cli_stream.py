@@ -208,7 +208,8 @@ def test_help_is_0(capsys):
 def test_every_memory_has_a_name():
     from typing import get_args
 
-    from jaxmem.experiments._memories import _BUILD, Name
+    from jaxmem.experiments._memories import Name
+    from jaxmem.experiments._memory_builders import _BUILD
 
     assert get_args(Name) == NAMES == tuple(_BUILD)
     for name in NAMES:

@@ -12,7 +12,8 @@ from jaxmem import tokens as tk
 from jaxmem.memory import bands
 from jaxmem.memory.base import Mass, Rows, Seen, Spec
 from jaxmem.memory.full import full
-from jaxmem.memory.hermes import LLAVA, PAPER, guidance, hermes, importance
+from jaxmem.memory.guidance import guidance
+from jaxmem.memory.hermes import LLAVA, PAPER, hermes, importance
 from jaxmem.models.step import chunk_step, init_carry, make_program
 from jaxmem.stream import probe_rows
 from jaxmem.tokens import Tokens
@@ -20,6 +21,7 @@ from jaxmem.tokens import Tokens
 L, M, T, P = 10, 12, 6, 3
 SPEC = Spec(layers=L, kv_heads=1, heads=1, head_dim=2, width=2, axes=1, chunk=T, prefix=P)
 DEEP = slice(7, L)  # with ten layers
+published = partial(hermes, per_kind=False)
 
 
 def rows_of(new, size):
@@ -116,9 +118,9 @@ def test_published_recency_counts_tokens():
 NEWS = (6, 3, 6, 0, 5, 6, 1, 6)
 
 
-@pytest.mark.parametrize("reindex", ["lazy", "eager", "keep"])
-def test_laws(reindex):
-    memory = hermes(M, mix=LLAVA, reindex=reindex)
+@pytest.mark.parametrize("positions", ["lazy", "eager", "keep"])
+def test_laws(positions):
+    memory = published(M, mix=LLAVA, positions=positions)
     states, _ = run(memory, NEWS)
     padded, _ = run(memory, NEWS, size=T + 2)
     for c, (state, longer) in enumerate(zip(states[1:], padded[1:], strict=True)):
@@ -135,18 +137,18 @@ def test_laws(reindex):
     jax.tree.map(np.testing.assert_array_equal, states[3], states[4])
 
     ends = np.stack([s.notes.end[:, 0] for s in states])
-    if reindex == "keep":
+    if positions == "keep":
         np.testing.assert_array_equal(ends[-1], P + sum(NEWS))
     else:
         last = states[-1].slots.tokens.pos[:, -1, 0, 0]
         np.testing.assert_array_equal(ends[-1], last + 1)
-    if reindex == "eager":
+    if positions == "eager":
         every = states[-1].slots.tokens.pos[:, :, 0, 0]
         np.testing.assert_array_equal(every, np.broadcast_to(P + np.arange(M), every.shape))
 
 
 def test_summary_is_the_mean_of_what_was_dropped():
-    memory = hermes(M, mix=LLAVA)
+    memory = published(M, mix=LLAVA)
     states, seen = run(memory, (6, 5, 6))
     before, after, chunk = states[2].slots.tokens, states[3].slots.tokens, seen[2].tokens
     for l in range(7, L):
@@ -161,13 +163,13 @@ def test_summary_is_the_mean_of_what_was_dropped():
 
 
 def test_without_summary_deep_layers_keep_one_token_more():
-    states, _ = run(hermes(M, summary=False), (6, 6, 6))
+    states, _ = run(published(M, summary=False), (6, 6, 6))
     assert (states[-1].slots.tokens.kind == tk.VISION).all()
 
 
 def test_lazy_closes_gaps_only_near_the_limit():
-    near = hermes(M, mix=LLAVA, max_position=40, margin=20)
-    far = hermes(M, mix=LLAVA)
+    near = published(M, mix=LLAVA, max_position=40, margin=20)
+    far = published(M, mix=LLAVA)
     news = (6,) * 6
     closed = [s.slots.tokens.pos[:, :, 0, 0] for s in run(near, news)[0]]
     open_ = [s.slots.tokens.pos[:, :, 0, 0] for s in run(far, news)[0]]
@@ -179,7 +181,7 @@ def test_lazy_closes_gaps_only_near_the_limit():
 
 @pytest.mark.parametrize("attention", ["official", "exact"])
 def test_probes_pass_only_where_a_band_needs_them(attention):
-    memory = hermes(M, attention=attention)
+    memory = published(M, attention=attention)
     states, _ = run(memory, (6, 6))
     assert not look(memory, states[0], rows_of(6, T)).probing.any()
     assert not look(memory, states[2], rows_of(0, T)).probing.any()
@@ -196,7 +198,7 @@ def test_an_ample_budget_is_full_attention():
     cfg = small.config(layers=3)
     weights, rows = small.params(cfg), small.stream_rows(cfg, 2, 8, lengths=[8, 5])
     spec = small.small_spec(cfg, 8)
-    program = make_program(cfg, hermes(16, reindex="keep"), spec)
+    program = make_program(cfg, published(16, positions="keep"), spec)
     plain = make_program(cfg, full(16), spec)
     probes = probe_rows(weights, [[1, 2, 3], [4, 5]], program=program)
     a, b = init_carry(program), init_carry(plain)
@@ -214,6 +216,25 @@ def test_an_ample_budget_is_full_attention():
         chunk_step(weights, program, a, small.chunk(rows, 0))
 
 
+def test_audio_has_a_budget_of_its_own():
+    """Vision of any score takes no slot of audio's; a summary takes one of vision's."""
+    memory = hermes(M, audio_share=0.25)
+    state = memory.init(SPEC)
+    for c in range(4):
+        seen = see(look(memory, state, rows_of(T, T)), c, T, T, seed=3)
+        kind = seen.tokens.kind.copy()
+        kind[:, [1, 4]] = tk.AUDIO
+        mass = seen.probe.chunk.copy()
+        mass[..., [1, 4]] = 0.0  # nobody attends to sound
+        seen = seen._replace(
+            tokens=seen.tokens._replace(kind=kind), probe=seen.probe._replace(chunk=mass)
+        )
+        state = jax.device_get(write(memory, state, seen))
+    kinds = state.slots.tokens.kind[..., 0]
+    assert np.all((kinds == tk.AUDIO).sum(1) == 3)
+    assert np.all((kinds != tk.EMPTY).sum(1) == M)
+
+
 def test_guidance_carries_the_last_round():
     middle, deep = guidance()
     assert middle.endswith(deep) and middle != deep
@@ -226,7 +247,7 @@ def test_guidance_carries_the_last_round():
     [
         ({"budget": 1}, "at least 2 slots"),
         ({"budget": 8, "attention": "manual"}, "'official' or 'exact'"),
-        ({"budget": 8, "reindex": "never"}, "'lazy', 'eager' or 'keep'"),
+        ({"budget": 8, "positions": "never"}, "'lazy', 'eager' or 'keep'"),
         ({"budget": 8, "smoothing": (0.1, 2.0, 0.4)}, "between 0 and 1"),
         ({"budget": 8, "shares": (0.6, 0.6)}, "at most 1"),
     ],

@@ -1,5 +1,7 @@
 """The laws over the methods people compare with, and what each of them promises beyond."""
 
+from functools import partial
+
 import jax
 import laws
 import numpy as np
@@ -11,12 +13,16 @@ from jaxmem import tokens as tk
 from jaxmem.memory.h2o import h2o
 from jaxmem.memory.infinipot_v import infinipot_v
 from jaxmem.memory.knorm import keydiff, knorm
+from jaxmem.memory.last_frames import last_frames
+from jaxmem.memory.omnimem import omnimem
 from jaxmem.memory.positions import ruled
+from jaxmem.memory.random import random
 from jaxmem.memory.recent import recent
 from jaxmem.memory.rekv import rekv
 from jaxmem.memory.snapkv import snapkv
 from jaxmem.memory.streaming_llm import streaming_llm
 from jaxmem.memory.tova import tova
+from jaxmem.memory.uniform import uniform
 from jaxmem.models.answer import prefill
 from jaxmem.rope import rope_1d
 from jaxmem.stream import init_carry, make_program, spec_of
@@ -120,6 +126,28 @@ def test_contiguous_positions_count_what_is_held():
     early = pick(standard(), 0)
     state = laws.step(memory, memory.init(SPEC), early)
     np.testing.assert_array_equal(memory.view(state, None, None).base, [CUTS[0]] * 3)
+
+
+PLACED = {
+    "recent": partial(recent, BUDGET, 2),
+    "last_frames": partial(last_frames, budget=BUDGET),
+    "uniform": partial(uniform, BUDGET),
+    "random": partial(random, BUDGET, jax.random.key(0)),
+    "omnimem": partial(omnimem, BUDGET, text=BUDGET),
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_positions_are_a_choice(name):
+    kept, numbered = PLACED[name](), PLACED[name](positions="contiguous")
+    one, two = after(kept, standard()), after(numbered, standard())
+    laws.assert_same(one.slots.tokens.order, two.slots.tokens.order, "the same tokens")
+    view = numbered.recall(two, None, None)
+    held = int(tk.count(two.slots.tokens))
+    np.testing.assert_array_equal(view.tokens.pos[:held, 0, 1], np.arange(held))
+    np.testing.assert_array_equal(view.base, [held] * 3)
+    with pytest.raises(ValueError, match="contiguous"):
+        PLACED[name](positions="dense")
 
 
 def test_what_stands_still_is_dropped_and_what_moves_is_kept():

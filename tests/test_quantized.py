@@ -81,7 +81,7 @@ def test_bytes_follow():
     assert tokens.k.dtype == jnp.uint8 and tokens.k.shape == (1000, 2, 32)
 
 
-@pytest.mark.parametrize("make", [full, partial(hermes, reindex="keep")], ids=["layer", "stack"])
+@pytest.mark.parametrize("make", [full, partial(hermes, positions="keep")], ids=["layer", "stack"])
 def test_outputs_stay_close_in_the_decoder(make):
     cfg = small.config(layers=3)
     weights, rows = small.params(cfg), small.stream_rows(cfg, 3, 8, lengths=[8, 5, 8])

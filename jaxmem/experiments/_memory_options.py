@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from jaxmem.experiments._peer_options import (
+    H2O,
+    AdaKV,
+    CriticalKV,
+    ExpectedAttention,
+    InfiniPotV,
+    KeyDiff,
+    Knorm,
+    LiveVLM,
+    MaLmm,
+    MovieChat,
+    SnapKV,
+    StreamingLLM,
+    StreamingVLM,
+    StreamMem,
+    Tova,
+)
 
 
 @dataclass(frozen=True)
@@ -89,8 +107,12 @@ class Hermes:
     """Weight of recency in the middle layers, and how it decays."""
     summary: bool = True
     """What deep layers evict becomes a summary token."""
-    reindex: Literal["lazy", "eager", "keep"] = "keep"
+    positions: Literal["lazy", "eager", "keep"] = "keep"
     """When positions are renumbered; the embedded model reads its clock from them."""
+    per_kind: bool = True
+    """Audio has a part of the budget of its own."""
+    audio_share: float = 0.5
+    """Audio's part of the budget."""
 
 
 @dataclass(frozen=True)
@@ -107,105 +129,6 @@ class ReKV:
     """Tokens held from the start of the stream."""
     positions: Literal["keep", "contiguous"] = "keep"
     """Positions of recalled tokens; published: contiguous."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the options of the methods that rank tokens have in common."""
-
-    per_kind: bool = True
-    """Audio competes in a budget of its own; published: with everything else."""
-    audio_share: float = 0.5
-    """Audio's part of the budget."""
-    positions: Literal["keep", "contiguous"] = "keep"
-    """Positions that kept tokens are read at."""
-
-
-@dataclass(frozen=True)
-class InfiniPotV(Shared):
-    """InfiniPot-V (arXiv 2506.15745): new against recent frames, and large values."""
-
-    grid: tuple[int, int] = (4, 4)
-    """Rows and columns of a frame's tokens."""
-    tar_ratio: float = 0.5
-    """Part of the budget that goes to what is new."""
-
-
-@dataclass(frozen=True)
-class SnapKV(Shared):
-    """SnapKV (arXiv 2404.14469): what the newest rows look at, pooled over neighbours."""
-
-    window: int = 20
-    """Newest rows that look, and that are kept."""
-    kernel: int = 5
-    """Neighbours that are pooled."""
-
-
-@dataclass(frozen=True)
-class H2O(Shared):
-    """H2O (arXiv 2306.14048): what has received most attention, and the newest."""
-
-    recent: float = 0.5
-    """Part of the budget for the newest tokens."""
-
-
-@dataclass(frozen=True)
-class Tova(Shared):
-    """TOVA (arXiv 2401.06104): what the newest row looks at."""
-
-
-@dataclass(frozen=True)
-class Knorm(Shared):
-    """Knorm (arXiv 2406.11430): keys of small norm."""
-
-
-@dataclass(frozen=True)
-class KeyDiff(Shared):
-    """KeyDiff (arXiv 2504.15364): keys unlike the mean key."""
-
-
-@dataclass(frozen=True)
-class ExpectedAttention(Shared):
-    """Expected Attention (arXiv 2510.00636): what coming queries are expected to look at."""
-
-    future: int = 64
-    """Coming positions over which the expectation is taken."""
-
-
-@dataclass(frozen=True)
-class CriticalKV(SnapKV):
-    """CriticalKV (arXiv 2502.03805) over SnapKV's score: weighed by what values add."""
-
-    first: float = 0.5
-    """Part of the budget that the score fills alone."""
-
-
-@dataclass(frozen=True)
-class AdaKV(SnapKV):
-    """Ada-KV (arXiv 2407.11550) over SnapKV's score: heads share a layer's slots."""
-
-    alpha: float = 0.2
-    """Part of an even share that no head goes below."""
-
-
-@dataclass(frozen=True)
-class StreamMem(Shared):
-    """StreamMem (arXiv 2508.15717): what a generic probe looks at, and a prototype per frame."""
-
-    frame: int = 16
-    """Vision tokens of a frame."""
-
-
-@dataclass(frozen=True)
-class LiveVLM(Shared):
-    """LiveVLM v2 (arXiv 2505.15269): position buckets, and pages that a question recalls."""
-
-    short: float = 0.25
-    """Part of the budget that is held whole, newest first."""
-    page: int = 8
-    """Slots of a page."""
-    ratio: float = 0.4
-    """Part of the pages that a question reads."""
 
 
 @dataclass(frozen=True)
@@ -235,34 +158,6 @@ class FlexMem:
 
 
 @dataclass(frozen=True)
-class StreamingVLM:
-    """StreamingVLM (arXiv 2510.09608): a window of vision, by structure alone."""
-
-    window: int = 16
-    """Chunks whose vision and sound are held."""
-    text: int = 0
-    """Newest text tokens that are held; the streams of this command carry none."""
-    sinks: int = 0
-    """First text tokens that are held."""
-    per_kind: bool = True
-    """Sound has slots of its own."""
-    audio_share: float = 0.2
-    """Its part of them."""
-    positions: Literal["keep", "contiguous"] = "keep"
-    """Positions that kept tokens are read at; published: contiguous."""
-
-
-@dataclass(frozen=True)
-class StreamingLLM:
-    """StreamingLLM (arXiv 2309.17453): sinks and a window."""
-
-    sinks: int = 4
-    """Tokens held from the start of the stream."""
-    positions: Literal["keep", "contiguous"] = "contiguous"
-    """Published: numbered inside the cache."""
-
-
-@dataclass(frozen=True)
 class FlashVStream:
     """Flash-VStream (arXiv 2406.08085): spatial, temporal, abstract and retrieved features."""
 
@@ -273,56 +168,77 @@ class FlashVStream:
 
 
 @dataclass(frozen=True)
-class MovieChat:
-    """MovieChat (arXiv 2307.16449): a short-term queue, merged into a long-term memory."""
+class FlashVStreamQwen:
+    """Flash-VStream, Qwen version: a synopsis of centres, and frames in detail from a ring."""
 
     grid: int = 4
-    """Rows of a frame's square of tokens."""
+    """Rows of a frame's square of tokens, even."""
+    form: Literal["as_released", "as_published"] = "as_released"
+    """Which of the two, where they differ."""
 
 
 @dataclass(frozen=True)
-class MaLmm:
-    """MA-LMM (arXiv 2404.05726): neighbouring frames are averaged."""
+class Bank:
+    """A bank behind every memory that has none of its own (`full` has no need of one)."""
 
-    grid: int = 4
-    """Rows of a frame's square of tokens."""
+    capacity: int = 0
+    """Tokens per layer that it holds; 0: no bank."""
+    block: int = 20
+    """Tokens of a block; its mean key stays on the device."""
+    topk: int = 4
+    """Blocks that a layer recalls for a question."""
+    recall: Literal["mean", "attention", "parts"] = "mean"
+    """What a question scores: mean keys, attention to mean keys, or the best of four parts."""
+    evict: Literal["oldest", "newest", "uniform"] = "oldest"
+    """What goes when the bank is full; uniform: all but evenly spaced blocks."""
+    positions: Literal["keep", "contiguous"] = "keep"
+    """Positions that recalled tokens are read at."""
+    space: Literal["host", "device"] = "host"
+    """Memory of every bank, also of rekv and flexmem; on the device it counts in the budget."""
 
 
 @dataclass(frozen=True)
 class Memories:
-    """The options of every memory; the names of the fields are the names on the command line."""
+    """The options of every memory; the names of the fields are the names on the command line.
 
-    full: Full = Full()
-    recent: Recent = Recent()
-    last_frames: LastFrames = LastFrames()
-    uniform: Uniform = Uniform()
-    random: Random = Random()
-    omnimem: OmniMem = OmniMem()
-    hermes: Hermes = Hermes()
-    rekv: ReKV = ReKV()
-    infinipot_v: InfiniPotV = InfiniPotV()
-    snapkv: SnapKV = SnapKV()
-    h2o: H2O = H2O()
-    tova: Tova = Tova()
-    knorm: Knorm = Knorm()
-    keydiff: KeyDiff = KeyDiff()
-    expected_attention: ExpectedAttention = ExpectedAttention()
-    criticalkv: CriticalKV = CriticalKV()
-    adakv: AdaKV = AdaKV()
-    streammem: StreamMem = StreamMem()
-    livevlm: LiveVLM = LiveVLM()
-    flexmem: FlexMem = FlexMem()
-    streaming_vlm: StreamingVLM = StreamingVLM()
-    streaming_llm: StreamingLLM = StreamingLLM()
-    flash_vstream: FlashVStream = FlashVStream()
-    moviechat: MovieChat = MovieChat()
-    ma_lmm: MaLmm = MaLmm()
+    `bank` and `bits` are no memories: they are put around the others.
+    """
+
+    full: Full = field(default_factory=Full)
+    recent: Recent = field(default_factory=Recent)
+    last_frames: LastFrames = field(default_factory=LastFrames)
+    uniform: Uniform = field(default_factory=Uniform)
+    random: Random = field(default_factory=Random)
+    omnimem: OmniMem = field(default_factory=OmniMem)
+    hermes: Hermes = field(default_factory=Hermes)
+    rekv: ReKV = field(default_factory=ReKV)
+    infinipot_v: InfiniPotV = field(default_factory=InfiniPotV)
+    snapkv: SnapKV = field(default_factory=SnapKV)
+    h2o: H2O = field(default_factory=H2O)
+    tova: Tova = field(default_factory=Tova)
+    knorm: Knorm = field(default_factory=Knorm)
+    keydiff: KeyDiff = field(default_factory=KeyDiff)
+    expected_attention: ExpectedAttention = field(default_factory=ExpectedAttention)
+    criticalkv: CriticalKV = field(default_factory=CriticalKV)
+    adakv: AdaKV = field(default_factory=AdaKV)
+    streammem: StreamMem = field(default_factory=StreamMem)
+    livevlm: LiveVLM = field(default_factory=LiveVLM)
+    flexmem: FlexMem = field(default_factory=FlexMem)
+    streaming_vlm: StreamingVLM = field(default_factory=StreamingVLM)
+    streaming_llm: StreamingLLM = field(default_factory=StreamingLLM)
+    flash_vstream: FlashVStream = field(default_factory=FlashVStream)
+    flash_vstream_qwen: FlashVStreamQwen = field(default_factory=FlashVStreamQwen)
+    moviechat: MovieChat = field(default_factory=MovieChat)
+    ma_lmm: MaLmm = field(default_factory=MaLmm)
+    bank: Bank = field(default_factory=Bank)
+    bits: Literal[4, 8] | None = None
+    """Store keys and values of every memory but `full` in so many bits."""
 
 
 Name = Literal[
     "full", "recent", "last_frames", "uniform", "random", "omnimem", "hermes", "rekv",
     "infinipot_v", "snapkv", "h2o", "tova", "knorm", "keydiff", "expected_attention", "criticalkv",
     "adakv", "streammem", "livevlm", "flexmem", "streaming_vlm", "streaming_llm", "flash_vstream",
-    "moviechat", "ma_lmm",
+    "flash_vstream_qwen", "moviechat", "ma_lmm",
 ]  # fmt: skip
-NAMES: tuple[str, ...] = tuple(f.name for f in fields(Memories))
+NAMES: tuple[str, ...] = get_args(Name)

@@ -16,8 +16,9 @@ import numpy as np
 from jaxmem.experiments._memories import Chosen
 from jaxmem.experiments._recall_streams import Streams
 from jaxmem.experiments._run import probes_of
+from jaxmem.memory.bank import footprint
 from jaxmem.memory.bank import nbytes as bank_nbytes
-from jaxmem.memory.base import Rows, nbytes
+from jaxmem.memory.base import Rows
 from jaxmem.models.base import Model
 from jaxmem.models.decoder import embed
 from jaxmem.stream import Carry, Program, ask, decoder_of, init_carry, make_program, stream
@@ -30,8 +31,8 @@ class Cell:
     """What one memory did on all streams of one length; arrays as in `_recall_streams.Asked`."""
 
     right: np.ndarray  # bool [M, B, n]
-    nbytes: int  # of the state at rest
-    bank_nbytes: int  # of the bank behind it
+    nbytes: int  # held on the device
+    bank_nbytes: int  # of the bank behind it, wherever it lies
     slots: int  # asked for per layer, over which the bytes were divided
     seconds: float  # wall time
 
@@ -74,7 +75,7 @@ def run_cell(model: Model, chosen: Chosen, streams: Streams, *, segment: int) ->
         right.append(answers == asked.answer)
     return Cell(
         right=np.stack(right),
-        nbytes=nbytes(chosen.memory, chosen.spec),
+        nbytes=footprint(chosen.memory, chosen.spec).device,
         bank_nbytes=bank_nbytes(chosen.memory, chosen.spec),
         slots=chosen.slots,
         seconds=time.perf_counter() - begin,

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxmem.embedded import embedded
 from jaxmem.experiments._diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments._memories import NAMES, Chosen, Memories, choose, parse_budget, parse_names
+from jaxmem.experiments._memory_options import Bank
 from jaxmem.experiments._recall import as_dict, measure_times, run_cell
 from jaxmem.experiments._recall_streams import Streams, streams
 from jaxmem.models.base import Model
@@ -95,6 +96,10 @@ def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     keys = ("streams", "questions", "moments", "chunk_seconds", "difficulty")
     told = {key: getattr(config, key) for key in keys}
     told["options"] = asdict(getattr(config.options, name))
+    if config.options.bank != Bank():
+        told["bank"] = asdict(config.options.bank)
+    if config.options.bits:
+        told["bits"] = config.options.bits
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for leaf in jax.tree.leaves(model.params):
         digest.update(np.asarray(leaf).tobytes())

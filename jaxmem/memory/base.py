@@ -35,6 +35,7 @@ class Spec:
       chunk: T, the largest number of tokens written at once.
       prefix: P, tokens of the pinned prefix (held by the loop, not by the memory).
       bank: entries per layer of the bank that a memory's spill goes to (held by the loop).
+      bank_space: where the bank's entries lie, "device" or "host" memory.
       layer: which layer `init` builds the state of (scope "layer"); budgets may differ by layer.
       text_step: how far a text token advances each position axis; None: by one on every axis.
       dtype: of keys and values.
@@ -50,6 +51,7 @@ class Spec:
     chunk: int = 256
     prefix: int = 0
     bank: int = 0
+    bank_space: Literal["device", "host"] = "device"
     layer: int = 0
     text_step: tuple[int, ...] | None = None
     dtype: Any = jnp.float32
@@ -96,6 +98,8 @@ class Rows(NamedTuple):
     kind: Int[Array, "T"]  # int8, EMPTY = padding
     span: Num[Array, "A"]  # how far the rows advance the position
     deep: Float[Array, "n T E"] | None = None  # DeepStack: added after layer l < n
+    # A question: it begins at max(base + after) on every axis; None: at the base.
+    after: Num[Array, "A"] | None = None
 
 
 class View(NamedTuple):
@@ -193,11 +197,18 @@ class Memory(NamedTuple):
     scope: Scope = "layer"
     name: str = "memory"
     spill: Callable[[Spec], PyTree] | None = None  # an empty spill of one layer; None: none is made
+    bank: int | None = None  # entries per layer of its bank; None: `Spec.bank`
+    held: Callable[[State], Tokens] | None = None  # its tokens as numbers; None: those of `slots`
 
 
 def tokens_of(slots: PyTree) -> Tokens:
     """Return the `Tokens` of a state's slots, which are `Tokens` or hold a field `tokens`."""
     return slots if isinstance(slots, Tokens) else slots.tokens
+
+
+def held(memory: Memory, state: State) -> Tokens:
+    """Return the tokens that a state holds, with keys and values as the policy knows them."""
+    return tokens_of(state.slots) if memory.held is None else memory.held(state)
 
 
 def at_layer(tree: PyTree, layer: Int[Array, ""] | int) -> PyTree:

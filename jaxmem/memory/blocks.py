@@ -5,14 +5,19 @@ A block is `block` neighbouring entries of a bank, in the order of their arrival
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from jaxmem import tokens as tk
 from jaxmem.kernels.select import select
 from jaxmem.memory.bank import Bank
+from jaxmem.memory.bank import read as read_bank
 from jaxmem.memory.base import Query
 from jaxmem.tokens import Tokens
-from jaxmem.typing import Array, Bool, Float, Int
+from jaxmem.typing import Array, Bool, Float, Int, PyTree
 
 
 def scores(blocks: Float[Array, "n G D"], query: Query) -> Float[Array, "n"]:
@@ -59,6 +64,77 @@ def best(
 
 def read(sink: Tokens, bank: Bank, index: Array, keep: Array, block: int) -> Tokens:
     """Return [sinks | blocks `index`] of one layer; only those rows of the bank are touched."""
-    at = (index[:, None] * block + jnp.arange(block, dtype=jnp.int32)[None]).reshape(-1)
-    stored = tk.take(bank.slots, at, jnp.repeat(keep, block))
-    return tk.append(sink, stored, tk.count(sink))
+    return tk.append(sink, stored(bank, index, keep, block), tk.count(sink))
+
+
+def stored(bank: Bank, index: Array, keep: Array, block: int) -> Tokens:
+    """Return blocks `index` of one layer on the device, one behind the other; zeros if not kept."""
+    rows: Tokens = read_bank(bank, index * block, block)
+    return tk.take(rows, jnp.arange(rows.kind.shape[0], dtype=jnp.int32), jnp.repeat(keep, block))
+
+
+class Recall(NamedTuple):
+    """A rule of recall: what a block is known by on the device, and how a question scores it."""
+
+    summary: Callable[[Tokens], PyTree]  # of one full block [block]
+    score: Callable[[PyTree, Bool[Array, "n"], Query], Float[Array, "n"]]
+    """(summaries [n, ...], which of them are there, the question) -> scores."""
+
+
+def mean_key(tokens: Tokens) -> Float[Array, "G D"]:
+    """Return the mean key of a block before rotation, in as many bits as a key."""
+    return jnp.mean(tokens.k.astype(jnp.float32), axis=0).astype(tokens.k.dtype)
+
+
+def by_mean() -> Recall:
+    """Return ReKV's rule: mean query . mean key of the block (see `scores`)."""
+    return Recall(mean_key, lambda means, there, query: scores(means.astype(jnp.float32), query))
+
+
+def by_attention() -> Recall:
+    """Return LiveVLM's rule: the attention of every row and head to the mean keys of the blocks.
+
+    A softmax over blocks, mean over heads, sum over the question's rows: rows and heads have one
+    vote each, however long their queries are.
+    """
+    return Recall(mean_key, attention)
+
+
+def by_parts(parts: int) -> Recall:
+    """Return the rule that scores a block by the best of the mean keys of its `parts` parts.
+
+    A few tokens that matter are not averaged away by their neighbours; summaries are `parts` times
+    as large. A block that `parts` does not divide has a longer last part; a part has a token.
+
+    Raises:
+      ValueError: if `parts` is not positive.
+    """
+    if parts < 1:
+        raise ValueError(f"a block has at least 1 part, got {parts}.")
+
+    def summary(tokens: Tokens) -> Float[Array, "p G D"]:
+        k = tokens.k.astype(jnp.float32)
+        several = min(parts, k.shape[0])
+        of = jnp.arange(k.shape[0], dtype=jnp.int32) // (k.shape[0] // several)
+        of = jnp.minimum(of, several - 1)
+        many = jnp.bincount(of, length=several)
+        means = jax.ops.segment_sum(k, of, several) / many[:, None, None]
+        return means.astype(tokens.k.dtype)
+
+    def score(means: Array, there: Array, query: Query) -> Float[Array, "n"]:
+        flat = scores(means.reshape(-1, *means.shape[2:]).astype(jnp.float32), query)
+        return jnp.max(flat.reshape(means.shape[0], -1), axis=1)
+
+    return Recall(summary, score)
+
+
+def attention(
+    means: Float[Array, "n G D"], there: Bool[Array, "n"], query: Query
+) -> Float[Array, "n"]:
+    """Return softmax_p(q . mean key of p / sqrt(D)), mean over heads, sum over rows."""
+    rows, _, width = query.q.shape
+    q = query.q.astype(jnp.float32).reshape(rows, means.shape[1], -1, width)
+    logits = jnp.einsum("qghd,ngd->qghn", q, means.astype(jnp.float32), precision="highest")
+    logits = logits / width**0.5
+    given = jax.nn.softmax(jnp.where(there[None, None, None], logits, -1e30), axis=-1).mean((1, 2))
+    return jnp.sum(jnp.where(query.valid[:, None], given, 0.0), axis=0)

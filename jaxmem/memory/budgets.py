@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.memory.base import Memory, Spec, nbytes
+from jaxmem.memory.bank import footprint
+from jaxmem.memory.base import Memory, Spec
 
 FORMAT = "jaxmem-budget-table"
 VERSION = 1
@@ -142,8 +143,9 @@ def read_document(text: str, kind: str, version: int, fields: Sequence[str]) -> 
 def slots_for_bytes(factory: Callable[[int], Memory], spec: Spec, budget_bytes: int) -> int:
     """Return the most slots per layer that `factory(slots)` affords within `budget_bytes`.
 
-    One byte budget compares memories fairly: whatever a memory holds beside keys and values
-    (redundancy vectors, text slots, notes) is counted. Nothing is allocated.
+    One byte budget compares memories fairly: whatever a memory holds on the device beside keys and
+    values (redundancy vectors, text slots, grids of codes, summaries of a bank, notes, a bank that
+    is not in host memory) is counted. Nothing is allocated.
 
     Args:
       factory: slots per layer -> memory, for example `omnimem`; more slots never cost less.
@@ -153,17 +155,19 @@ def slots_for_bytes(factory: Callable[[int], Memory], spec: Spec, budget_bytes: 
     Raises:
       ValueError: if not even one slot per layer fits.
     """
-    least = nbytes(factory(1), spec)
+
+    def price(slots: int) -> int:
+        return footprint(factory(slots), spec).device
+
+    least = price(1)
     if least > budget_bytes:
         raise ValueError(
             f"{budget_bytes} bytes hold no memory: one slot per layer costs {least} bytes."
         )
     low, high = 1, 2
-    while nbytes(factory(high), spec) <= budget_bytes:
+    while price(high) <= budget_bytes:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (
-            (middle, high) if nbytes(factory(middle), spec) <= budget_bytes else (low, middle)
-        )
+        low, high = (middle, high) if price(middle) <= budget_bytes else (low, middle)
     return low

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import tokens as tk
-from jaxmem.memory import evict
+from jaxmem.memory import evict, store
 from jaxmem.tokens import Tokens
 from jaxmem.typing import Array, Bool, Float, Int
 
@@ -133,7 +133,8 @@ def read(
 ) -> Tokens:
     """Return the tokens [L, slots] of clips `index`, one behind the other, then empty slots.
 
-    Only those rows of the bank are touched. All reading of banked clips goes through here.
+    Only those rows of the bank are touched. All reading of banked clips goes through here. A bank
+    in host memory is read in stretches of slots // K entries, the most that a clip may have.
 
     Args:
       stored: slots of a bank [L, capacity].
@@ -146,8 +147,17 @@ def read(
     behind = jnp.cumsum(many)
     slot = jnp.arange(slots, dtype=jnp.int32)
     which = jnp.minimum(jnp.searchsorted(behind, slot, side="right"), index.shape[0] - 1)
-    at = book.first[index][which] + slot - (behind - many)[which]
-    return jax.vmap(tk.take, in_axes=(0, None, None))(stored, at, slot < behind[-1])
+    inside = slot - (behind - many)[which]
+    if not store.on_host(stored.k):
+        at = book.first[index][which] + inside
+        return jax.vmap(tk.take, in_axes=(0, None, None))(stored, at, slot < behind[-1])
+    size = slots // index.shape[0]
+
+    def layer(l: Array) -> Tokens:
+        whole = jax.tree.map(lambda x: store.get(x, l, book.first[index], size), stored)
+        return tk.take(whole, which * size + inside, slot < behind[-1])
+
+    return jax.lax.map(layer, jnp.arange(stored.k.shape[0], dtype=jnp.int32))
 
 
 def stretch(tokens: Tokens, first: Array, many: Array) -> Tokens:

@@ -4,9 +4,9 @@ Shallow layers keep the newest tokens, deep layers what a fixed guidance prompt 
 layers a mix that moves from one to the other. Scores are smoothed from layer to layer, every layer
 keeps its own best tokens, and a deep layer folds those it drops into one summary token per chunk.
 
-Two probes follow every chunk, in this order (`guidance` gives texts): the one of the middle layers,
-and the one of the deep layers. They run only in the layers that use them, and only when the
-chunk makes tokens be dropped.
+Two probes follow every chunk, in this order (texts: `jaxmem.memory.guidance`): the one of the
+middle layers, and the one of the deep layers. They run only in the layers that use them, and only
+when the chunk makes tokens be dropped.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import numpy as np
 
 from jaxmem import tokens as tk
 from jaxmem.kernels.select import select
-from jaxmem.memory import bands, positions
+from jaxmem.memory import bands, evict
+from jaxmem.memory import positions as places
 from jaxmem.memory.bands import DEEP, MIDDLE, Bands
 from jaxmem.memory.base import Mass, Memory, Query, Reads, Rows, Seen, Spec, State, View
+from jaxmem.memory.evict import AUDIO_SHARE
 from jaxmem.memory.merge import Slots, shrink
 from jaxmem.rope import Rope
 from jaxmem.tokens import EMPTY
@@ -63,7 +65,9 @@ def hermes(
     recursive: bool = True,
     attention: Literal["official", "exact"] = "official",
     summary: bool = True,
-    reindex: Literal["lazy", "eager", "keep"] = "lazy",
+    per_kind: bool = True,
+    audio_share: float = AUDIO_SHARE,
+    positions: Literal["lazy", "eager", "keep"] = "lazy",
     max_position: int = 32_768,
     margin: int = 1024,
     shared_offset: Rope | None = None,
@@ -81,7 +85,10 @@ def hermes(
       attention: of a probe: its raw embeddings enter every layer, without a causal mask
         ("official", what the released code does), or it is a causal pass of its own ("exact").
       summary: fold what deep layers drop into a token.
-      reindex: close the gaps of dropped tokens when positions near the model's limit ("lazy", for
+      per_kind: audio has a part of the budget of its own; False: all tokens compete (published,
+        for models without sound).
+      audio_share: that part.
+      positions: close the gaps of dropped tokens when positions near the model's limit ("lazy", for
         streams), at every eviction ("eager", for videos known to end), or keep positions as they
         arrived and never close a gap ("keep").
       max_position: the model's limit.
@@ -92,18 +99,22 @@ def hermes(
     Raises:
       ValueError: if an option is unknown or out of range.
     """
-    if budget < 2:
-        raise ValueError(f"hermes needs at least 2 slots per layer (one summary), got {budget}.")
+    parts = evict.caps("hermes", budget, per_kind, audio_share)
+    if parts[0] < 2:
+        raise ValueError(
+            f"hermes needs at least 2 slots per layer beside those of audio (one is a summary's), "
+            f"got {parts[0]} of {budget}."
+        )
     if attention not in ("official", "exact"):
         raise ValueError(f"attention must be 'official' or 'exact', got {attention!r}.")
-    if reindex not in ("lazy", "eager", "keep"):
-        raise ValueError(f"reindex must be 'lazy', 'eager' or 'keep', got {reindex!r}.")
+    if positions not in ("lazy", "eager", "keep"):
+        raise ValueError(f"positions must be 'lazy', 'eager' or 'keep', got {positions!r}.")
     if min(smoothing) < 0 or max(smoothing) > 1:
         raise ValueError(f"smoothing factors are between 0 and 1, got {smoothing}.")
     bands.split(1, *shares)
 
     def init(spec: Spec) -> State:
-        start = jnp.broadcast_to(positions.start(spec)[None], (spec.layers, spec.axes))
+        start = jnp.broadcast_to(places.start(spec)[None], (spec.layers, spec.axes))
         one = Slots(spec.empty(budget))
         if shared_offset is not None:
             one = one._replace(record=one.tokens.pos[:, 0])
@@ -134,23 +145,28 @@ def hermes(
         score = bands.smooth(score, np.asarray(smoothing)[band.of], recursive=recursive)
         full = _full(state, new[0])
         deep = jnp.asarray(band.of == DEEP) & summary
-        caps = jnp.where(full, notes.room - deep, notes.room)
+        # A summary takes a slot that is not audio's; up to the budget, nothing is dropped.
+        kept = jnp.asarray(parts, jnp.int32)[None] - deep[:, None] * jnp.eye(
+            1, len(parts), dtype=jnp.int32
+        )
+        caps = jnp.where(full[:, None], kept, notes.room[:, None])
 
         record = None
         if slots.record is not None:
             own = seen.tokens.pos[:, :, 0] - seen.base[:, None]
             record = notes.end[:, None] + own
         fresh = Slots(seen.tokens, record)
-        top = jax.vmap(lambda part, start: positions.largest(part.placed, part.held, start))
+        top = jax.vmap(lambda part, start: places.largest(part.placed, part.held, start))
         top = jnp.maximum(top(slots, notes.prefix), top(fresh, notes.prefix))
         far = jnp.max(top) > max_position - margin
-        close = full & (far if reindex == "lazy" else reindex == "eager")
+        close = full & (far if positions == "lazy" else positions == "eager")
 
         def layer(item: tuple) -> Slots:
             slots, fresh, n, score, cap, fold, close, start = item
             pool = tk.append(slots, fresh, n)
-            chosen = select(score[None], cap[None], slots=slots.tokens.kind.shape[0])
-            place = {"close": close, "start": start, "behind": reindex != "keep"}
+            ranked = evict.by_part(score[None], pool.tokens.kind, len(parts))[0]
+            chosen = select(ranked, cap, slots=slots.tokens.kind.shape[0])
+            place = {"close": close, "start": start, "behind": positions != "keep"}
             return shrink(pool, *chosen, fold=fold, turn=shared_offset, **place)
 
         score = jnp.where(valid, score, -jnp.inf)
@@ -158,8 +174,8 @@ def hermes(
         items = (slots, fresh, n, score, caps, deep & full, close, notes.prefix)
         slots = jax.lax.map(layer, items)
         end = seen.end
-        if reindex != "keep":
-            end = jax.vmap(lambda s, p: positions.behind(s.placed, s.held, p))
+        if positions != "keep":
+            end = jax.vmap(lambda s, p: places.behind(s.placed, s.held, p))
             end = end(slots, notes.prefix).astype(notes.end.dtype)
         return State(slots, notes._replace(end=end)), None
 
@@ -227,24 +243,3 @@ def _min_max(x: Float[Array, "L N"], valid: Bool[Array, "L N"]) -> Float[Array, 
     low = jnp.min(x, axis=1, keepdims=True, where=valid, initial=jnp.inf)
     high = jnp.max(x, axis=1, keepdims=True, where=valid, initial=-jnp.inf)
     return jnp.where(valid, (x - low) / (high - low + EPS), 0.0)
-
-
-def guidance(last: tuple[str, str] | None = None) -> tuple[str, str]:
-    """Return the texts of the two probes: for middle layers (both prompts), and for deep ones.
-
-    Args:
-      last: question and answer of the last round of dialogue, if there was one.
-    """
-    scene = (
-        "Describe the current scene in detail: its objects, fine-grained actions and how things "
-        "are placed."
-    )
-    story = (
-        "Summarise what has happened: the main characters, the key events, how things changed "
-        "over time, and the theme."
-    )
-    if last is not None:
-        round_ = f"Question: {last[0]} Answer: {last[1]}"
-        scene = f"Find recent details related to {round_}. {scene}"
-        story = f"Context summary: {round_}. {story}"
-    return f"{scene}; {story}", story

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxmem import tokens as tk
 from jaxmem.kernels.select import select, top_mask
-from jaxmem.memory import evict, scores
+from jaxmem.memory import blocks, evict, scores
 from jaxmem.memory import positions as places
 from jaxmem.memory.base import Memory, Query, Reads, State, View
 from jaxmem.tokens import AUDIO, VISION
@@ -141,10 +141,7 @@ def page_scores(
     k: Float[Array, "S G D"], of: Int[Array, "S"], there: Bool[Array, "n"], query: Query
 ) -> Float[Array, "n"]:
     """Return softmax_p(q . mean key of p / sqrt(D)), mean over heads, sum over rows (PaR)."""
-    pages, (rows, _, width) = there.shape[0], query.q.shape
+    pages = there.shape[0]
     total = jax.ops.segment_sum(k.astype(jnp.float32), of, pages + 1)[:pages]
     mean = total / jnp.maximum(jnp.bincount(of, length=pages + 1)[:pages], 1)[:, None, None]
-    q = query.q.astype(jnp.float32).reshape(rows, k.shape[1], -1, width)
-    logits = jnp.einsum("qghd,ngd->qghn", q, mean, precision="highest") / width**0.5
-    given = jax.nn.softmax(jnp.where(there[None, None, None], logits, -1e30), axis=-1).mean((1, 2))
-    return jnp.sum(jnp.where(query.valid[:, None], given, 0.0), axis=0)
+    return blocks.attention(mean, there, query)

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxmem import tokens as tk
 from jaxmem.kernels.redundancy import neighbour_cosine, unit
 from jaxmem.kernels.select import select
-from jaxmem.memory import budgets, positions, scores
+from jaxmem.memory import budgets, scores
+from jaxmem.memory import positions as places
 from jaxmem.memory.base import Memory, Reads, Seen, Spec, State, View
 from jaxmem.memory.projection import project
 from jaxmem.tokens import Tokens
@@ -69,6 +70,7 @@ def omnimem(
     global_factor: float = 0.0,
     sketch: int | None = 128,
     unit_dtype: Any = None,
+    positions: places.Rule = "keep",
 ) -> Memory:
     """Return OmniMem; the defaults are those of the released code.
 
@@ -91,6 +93,7 @@ def omnimem(
       sketch: numbers per redundancy vector; wider layer inputs are projected to so many, narrower
         ones are stored whole. None always stores the whole layer input.
       unit_dtype: of the stored redundancy vectors; None takes the dtype of keys and values.
+      positions: "keep" the position of arrival, or renumber ("contiguous").
 
     Summary tokens of other memories compete as vision.
 
@@ -127,7 +130,7 @@ def omnimem(
         )
         notes = Notes(
             room=jnp.asarray(room, jnp.int32),
-            end=positions.start(spec),
+            end=places.start(spec),
             caps=jnp.asarray([kept_text, *mine.tolist()], jnp.int32),
             overflow=jnp.zeros((), jnp.int32),
         )
@@ -152,7 +155,7 @@ def omnimem(
         index, keep = select(ranked, notes.caps, slots=state.slots.imp.shape[0])
         texts = jnp.sum(pool.kind == tk.TEXT, dtype=jnp.int32)
         notes = notes._replace(
-            end=positions.keep(seen),
+            end=places.keep(seen),
             overflow=notes.overflow + jnp.maximum(texts - notes.caps[0], 0),
         )
         return State(tk.take(pool.slots, index, keep), notes), None
@@ -163,7 +166,8 @@ def omnimem(
 
     mass = "mean_logit" if importance == "mean_logit" else "softmax"
     reads = Reads(hidden=True, mass=mass if lam > 0 else None)
-    return Memory(init, view, write, recall, reads, scope="layer", name="omnimem")
+    memory = Memory(init, view, write, recall, reads, scope="layer", name="omnimem")
+    return places.ruled(memory, positions)
 
 
 def gather(slots: Slots, seen: Seen, *, carry: float = 0.5, exact: bool = False) -> Pool:
@@ -181,8 +185,8 @@ def gather(slots: Slots, seen: Seen, *, carry: float = 0.5, exact: bool = False)
     direction = _direction(seen.hidden, fresh_kind != tk.EMPTY, slots.unit.shape[1])
     fresh = Slots(seen.tokens, jnp.zeros(fresh_kind.shape, jnp.float32), direction)
     pool = tk.append(slots, fresh, n)
-    # Stored vectors may be rounded; normalising them again removes the bias of their length.
-    s = neighbour_cosine(unit(pool.unit.astype(jnp.float32)), n + rows)
+    # Vectors stored in fewer bits are rounded; their lengths are taken out again.
+    s = neighbour_cosine(pool.unit, n + rows, lengths=pool.unit.dtype != jnp.float32)
 
     imp = None
     if seen.mass is not None:

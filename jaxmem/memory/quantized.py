@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxmem import tokens as tk
-from jaxmem.memory.base import Memory, Query, Rows, Seen, Spec, State, View, tokens_of
+from jaxmem.memory.base import Memory, Query, Rows, Seen, Spec, State, View, held, tokens_of
 from jaxmem.tokens import Tokens
 from jaxmem.typing import Array, Bool, Float, Int, PyTree, UInt
 
@@ -87,8 +87,12 @@ def quantized(memory: Memory, bits: int = 8) -> Memory:
     def recall(state: State, bank: PyTree, query: Query | None) -> View:
         return memory.recall(unpack(state, bits), bank, query)
 
+    def numbers(state: State) -> Tokens:
+        return held(memory, unpack(state, bits))
+
     name = f"{memory.name}_int{bits}"
-    return memory._replace(init=init, view=view, write=write, recall=recall, name=name)
+    functions = {"init": init, "view": view, "write": write, "recall": recall, "held": numbers}
+    return memory._replace(name=name, **functions)
 
 
 def pack(state: State, notes: Notes, bits: int) -> State:

@@ -15,6 +15,7 @@ from jaxmem import tokens as tk
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
 from jaxmem.memory import pool
+from jaxmem.memory.bank import of_layer
 from jaxmem.memory.base import Query, Rows, View, at_layer
 from jaxmem.models.decoder import finish, layer_at, qkv
 from jaxmem.models.layer import segment
@@ -186,13 +187,14 @@ def prefill(
             asking = Query(q, real_q, pinned)
         elif query is not None:
             asking = Query(at_layer(query.q, index), real_q, pinned)
-        return memory.recall(mine, at_layer(carry.bank, index), asking)
+        return memory.recall(mine, of_layer(carry.bank, index), asking)
 
     def layer(h: Hidden, item: PyTree, window: int) -> tuple[Hidden, tuple[Context, Tail]]:
         index, pinned, view = item
         weights = layer_at(params, index)
         q, k, v = qkv(weights, config, h)
         view = recall(index, q, pinned, window) if view is None else view
+        view = view._replace(base=_begin(view.base, rows))
         dtype, extra = view.tokens.k.dtype, ((0, room), (0, 0), (0, 0))
         tail = Tail(jnp.pad(rotate(k, turn).astype(dtype), extra), jnp.pad(v.astype(dtype), extra))
         context = _context(view, pinned, program)
@@ -209,6 +211,13 @@ def prefill(
         tails.append(tail)
     used = size - asked + jnp.sum(real_q, dtype=jnp.int32)
     return Dialogue(tuple(contexts), tuple(tails), real, used, rows.span), h[size - asked :]
+
+
+def _begin(base: Num[Array, "A"], question: Rows) -> Num[Array, "A"]:
+    """Return where a question begins: at the view's base, or as its `after` says."""
+    if question.after is None:
+        return base
+    return jnp.broadcast_to(jnp.max(base + question.after.astype(base.dtype)), base.shape)
 
 
 def _behind(recalled: Rows, question: Rows) -> Rows:

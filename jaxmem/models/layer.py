@@ -236,7 +236,7 @@ def _probe(
 
 def add_deep(h: Hidden, deep: Float[Array, "n T E"] | None, layer: Int[Array, ""]) -> Hidden:
     """Add DeepStack features after layer l < n (Qwen3-VL); text rows hold zeros."""
-    if deep is None:
+    if deep is None or not deep.shape[0]:
         return h
     extra = jax.lax.dynamic_index_in_dim(
         deep, jnp.minimum(layer, deep.shape[0] - 1), 0, keepdims=False

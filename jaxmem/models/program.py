@@ -86,6 +86,19 @@ def init_carry(program: Program) -> Carry:
     memory, spec = program.memory, program.spec
     layout = program.layout
     state = memory.init(spec) if layout is None else pool.init(memory, spec, layout)
-    carry = Carry(state, jnp.zeros((), jnp.int32), init_bank(memory, spec))
     # A jitted stream donates its carry, so no two leaves may be the same buffer.
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
+    state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+    return settled(program, Carry(state, jnp.zeros((), jnp.int32), init_bank(memory, spec)))
+
+
+def settled(program: Program, carry: Carry) -> Carry:
+    """Return a carry, wherever it comes from, in the memories that its program streams it in.
+
+    Beside a bank in host memory everything else is tied to the device, as it comes out of a
+    stream: tied and free arrays would compile the same step twice.
+    """
+    if carry.bank is None or program.spec.bank_space == "device":
+        return carry
+    bank, space = carry.bank, jax.memory.Space
+    rest = jax.device_put(carry._replace(bank=bank._replace(slots=None)), space.Device)
+    return rest._replace(bank=rest.bank._replace(slots=jax.device_put(bank.slots, space.Host)))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxmem import tokens as tk
 from jaxmem.memory import pool
-from jaxmem.memory.bank import Bank, append_spill
+from jaxmem.memory.bank import Bank, append_spill, of_layer
 from jaxmem.memory.base import Rows, Seen, State, View, at_layer, tokens_of
 from jaxmem.memory.full import full
 from jaxmem.models.decoder import DecoderConfig
@@ -90,7 +90,7 @@ def _layer_scope(
         def body(layer: Array, held: PyTree, window: int = run.window) -> PyTree:
             h, probe, state, bank = held
             mine = pool.read(layout, state, layer, window)
-            view = memory.view(mine, at_layer(bank, layer), rows)
+            view = memory.view(mine, of_layer(bank, layer), rows)
             pre = at_layer(around.prefix, layer)
             probes = None if around.probes is None else around.probes._replace(x=probe)
             out = layer_step(params, program, layer, h, view, rows, carry.clock, pre, probes)

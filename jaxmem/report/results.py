@@ -64,7 +64,8 @@ class Result:
       reference: it holds the whole stream, whatever the others may hold.
       slots: of every layer; empty where features in front of the decoder are kept.
       kept: tokens held at the end by kind, all layers together.
-      nbytes: of its state at rest, which never change.
+      nbytes: held on the device at rest, which never change.
+      host_nbytes: of its bank in host memory.
       chunk_ms: median time of one chunk at the start and at the end of the stream, milliseconds,
         measured over segments of several chunks; equal where there was one segment only.
       first_token_ms: median and worst time to the first token, milliseconds; None: nothing asked.
@@ -80,6 +81,7 @@ class Result:
     chunk_ms: tuple[float, float] | None
     first_token_ms: tuple[float, float] | None
     answers: tuple[Answered, ...]
+    host_nbytes: int = 0
 
     @property
     def accuracy(self) -> Accuracy | None:

@@ -161,5 +161,7 @@ def _bytes(report: Report, result: Result) -> str:
     part = result.nbytes / report.full_bytes if report.full_bytes else 0.0
     return (
         f"{size(result.nbytes)}, never changing; the whole stream would need "
-        f"{size(report.full_bytes)}" + (f" ({part:.1%} of that)" if report.full_bytes else "")
+        f"{size(report.full_bytes)}"
+        + (f" ({part:.1%} of that)" if report.full_bytes else "")
+        + (f"; {size(result.host_nbytes)} in host memory" if result.host_nbytes else "")
     )

@@ -183,9 +183,10 @@ def memory_of(z, **more):
     return hermes(
         int(z["kv_size"]),
         mix=QWEN if qwen else LLAVA,
-        reindex="lazy" if int(z["streaming"]) else "eager",
+        positions="lazy" if int(z["streaming"]) else "eager",
         max_position=int(z["max_position_embeddings"]),
         shared_offset=table(z) if qwen else None,
+        per_kind=False,
         **more,
     )
 

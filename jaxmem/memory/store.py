@@ -1,0 +1,136 @@
+"""Arrays in device or host memory: stretches of rows are written in place and read one by one.
+
+A store is `[L, C, ...]`. In host memory ("pinned_host") nothing is computed: a stretch of rows is
+copied there or back by a dynamic update slice or a dynamic slice, inside `jit` and its loops, and
+the rest of the store stays where it is. `jax.vmap` over either becomes a loop over the streams,
+since a gather or scatter of host memory would be computed there.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxmem.typing import Array, Int
+
+Space = Literal["device", "host"]
+"""Which memory holds an array. On CPU both are the same chips, but JAX keeps them apart."""
+
+KIND = "pinned_host"
+"""JAX's name of the memory behind "host"."""
+
+
+def on_host(x: Array) -> bool:
+    """Return whether an array, traced or not, lies in host memory."""
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
+def zeros(shape: tuple[int, ...], dtype: Any, space: Space) -> Array:
+    """Return zeros in a memory; those in host memory never pass through the device.
+
+    Raises:
+      ValueError: if the space is unknown, or the default device has no host memory.
+    """
+    if space not in get_args(Space):
+        raise ValueError(f'a bank lies in "device" or "host" memory, got {space!r}.')
+    if space == "device":
+        return jnp.zeros(shape, dtype)
+    if isinstance(jnp.zeros(()), Tracer):  # a shape is asked for
+        return jax.device_put(jnp.zeros(shape, dtype), jax.memory.Space.Host)
+    kinds = [memory.kind for memory in jax.local_devices()[0].addressable_memories()]
+    if KIND not in kinds:
+        raise ValueError(
+            f"the bank was asked into host memory, but this device has {kinds} and no {KIND!r}: "
+            'use bank_space="device".'
+        )
+    return jax.device_put(np.zeros(shape, dtype), jax.memory.Space.Host)
+
+
+def put(
+    store: Array,
+    layer: Int[Array, ""],
+    rows: Array,
+    source: Int[Array, "n"],
+    at: Int[Array, "n"],
+    many: Int[Array, ""],
+) -> Array:
+    """Copy stretches of rows into one layer of a store, one after the other.
+
+    Args:
+      store: [L, C, ...]; donated or carried by a loop, it is changed in place.
+      layer: l.
+      rows: stretches [R, size, ...] on the device.
+      source: which of them is copied.
+      at: entry of the store that it begins at; a stretch never goes beyond C.
+      many: how many of the n copies are made; the others cost nothing.
+    """
+    return _write(store, jnp.asarray(layer, jnp.int32), rows, source, at, many)
+
+
+def get(store: Array, layer: Int[Array, ""], at: Int[Array, "n"], size: int) -> Array:
+    """Return stretches of `size` rows of one layer [n * size, ...], on the device.
+
+    Of a store in host memory only these rows are copied.
+    """
+    if not on_host(store):
+        index = (at[:, None] + jnp.arange(size, dtype=at.dtype)[None]).reshape(-1)
+        own = jax.lax.dynamic_index_in_dim(store, layer, 0, keepdims=False)
+        return jnp.take(own, index, axis=0, mode="clip")
+    return _reader(size)(store, jnp.asarray(layer, jnp.int32), at)
+
+
+@jax.custom_batching.custom_vmap
+def _write(store: Array, layer: Array, rows: Array, source: Array, at: Array, many: Array) -> Array:
+    def one(i: Array, store: Array) -> Array:
+        piece = jax.lax.dynamic_index_in_dim(rows, source[i], 0).astype(store.dtype)
+        # Only where it is needed: a placed output is tied to its device, and compiles anew.
+        piece = jax.device_put(piece, jax.memory.Space.Host) if on_host(store) else piece
+        start = (layer, at[i]) + (0,) * (store.ndim - 2)
+        return jax.lax.dynamic_update_slice(store, piece, start)
+
+    return jax.lax.fori_loop(0, many, one, store)
+
+
+@_write.def_vmap
+def _write_streams(count: int, batched: list[bool], *values: Array) -> tuple[Array, bool]:
+    store, layer, *rest = _spread(count, batched, values)
+    flat = store.reshape(-1, *store.shape[2:])
+    layer = layer + store.shape[1] * jnp.arange(count, dtype=jnp.int32)
+
+    def one(i: Array, flat: Array) -> Array:
+        return _write(flat, *(x[i] for x in (layer, *rest)))
+
+    return jax.lax.fori_loop(0, count, one, flat).reshape(store.shape), True
+
+
+@cache
+def _reader(size: int):
+    @jax.custom_batching.custom_vmap
+    def read(store, layer, at):
+        def one(first: Array) -> Array:
+            start = (layer, first) + (0,) * (store.ndim - 2)
+            piece = jax.lax.dynamic_slice(store, start, (1, size, *store.shape[2:]))
+            return jax.device_put(piece, jax.memory.Space.Device)[0]
+
+        return jax.lax.map(one, at).reshape(-1, *store.shape[2:])
+
+    @read.def_vmap
+    def streams(count, batched, store, layer, at):
+        layer, at = _spread(count, batched[1:], (layer, at))
+        if batched[0]:
+            layer = layer + store.shape[1] * jnp.arange(count, dtype=jnp.int32)
+            store = store.reshape(-1, *store.shape[2:])
+        return jax.lax.map(lambda item: read(store, *item), (layer, at)), True
+
+    return read
+
+
+def _spread(count: int, batched: Any, values: Any) -> list[Array]:
+    """Return every value with a leading axis of streams."""
+    pairs = zip(values, batched, strict=True)
+    return [x if b else jnp.broadcast_to(x[None], (count, *jnp.shape(x))) for x, b in pairs]
