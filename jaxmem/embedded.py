@@ -40,6 +40,7 @@ def pack(
     samples: np.ndarray,
     valid: np.ndarray,
     past: np.ndarray,
+    start: int = 0,
 ) -> Inputs:
     """Return a chunk's inputs: the first frame of each second and its log-mel frames.
 
@@ -49,7 +50,9 @@ def pack(
       samples: float32 [C, 16000].
       valid: [C] which seconds are real.
       past: float32 [240], the samples before the chunk.
+      start: seconds before the chunk; every second is laid out alike.
     """
+    del start
     mel = log_mel(samples.reshape(-1), past)
     return Inputs(frames[:, 0], mel.reshape(len(samples), -1, config.mel_bins), valid)
 

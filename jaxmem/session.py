@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxmem.memory import pool
-from jaxmem.memory.base import Memory, Spec, State, nbytes
+from jaxmem.memory.base import Memory, Rows, Spec, State, nbytes
 from jaxmem.models.base import Model
 from jaxmem.models.step import make_prefix
 from jaxmem.stream import (
@@ -85,9 +85,30 @@ def pinned(model: Model, program: Program) -> Tokens | None:
     if model.prefix is None or not len(model.prefix):
         return None
     ids, spec = model.prefix, program.spec
-    rows = question_rows(model.params, ids, program=program, size=len(ids))
+    steps = None if model.steps is None else model.steps(ids)
+    rows = question_rows(model.params, ids, program=program, size=len(ids), steps=steps)
+    # The stream begins at position P, whatever its prefix advances: the prefix ends right there.
+    rows = rows._replace(rel=rows.rel + (spec.prefix - rows.span)[None])
     more = {"axes": spec.axes, "dtype": spec.dtype, "pos_dtype": spec.pos_dtype}
     return make_prefix(decoder_of(model.params), model.decoder, rows, **more)
+
+
+def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> Rows:
+    """Return a question as rows, placed where the model puts text behind a video.
+
+    Args:
+      model: that answers.
+      program: of its stream.
+      ids: token ids [Q].
+      pieces: that the stream has seen.
+    """
+    return question_rows(
+        model.params,
+        ids,
+        program=program,
+        steps=None if model.steps is None else model.steps(ids),
+        after=None if model.after is None else model.after(pieces),
+    )
 
 
 class Session:
@@ -103,6 +124,11 @@ class Session:
         """
         if chunk_pieces < 1:
             raise ValueError(f"chunk_pieces must be at least 1, got {chunk_pieces}.")
+        if not model.tokens_per_piece:
+            raise ValueError(
+                f"the rows of a piece of {model.name} depend on the size of its frames: give "
+                "jaxmem.models.base.fit(model, (height, width)), and frames of that size."
+            )
         self.model, self.memory, self.chunk_pieces = model, memory, chunk_pieces
         self.spec = model_spec(model, chunk_pieces * model.tokens_per_piece)
         self.program = make_program(model.decoder, memory, self.spec)
@@ -115,7 +141,6 @@ class Session:
     def feed(self, piece: PieceLike) -> bool:
         """Take one piece of video and sound; return whether a chunk was written."""
         self._held.append(piece)
-        self.pieces += 1
         if len(self._held) < self.chunk_pieces:
             return False
         self.flush()
@@ -132,10 +157,16 @@ class Session:
         """Write what is buffered, padded to a whole chunk."""
         if self._held:
             held, self._held = self._held, []
-            self.write(self.pack(held))
+            self.write(self.pack(held), len(held))
 
-    def write(self, inputs: PyTree) -> None:
-        """Write one packed chunk (see `Packer`); use this when packing runs on another thread."""
+    def write(self, inputs: PyTree, pieces: int | None = None) -> None:
+        """Write one packed chunk; use this when packing (`Packer`) runs on another thread.
+
+        Args:
+          inputs: of the chunk.
+          pieces: real ones among them; None: all.
+        """
+        self.pieces += self.chunk_pieces if pieces is None else pieces
         segment = jax.tree.map(lambda x: np.asarray(x)[None], inputs)
         self.carry = stream(
             self.model.params,
@@ -156,7 +187,7 @@ class Session:
         self.flush()
         jax.block_until_ready(self.carry)
         begin = time.perf_counter()
-        rows = question_rows(self.model.params, ids, program=self.program)
+        rows = asked_rows(self.model, self.program, ids, self.pieces)
         answer = ask(
             self.model.params,
             self.carry,
@@ -184,12 +215,16 @@ class Session:
 
 
 class Packer:
-    """Packs pieces into chunks, on whatever thread decodes: it remembers the sound before each."""
+    """Packs pieces into chunks, on whatever thread decodes.
+
+    It remembers the sound before each chunk, and how many pieces came before it.
+    """
 
     def __init__(self, model: Model, pieces: int):
         """Pack chunks of at most `pieces` pieces for `model`."""
         self.model, self.pieces = model, pieces
         self._past = np.zeros(model.media.past_samples, np.float32)
+        self._start = 0
 
     def __call__(self, held: Sequence[PieceLike]) -> PyTree:
         """Return a chunk's inputs from consecutive pieces, the missing ones padded."""
@@ -200,7 +235,8 @@ class Packer:
         for i, piece in enumerate(held):
             frames[i], samples[i] = piece.frames, piece.samples
         valid = np.arange(self.pieces) < len(held)
-        inputs = self.model.pack(frames, samples, valid, self._past)
+        inputs = self.model.pack(frames, samples, valid, self._past, self._start)
+        self._start += len(held)
         heard = np.concatenate([self._past, samples[: len(held)].reshape(-1)])
         self._past = heard[len(heard) - len(self._past) :]
         return inputs

@@ -83,7 +83,7 @@ class Answer(NamedTuple):
     """What a question was answered with."""
 
     ids: Int[Array, "M"]  # answer tokens; entries from `length` on are padding
-    length: Int[Array, ""]  # tokens before the end token, at most M
+    length: Int[Array, ""]  # tokens before an end token, at most M
     first: Float[Array, "V"]  # logits of the first answer token
 
 
@@ -95,7 +95,13 @@ def bucket(length: int, smallest: int = 8) -> int:
 
 
 def question_rows(
-    params: Params, ids: Sequence[int] | np.ndarray, *, program: Program, size: int | None = None
+    params: Params,
+    ids: Sequence[int] | np.ndarray,
+    *,
+    program: Program,
+    size: int | None = None,
+    steps: np.ndarray | None = None,
+    after: np.ndarray | None = None,
 ) -> Rows:
     """Return a text question as rows, padded to its bucket.
 
@@ -106,19 +112,24 @@ def question_rows(
       ids: token ids [Q].
       program: static description.
       size: padded length; the question's bucket if None.
+      steps: how many times `Spec.step` each token advances [Q]; None: once.
+      after: where the question begins [A], see `Rows.after`.
     """
     ids = np.asarray(ids, np.int32)
     n, size = len(ids), bucket(len(ids)) if size is None else size
     step, pos_dtype = np.asarray(program.spec.step), program.spec.pos_dtype
-    padded = np.zeros(size, np.int32)
+    padded, ends = np.zeros(size, np.int32), np.arange(1, size + 1)
     padded[:n] = ids
+    if steps is not None:
+        ends[:n] = np.cumsum(steps)
     kind = np.where(np.arange(size) < n, tk.TEXT, tk.EMPTY).astype(np.int8)
-    rel = np.arange(size)[:, None] * step
+    rel = np.concatenate([[0], ends[:-1]])[:, None] * step
     return Rows(
         x=_embed(decoder_of(params), jnp.asarray(padded)),
         rel=jnp.asarray(rel, pos_dtype),
         kind=jnp.asarray(kind),
-        span=jnp.asarray(n * step, pos_dtype),
+        span=jnp.asarray(ends[n - 1] * step, pos_dtype),
+        after=None if after is None else jnp.asarray(after, pos_dtype),
     )
 
 
@@ -146,7 +157,7 @@ def ask(
     *,
     program: Program,
     max_new: int = 1,
-    end: int | None = None,
+    end: int | tuple[int, ...] | None = None,
     prefix: Tokens | None = None,
 ) -> Answer:
     """Answer a question greedily from a stream's carry, which is only read.
@@ -157,7 +168,7 @@ def ask(
       question: rows padded to a bucket (`question_rows`); one compilation per bucket.
       program: static description.
       max_new: M, the largest number of answer tokens.
-      end: token id that ends an answer; None: always M tokens.
+      end: token id that ends an answer, or several; None: always M tokens.
       prefix: pinned tokens [L, P], or None.
 
     Returns:
@@ -168,11 +179,11 @@ def ask(
     last = jnp.maximum(jnp.sum(question.kind != tk.EMPTY, dtype=jnp.int32) - 1, 0)
     first = logits(weights, config, h[last])
     ids = jnp.zeros((max_new,), jnp.int32).at[0].set(jnp.argmax(first).astype(jnp.int32))
-    stop = -1 if end is None else end
+    ends = jnp.asarray(-1 if end is None else end, jnp.int32).reshape(-1)
 
     def more(loop: PyTree) -> Array:
         i, ids, _ = loop
-        return (i < max_new) & (ids[i - 1] != stop)
+        return (i < max_new) & ~jnp.isin(ids[i - 1], ends)
 
     def body(loop: PyTree) -> PyTree:
         i, ids, dialogue = loop
@@ -183,7 +194,7 @@ def ask(
 
     start = (jnp.ones((), jnp.int32), ids, dialogue)
     written, ids, _ = jax.lax.while_loop(more, body, start)
-    ended = jnp.sum((ids == stop) & (jnp.arange(max_new) < written), dtype=jnp.int32)
+    ended = jnp.sum(jnp.isin(ids, ends) & (jnp.arange(max_new) < written), dtype=jnp.int32)
     return Answer(ids, written - ended, first)
 
 

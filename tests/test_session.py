@@ -9,8 +9,8 @@ import pytest
 from jaxmem.embedded import embedded
 from jaxmem.memory.full import full
 from jaxmem.memory.recent import recent
-from jaxmem.session import Packer, Session
-from jaxmem.stream import init_carry, stream
+from jaxmem.session import Packer, Session, asked_rows
+from jaxmem.stream import ask, init_carry, stream
 
 
 def pieces(count, seed=0):
@@ -59,6 +59,21 @@ def test_a_question_flushes_and_changes_nothing(model):
     before = jax.tree.map(np.array, session.carry)
     assert session.ask("what is the last shape?").text == reply.text
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, session.carry))
+
+
+def test_any_of_several_tokens_ends_an_answer(model):
+    session = Session(model._replace(max_new=4), recent(40)).watch(pieces(2))
+    ids = model.tokenize("what is the last shape?")
+    rows = asked_rows(model, session.program, ids, session.pieces)
+    more = {"program": session.program, "max_new": 4}
+    free = ask(model.params, session.carry, rows, **more)
+    said = free.ids.tolist()
+    assert int(free.length) == 4
+    unused = next(i for i in range(model.decoder.vocab) if i not in said)
+    for end in ((said[2], unused), (unused, said[2])):
+        answer = ask(model.params, session.carry, rows, end=end, **more)
+        stop = said.index(said[2])
+        assert int(answer.length) == stop and answer.ids[:stop].tolist() == said[:stop]
 
 
 def test_refusals(model):

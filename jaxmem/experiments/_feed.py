@@ -86,6 +86,7 @@ def blank(model: Model, frames: tuple[int, ...], samples: int, pieces: int) -> P
         np.zeros((pieces, samples), np.float32),
         np.zeros(pieces, bool),
         np.zeros(model.media.past_samples, np.float32),
+        0,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,9 +19,10 @@ from jaxmem.experiments._questions import Planned, parse_ask
 from jaxmem.experiments._run import Came, Lane, open_lanes, run, warm_up
 from jaxmem.experiments._source import Source, UnreadableError, length_of
 from jaxmem.experiments._stream_config import StreamConfig, check, whole
+from jaxmem.memory.bank import footprint
 from jaxmem.memory.base import Spec, nbytes
 from jaxmem.memory.full import full
-from jaxmem.models.base import Model
+from jaxmem.models.base import Model, fit
 from jaxmem.report import tables
 from jaxmem.report.compilations import count_compilations
 from jaxmem.report.numbers import clock, size
@@ -79,7 +80,7 @@ def prepare(config: StreamConfig, model: Model) -> Job:
     for question in planned:
         model.tokenize(question.text)
     media = model.media
-    if config.fps is not None and config.fps > media.fps:
+    if config.fps is not None and config.model is None and config.fps > media.fps:
         raise ValueError(
             f"--fps {config.fps:g} is more than the {media.fps:g} pictures a second that "
             f"{model.name} takes; leave it out, or give less."
@@ -102,6 +103,7 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     Raises:
       ValueError: if one cannot be set up within the budget.
     """
+    job = replace(job, model=fit(job.model, reader.info.size))
     model, piece = job.model, job.model.media.piece_seconds
     length = length_of(source, reader)
     spec = model_spec(model, job.chunk_pieces * model.tokens_per_piece)
@@ -117,9 +119,12 @@ def perform(plan: Plan, console: Console) -> Done:
       UnreadableError: if the source holds nothing.
     """
     job, model, reader, questions = plan.job, plan.job.model, plan.reader, plan.source.questions
-    names = ", ".join(f"{c.name} ({size(nbytes(c.memory, c.spec))})" for c in plan.chosen)
+    names = ", ".join(f"{c.name} ({size(footprint(c.memory, c.spec).device)})" for c in plan.chosen)
     console.print(f"streaming {plan.source.path} through {model.name} with {names}", markup=False)
-    pieces = reader if job.config.fps is None else hold_frames(reader, job.config.fps)
+    given = job.config.model is not None  # loaded at --fps
+    pieces = reader
+    if job.config.fps is not None and not given:
+        pieces = hold_frames(reader, job.config.fps)
     ready = segments(
         pieces,
         model,
@@ -148,7 +153,8 @@ def perform(plan: Plan, console: Console) -> Done:
     if not came.pieces:
         reason = reader.end.reason if reader.end else "interrupted before the first piece"
         raise UnreadableError(f"{plan.source.path}: nothing was read: {reason}.")
-    tokens = came.pieces * model.tokens_per_piece
+    # The clock leaves one number free for every chunk (`models.step`).
+    tokens = int(lanes[0].carry.clock) - came.chunks
     report = Report(
         model=model.name,
         note=model.note,

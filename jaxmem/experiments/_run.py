@@ -15,11 +15,12 @@ from jaxmem.experiments._interrupt import interruptible
 from jaxmem.experiments._memories import PROBES, Chosen
 from jaxmem.experiments._questions import END, Planned
 from jaxmem.memory import pool
-from jaxmem.memory.base import Rows, State, nbytes, slots
+from jaxmem.memory.bank import footprint
+from jaxmem.memory.base import Rows, State, slots
 from jaxmem.models.base import Model
 from jaxmem.report.kept import Kept, count_kinds, kept, nothing_kept
 from jaxmem.report.results import Answered, Result, median_and_worst, start_and_end
-from jaxmem.session import pinned
+from jaxmem.session import asked_rows, pinned
 from jaxmem.stream import (
     Carry,
     Program,
@@ -28,7 +29,6 @@ from jaxmem.stream import (
     init_carry,
     make_program,
     probe_rows,
-    question_rows,
     stream,
 )
 from jaxmem.tokens import Tokens
@@ -47,6 +47,7 @@ class Lane:
     chunk_ms: list[float] = field(default_factory=list)  # per segment: time of one of its chunks
     answers: list[Answered] = field(default_factory=list)
     warm: set[int] = field(default_factory=set)  # question buckets that are compiled
+    pieces: int = 0  # real ones that were fed
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Came:
     """How far all lanes have come."""
 
     pieces: int = 0
+    chunks: int = 0  # that were not padding altogether
     time: float = 0.0  # seconds of stream
     interrupted: bool = False
 
@@ -113,12 +115,12 @@ def warm_up(
         feed(model, lane, padding)
         for question in questions:
             _prepare(model, lane, model.tokenize(question.text))
-        lane.carry = init_carry(lane.program)
+        lane.carry, lane.pieces = init_carry(lane.program), 0
         lane.chunk_ms.clear()
 
 
-def feed(model: Model, lane: Lane, inputs: PyTree) -> None:
-    """Advance a lane by one segment and note the time per chunk."""
+def feed(model: Model, lane: Lane, inputs: PyTree, pieces: int = 0) -> None:
+    """Advance a lane by one segment, `pieces` of it real, and note the time per chunk."""
     chunks = jax.tree.leaves(inputs)[0].shape[0]
     begin = time.perf_counter()
     lane.carry = stream(
@@ -133,6 +135,7 @@ def feed(model: Model, lane: Lane, inputs: PyTree) -> None:
     # One wait per segment, for the clock and so that decoding ahead stays bounded.
     jax.block_until_ready(lane.carry)
     lane.chunk_ms.append((time.perf_counter() - begin) / chunks * 1e3)
+    lane.pieces += pieces
 
 
 def put(model: Model, lane: Lane, question: Planned, now: float) -> Answered:
@@ -167,7 +170,7 @@ def _prepare(model: Model, lane: Lane, ids: np.ndarray) -> None:
 
 
 def _ask(model: Model, lane: Lane, ids: np.ndarray, most: int) -> np.ndarray:
-    rows = question_rows(model.params, ids, program=lane.program)
+    rows = asked_rows(model, lane.program, ids, lane.pieces)
     answer = ask(
         model.params,
         lane.carry,
@@ -203,6 +206,7 @@ def run(
       How far it came. Questions without a known answer that came too late are asked at the end.
     """
     came, asked = Came(), 0
+    each = lanes[0].program.spec.chunk // model.tokens_per_piece  # pieces of a chunk
 
     def put_all(numbers: Sequence[int]) -> None:
         nonlocal asked
@@ -214,8 +218,9 @@ def run(
         while not stop.wanted and (segment := stop.next(ahead)) is not None:
             if segment.inputs is not None:
                 for lane in lanes:
-                    feed(model, lane, segment.inputs)
+                    feed(model, lane, segment.inputs, segment.pieces)
                 came.pieces += segment.pieces
+                came.chunks += -(-segment.pieces // each)
                 came.time = segment.time
                 moved(came.time)
             put_all(segment.due)
@@ -251,13 +256,15 @@ def kept_by(model: Model, lane: Lane, seconds: float) -> list[Kept]:
 def result_of(lane: Lane, held: Sequence[Kept]) -> Result:
     """Return what a lane did as plain data."""
     chosen, spec = lane.chosen, lane.program.spec
+    bytes_ = footprint(chosen.memory, spec)
     return Result(
         memory=chosen.name,
         options=chosen.options,
         reference=chosen.reference,
         slots=() if chosen.memory.scope == "feature" else slots(chosen.memory, spec),
         kept=count_kinds(held),
-        nbytes=nbytes(chosen.memory, spec),
+        nbytes=bytes_.device,
+        host_nbytes=bytes_.host,
         chunk_ms=start_and_end(lane.chunk_ms),
         first_token_ms=median_and_worst([a.first_token_ms for a in lane.answers]),
         answers=tuple(lane.answers),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -10,9 +11,11 @@ from rich.console import Console
 from jaxmem.data.files import held_out
 from jaxmem.data.media import MediaReader, open_media
 from jaxmem.data.world import split_seed, world
+from jaxmem.embedded import embedded
 from jaxmem.experiments._questions import AT_THE_END, END, Planned
-from jaxmem.experiments._stream_config import StreamConfig
-from jaxmem.models.base import MediaFormat
+from jaxmem.experiments._stream_config import StreamConfig, check
+from jaxmem.models.base import MediaFormat, Model
+from jaxmem.models.load import load_model
 from jaxmem.report.maps import Span
 from jaxmem.report.numbers import clock
 from jaxmem.tokens import AUDIO, VISION
@@ -34,10 +37,44 @@ class Source:
     stop: float | None = None  # seconds to stream; None: all of it
 
 
-def find_source(config: StreamConfig, asked: tuple[Planned, ...], console: Console) -> Source:
-    """Return the given video, or render a held-out one with its questions."""
+def find_model(config: StreamConfig, console: Console) -> Model:
+    """Return the checkpoint of `--model`, or the embedded model.
+
+    Raises:
+      ValueError: if an argument makes no sense, or the checkpoint does not load.
+    """
+    check(config)
+    if config.model is None:
+        return embedded(config.weights)
+    begin = time.perf_counter()
+    with console.status(f"loading {config.model}"):
+        model = load_model(
+            config.model,
+            dtype=config.dtype,
+            fps=config.fps or 1.0,
+            max_new=config.max_new,
+            max_pixels=config.max_pixels,
+        )
+    console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
+    return model
+
+
+def find_source(
+    config: StreamConfig,
+    asked: tuple[Planned, ...],
+    console: Console,
+    usual: Sequence[str] = AT_THE_END,
+) -> Source:
+    """Return the given video, or render a held-out one with its questions.
+
+    Args:
+      config: of the run.
+      asked: the user's questions.
+      console: to say what is rendered.
+      usual: asked at the end of a given video where the user asks nothing.
+    """
     if config.video is not None:
-        default = tuple(Planned(END, text) for text in AT_THE_END)
+        default = tuple(Planned(END, text) for text in usual)
         return Source(config.video, asked or default, stop=config.seconds)
     seconds = int(config.seconds or SYNTHETIC_SECONDS)
     begin = time.perf_counter()
@@ -66,7 +103,7 @@ def open_source(source: Source, media: MediaFormat) -> MediaReader:
       UnreadableError: if it does not open or holds nothing.
     """
     try:
-        return open_media(
+        reader = open_media(
             source.path,
             fps=media.fps,
             piece_seconds=media.piece_seconds,
@@ -76,6 +113,12 @@ def open_source(source: Source, media: MediaFormat) -> MediaReader:
         )
     except ValueError as error:
         raise UnreadableError(str(error)) from error
+    if not min(reader.info.size):
+        reader.close()
+        raise UnreadableError(
+            f"{source.path}: it has sound but no pictures, which the model needs."
+        )
+    return reader
 
 
 def length_of(source: Source, reader: MediaReader) -> float | None:

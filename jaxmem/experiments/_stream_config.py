@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,7 +30,8 @@ class StreamConfig:
     compare: str = ""
     """Memories to run side by side, comma-separated, all within the bytes of the first one."""
     fps: float | None = None
-    """New pictures per second, at most what the model takes (each is held until the next)."""
+    """New pictures per second, at most what the model takes (each is held until the next). With
+    --model: what it takes (1)."""
     seconds: float | None = None
     """Length of the synthetic video (240), or how much of --video to stream (all)."""
     chunk_seconds: float | None = None
@@ -41,6 +42,15 @@ class StreamConfig:
     """Number of questions about the synthetic video."""
     weights: Path | None = None
     """Weights of a model like the embedded one; None: the embedded one."""
+    model: str | None = None
+    """Checkpoint to stream --video through: a directory, or organisation/name on Hugging Face;
+    None: the embedded model."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the weights of --model."""
+    max_new: int = 128
+    """Tokens of an answer of --model, at most."""
+    max_pixels: int | None = None
+    """Pixels of a frame of --model, at most; None: as the checkpoint's settings say."""
     out: Path = Path("out/stream")
     """Folder for the report, the pictures and the synthetic video."""
     json: Annotated[bool, Flag] = False
@@ -59,10 +69,18 @@ def check(config: StreamConfig) -> None:
     Raises:
       ValueError: naming the option, its value and what it may be.
     """
-    for name in ("seconds", "fps", "chunk_seconds"):
+    for name in ("seconds", "fps", "chunk_seconds", "max_pixels"):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}.")
+    if config.model is not None and config.video is None:
+        raise ValueError(
+            f"--model {config.model} knows nothing of the synthetic world: give it a --video FILE."
+        )
+    if config.model is not None and config.weights is not None:
+        raise ValueError("--model and --weights are two models; give one of them.")
+    if config.max_new < 1:
+        raise ValueError(f"--max-new must be at least 1, got {config.max_new}.")
     for name in ("seed", "questions"):
         if getattr(config, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(config, name)}.")

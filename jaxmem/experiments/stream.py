@@ -3,6 +3,7 @@
     python -m jaxmem.experiments.stream
     python -m jaxmem.experiments.stream --video clip.mp4 --ask "0:10: Which shape is there now?"
     python -m jaxmem.experiments.stream --compare omnimem,recent,uniform,full
+    python -m jaxmem.experiments.stream --model DIR --video clip.mp4 --ask "end: What happens?"
 
 See docs/stream.md.
 """
@@ -16,11 +17,11 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from jaxmem.embedded import embedded
 from jaxmem.experiments._config import parse
 from jaxmem.experiments._job import perform, plan, prepare
 from jaxmem.experiments._output import prompt, show, write
-from jaxmem.experiments._source import UnreadableError, find_source, open_source
+from jaxmem.experiments._questions import AT_THE_END
+from jaxmem.experiments._source import UnreadableError, find_model, find_source, open_source
 from jaxmem.experiments._stream_config import StreamConfig
 from jaxmem.report.results import as_dict
 
@@ -50,8 +51,9 @@ def _main(argv: Sequence[str], errors: Console) -> int:
         try:
             config = parse(StreamConfig, argv, prog="python -m jaxmem.experiments.stream")
             console = Console(stderr=config.json, highlight=False)
-            job = prepare(config, embedded(config.weights))
-            source = find_source(config, job.questions, console)
+            job = prepare(config, find_model(config, console))
+            usual = AT_THE_END if config.model is None else job.model.probes
+            source = find_source(config, job.questions, console, usual)
             reader = stack.enter_context(open_source(source, job.model.media))
             ready = plan(job, source, reader)
         except SystemExit as stop:  # the parser has said what was wrong, or printed the help
@@ -59,7 +61,11 @@ def _main(argv: Sequence[str], errors: Console) -> int:
         except ValueError as error:
             errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
             return BAD_ARGUMENTS
-        done = write(perform(ready, console))
+        try:
+            done = write(perform(ready, console))
+        except ValueError as error:  # a memory and a model that do not go together
+            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            return BAD_ARGUMENTS
     show(done, console)
     if config.prompt and sys.stdin.isatty() and not config.json:
         done = prompt(done, console)

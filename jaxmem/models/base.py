@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -33,6 +33,13 @@ class MediaFormat:
     past_samples: int = 0
 
 
+class Fitted(NamedTuple):
+    """The fields of a `Model` that depend on the size of its frames."""
+
+    tokens_per_piece: int
+    after: Callable[[int], np.ndarray] | None
+
+
 class Model(NamedTuple):
     """A model as data and pure functions; families differ in these fields only."""
 
@@ -40,16 +47,16 @@ class Model(NamedTuple):
     params: Params
     decoder: DecoderConfig
     media: MediaFormat
-    tokens_per_piece: int
+    tokens_per_piece: int  # rows of a piece, the largest number; 0: give the frames' size to `fit`
     # Host side, in the background: pieces of one chunk -> numpy inputs of fixed shape.
-    # (frames [C, F, h, w, 3] uint8, samples [C, n] float32, valid [C] bool,
-    #  past float32 [past_samples]) -> inputs
-    pack: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], PyTree]
+    # (frames [C, F, h, w, 3] uint8, samples [C, n] float32, valid [C] bool (real pieces first),
+    #  past float32 [past_samples], pieces of the stream before this chunk) -> inputs
+    pack: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], PyTree]
     # Device side, inside the scan: (params, inputs) -> rows
     encode: Callable[[Params, PyTree], Rows]
     tokenize: Callable[[str], np.ndarray]  # question -> ids; ValueError on unknown words
     detokenize: Callable[[np.ndarray], str]
-    end: int | None = None  # token that ends an answer
+    end: int | tuple[int, ...] | None = None  # token or tokens that end an answer
     max_new: int = 1  # answer tokens at most
     pos_dtype: Any = jnp.int32
     text_step: tuple[int, ...] | None = None  # see Spec.text_step
@@ -58,3 +65,25 @@ class Model(NamedTuple):
     probes: tuple[str, ...] = ()
     prefix: np.ndarray | None = None  # token ids in front of every stream (chat template)
     note: str = ""  # what a user should know, printed in reports
+    # How far text tokens advance the position, in text steps: ids [Q] -> [Q]; None: one each.
+    steps: Callable[[np.ndarray], np.ndarray] | None = None
+    # `Rows.after` of a question behind so many pieces: -> [A]; None: at the end of the last chunk.
+    after: Callable[[int], np.ndarray] | None = None
+    # (height, width) of the frames -> `Fitted`, where the rows depend on that; see `fit`.
+    fitted: Callable[[tuple[int, int]], Fitted] | None = None
+
+
+def fit(model: Model, size: tuple[int, int]) -> Model:
+    """Return the model for frames of one (height, width), which a stream's shapes depend on.
+
+    Raises:
+      ValueError: if the model does not take frames of that size.
+    """
+    if model.fitted is None:
+        return model
+    found = model.fitted(size)
+    return model._replace(
+        tokens_per_piece=found.tokens_per_piece,
+        after=found.after,
+        media=replace(model.media, size=size),
+    )

@@ -27,13 +27,13 @@ class Chat:
       tokenizer: a `tokenizers.Tokenizer`.
       template: source of the chat template (jinja).
       special: special tokens that the template may name (bos_token, eos_token).
-      end: token that ends an answer; None if the directory does not say.
+      end: tokens that end an answer; None if the directory does not say.
     """
 
     tokenizer: Any
     template: str
     special: Mapping[str, str]
-    end: int | None
+    end: tuple[int, ...] | None
 
     def ids(self, text: str) -> Int[np.ndarray, "Q"]:
         """Return the token ids of a text, nothing added."""
@@ -75,7 +75,8 @@ def read_chat(directory: str | Path) -> Chat:
             special[name] = token
     end = _end(folder)
     if end is None and "eos_token" in special:
-        end = tokenizer.token_to_id(special["eos_token"])
+        found = tokenizer.token_to_id(special["eos_token"])
+        end = None if found is None else (found,)
     return Chat(tokenizer, _template(folder, settings), special, end)
 
 
@@ -95,13 +96,13 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str:
     return found
 
 
-def _end(folder: Path) -> int | None:
-    """Return the first token that ends an answer, as generation_config.json or config.json says."""
+def _end(folder: Path) -> tuple[int, ...] | None:
+    """Return the tokens that end an answer, as generation_config.json or config.json says."""
     config = _optional(folder, "config.json")
     for part in (_optional(folder, "generation_config.json"), config, config.get("text_config")):
         found = (part or {}).get("eos_token_id")
         if found is not None:
-            return int(found[0] if isinstance(found, list) else found)
+            return tuple(int(i) for i in (found if isinstance(found, list) else [found]))
     return None
 
 

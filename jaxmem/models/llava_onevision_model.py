@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,20 @@ from jax.sharding import Sharding
 from jaxmem.memory.base import Rows
 from jaxmem.models import llava_onevision as family
 from jaxmem.models.base import MediaFormat, Model
-from jaxmem.models.chat import around, read_chat
+from jaxmem.models.chat import Chat, around, read_chat
 from jaxmem.models.checkpoint import Place, load, read_json
 from jaxmem.models.decoder import DecoderConfig
 from jaxmem.models.llava_onevision import LlavaConfig
+from jaxmem.models.preprocessor import Pixels, pixels_of, read_settings
 from jaxmem.tokens import EMPTY, VISION
 from jaxmem.typing import Array, Bool, Float, Int, Params, UInt
 
 RATE = 16_000  # of the sound that is read and dropped
 PROBES = ("Describe the video in detail.", "What is happening in the video now?")
+
+
+Turn = Callable[[str], tuple[np.ndarray, np.ndarray]]
+See = Callable[[Params, Any, Float[Array, "F Y X C"]], Float[Array, "m E"]]
 
 
 class Inputs(NamedTuple):
@@ -33,39 +39,32 @@ class Inputs(NamedTuple):
     valid: Bool[Any, "C"]
 
 
-class Pixels(NamedTuple):
-    """How pixels 0..255 are normalised: (x * scale - mean) / std."""
-
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, frames: UInt[Array, "n Y X C"]) -> Float[Array, "n Y X C"]:
-        """Return normalised pictures, float32."""
-        mean, std = (np.array(x, np.float32).reshape(1, 1, 1, -1) for x in (self.mean, self.std))
-        return (frames.astype(jnp.float32) * self.scale - mean) / std
-
-
 def read_pixels(directory: str | Path) -> Pixels:
     """Return the normalisation of a directory's preprocessor settings, or SigLIP's own."""
-    folder = Path(directory)
-    names = ("video_preprocessor_config.json", "preprocessor_config.json")
-    found = next((read_json(folder, n) for n in names if (folder / n).is_file()), {})
-    mean, std = found.get("image_mean", [0.5] * 3), found.get("image_std", [0.5] * 3)
-    return Pixels(found.get("rescale_factor", 1 / 255), tuple(mean), tuple(std))
+    return pixels_of(read_settings(directory))
 
 
-def pack(frames: np.ndarray, samples: np.ndarray, valid: np.ndarray, past: np.ndarray) -> Inputs:
-    """Return a chunk's inputs; sound is not used."""
-    del samples, past
+def pack(
+    frames: np.ndarray, samples: np.ndarray, valid: np.ndarray, past: np.ndarray, start: int
+) -> Inputs:
+    """Return a chunk's inputs; sound is not used, and every piece is laid out alike."""
+    del samples, past, start
     return Inputs(frames, valid)
 
 
-def encode(config: LlavaConfig, pixels: Pixels, params: Params, inputs: Inputs) -> Rows:
-    """Return a chunk as rows: pieces one after the other, padding last."""
+def encode(see: See, config: LlavaConfig, pixels: Pixels, params: Params, inputs: Inputs) -> Rows:
+    """Return a chunk as rows: pieces one after the other, padding last.
+
+    Args:
+      see: the tokens of frames, `frame_tokens` for each.
+      config: of the model.
+      pixels: normalisation of the frames.
+      params: of the model.
+      inputs: the chunk.
+    """
     frames = jnp.asarray(inputs.frames)
     pieces, per_piece = frames.shape[:2]
-    x = family.encode(params, config, pixels(frames.reshape(-1, *frames.shape[2:])))
+    x = see(params, config, pixels(frames.reshape(-1, *frames.shape[2:])))
     rows, each = x.shape[0], per_piece * config.frame_tokens
     real = jnp.repeat(jnp.asarray(inputs.valid), each, total_repeat_length=pieces * each)
     return Rows(
@@ -92,6 +91,46 @@ def with_newline(config: LlavaConfig, params: Params) -> tuple[DecoderConfig, Pa
     return decoder, {**params, "decoder": mine}
 
 
+def check_rate(fps: float) -> None:
+    """Raise a ValueError if a second does not hold a whole number of frames."""
+    if fps < 1 or fps != int(fps):
+        raise ValueError(f"fps must be a whole number of frames in each second, got {fps}.")
+
+
+def as_model(
+    directory: str | Path,
+    config: LlavaConfig,
+    decoder: DecoderConfig,
+    params: Params,
+    chat: Chat,
+    turn: Turn,
+    see: See,
+    *,
+    fps: float,
+    max_new: int,
+) -> Model:
+    """Return the model; arguments as in `load_model` and `encode`.
+
+    Args:
+      turn: a question to the ids before the video, and to those behind it.
+    """
+    return Model(
+        name=Path(directory).resolve().name,
+        params=params,
+        decoder=decoder,
+        media=MediaFormat(fps, (config.vision.side, config.vision.side), RATE, 1.0),
+        tokens_per_piece=int(fps) * config.frame_tokens,
+        pack=pack,
+        encode=partial(encode, see, config, read_pixels(directory)),
+        tokenize=lambda question: turn(question)[1],
+        detokenize=lambda ids: chat.text(ids).strip(),
+        end=chat.end,
+        max_new=max_new,
+        probes=PROBES,
+        prefix=turn("?")[0],
+    )
+
+
 def load_model(
     directory: str | Path,
     *,
@@ -114,37 +153,17 @@ def load_model(
     Raises:
       ValueError: if something is missing or does not fit; nothing large is read before that.
     """
-    if fps < 1 or fps != int(fps):
-        raise ValueError(f"fps must be a whole number of frames in each second, got {fps}.")
-    config = family.read_config(read_json(directory))
-    chat, pixels = read_chat(directory), read_pixels(directory)
-    before, _ = around(chat, "?", config.video)
-    params = load(
-        directory,
-        family.weight_table(config),
-        dtype=dtype,
-        sharding=sharding,
-        renames=family.RENAMES,
-        ignore=family.ignored(config),
-    )
-    decoder, params = with_newline(config, params)
+    check_rate(fps)
+    config, chat = family.read_config(read_json(directory)), read_chat(directory)
     newline = np.array([config.video], np.int32)
 
-    def tokenize(question: str) -> Int[np.ndarray, "Q"]:
-        return np.concatenate([newline, around(chat, question, config.video)[1]])
+    def turn(question: str) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "Q"]]:
+        before, behind = around(chat, question, config.video)
+        return before, np.concatenate([newline, behind])
 
-    return Model(
-        name=Path(directory).name,
-        params=params,
-        decoder=decoder,
-        media=MediaFormat(fps, (config.vision.side, config.vision.side), RATE, 1.0),
-        tokens_per_piece=int(fps) * config.frame_tokens,
-        pack=pack,
-        encode=partial(encode, config, pixels),
-        tokenize=tokenize,
-        detokenize=lambda ids: chat.text(ids).strip(),
-        end=chat.end,
-        max_new=max_new,
-        probes=PROBES,
-        prefix=before,
-    )
+    turn("?")
+    table, ignore = family.weight_table(config), family.ignored(config)
+    more = {"dtype": dtype, "sharding": sharding, "renames": family.RENAMES, "ignore": ignore}
+    decoder, params = with_newline(config, load(directory, table, **more))
+    more = {"fps": fps, "max_new": max_new}
+    return as_model(directory, config, decoder, params, chat, turn, family.encode, **more)

@@ -4,7 +4,8 @@ Time is a clock of `ticks_per_second` (25 in the released models), and a token o
 tick. Sound stands at its tick on all three axes, a frame at (its tick, row, column). The tokens of
 a video with sound alternate in chunks of `chunk_ticks`: the frames of the chunk, then its sound.
 Around them `<|vision_bos|><|audio_bos|>` share one position, `<|audio_eos|><|vision_eos|>` another.
-Text goes on behind the largest position on any axis.
+Text goes on behind the largest position on any axis; behind a video with sound only its last token
+counts, as released, also where the sound ends before the last frame.
 """
 
 from __future__ import annotations
@@ -126,8 +127,8 @@ def _around(content: Int[np.ndarray, "n 3"]) -> Block:
     """Return content with two tokens before it at one position, and two behind it at another."""
     pos = np.zeros((len(content) + 4, 3), np.int64)
     pos[2:-2] = 1 + content
-    pos[-2:] = pos.max() + 1
-    return to_the_end(pos)
+    pos[-2:] = pos[-3].max() + 1
+    return Block(pos, int(pos[-1, 0]) + 1)
 
 
 def positions(
@@ -279,11 +280,7 @@ def video_chunk(
 
 
 def after_video(
-    layout: OmniLayout,
-    chunks: int,
-    grid: Grid,
-    seconds: Seconds,
-    sounds: int,
+    layout: OmniLayout, chunks: int, grid: Grid, seconds: Seconds, sounds: int
 ) -> Int[np.ndarray, "3"]:
     """Return where `<|audio_eos|>` stands, relative to the position that the chunks reached.
 
@@ -296,6 +293,7 @@ def after_video(
     """
     ((frames, rows, columns),) = as_grids([grid], layout.merge)
     tick = int(ticks(frames - 1, seconds, layout.ticks_per_second))
-    side = max(rows, columns) // layout.merge
-    text = max(tick, side - 1, sounds - 1) + 1
+    # The last token is one of sound where the last turn has any.
+    heard = sounds > tick // layout.chunk_ticks * layout.chunk_ticks
+    text = sounds if heard else max(tick + 1, max(rows, columns) // layout.merge)
     return as_int32(np.array([text - chunks * layout.chunk_ticks, text, text]))

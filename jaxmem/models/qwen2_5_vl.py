@@ -227,3 +227,25 @@ def after_video(
     last, end = ticks(np.array([frames - 1, frames]), seconds, config.ticks_per_second)
     text = max(int(last), rows // merge - 1, columns // merge - 1) + 1
     return as_int32(np.array([text - end, text, text]))
+
+
+def text_after(
+    config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: Seconds
+) -> Int[np.ndarray, "3"]:
+    """Return `Rows.after` of text behind a video: the rule of `after_video`, axis by axis.
+
+    The largest coordinate of base + this is where `after_video` puts the text, and stays sensible
+    where a memory has numbered the stream anew: nothing in it grows with the stream.
+
+    Args:
+      config: of the model.
+      frames: that were streamed; 0: text goes on at the base.
+      rows: of patches in a frame.
+      columns: of patches in a frame.
+      seconds: between frames.
+    """
+    if not frames:
+        return np.zeros(3, np.int32)
+    merge = config.vision.merge
+    last, end = ticks(np.array([frames - 1, frames]), seconds, config.ticks_per_second)
+    return as_int32(np.array([last + 1 - end, rows // merge, columns // merge]))

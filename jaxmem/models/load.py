@@ -1,0 +1,133 @@
+"""Any supported checkpoint as a `Model`: a directory, or the name of a Hugging Face repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Sharding
+
+from jaxmem.models import (
+    llava_onevision,
+    llava_onevision_model,
+    llava_video,
+    llava_video_model,
+    qwen2_5_omni,
+    qwen2_5_omni_model,
+    qwen2_5_vl,
+    qwen2_5_vl_model,
+    qwen3_vl,
+    qwen3_vl_model,
+    salmonn,
+    salmonn_model,
+)
+from jaxmem.models.base import Model
+from jaxmem.models.checkpoint import Place
+from jaxmem.models.hf_config import read_json
+
+FAMILIES: dict[str, Callable[..., Model]] = {
+    **dict.fromkeys(llava_onevision.MODEL_TYPES, llava_onevision_model.load_model),
+    **dict.fromkeys(qwen2_5_vl.MODEL_TYPES, qwen2_5_vl_model.load_model),
+    **dict.fromkeys(qwen3_vl.MODEL_TYPES, qwen3_vl_model.load_model),
+    **dict.fromkeys(qwen2_5_omni.MODEL_TYPES, qwen2_5_omni_model.load_model),
+    **dict.fromkeys(llava_video.MODEL_TYPES, llava_video_model.load_model),
+    **dict.fromkeys(salmonn.MODEL_TYPES, salmonn_model.load_model),
+}
+"""`model_type` of config.json to what loads it."""
+ONE_SIZE = (*llava_onevision.MODEL_TYPES, *llava_video.MODEL_TYPES)
+DTYPES = ("bfloat16", "float16", "float32")
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
+"""What is downloaded of a repository: never pickled weights or code."""
+
+
+def load_model(
+    where: str | Path,
+    *,
+    dtype: Any = "bfloat16",
+    sharding: Place | Sharding | None = None,
+    fps: float = 1.0,
+    max_new: int = 128,
+    max_pixels: int | None = None,
+) -> Model:
+    """Return the model of a checkpoint of any supported family.
+
+    Give `base.fit` the size of the frames before a stream.
+
+    Args:
+      where: directory as `save_pretrained` writes it, or "organisation/name" on Hugging Face.
+      dtype: of the weights: bfloat16, float16 or float32.
+      sharding: placement of the weights, see `checkpoint.load`.
+      fps: pictures per second of a stream.
+      max_new: answer tokens at most.
+      max_pixels: of a frame; None: as the directory says. Not for families of one size.
+
+    Raises:
+      ValueError: if there is no such checkpoint, its family is not supported, or something of it is
+        missing or does not fit.
+    """
+    kind = as_dtype(dtype)
+    directory = find(where)
+    found = read_json(directory).get("model_type")
+    if found not in FAMILIES:
+        raise ValueError(
+            f"{directory} has model_type {found!r} in its config.json; supported are "
+            f"{', '.join(FAMILIES)}."
+        )
+    more = {} if max_pixels is None else {"max_pixels": max_pixels}
+    if more and found in ONE_SIZE:
+        raise ValueError(
+            f"a model of type {found} takes frames of one size: leave max_pixels out, got "
+            f"{max_pixels}."
+        )
+    model = FAMILIES[found](
+        directory, dtype=kind, sharding=sharding, fps=fps, max_new=max_new, **more
+    )
+    # A downloaded directory has a name that says nothing.
+    return model._replace(name=Path(where).resolve().name)
+
+
+def as_dtype(dtype: Any) -> Any:
+    """Return the dtype of weights.
+
+    Raises:
+      ValueError: if it is none that weights can have.
+    """
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise ValueError(f"weights can be {', '.join(DTYPES)}, got {dtype!r}.")
+    return found
+
+
+def find(where: str | Path) -> Path:
+    """Return the directory of a checkpoint, downloaded if it is the name of a repository.
+
+    Raises:
+      ValueError: if it is neither, or cannot be downloaded.
+    """
+    if Path(where).is_dir():
+        return Path(where)
+    name = str(where)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise ValueError(
+            f"no directory {name}: give a checkpoint's directory, or organisation/name of a "
+            "repository on Hugging Face."
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(
+            f"no directory {name}, and to download it the package huggingface_hub is needed: pip "
+            "install 'jaxmem[hf]', or give a directory."
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:  # the client's errors are kinds of OSError
+        raise ValueError(
+            f"{name} is no directory and cannot be downloaded from Hugging Face: {error}"
+        ) from error
