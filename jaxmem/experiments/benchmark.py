@@ -3,6 +3,8 @@
 python -m jaxmem.experiments.benchmark constancy            # 10 hours, about a minute
 python -m jaxmem.experiments.benchmark sketch               # kept sets, sketch against full
 python -m jaxmem.experiments.benchmark layout               # bytes of per-layer budgets
+python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
+python -m jaxmem.experiments.benchmark price --model qwen2.5-vl:7b   # what a stream costs a GPU
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from rich.table import Table
 
 from jaxmem.embedded import embedded
 from jaxmem.experiments._constancy import Constancy, measure
+from jaxmem.experiments._kernels import KernelsConfig, measure_kernels
 from jaxmem.experiments._memories import Setting, build
+from jaxmem.experiments._price import PriceConfig, price
+from jaxmem.experiments._price_table import price_tables
 from jaxmem.experiments._sketch import agreements
 from jaxmem.memory import avba
 from jaxmem.memory.base import Spec, nbytes
@@ -174,7 +179,9 @@ def sketches(config: SketchConfig) -> dict[str, float]:
 
 Command = (
     Annotated[ConstancyConfig, tyro.conf.subcommand("constancy")]
+    | Annotated[KernelsConfig, tyro.conf.subcommand("kernels")]
     | Annotated[LayoutConfig, tyro.conf.subcommand("layout")]
+    | Annotated[PriceConfig, tyro.conf.subcommand("price")]
     | Annotated[SketchConfig, tyro.conf.subcommand("sketch")]
 )
 
@@ -183,9 +190,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark; return the exit status."""
     config = tyro.cli(Command, args=argv, description=__doc__)  # type: ignore[arg-type]
     try:
+        if isinstance(config, KernelsConfig):
+            return measure_kernels(config, machine())
         if isinstance(config, ConstancyConfig):
             result = constancy(config)
             data, table = result.as_dict(), constancy_table(result)
+        elif isinstance(config, PriceConfig):
+            cost = price(config)
+            data, table = cost.as_dict(), price_tables(cost)
         elif isinstance(config, LayoutConfig):
             data = layouts(config)
             table = plain_table("per-layer budgets at rest", data)

@@ -1,0 +1,135 @@
+"""How long programs take: in pairs, inside compiled loops, beside what the machine can do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.typing import Array, Int, PyTree
+
+LONG = 0.01  # seconds that one timing takes at least
+
+
+class Rates(NamedTuple):
+    """What the machine was measured to do."""
+
+    copy: float  # bytes read and written per second
+    matmul: dict[str, float]  # FLOP per second, by dtype
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one program.
+
+    Attributes:
+      compile_s: seconds to lower and compile it alone.
+      temp_bytes: temporaries of the compiled program.
+      median_ms: of one run.
+      best_ms: of one run.
+      spread: distance of the quartiles over the median.
+    """
+
+    compile_s: float
+    temp_bytes: int | None
+    median_ms: float
+    best_ms: float
+    spread: float
+
+
+def repeated(function: Callable[[PyTree], PyTree]) -> Callable[[PyTree, Int[Array, ""]], PyTree]:
+    """Return a compiled loop that runs `function` a given number of times.
+
+    Every turn depends on the one before through one number of every operand, so that nothing is
+    hoisted out of the loop, and the loop carries the whole result, so that all of it is computed.
+    A single run of some microseconds could not be timed alone.
+    """
+
+    def again(given: PyTree, out: PyTree) -> PyTree:
+        first = [jnp.sum(x.ravel()[:1].astype(jnp.float32)) for x in jax.tree.leaves(out)]
+        nothing = jnp.sum(jnp.stack(first)) * 0.0
+
+        def touch(x: Array) -> Array:
+            if x.dtype == bool:
+                return x
+            return x.at[(0,) * x.ndim].add(nothing.astype(x.dtype))
+
+        return jax.tree.map(touch, given)
+
+    @jax.jit
+    def loop(given: PyTree, times: Int[Array, ""]) -> PyTree:
+        shape = jax.eval_shape(function, given)
+        out = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+
+        def turn(i: Array, held: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            given = again(*held)
+            return given, function(given)
+
+        return jax.lax.fori_loop(0, times, turn, (given, out))
+
+    return loop
+
+
+def compiled(function: Callable, *given: Any) -> tuple[float, int | None]:
+    """Return the seconds to compile a program, and the bytes of its temporaries."""
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*given).compile()
+    seconds = time.perf_counter() - start
+    memory = program.memory_analysis()
+    return seconds, None if memory is None else int(memory.temp_size_in_bytes)
+
+
+def seconds_of(loop: Callable, given: PyTree, times: int) -> float:
+    """Return the seconds that one turn of a loop takes."""
+    count = jnp.int32(times)
+    start = time.perf_counter()
+    jax.block_until_ready(loop(given, count))
+    return (time.perf_counter() - start) / times
+
+
+def turns(loop: Callable, given: PyTree, long: float = LONG) -> int:
+    """Return how many turns of a loop, which is compiled here, take `long` seconds."""
+    seconds_of(loop, given, 1)
+    once = seconds_of(loop, given, 1)
+    if once < long:
+        many = max(2, round(0.2 * long / once))
+        once = min(once, seconds_of(loop, given, many))
+    return max(1, round(long / once))
+
+
+def interleaved(loops: list[Callable], given: PyTree, *, pairs: int) -> np.ndarray:
+    """Return seconds per turn [pairs, loops], measured in turn so that load falls on all alike."""
+    times = [turns(loop, given) for loop in loops]
+    once = lambda: [seconds_of(f, given, n) for f, n in zip(loops, times, strict=True)]
+    return np.asarray([once() for _ in range(pairs)])
+
+
+def timing(seconds: np.ndarray, compile_s: float, temp_bytes: int | None) -> Timing:
+    """Return the summary of one program's times [pairs]."""
+    low, median, high = np.percentile(seconds, (25, 50, 75))
+    return Timing(
+        compile_s=compile_s,
+        temp_bytes=temp_bytes,
+        median_ms=float(median * 1e3),
+        best_ms=float(np.min(seconds) * 1e3),
+        spread=float((high - low) / median),
+    )
+
+
+def rates(dtypes: set[str], *, size: int = 1024, megabytes: int = 128) -> Rates:
+    """Return the best copy bandwidth and matmul rates of this machine, measured now."""
+    block = jnp.ones((megabytes * 2**18,), jnp.float32)
+    copy = jax.jit(lambda x, n: jax.lax.fori_loop(0, n, lambda i, x: x + 1.0, x))
+    seconds = min(seconds_of(copy, block, 8) for _ in range(6))
+    matmul = {}
+    for dtype in sorted(dtypes):
+        square = jnp.full((size, size), 1.0 / size, dtype)
+        power = jax.jit(lambda x, n: jax.lax.fori_loop(0, n, lambda i, y: y @ x, x))
+        best = min(seconds_of(power, square, 4) for _ in range(6))
+        matmul[dtype] = 2 * size**3 / best
+    return Rates(copy=2 * block.nbytes / seconds, matmul=matmul)

@@ -1,0 +1,178 @@
+"""A price as numbers and as tables, and the least times that a GPU's data sheet allows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from rich.console import Group
+from rich.table import Table
+
+from jaxmem.report.numbers import milliseconds, size
+
+
+class Gpu(NamedTuple):
+    """Data sheet of a GPU: memory, bandwidth, dense bfloat16 products summed in float32."""
+
+    name: str
+    gib: int
+    gb_per_s: int
+    tflops: int
+
+
+GPUS = {
+    "rtx3090": Gpu("RTX 3090", 24, 936, 71),
+    "a100": Gpu("A100 SXM 80 GB", 80, 2039, 312),
+    "h100": Gpu("H100 SXM 80 GB", 80, 3350, 989),
+    "h200": Gpu("H200 SXM 141 GB", 141, 4800, 989),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One compiled program.
+
+    Attributes:
+      flops: operations of its matrix products, counted from shapes (`_flops`).
+      xla_flops: the compiler's estimate, which counts the body of every loop once.
+      held_bytes: weights (all of the model's), state and inputs.
+      temporary_bytes: what the program needs besides, as compiled here.
+      peak_bytes: both, and outputs that take no argument's place.
+      read_bytes: weights and slots that it must read or write at least once.
+    """
+
+    flops: int
+    xla_flops: float
+    held_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    read_bytes: int
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least times on one GPU, seconds: what its arithmetic and its bandwidth allow."""
+
+    gpu: str
+    fits: bool
+    chunk_compute: float
+    chunk_bandwidth: float
+    first_compute: float
+    first_bandwidth: float
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one stream of a model through a memory costs.
+
+    Attributes:
+      model: name.
+      memory: name.
+      budget: slots per layer.
+      size: (height, width) of a picture after the family's rounding.
+      pictures: of a chunk.
+      chunk_seconds: of a chunk.
+      rows: tokens of a chunk.
+      parameters: by part of the model.
+      weight_bytes: of all parts.
+      state_bytes: of the stream on the device, its bank included.
+      bank_bytes: of the bank alone.
+      chunk: encoders and decoder over one chunk, and the memory's choice.
+      question: a question over what is recalled; its operations are those up to the first token.
+      flops_per_frame: operations of a chunk for each of its pictures.
+      compiled_for: platform of the compiled programs.
+      bounds: one for each GPU.
+    """
+
+    model: str
+    memory: str
+    budget: int
+    size: tuple[int, int]
+    pictures: int
+    chunk_seconds: float
+    rows: int
+    parameters: dict[str, int]
+    weight_bytes: int
+    state_bytes: int
+    bank_bytes: int
+    chunk: Step
+    question: Step
+    flops_per_frame: float
+    compiled_for: str
+    bounds: tuple[Bound, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+def bound(gpu: Gpu, chunk: Step, question: Step, peak: int) -> Bound:
+    """Return the least times of a chunk and of a first token on a GPU (roofline)."""
+    rate, speed = gpu.tflops * 1e12, gpu.gb_per_s * 1e9
+    return Bound(
+        gpu=gpu.name,
+        fits=peak <= gpu.gib * 2**30,
+        chunk_compute=chunk.flops / rate,
+        chunk_bandwidth=chunk.read_bytes / speed,
+        first_compute=question.flops / rate,
+        first_bandwidth=question.read_bytes / speed,
+    )
+
+
+def price_tables(result: Price) -> Group:
+    """Return a price as tables: of the model, and of the GPUs."""
+    title = f"{result.model}, {result.memory} with {result.budget:,} slots per layer"
+    table = Table(title=title)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    height, width = result.size
+    parts = ", ".join(
+        f"{part} {n / 1e6:,.1f} M" for part, n in result.parameters.items() if n > 1e5
+    )
+    rows = (
+        ("parameters", f"{sum(result.parameters.values()):,}"),
+        ("", parts),
+        ("weights", size(result.weight_bytes)),
+        (
+            "a chunk",
+            f"{result.chunk_seconds:g} s, {result.pictures} pictures of {height} x {width}, "
+            f"{result.rows:,} tokens",
+        ),
+        ("state of the stream", size(result.state_bytes)),
+        ("of it bank", size(result.bank_bytes)),
+        ("peak of the chunk step", _peak(result.chunk)),
+        ("peak of the question step", _peak(result.question)),
+        ("operations per frame", f"{result.flops_per_frame / 1e12:.3f} T"),
+        ("operations per chunk", f"{result.chunk.flops / 1e12:.3f} T"),
+        ("operations up to the first token", f"{result.question.flops / 1e12:.3f} T"),
+        ("compiled for", result.compiled_for),
+    )
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, _gpu_table(result))
+
+
+def _peak(step: Step) -> str:
+    return f"{size(step.peak_bytes)} ({size(step.temporary_bytes)} of it temporary)"
+
+
+def _gpu_table(result: Price) -> Table:
+    table = Table(title="least times: arithmetic / bandwidth")
+    columns = ("GPU", "fits", "chunk", "first token", "frames/s at most", "times real time")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "GPU" else "right")
+    for item in result.bounds:
+        chunk = max(item.chunk_compute, item.chunk_bandwidth)
+        table.add_row(
+            item.gpu,
+            "yes" if item.fits else "no",
+            _pair(item.chunk_compute, item.chunk_bandwidth),
+            _pair(item.first_compute, item.first_bandwidth),
+            f"{result.pictures / chunk:.3g}",
+            f"{result.chunk_seconds / chunk:.3g}",
+        )
+    return table
+
+
+def _pair(compute: float, bandwidth: float) -> str:
+    return f"{milliseconds(1e3 * compute)} / {milliseconds(1e3 * bandwidth)}"
