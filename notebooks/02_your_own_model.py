@@ -1,0 +1,135 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Your own model and your own video
+#
+# A published checkpoint (LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL, Qwen2.5-Omni) streams a video
+# through any memory. Set `JAXMEM_MODEL` to a directory or a name on Hugging Face and `JAXMEM_VIDEO`
+# to a file to use yours. Without them the notebook takes a Qwen2.5-VL with two tiny layers and
+# random weights, and a video that it renders: everything runs in seconds on a CPU, and the answers
+# mean nothing.
+
+# %%
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from jaxmem.data.files import held_out
+from jaxmem.data.media import open_media
+from jaxmem.memory.full import full
+from jaxmem.memory.omnimem import omnimem
+from jaxmem.memory.recent import recent
+from jaxmem.memory.snapkv import snapkv
+from jaxmem.memory.uniform import uniform
+from jaxmem.models.base import fit
+from jaxmem.models.load import load_model
+from jaxmem.report.kept import kept
+from jaxmem.report.maps import memory_map
+from jaxmem.session import Session
+
+SECONDS = int(os.environ.get("JAXMEM_NOTEBOOK_SECONDS", "40"))
+folder = Path(tempfile.mkdtemp())
+
+
+def tiny_checkpoint() -> Path:
+    """Write a directory as a hub's: reference weights of the tests, a tokenizer, a template."""
+    tests = Path.cwd() if (Path.cwd() / "tests").is_dir() else Path.cwd().parent
+    tests = tests / "tests"
+    spec = importlib.util.spec_from_file_location("checkpoints", tests / "checkpoints.py")
+    checkpoints = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(checkpoints)
+    return checkpoints.write_checkpoint(tests / "golden" / "data", "qwen2_5_vl", folder / "tiny")
+
+
+# %% [markdown]
+# ## The model
+# `load_model` reads config, weights, tokenizer, chat template and preprocessor settings. How many
+# tokens a frame has depends on its size, so `fit` is given the size that the frames will have.
+
+# %%
+tiny = "JAXMEM_MODEL" not in os.environ
+where = tiny_checkpoint() if tiny else os.environ["JAXMEM_MODEL"]
+model = load_model(where, dtype="float32" if tiny else "bfloat16", fps=1.0, max_new=8)
+
+video = os.environ.get("JAXMEM_VIDEO") or held_out(7, SECONDS, folder)[0]
+media = model.media
+with open_media(
+    video,
+    fps=media.fps,
+    size=media.size,
+    sample_rate=media.sample_rate,
+    piece_seconds=media.piece_seconds,
+    stop=SECONDS,
+) as reader:
+    model = fit(model, reader.info.size)
+    pieces = list(reader)
+tokens = len(pieces) * model.tokens_per_piece
+print(f"{model.name}: {len(pieces)} pieces of {model.tokens_per_piece} tokens, {tokens} in all")
+
+# %% [markdown]
+# ## The same stream through several memories
+# `full` keeps everything and is the reference. The others get an eighth of its slots. A memory is
+# chosen by calling its factory; nothing else changes.
+
+# %%
+slots = max(tokens // 8, 16)
+memories = {
+    "full": full(tokens),
+    "recent": recent(slots),
+    "uniform": uniform(slots),
+    "snapkv": snapkv(slots, window=4, per_kind=False),
+    "omnimem": omnimem(slots, audio_share=0.0),
+}
+question = "what is shown now" if tiny else "What happens in this video?"
+sessions = {name: Session(model, memory).watch(pieces) for name, memory in memories.items()}
+replies = {name: session.ask(question) for name, session in sessions.items()}
+for name, reply in replies.items():
+    print(f"{name:10} {sessions[name].nbytes:>12,} bytes   {reply.text!r}")
+
+# %% [markdown]
+# ## How far are they from the model that kept everything?
+# The distribution of the first answer token, compared with that of `full` (total variation: 0 is
+# the same distribution, 1 has nothing in common).
+
+
+# %%
+def chances(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax of logits."""
+    weight = np.exp(logits.astype(np.float64) - logits.max())
+    return weight / weight.sum()
+
+
+reference = chances(replies["full"].logits)
+apart = {
+    name: 0.5 * float(np.abs(chances(reply.logits) - reference).sum())
+    for name, reply in replies.items()
+    if name != "full"
+}
+fig, axes = plt.subplots(figsize=(6, 2.4))
+axes.barh(list(apart), list(apart.values()), color="#0072B2")
+axes.set_xlabel("total variation distance to full memory")
+axes.invert_yaxis()
+fig.tight_layout()
+
+# %% [markdown]
+# ## What was kept
+# Stream time runs across, layers down.
+
+# %%
+held = kept(sessions["omnimem"].layers(), seconds=float(SECONDS))
+memory_map(held, seconds=float(SECONDS), title=f"{model.name}: omnimem, {slots} slots a layer")
