@@ -40,6 +40,7 @@ class Case:
 CASES = [
     Case("grouped"),
     Case("grouped_blocks", tile=(8, 16)),
+    Case("blocks_of_rows", tile=(16, 64)),  # all keys in a tile, rows in two
     Case("per_head", heads=2, kv_heads=2, rows=1, sizes=(33, 1)),
     Case("one_kv_head", heads=3, kv_heads=1, dim=64),
     Case("dim80", dim=80, heads=6, sizes=(5, 40, 21)),

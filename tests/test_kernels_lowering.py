@@ -13,7 +13,7 @@ import pytest
 
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.attend import pallas as attend_pallas
-from jaxmem.kernels.mass import mass
+from jaxmem.kernels.mass import mass, row_mass
 from jaxmem.kernels.segment import Segment
 from jaxmem.kernels.select import select, top_mask
 from jaxmem.rope import mrope_sectioned, rope_1d
@@ -119,6 +119,16 @@ def test_mass_of_other_heads(dim):
         return mass(q, segments, lse, **options)
 
     assert kernels_of(run, q, segments, lse, counted) == len(segments)
+
+
+def test_row_mass_of_a_7b_model():
+    q, segments, lse, _ = inputs((), QWEN_7B, 4096)
+
+    def run(q, segments, lse):
+        options = {"rope": rope_1d(128), "segment": 0, "implementation": "pallas"}
+        return row_mass(q, segments, lse, **options)
+
+    assert kernels_of(run, q, segments, lse) == 1
 
 
 def test_select_of_one_and_of_many_rows():

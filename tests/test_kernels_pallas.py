@@ -11,7 +11,7 @@ from test_kernels_select import check, draw, expected_mask
 from jaxmem.kernels import dispatch
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.attend import pallas as attend_pallas
-from jaxmem.kernels.mass import mass
+from jaxmem.kernels.mass import mass, row_mass
 from jaxmem.kernels.mass import pallas as mass_pallas
 from jaxmem.kernels.select import pallas as select_pallas
 from jaxmem.kernels.select import select, top_mask
@@ -136,6 +136,27 @@ def test_mass_equals_the_reference(name, reduce, form, monkeypatch):
     for got, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, expected, atol=tolerance(case))
     assert any(np.any(x > 0) for x in ours) == (name != "nothing")
+
+
+@pytest.mark.parametrize("name", ["dim128_bf16", "own_sets", "window", "nothing", "no_slots"])
+def test_row_mass_equals_the_reference(name):
+    case = of(name)
+    options = {"rope": rope_of(case), "window": case.window, "segment": 0}
+
+    def run(function, **more):
+        def of_inputs(q, segments, _):
+            lse = attend(q, segments, rope=rope_of(case), window=case.window)[1]
+            early = jnp.arange(segments[0].k.shape[0]) < 20
+            return [function(q, segments, lse, **options, **more, columns=c) for c in (None, early)]
+
+        return of_inputs
+
+    ours, theirs = both(
+        case, (run(mass_pallas.row_mass, tile=SMALL, interpret=True), run(row_mass))
+    )
+    for got, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, expected, atol=tolerance(case))
+    assert np.any(ours[0] > 0) == (name not in ("nothing", "no_slots"))
 
 
 @pytest.mark.parametrize(("groups", "n", "slots"), [(1, 1, 1), (3, 257, 200)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.kernels.select import select, top_mask
+from jaxmem.kernels.select import gate, select, top_mask
 
 
 def expected_mask(scores, caps):
@@ -82,6 +82,22 @@ def test_bfloat16_scores_are_compared_exactly():
     scores = jnp.asarray([[1.0, 1.0078125, 1.0, -2.0]], jnp.bfloat16)
     index, keep = jax.jit(lambda s, c: select(s, c, slots=4))(scores, jnp.asarray([2]))
     assert index[:2].tolist() == [1, 2] and keep.tolist() == [True, True, False, False]
+
+
+def test_gate_chooses_hard_and_learns_softly():
+    never = -jnp.inf
+    scores = jnp.asarray([[0.5, -1.0, 2.0, never, 0.75], [never] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]])
+    caps, weight = jnp.asarray([2, 3, 0]), jnp.asarray([[3.0, 1.0, -2.0, 5.0, 0.5]])
+    run = jax.jit(lambda s: gate(s, caps, temperature=0.5))
+    np.testing.assert_array_equal(run(scores), top_mask(scores, caps).astype(jnp.float32))
+    pulled = jax.jit(jax.grad(lambda s: jnp.sum(run(s) * weight)))(scores)
+    x = (np.asarray([0.5, -1.0, 2.0, 0.75]) - 0.75) / 0.5  # 0.75 is the lowest chosen score
+    slope = np.exp(-x) / (1 + np.exp(-x)) ** 2 / 0.5
+    expected = np.zeros((3, 5))
+    expected[0, [0, 1, 2, 4]] = slope * np.asarray([3.0, 1.0, -2.0, 0.5])
+    np.testing.assert_allclose(pulled, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        gate(scores, caps, temperature=0.0)
 
 
 def test_errors_name_what_came():

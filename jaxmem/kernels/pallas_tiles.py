@@ -1,4 +1,4 @@
-"""What the Pallas kernels of attention and of its column sums share: operands and logits.
+"""What the Pallas kernels of attention and of its column sums share: their operands.
 
 The layout follows what Pallas Triton can do: every value inside a kernel has sides that are powers
 of two, nothing is sliced but through its ref, and every load that may reach past an array's end is
@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
@@ -80,6 +79,11 @@ class Form:
     def to_log2(self) -> float:
         """Factor from q . k to logits in units of log 2."""
         return self.dim**-0.5 * LOG2E
+
+
+def stages(form: Form) -> int:
+    """Return how many blocks a loop loads ahead: 1 where many heads fill the shared memory."""
+    return 1 if form.parts > 4 else 2
 
 
 class Part(NamedTuple):
@@ -196,8 +200,10 @@ def part_specs(part: Part, form: Form) -> Part:
     )
 
 
-def call(kernel, tree, specs, *, grid, out_shape, out_specs, warps: int, interpret: bool):
+def call(kernel, tree, specs, *, name: str, grid, out_shape, out_specs, warps, interpret, stages=2):
     """Run `kernel(tree of refs, *output refs)` over the grid; None stands for what is absent.
+
+    The compiled program knows the kernel as "jaxmem_" and `name`.
 
     The parameters of Triton are always given: without them JAX 0.10 would choose another back end.
     """
@@ -208,11 +214,12 @@ def call(kernel, tree, specs, *, grid, out_shape, out_specs, warps: int, interpr
 
     return pl.pallas_call(
         flat,
+        name="jaxmem_" + name,
         grid=grid,
         in_specs=jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, pl.BlockSpec)),
         out_shape=out_shape,
         out_specs=out_specs,
-        compiler_params=pltriton.CompilerParams(num_warps=warps, num_stages=2),
+        compiler_params=pltriton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
     )(*leaves)
 
@@ -229,72 +236,3 @@ def key_range(part: Part, form: Form) -> tuple[Int[Array, "row_blocks"], Int[Arr
     if part.first is not None:
         begin = jnp.maximum(begin, jnp.min(part.first.reshape(-1, form.tile.rows), axis=1))
     return begin, end
-
-
-# From here on: inside a kernel.
-
-
-def dot(a: Array, b: Array, axis: int) -> Array:
-    """Return a @ b in float32 over axis 1 of a and `axis` of b.
-
-    Products of float32 are exact to float32. Where one side holds 16-bit numbers the other is
-    rounded to TF32 at most, which holds those exactly.
-    """
-    dtype = jnp.promote_types(a.dtype, b.dtype)
-    full = a.dtype == b.dtype == jnp.float32
-    return lax.dot_general(
-        a.astype(dtype),
-        b.astype(dtype),
-        (((1,), (axis,)), ((), ())),
-        precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def load_columns(ref, index: Array, offset: int, count: int) -> Array:
-    """Return rows `index` and columns `offset` to `offset + count`, 0 where there are none.
-
-    The result is as wide as the next power of two.
-    """
-    wide = power_of_two(count)
-    column = lax.iota(jnp.int32, wide)
-    inside = (index < ref.shape[0])[:, None] & (column < count)[None, :]
-    at = ref.at[index[:, None], (offset + column)[None, :]]
-    return pltriton.load(at, mask=inside, other=jnp.zeros((), ref.dtype))
-
-
-def load_keys(part: Part, index: Array, form: Form, j: int) -> tuple[Array, Array]:
-    """Return both halves [BK, D/2 wide] of keys of part j, rotated and in their own dtype."""
-    a = load_columns(part.k, index, j * form.dim, form.half)
-    b = load_columns(part.k, index, j * form.dim + form.half, form.half)
-    if part.cos is None:
-        return a, b
-    offset = j * form.half if part.cos.shape[1] > form.half else 0
-    cos = load_columns(part.cos, index, offset, form.half)
-    sin = load_columns(part.sin, index, offset, form.half)
-    x, y = a.astype(jnp.float32), b.astype(jnp.float32)
-    return (x * cos - y * sin).astype(a.dtype), (y * cos + x * sin).astype(a.dtype)
-
-
-def load_queries(ref, start: Array, form: Form, j: int) -> tuple[Array, Array]:
-    """Return both halves [BQ, D/2 wide] of part j of the tile of rows at `start`."""
-    rows, at = pl.ds(start, form.tile.rows), 2 * j * form.wide
-    return ref[rows, pl.ds(at, form.wide)], ref[rows, pl.ds(at + form.wide, form.wide)]
-
-
-def product(q: tuple[Array, Array], k: tuple[Array, Array]) -> Float[Array, "BQ BK"]:
-    """Return q . k of both halves."""
-    return dot(q[0], k[0], 1) + dot(q[1], k[1], 1)
-
-
-def load_seen(part: Part, index: Array, start: Array, form: Form) -> Array:
-    """Return which rows of the tile at `start` see which keys, [BQ, BK]."""
-    n = part.valid.shape[0]
-    flag = pltriton.load(part.valid.at[index], mask=index < n, other=jnp.zeros((), jnp.int8))
-    seen = jnp.broadcast_to((flag != 0)[None, :], (form.tile.rows, form.tile.keys))
-    rows = pl.ds(start, form.tile.rows)
-    if part.last is not None:
-        seen &= index[None, :] <= part.last[rows][:, None]
-    if part.first is not None:
-        seen &= index[None, :] >= part.first[rows][:, None]
-    return seen

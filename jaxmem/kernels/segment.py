@@ -35,6 +35,14 @@ def rotated_keys(segment: Segment, rope: Rope) -> Float[Array, "N G D"]:
     return rotate(segment.k, angles(rope, segment.pos))
 
 
+def prerotated(segments: Sequence[Segment], rope: Rope) -> list[Segment]:
+    """Return the segments with keys that are rotated already: a copy of the keys.
+
+    For loops over tiles of rows, each of which would rotate all keys again.
+    """
+    return [s._replace(k=rotated_keys(s, rope), pos=None) for s in segments]
+
+
 def rotated_queries(
     q: Float[Array, "Q H D"], segment: Segment, rope: Rope
 ) -> Float[Array, "Q H D"]:

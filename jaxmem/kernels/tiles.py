@@ -139,3 +139,27 @@ def over_rows(function: Callable, tree: PyTree, segments: Sequence[Segment], siz
 
     results = lax.map(body, starts(rows, size))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], results)
+
+
+def sum_rows(function: Callable, tree: PyTree, segments: Sequence[Segment], size: int) -> PyTree:
+    """Return `function(rows of tree, segments as these rows see them)` summed over blocks of rows.
+
+    Rows are padded with zeros to whole blocks: `function` must not count such rows.
+    """
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    if rows <= size:
+        return function(tree, segments)
+    tree = pad_rows(tree, size)
+    segments = [map_rows(s, partial(pad_rows, size=size)) for s in segments]
+
+    def block(start: Int[Array, ""]) -> PyTree:
+        cut = partial(row_block, start=start, size=size)
+        return function(cut(tree), [map_rows(s, cut) for s in segments])
+
+    def body(total: PyTree, start: Int[Array, ""]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, block(start)), None
+
+    at = starts(rows, size)
+    shapes = jax.eval_shape(block, at[0])
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.scan(body, zero, at)[0]

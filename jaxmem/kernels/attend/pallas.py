@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from jaxmem.kernels import pallas_body as pb
 from jaxmem.kernels import pallas_tiles as pt
 from jaxmem.kernels.segment import Segment, rotated_keys, rotated_queries, windowed
 from jaxmem.kernels.tiles import Tile, fold_keys, logits, over_rows, tile_of
@@ -26,8 +27,8 @@ REUSE = 16  # tiles of rows from which on keys are rotated once, before the kern
 
 
 def _tile(rows: int, bits: int) -> Tile:
-    # 64 x 64 with 8 warps spills nothing from sm_80 on; float32 tiles take twice the shared memory.
-    return Tile(min(64, pt.power_of_two(rows)), 64 if bits <= 16 else 32)
+    # Nothing spills from sm_80 to sm_90 (experiments/kernels_aot); float32 takes more registers.
+    return Tile(min(64, pt.power_of_two(rows)), 64 if bits <= 16 else 16)
 
 
 def _kernel(tree, *outputs, form: pt.Form, which: Sequence[int], values: bool):
@@ -42,16 +43,16 @@ def _kernel(tree, *outputs, form: pt.Form, which: Sequence[int], values: bool):
 
     for part, (begin, end), ref in zip(parts, ranges, [queries[i] for i in which], strict=True):
         # One head's queries stay in registers; those of a joint head are too wide and are re-read.
-        held = None if form.joint else pt.load_queries(ref, start, form, 0)
+        held = None if form.joint else pb.load_queries(ref, start, form, 0)
 
         def body(i, carry, part=part, ref=ref, held=held):
             top, total, *out = carry
             index = i * keys + lax.iota(jnp.int32, keys)
             s = jnp.zeros((rows, keys), jnp.float32)
             for j in range(form.parts):
-                q = held or pt.load_queries(ref, start, form, j)
-                s += pt.product(q, pt.load_keys(part, index, form, j))
-            seen = pt.load_seen(part, index, start, form)
+                q = held or pb.load_queries(ref, start, form, j)
+                s += pb.product(q, pb.load_keys(part, index, form, j))
+            seen = pb.load_seen(part, index, start, form)
             s = jnp.where(seen, s * form.to_log2, pt.LOWEST)
             high = jnp.maximum(top, jnp.max(s, axis=1))
             # Masked again: a row that has seen nothing has s = high.
@@ -60,8 +61,8 @@ def _kernel(tree, *outputs, form: pt.Form, which: Sequence[int], values: bool):
             total = total * decay + jnp.sum(p, axis=1)
             if not out:
                 return high, total
-            v = pt.load_columns(part.v, index, 0, form.dim)
-            return high, total, out[0] * decay[:, None] + pt.dot(p.astype(v.dtype), v, 0)
+            v = pb.load_columns(part.v, index, 0, form.dim)
+            return high, total, out[0] * decay[:, None] + pb.dot(p.astype(v.dtype), v, 0)
 
         first, stop = begin[block] // keys, pl.cdiv(end[block], keys)
         carry = lax.fori_loop(first, stop, body, tuple(carry))
@@ -92,11 +93,13 @@ def _run(
     tile: Tile | None,
     on_load: bool | None,
     interpret: bool,
+    values: bool = True,
 ) -> tuple[Array, ...]:
-    """Return the folded log-sum-exp [C, M], and without `joint` the folded output [C, M, D wide].
+    """Return the folded log-sum-exp [C, M], and with `values` the folded output [C, M, D wide].
 
-    `joint`: q [Q, G, D] are head means.
+    `joint`: q [Q, G, D] are head means, and there is no output.
     """
+    values = values and not joint
     rows, heads, dim = q.shape
     groups = segments[0].k.shape[1]
     owners = 1 if joint else groups
@@ -111,12 +114,12 @@ def _run(
     queries = [pt.query_rows(rotated_queries(q, segments[i], rope), form) for i in distinct]
     if not on_load:
         segments = [s._replace(k=rotated_keys(s, rope), pos=None) for s in segments]
-    parts = [pt.part_of(s, rope, form, values=not joint) for s in segments]
+    parts = [pt.part_of(s, rope, form, values=values) for s in segments]
     ranges = [pt.key_range(part, form) for part in parts]
 
     outs = [jax.ShapeDtypeStruct((owners, form.padded), jnp.float32)]
     out_specs = [pl.BlockSpec((None, tile.rows), lambda c, i: (c, i))]
-    if not joint:
+    if values:
         wide = pt.power_of_two(dim)
         outs.append(jax.ShapeDtypeStruct((owners, form.padded, wide), q.dtype))
         out_specs.append(pl.BlockSpec((None, tile.rows, wide), lambda c, i: (c, i, 0)))
@@ -126,13 +129,15 @@ def _run(
         [(pt.whole(begin), pt.whole(end)) for begin, end in ranges],
     )
     return pt.call(
-        partial(_kernel, form=form, which=which, values=not joint),
+        partial(_kernel, form=form, which=which, values=values),
         (queries, parts, ranges),
         specs,
+        name="attend" if values else "joint_lse" if joint else "lse",
         grid=(owners, form.row_blocks),
         out_shape=outs,
         out_specs=out_specs,
-        warps=8 if tile.rows * tile.keys >= 2048 else 4,
+        warps=8 if tile.rows >= 64 else 4,
+        stages=pt.stages(form),
         interpret=interpret,
     )
 
@@ -148,6 +153,24 @@ def joint_lse(
     """Return the log-sum-exp of head-mean logits; `q` are head means in float32."""
     run = partial(_run, joint=True, tile=tile, on_load=None, interpret=interpret)
     return pt.unfold(run(q, segments, rope, alike=_alike(segments))[0], q.shape[0], 1)
+
+
+def segment_lse(
+    q: Float[Array, "Q H D"],
+    segment: Segment,
+    *,
+    rope: Rope,
+    tile: Tile | None = None,
+    interpret: bool = False,
+) -> Float[Array, "Q H"]:
+    """Return the log-sum-exp of every row's logits against one segment alone."""
+    rows = q.shape[0] * q.shape[1] // segment.k.shape[1]
+    # Half the keys of attention in 16 bits: without values, 64 spill at width 80 on sm_80.
+    keys = 32 if q.dtype.itemsize == segment.k.dtype.itemsize == 2 else 16
+    tile = tile or Tile(min(64, pt.power_of_two(rows)), keys)
+    more = {"tile": tile, "on_load": None, "interpret": interpret, "values": False}
+    lse = _run(q, [segment], rope, joint=False, alike=(0,), **more)[0]
+    return pt.unfold(lse, *q.shape[:2])
 
 
 class _Options(NamedTuple):

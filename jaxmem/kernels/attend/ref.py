@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmem.kernels.segment import Segment, rotated_queries, windowed
+from jaxmem.kernels.segment import Segment, prerotated, rotated_queries, windowed
 from jaxmem.kernels.tiles import Tile, fold_keys, logits, over_rows, tile_of
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float
@@ -85,6 +85,8 @@ def attend(
     """See `jaxmem.kernels.attend`. `tile` overrides the size of the tiles (for tests)."""
     tile = tile or tile_of(q.shape[0], q.shape[1])
     segments = [windowed(s, window) for s in segments]
+    if q.shape[0] > tile.rows:
+        segments = prerotated(segments, rope)
     rows = partial(_attend_rows, rope=rope, keys=tile.keys)
     return over_rows(rows, q, segments, tile.rows)
 

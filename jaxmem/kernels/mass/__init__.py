@@ -14,7 +14,7 @@ from jaxmem.rope import Rope
 from jaxmem.typing import Array, Bool, Float, Num
 
 _MASS = {"xla": ref.mass, **dispatch.pallas("jaxmem.kernels.mass.pallas", "mass")}
-_ROW_MASS = {"xla": ref.row_mass}
+_ROW_MASS = {"xla": ref.row_mass, **dispatch.pallas("jaxmem.kernels.mass.pallas", "row_mass")}
 
 Form = Literal["softmax", "mean_logit"]
 Reduce = Literal["head_mean", "kv_head", "head"]
@@ -105,7 +105,7 @@ def row_mass(
       segment: index of the segment.
       columns: which of its keys count; None for all.
       window: as in `attend`.
-      implementation: "xla" or None (the first back end that can do it).
+      implementation: see `jaxmem.kernels`.
 
     Returns:
       A float32 number in [0, 1] per row, without gradient; 0 for a row that sees nothing.

@@ -15,42 +15,57 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from jaxmem.kernels import pallas_body as pb
 from jaxmem.kernels import pallas_tiles as pt
-from jaxmem.kernels.attend.pallas import joint_lse
+from jaxmem.kernels.attend.pallas import joint_lse, segment_lse
 from jaxmem.kernels.segment import Segment, rotated_queries, windowed
 from jaxmem.kernels.tiles import Tile, head_mean
 from jaxmem.rope import Rope
-from jaxmem.typing import Array, Bool, Float, Int
+from jaxmem.typing import Array, Bool, Float, Int, Num
 
 PROGRAMS = 264  # two for each multiprocessor of the largest GPUs
 HELD = 2**15  # bytes of keys that a program holds in registers: 128 of width 128 in 16 bits
 
 
-def _tile(rows: int, key_bytes: int) -> Tile:
-    """Return the tile for so many rows, and bytes of one key over the heads of an owner."""
-    keys = 128
+def _tile(rows: int, width: int, query_size: int, key_size: int) -> Tile:
+    """Return the tile for so many rows.
+
+    Args:
+      rows: of an owner.
+      width: of a query and a key over the heads of an owner, halves padded.
+      query_size: bytes of a number of the queries.
+      key_size: bytes of a number of the keys.
+
+    Raises:
+      NotImplementedError: if fewer than 16 keys fit, the least that Triton multiplies.
+    """
+    keys, key_bytes = 128, width * key_size
     while keys * key_bytes > HELD:
         keys //= 2
     if keys < 16:
         raise NotImplementedError(
             f"a key of {key_bytes} bytes over all KV heads is too wide for the kernel."
         )
-    return Tile(min(64, pt.power_of_two(rows)), keys)
+    # Nothing spills from sm_80 to sm_90, and shared memory suffices (experiments/kernels_aot).
+    most = 64 if query_size == 2 else 32
+    while most > 16 and most * width * query_size > HELD:
+        most //= 2
+    return Tile(min(most, pt.power_of_two(rows)), keys)
 
 
 def _kernel(tree, partial_ref, *, form: pt.Form, splits: int):
     q_ref, shift_ref, part, (begin, end) = tree
     block, split = pl.program_id(1), pl.program_id(2)
     index = block * form.tile.keys + lax.iota(jnp.int32, form.tile.keys)
-    held = [pt.load_keys(part, index, form, j) for j in range(form.parts)]
+    held = [pb.load_keys(part, index, form, j) for j in range(form.parts)]
 
     def body(i: Array, total: Array) -> Array:
         start = (begin[block] + split + i * splits) * form.tile.rows
         s = jnp.zeros((form.tile.rows, form.tile.keys), jnp.float32)
         for j, keys in enumerate(held):
-            s += pt.product(pt.load_queries(q_ref, start, form, j), keys)
+            s += pb.product(pb.load_queries(q_ref, start, form, j), keys)
         shift = shift_ref[pl.ds(start, form.tile.rows)]
-        seen = pt.load_seen(part, index, start, form)
+        seen = pb.load_seen(part, index, start, form)
         p = jnp.where(seen, jnp.exp2(s * form.to_log2 - shift[:, None]), 0.0)
         return total + jnp.sum(p, axis=0)
 
@@ -99,10 +114,12 @@ def _columns(
             pt.part_specs(part, form),
             tuple(map(pt.whole, limits)),
         ),
+        name="mass",
         grid=(form.owners, blocks, splits),
         out_shape=jax.ShapeDtypeStruct((splits, form.owners, blocks * form.tile.keys), jnp.float32),
         out_specs=pl.BlockSpec((None, None, form.tile.keys), lambda c, b, s: (s, c, b)),
-        warps=4,
+        warps=8 if q.dtype.itemsize == 4 and not form.joint else 4,
+        stages=pt.stages(form),
         interpret=interpret,
     )
     return jnp.sum(sums, axis=0)[:, :n]
@@ -139,15 +156,16 @@ def mass(
     joint = form == "mean_logit"
     if joint:
         q, heads = head_mean(q, groups), 1
+    owners = 1 if joint else heads if reduce == "head" else groups
+    folded = count * heads // owners
+    wide = 2 * pt.power_of_two(dim // 2) * (groups if joint else 1)
+    tile = tile or _tile(folded, wide, q.dtype.itemsize, segments[0].k.dtype.itemsize)
+    if joint:
         some = [s for s in segments if s.k.shape[0]]
         if not some:
             return tuple(jnp.zeros((1, 0), jnp.float32) for _ in segments)
         lse = joint_lse(q, some, rope=rope, tile=tile, interpret=interpret)
     assert lse is not None
-    owners = 1 if joint else heads if reduce == "head" else groups
-    folded = count * heads // owners
-    wide = 2 * pt.power_of_two(dim // 2) * (groups if joint else 1)
-    tile = tile or _tile(folded, wide * segments[0].k.dtype.itemsize)
     sizes = pt.Form(folded, owners, groups, dim, tile, joint)
 
     # A row that does not count, or sees nothing, is one with an infinite sum: its weights are 0.
@@ -161,3 +179,32 @@ def mass(
     elif reduce == "kv_head":
         sums = [x / (heads // groups) for x in sums]
     return tuple(sums)
+
+
+def row_mass(
+    q: Float[Array, "Q H D"],
+    segments: Sequence[Segment],
+    lse: Float[Array, "Q H"],
+    *,
+    rope: Rope,
+    segment: int,
+    columns: Num[Array, "N"] | None = None,
+    window: int | None = None,
+    tile: Tile | None = None,
+    interpret: bool = False,
+) -> Float[Array, "Q"]:
+    """See `jaxmem.kernels.mass`; by the kernel of attention, without values.
+
+    The weights of a row on a segment sum to exp(its log-sum-exp over that segment - over all).
+
+    Raises:
+      NotImplementedError: for the types and head widths that `attend` does not take.
+    """
+    pt.check(q, segments)
+    chosen = windowed(segments[segment], window)
+    if not chosen.k.shape[0]:
+        return jnp.zeros(q.shape[:1], jnp.float32)
+    if columns is not None:
+        chosen = chosen._replace(valid=chosen.valid & (columns != 0)[:, None])
+    own = segment_lse(q, chosen, rope=rope, tile=tile, interpret=interpret)
+    return jnp.mean(jnp.exp(own - jnp.where(jnp.isfinite(lse), lse, 0.0)), axis=1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
 from jaxmem.kernels.attend.ref import joint_lse
-from jaxmem.kernels.segment import Segment, map_rows, rotated_queries, windowed
+from jaxmem.kernels.segment import Segment, prerotated, rotated_queries, windowed
 from jaxmem.kernels.tiles import (
     Tile,
     fold_keys,
@@ -18,13 +17,13 @@ from jaxmem.kernels.tiles import (
     logits,
     map_keys,
     over_rows,
-    pad_rows,
-    row_block,
-    starts,
+    sum_rows,
     tile_of,
 )
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Bool, Float, Num
+
+NARROW = 16  # rows of a tile below which all keys no longer fit into one
 
 
 def _weights(
@@ -54,15 +53,28 @@ class _Rows(NamedTuple):
     """What a tile needs of its rows."""
 
     q: Float[Array, "Q H D"]
-    lse: Float[Array, "Q H"]
+    lse: Float[Array, "Q H"] | None
     counted: Float[Array, "Q"]  # 1 for rows that count
     out: Float[Array, "Q H D"] | None
 
 
+def _sum_of_rows(
+    a: Float[Array, "C R Q N"], counted: Float[Array, "Q"], reduce: str
+) -> Float[Array, "K N"]:
+    """Return the sums over counted rows, and means over heads, as one product per kept head."""
+    c, r, rows, n = a.shape
+    kept = {"head": c * r, "kv_head": c, "head_mean": 1}[reduce]
+    share = c * r // kept
+    counts = jnp.broadcast_to(counted / share, (kept, share, rows)).reshape(kept, share * rows)
+    return jnp.einsum("km,kmn->kn", counts, a.reshape(kept, share * rows, n))
+
+
 def _columns(
-    rows: _Rows, block: Segment, *, rope: Rope, joint: bool, weights: str, reduce: str
+    rows: _Rows, segments: Sequence[Segment], *, rope: Rope, joint: bool, weights: str, reduce: str
 ) -> Float[Array, "C N"]:
     """Return the column sums of one tile."""
+    (block,) = segments
+    assert rows.lse is not None
     a = _weights(rotated_queries(rows.q, block, rope), rows.lse, block, rope, joint)
     if weights == "A2v2":
         v = block.v.astype(jnp.float32)
@@ -70,31 +82,24 @@ def _columns(
     elif weights == "caote":
         assert rows.out is not None
         a = _removal(a, rows.out, block)
-    per_head = jnp.einsum("crqn,q->crn", a, rows.counted)
-    if reduce == "head":
-        c, r, n = per_head.shape
-        return per_head.reshape(c * r, n)
-    if reduce == "kv_head":
-        return jnp.mean(per_head, axis=1)
-    return jnp.mean(per_head, axis=(0, 1))[None]
+    return _sum_of_rows(a, rows.counted, reduce)
 
 
-def _sum_rows(
-    block: Segment, *, rows: _Rows, size: int, count: int, columns: Callable
-) -> Float[Array, "C N"]:
-    """Return `columns`, [count, N], summed over blocks of rows."""
-    if rows.q.shape[0] <= size:
-        return columns(rows, block)
-    at = starts(rows.q.shape[0], size)
-    rows = pad_rows(rows, size)  # padding counts 0
-    block = map_rows(block, partial(pad_rows, size=size))
+def _all_columns(rows: _Rows, segments: Sequence[Segment], *, rope: Rope) -> Float[Array, "N"]:
+    """Return the column sums of a tile of rows by all keys: head-mean logits are computed once."""
+    logit = [logits(rotated_queries(rows.q, s, rope), s, rope, joint=True)[0, 0] for s in segments]
+    s = jnp.concatenate(logit, axis=-1)
+    top = jnp.max(s, axis=-1, keepdims=True)
+    p = jnp.exp(s - jnp.where(jnp.isfinite(top), top, 0.0))
+    total = jnp.sum(p, axis=-1)
+    return jnp.einsum("q,qn->n", rows.counted / jnp.where(total > 0, total, 1.0), p)
 
-    def body(total: Array, start: Array) -> tuple[Array, None]:
-        cut = partial(row_block, start=start, size=size)
-        return total + columns(cut(rows), map_rows(block, cut)), None
 
-    zero = jnp.zeros((count, block.valid.shape[0]), jnp.float32)
-    return lax.scan(body, zero, at)[0]
+def _split(x: Float[Array, "N"], segments: Sequence[Segment]) -> tuple[Float[Array, "1 N"], ...]:
+    """Return the parts of x that belong to the segments."""
+    sizes = [s.valid.shape[0] for s in segments]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return tuple(x[None, end - size : end] for size, end in zip(sizes, ends, strict=True))
 
 
 def mass(
@@ -112,22 +117,28 @@ def mass(
     tile: Tile | None = None,
 ) -> tuple[Float[Array, "C N"], ...]:
     """See `jaxmem.kernels.mass`. `tile` overrides the size of the tiles (for tests)."""
-    heads, groups = q.shape[1], segments[0].k.shape[1]
+    count, heads, _ = q.shape
     joint = form == "mean_logit"
-    tile = tile or tile_of(q.shape[0], 1 if joint else heads)
+    tile = tile or tile_of(count, 1 if joint else heads)
     segments = [windowed(s, window) for s in segments]
+    counted = rows.astype(jnp.float32)
     if joint:
-        q = head_mean(q, groups)
+        q, lse = head_mean(q, segments[0].k.shape[1]), None
+        size = tile.rows * tile.keys // max(1, sum(s.valid.shape[0] for s in segments))
+        if size >= min(count, NARROW):
+            segments = prerotated(segments, rope)
+            of_rows = partial(_all_columns, rope=rope)
+            return _split(
+                sum_rows(of_rows, _Rows(q, None, counted, None), segments, size), segments
+            )
         lse = joint_lse(q, segments, rope=rope, tile=tile)
-    assert lse is not None
+    if count > tile.rows:
+        segments = prerotated(segments, rope)
     columns = partial(_columns, rope=rope, joint=joint, weights=weights, reduce=reduce)
-    summed = partial(
-        _sum_rows,
-        rows=_Rows(q, lse, rows.astype(jnp.float32), out),
-        size=tile.rows,
-        count={"head": heads, "kv_head": groups, "head_mean": 1}[reduce],
-        columns=columns,
-    )
+
+    def summed(block: Segment) -> Float[Array, "C N"]:
+        return sum_rows(columns, _Rows(q, lse, counted, out), [block], tile.rows)
+
     return tuple(map_keys(summed, s, tile.keys) for s in segments)
 
 

@@ -16,7 +16,11 @@ def unit(x: Float[Array, "N E"], *, implementation: str | None = None) -> Float[
 
 
 def neighbour_cosine(
-    unit: Float[Array, "N U"], n: Int[Array, ""], *, implementation: str | None = None
+    unit: Float[Array, "N U"],
+    n: Int[Array, ""],
+    *,
+    lengths: bool = False,
+    implementation: str | None = None,
 ) -> Float[Array, "N"]:
     """Return the mean cosine of every pool row with the row before and the row behind it.
 
@@ -27,6 +31,9 @@ def neighbour_cosine(
     Args:
       unit: pool rows of length 1 (see `unit`), of which the first n are valid.
       n: number of valid rows, int32, may be traced.
+      lengths: divide by the lengths of the rows, which rounding to a smaller dtype has moved away
+        from 1; one pass over the rows, where `unit` before it takes three. For rows whose squares
+        float32 can hold.
       implementation: "xla" or None (the first back end that can do it).
 
     Returns:
@@ -37,4 +44,4 @@ def neighbour_cosine(
     """
     if unit.ndim != 2 or unit.shape[0] == 0:
         raise ValueError(f"unit must be [N, U] with N > 0, got {unit.shape}; vmap over more axes.")
-    return dispatch.call(_NEIGHBOUR, implementation, unit, n)
+    return dispatch.call(_NEIGHBOUR, implementation, unit, n, lengths=lengths)

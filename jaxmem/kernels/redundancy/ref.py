@@ -19,11 +19,17 @@ def unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
     return x / jnp.sqrt(jnp.where(square > 0, square, 1.0))
 
 
-def neighbour_cosine(unit: Float[Array, "N U"], n: Int[Array, ""]) -> Float[Array, "N"]:
+def neighbour_cosine(
+    unit: Float[Array, "N U"], n: Int[Array, ""], *, lengths: bool = False
+) -> Float[Array, "N"]:
     """See `jaxmem.kernels.redundancy`."""
     u = unit.astype(jnp.float32)
     index = jnp.arange(u.shape[0], dtype=jnp.int32)
     after = jnp.sum(u[:-1] * u[1:], axis=-1)  # cosine of row i with row i + 1
+    if lengths:
+        square = jnp.sum(u * u, axis=-1)
+        inverse = jnp.where(square > 0, 1.0 / jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+        after = after * inverse[:-1] * inverse[1:]
     one = jnp.ones((1,), jnp.float32)
     right = jnp.where(index < n - 1, jnp.concatenate([after, one]), 1.0)
     left = jnp.where(index < n, jnp.concatenate([one, after]), 1.0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+from jax import lax
+
 from jaxmem.kernels import dispatch
 from jaxmem.kernels.select import ref
 from jaxmem.typing import Array, Bool, Float, Int
@@ -53,6 +57,47 @@ def top_mask(
     """
     _check(scores, caps)
     return dispatch.call(_TOP_MASK, implementation, scores, caps)
+
+
+def gate(
+    scores: Float[Array, "C N"],
+    caps: Int[Array, "C"],
+    *,
+    temperature: float = 1.0,
+    implementation: str | None = None,
+) -> Float[Array, "C N"]:
+    """Return 1 for chosen entries and 0 for others, with a gradient: selection for training.
+
+    `select` and `top_mask` carry no gradient. Here the choice is made in the forward pass and the
+    backward pass takes it for sigmoid((score - t) / temperature), t being the lowest chosen score,
+    held constant (straight-through estimator, Bengio et al. 2013, arXiv 1308.3432). Multiply what
+    an entry contributes with its gate.
+
+    Args:
+      scores: as in `select`.
+      caps: as in `select`.
+      temperature: width of the sigmoid, in units of the scores.
+      implementation: see `jaxmem.kernels`.
+
+    Returns:
+      float32; the gradient of entries that can never be chosen (-inf, NaN), and of groups that
+      choose nothing, is 0.
+
+    Raises:
+      ValueError: if shapes do not fit, the temperature is not positive, or there is no such
+        implementation.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    chosen = top_mask(lax.stop_gradient(scores), caps, implementation=implementation)
+    wide = scores.astype(jnp.float32)
+    lowest = jnp.min(jnp.where(chosen, wide, jnp.inf), axis=-1, keepdims=True)
+    lowest = lax.stop_gradient(lowest)
+    able = jnp.isfinite(wide) & jnp.isfinite(lowest)
+    # The inner choices keep infinities out of the gradient of the branch that is not taken.
+    away = jnp.where(able, wide, 0.0) - jnp.where(jnp.isfinite(lowest), lowest, 0.0)
+    soft = jnp.where(able, jax.nn.sigmoid(away / temperature), 0.0)
+    return chosen.astype(jnp.float32) + (soft - lax.stop_gradient(soft))
 
 
 def _check(scores: Array, caps: Array) -> None:

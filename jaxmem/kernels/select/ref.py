@@ -41,14 +41,36 @@ def _kth_largest(key: Int[Array, "C N"], k: Int[Array, "C"]) -> Int[Array, "C"]:
     return jnp.maximum(lax.fori_loop(0, 31, halve, t), NEVER + 1)
 
 
+def _first_newer(level: Bool[Array, "C N"], room: Int[Array, "C"]) -> Int[Array, "C"]:
+    """Return the smallest index from which on at most `room` entries are set, by bisection.
+
+    A running count would tell it too, but takes longer than log2 N plain counts.
+    """
+    n = level.shape[1]
+    index = jnp.arange(n, dtype=jnp.int32)[None]
+
+    def too_many(start: Int[Array, "C"]) -> Bool[Array, "C"]:
+        newer = level & (index >= start[:, None])
+        return jnp.sum(newer, axis=-1, dtype=jnp.int32) > room
+
+    def halve(i: Int[Array, ""], last: Int[Array, "C"]) -> Int[Array, "C"]:
+        higher = last | (jnp.int32(1) << (bits - 1 - i))
+        return jnp.where(too_many(higher), higher, last)
+
+    # The last index from which on there are too many, one before the one that is sought.
+    bits = n.bit_length()
+    last = lax.fori_loop(0, bits, halve, jnp.zeros_like(room))
+    return jnp.where(too_many(jnp.zeros_like(room)), last + 1, 0)
+
+
 def top_mask(scores: Float[Array, "C N"], caps: Int[Array, "C"]) -> Bool[Array, "C N"]:
     """See `jaxmem.kernels.select`."""
     key, caps = ordered(scores), caps.astype(jnp.int32)
     t = _kth_largest(key, caps)[:, None]
     above, level = key > t, key == t
     room = caps - jnp.sum(above, axis=-1, dtype=jnp.int32)
-    newer = jnp.cumsum(level[:, ::-1], axis=-1, dtype=jnp.int32)[:, ::-1]
-    return above | (level & (newer <= room[:, None]))
+    index = jnp.arange(key.shape[1], dtype=jnp.int32)[None]
+    return above | (level & (index >= _first_newer(level, room)[:, None]))
 
 
 def compact(chosen: Bool[Array, "N"], slots: int) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:

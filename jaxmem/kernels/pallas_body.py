@@ -1,0 +1,77 @@
+"""What the bodies of the Pallas kernels share: masked loads and logits of a tile."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from jaxmem.kernels.pallas_tiles import Form, Part, power_of_two
+from jaxmem.typing import Array, Float
+
+
+def dot(a: Array, b: Array, axis: int) -> Array:
+    """Return a @ b in float32 over axis 1 of a and `axis` of b.
+
+    Products of float32 are exact to float32. Where one side holds 16-bit numbers the other is
+    rounded to TF32 at most, which holds those exactly.
+    """
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    full = a.dtype == b.dtype == jnp.float32
+    return lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        (((1,), (axis,)), ((), ())),
+        precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def load_columns(ref, index: Array, offset: int, count: int) -> Array:
+    """Return rows `index` and columns `offset` to `offset + count`, 0 where there are none.
+
+    The result is as wide as the next power of two.
+    """
+    wide = power_of_two(count)
+    column = lax.iota(jnp.int32, wide)
+    inside = (index < ref.shape[0])[:, None] & (column < count)[None, :]
+    at = ref.at[index[:, None], (offset + column)[None, :]]
+    return pltriton.load(at, mask=inside, other=jnp.zeros((), ref.dtype))
+
+
+def load_keys(part: Part, index: Array, form: Form, j: int) -> tuple[Array, Array]:
+    """Return both halves [BK, D/2 wide] of keys of part j, rotated and in their own dtype."""
+    a = load_columns(part.k, index, j * form.dim, form.half)
+    b = load_columns(part.k, index, j * form.dim + form.half, form.half)
+    if part.cos is None:
+        return a, b
+    offset = j * form.half if part.cos.shape[1] > form.half else 0
+    cos = load_columns(part.cos, index, offset, form.half)
+    sin = load_columns(part.sin, index, offset, form.half)
+    x, y = a.astype(jnp.float32), b.astype(jnp.float32)
+    return (x * cos - y * sin).astype(a.dtype), (y * cos + x * sin).astype(a.dtype)
+
+
+def load_queries(ref, start: Array, form: Form, j: int) -> tuple[Array, Array]:
+    """Return both halves [BQ, D/2 wide] of part j of the tile of rows at `start`."""
+    rows, at = pl.ds(start, form.tile.rows), 2 * j * form.wide
+    return ref[rows, pl.ds(at, form.wide)], ref[rows, pl.ds(at + form.wide, form.wide)]
+
+
+def product(q: tuple[Array, Array], k: tuple[Array, Array]) -> Float[Array, "BQ BK"]:
+    """Return q . k of both halves."""
+    return dot(q[0], k[0], 1) + dot(q[1], k[1], 1)
+
+
+def load_seen(part: Part, index: Array, start: Array, form: Form) -> Array:
+    """Return which rows of the tile at `start` see which keys, [BQ, BK]."""
+    n = part.valid.shape[0]
+    flag = pltriton.load(part.valid.at[index], mask=index < n, other=jnp.zeros((), jnp.int8))
+    seen = jnp.broadcast_to((flag != 0)[None, :], (form.tile.rows, form.tile.keys))
+    rows = pl.ds(start, form.tile.rows)
+    if part.last is not None:
+        seen &= index[None, :] <= part.last[rows][:, None]
+    if part.first is not None:
+        seen &= index[None, :] >= part.first[rows][:, None]
+    return seen
