@@ -39,6 +39,17 @@ def test_layout_command(capsys):
     assert printed["runs"] <= 6
 
 
+def test_bytes_command(capsys):
+    assert benchmark.main(["bytes", "--slots", "1024", "--stream", "8192", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    device, host = record["rekv"]
+    per_slot = 2 * 4 * 128 * 2 + 3 * 4 + 5  # key and value in bfloat16, position, number, kind
+    assert record["hermes"][0] == pytest.approx(28 * 1024 * per_slot, rel=1e-2)
+    assert record["hermes"][1] == 0 and host == pytest.approx(28 * 8448 * per_slot, rel=1e-3)
+    assert device < 2 * record["hermes"][0]
+    assert set(NAMES) <= set(record)
+
+
 def test_constancy_command(capsys):
     argv = "constancy --hours 0.05 --early-minute 1 --budget 16 --pairs 2 --json".split()
     assert benchmark.main(argv) == 0

@@ -3,6 +3,7 @@
 python -m jaxmem.experiments.benchmark constancy            # 10 hours, about a minute
 python -m jaxmem.experiments.benchmark sketch               # kept sets, sketch against full
 python -m jaxmem.experiments.benchmark layout               # bytes of per-layer budgets
+python -m jaxmem.experiments.benchmark bytes                # bytes of every memory, 7B
 python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
 python -m jaxmem.experiments.benchmark price --model qwen2.5-vl:7b   # what a stream costs a GPU
 """
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from jaxmem.embedded import embedded
 from jaxmem.experiments._constancy import Constancy, measure
+from jaxmem.experiments._footprints import BytesConfig, footprint_table, footprints
 from jaxmem.experiments._kernels import KernelsConfig, measure_kernels
 from jaxmem.experiments._memories import Setting, build
 from jaxmem.experiments._price import PriceConfig, price
@@ -179,6 +181,7 @@ def sketches(config: SketchConfig) -> dict[str, float]:
 
 Command = (
     Annotated[ConstancyConfig, tyro.conf.subcommand("constancy")]
+    | Annotated[BytesConfig, tyro.conf.subcommand("bytes")]
     | Annotated[KernelsConfig, tyro.conf.subcommand("kernels")]
     | Annotated[LayoutConfig, tyro.conf.subcommand("layout")]
     | Annotated[PriceConfig, tyro.conf.subcommand("price")]
@@ -198,6 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif isinstance(config, PriceConfig):
             cost = price(config)
             data, table = cost.as_dict(), price_tables(cost)
+        elif isinstance(config, BytesConfig):
+            data = footprints(config)
+            table = footprint_table(config, data)
         elif isinstance(config, LayoutConfig):
             data = layouts(config)
             table = plain_table("per-layer budgets at rest", data)
