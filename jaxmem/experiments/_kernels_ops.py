@@ -79,9 +79,7 @@ def _attend(x: Inputs, shape: Shape, **how: Any) -> tuple[Array, Array]:
 
 
 def _mass(x: Inputs, shape: Shape, **how: Any) -> tuple[Array, ...]:
-    return mass(
-        x.q, segments(x), x.lse, rope=rope_of(shape), rows=x.counted, out=x.out, **how
-    )
+    return mass(x.q, segments(x), x.lse, rope=rope_of(shape), rows=x.counted, out=x.out, **how)
 
 
 def _row_mass(x: Inputs, shape: Shape, **how: Any) -> Array:
