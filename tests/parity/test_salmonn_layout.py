@@ -1,0 +1,127 @@
+"""The two layouts of video-SALMONN 2+: the released prompt, and plain loops."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from jaxmem.models import salmonn
+from jaxmem.models import salmonn_layout as lay
+from jaxmem.models.checkpoint import read_json
+from jaxmem.tokens import TEXT
+
+
+@pytest.fixture(scope="module")
+def make(golden):
+    """Configs of both bases with the token numbers of the released prompt's file."""
+
+    def get(base):
+        folder = golden / "hf" / base
+        if not (folder / "config.json").exists():
+            pytest.skip(f"no config.json in {folder}")
+        raw = read_json(folder) | {"model_type": salmonn.PREFIX + base, "audio_token_id": 4}
+        raw |= {"vision_start_token_id": 1, "vision_end_token_id": 2, "video_token_id": 3}
+        return salmonn.read_config(raw)
+
+    return get
+
+
+def test_the_worked_example(golden, make):
+    """Tokens and positions of the prompt that OmniMem's released model was run on: exact."""
+    path = golden / "omnimem" / "stream_decoder.npz"
+    if not path.exists():
+        pytest.skip(f"no {path.name} in the golden folder")
+    with np.load(path) as file:
+        ids, positions = file["input_ids_compact"][0], file["position_ids"].reshape(3, -1)
+        frames, h, w = file["video_grid_thw"].reshape(-1).tolist()
+        audio, visual = file["audio_mask"].reshape(-1), file["visual_mask"].reshape(-1)
+        delta = int(file["rope_delta"].reshape(-1)[0])
+    config = make("qwen3_vl")
+    opens, closes = np.flatnonzero(ids == 1), np.flatnonzero(ids == 2)
+    words = 3  # of each time stamp
+    stamps = [ids[at - words : at].tolist() for at in opens]
+    ends, each = lay.group_ends(0, frames, 1), int(audio.sum()) // frames
+    video = lay.timed_video(config, stamps, ends, [each] * frames, (h // 2, w // 2))
+    plan = lay.prompt_plan(
+        config, ids[: opens[0] - words].tolist(), video, ids[closes[-1] + 1 :].tolist()
+    )
+    np.testing.assert_array_equal(plan.ids, ids)
+    np.testing.assert_array_equal(plan.rel.T, positions)
+    np.testing.assert_array_equal(plan.kind, TEXT + visual + 2 * audio)
+    assert plan.span.tolist() == [len(ids) + delta] * 3
+    assert plan.place[visual == 1].tolist() == list(range(visual.sum()))
+    assert plan.place[audio == 1].tolist() == list(range(visual.sum(), (visual + audio).sum()))
+
+
+def test_groups_and_what_is_left_of_the_sound(make):
+    """Of 600 frames three share a stamp; the last group takes the rest of the padded sound."""
+    config = make("qwen3_vl")
+    assert lay.group_size(256) == 1 and lay.group_size(257) == 2
+    assert lay.group_size(600) == 3 and lay.group_size(0) == 1
+    ends = lay.group_ends(0, 5, 2)
+    assert ends == [0, 2, 4, 5]
+    sounds = lay.shares(config, ends, Fraction(2), 60)
+    assert sounds == [8, 8, 44] and lay.shares(config, ends, Fraction(2)) == [8, 8, 4]
+    video = lay.timed_video(config, [[9], [9, 9], [9]], ends, [8, 8, 4], (2, 3))
+    ids, pos, at = [], [], 0
+    for words, frames, heard in (([9], 2, 8), ([9, 9], 2, 8), ([9], 1, 4)):
+        for token in (*words, 1):
+            ids, pos, at = [*ids, token], [*pos, [at] * 3], at + 1
+        for t in range(frames):
+            for r in range(2):
+                for c in range(3):
+                    ids, pos = [*ids, 3], [*pos, [at + t, at + r, at + c]]
+        at += 3
+        for token in [4] * heard + [2]:
+            ids, pos, at = [*ids, token], [*pos, [at] * 3], at + 1
+    np.testing.assert_array_equal(video.ids, ids)
+    np.testing.assert_array_equal(video.pos, pos)
+    assert video.span.tolist() == [at] * 3
+    # 16 s under one stamp of seven words: 8 text, max(8, 9, 17), 32 of sound, 1.
+    ends = lay.group_ends(0, 8, 8)
+    sounds = lay.shares(config, ends, Fraction(2))
+    wide = lay.timed_video(config, [[9] * 7], ends, sounds, (9, 17))
+    assert wide.span.tolist() == [58] * 3 and len(wide.ids) == 8 * 153 + 32 + 9
+
+
+def test_sound_and_frames_on_one_clock(make):
+    """The Qwen2.5-VL layout as a plain loop; chunks continue it; where text goes on."""
+    config = make("qwen2_5_vl")
+    for seconds, frames, cells in (
+        (Fraction(2), 5, (2, 3)), (Fraction(2, 3), 7, (2, 3)), (Fraction(1), 2, (3, 40)),
+    ):  # fmt: skip
+        ids, pos, j = [], [], 0
+        for i in range(frames):
+            for r in range(cells[0]):
+                for c in range(cells[1]):
+                    ids, pos = [*ids, 3], [*pos, [int(i * seconds * 2), r, c]]
+            while j + 1 <= (i + 1) * seconds * 2:
+                ids, pos, j = [*ids, 4], [*pos, [j, 0, j]], j + 1
+        ends = range(frames + 1)
+        whole = lay.aligned_video(config, ends, lay.shares(config, ends, seconds), cells, seconds)
+        np.testing.assert_array_equal(whole.ids, ids)
+        np.testing.assert_array_equal(whole.pos, pos)
+        parts, base = [], np.zeros(3, int)
+        for first, stop in ((0, 1), (1, frames)):
+            ends = range(first, stop + 1)
+            sounds = lay.shares(config, ends, seconds)
+            part = lay.aligned_video(config, ends, sounds, cells, seconds)
+            parts.append(part.pos + base)
+            base = base + part.span
+        np.testing.assert_array_equal(np.concatenate(parts), pos)
+        shift = lay.text_after(config, frames, cells, seconds)
+        assert np.max(base + shift) == whole.pos.max() + 1 and np.abs(shift).max() <= 40
+    assert lay.text_after(config, 0, (2, 3), seconds).tolist() == [0, 0, 0]
+
+
+def test_text_after_ten_hours(make):
+    config = make("qwen2_5_vl")
+    for seconds in (Fraction(2), Fraction(2, 3), Fraction(1, 7)):
+        frames = int(36_000 / seconds)
+        part = lay.aligned_video(config, [frames - 1, frames], [1], (2, 3), seconds)
+        shift = lay.text_after(config, frames, (2, 3), seconds)
+        last = int((frames - 1) * seconds * 2)
+        end, begin = int(frames * seconds * 2), last + part.span[0]
+        assert begin == end and shift.tolist() == [max(last + 1, end) - end, 2, 3]
+        sound = part.pos[part.ids == 4][0] + [last, 0, 0]
+        assert sound.tolist() == [int((frames - 1) * seconds * 2), 0, sound[0]]
