@@ -82,7 +82,7 @@ def test_command(tmp_path, capsys):
     weights, out = tmp_path / "small.safetensors", tmp_path / "out"
     tiny.save(weights, tiny.init(config, jax.random.key(0)), config)
     argv = f"diagnose --memories recent,snapkv --budget 16KiB --seconds 16 --streams 1 --out {out} "
-    argv += f"--weights {weights} --questions 8 --moments 2"
+    argv += f"--weights {weights} --questions 4 --moments 1"
     assert evaluate.main(argv.split()) == 0
     recent_, snap = json.loads((out / "diagnosis.json").read_text())
     assert (recent_["memory"], snap["memory"]) == ("recent", "snapkv")

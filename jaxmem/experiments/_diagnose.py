@@ -129,16 +129,7 @@ def _whole(model: Model, program: Program, carry: Carry) -> Whole:
 
 
 def diagnose(model: Model, chosen: Chosen, made: Streams, oracle: list[Oracle]) -> Diagnosis:
-    """Return what a memory kept of all streams at all moments.
-
-    Raises:
-      ValueError: for a memory of scope "feature", which keeps no tokens.
-    """
-    if chosen.memory.scope == "feature":
-        raise ValueError(
-            f"{chosen.name} keeps features before the decoder and no tokens of layers; leave it "
-            "out of --memories."
-        )
+    """Return what a memory kept of all streams at all moments."""
     program = program_of(model.decoder, chosen.memory, chosen.spec)
     scores, evidence, anywhere, ages, kinds, spread = [], [], [], [], [], []
     for moment, carries in enumerate(states_after(model, program, chosen.name, made)):
@@ -189,6 +180,12 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
     tokens = config.seconds * model.tokens_per_piece
     budget, rope = parse_budget(config.budget), model.decoder.rope
     chosen = [choose((name,), config.options, budget, spec, rope, tokens)[0] for name in names]
+    features = [one.name for one in chosen if one.memory.scope == "feature"]
+    if features:
+        raise ValueError(
+            f"{', '.join(features)} keeps features before the decoder and no tokens of layers; "
+            "leave it out of --memories."
+        )
     made = streams(
         model,
         count=config.streams,
