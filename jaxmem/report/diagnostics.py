@@ -99,7 +99,11 @@ def as_dict(one: Diagnosis) -> dict:
 def table(diagnoses: Sequence[Diagnosis], title: str) -> Table:
     """Return overlap, coverage and evidence of every memory, in %."""
     labels = [age_name(*edges) for edges in pairwise(AGES)]
-    out = Table("memory", "slots", "overlap", "coverage", "chance", *labels, title=title)
+    out = Table(title=title)
+    for column in ("memory", "slots", "overlap", "coverage", "chance"):
+        out.add_column(column, no_wrap=True)
+    for label in labels:
+        out.add_column(label)
     percent = lambda x: "-" if x is None else f"{100 * x:.0f}"
     for d in diagnoses:
         shares = [
