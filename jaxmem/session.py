@@ -7,7 +7,7 @@ Everything it holds is reachable: `session.carry` is the live state, a plain pyt
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,19 +17,28 @@ import numpy as np
 from jaxmem.memory import pool
 from jaxmem.memory.base import Memory, Rows, Spec, State, nbytes
 from jaxmem.models.base import Model
+from jaxmem.models.growing import Growing
 from jaxmem.models.step import make_prefix
 from jaxmem.stream import (
+    Carry,
     Program,
+    Sampling,
     ask,
+    begin_answer,
+    continue_answer,
     decoder_of,
     init_carry,
     make_program,
     question_rows,
+    so_far,
     spec_of,
     stream,
 )
 from jaxmem.tokens import Tokens
-from jaxmem.typing import PyTree
+from jaxmem.typing import Array, Float, Int, PyTree
+
+TOKENS_AT_ONCE = 4
+"""Written between two looks at a growing answer: about a few words."""
 
 
 class PieceLike(Protocol):
@@ -111,6 +120,39 @@ def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> 
     )
 
 
+def write_answer(
+    model: Model,
+    program: Program,
+    carry: Carry,
+    rows: Rows,
+    *,
+    seen: Callable[[Int[np.ndarray, "m"], bool], None],
+    prefix: Tokens | None = None,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
+) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "V"]]:
+    """Write the answer of `jaxmem.stream.ask`, whose arguments these are, where it can be seen.
+
+    `seen` is called behind the first token and behind every `TOKENS_AT_ONCE` more, with all tokens
+    so far, and whether these are all of the answer.
+
+    Returns:
+      The tokens without an end token, and the logits of the first one.
+    """
+    more = {"program": program, "sampling": sampling, "key": key}
+    answer = begin_answer(model.params, carry, rows, max_new=model.max_new, prefix=prefix, **more)
+    first, (ids, done) = np.array(answer.first), so_far(answer, model.end)
+    seen(ids, done)
+    more |= {"steps": TOKENS_AT_ONCE, "end": model.end}
+    # Also where the first token ends the answer: who has run this once has compiled both programs.
+    answer = continue_answer(model.params, answer, **more)
+    while not done:
+        ids, done = so_far(answer, model.end)
+        seen(ids, done)
+        answer = answer if done else continue_answer(model.params, answer, **more)
+    return ids, first
+
+
 class Session:
     """One live stream of one model through one memory."""
 
@@ -177,29 +219,42 @@ class Session:
             prefix=self.prefix,
         )
 
-    def ask(self, question: str) -> Reply:
+    def ask(
+        self,
+        question: str,
+        *,
+        sampling: Sampling | None = None,
+        key: Array | None = None,
+        told: Callable[[str], None] | None = None,
+    ) -> Reply:
         """Answer a question about everything fed so far; the stream goes on unchanged.
 
+        Args:
+          question: in the model's words.
+          sampling: how tokens are drawn; None: greedily. `model.sampling` is the checkpoint's own.
+          key: JAX key of the answer, with `sampling`.
+          told: called with each new part of the text while it is written; the parts together are
+            the text.
+
         Raises:
-          ValueError: if the question has words that the model does not know.
+          ValueError: if the question has words that the model does not know, or there is `sampling`
+            without a key.
         """
-        ids = self.model.tokenize(question)
+        model, ids = self.model, self.model.tokenize(question)
         self.flush()
         jax.block_until_ready(self.carry)
         begin = time.perf_counter()
-        rows = asked_rows(self.model, self.program, ids, self.pieces)
-        answer = ask(
-            self.model.params,
-            self.carry,
-            rows,
-            program=self.program,
-            max_new=self.model.max_new,
-            end=self.model.end,
-            prefix=self.prefix,
-        )
+        rows = asked_rows(model, self.program, ids, self.pieces)
+        more = {"prefix": self.prefix, "sampling": sampling, "key": key}
+        if told is not None:
+            growing = Growing(model.detokenize, told)
+            words, first = write_answer(model, self.program, self.carry, rows, seen=growing, **more)
+            return Reply(model.detokenize(words), time.perf_counter() - begin, first)
+        more |= {"program": self.program, "max_new": model.max_new, "end": model.end}
+        answer = ask(model.params, self.carry, rows, **more)
         words = np.asarray(answer.ids)[: int(answer.length)]
         seconds = time.perf_counter() - begin
-        return Reply(self.model.detokenize(words), seconds, np.asarray(answer.first))
+        return Reply(model.detokenize(words), seconds, np.asarray(answer.first))
 
     def layers(self) -> list[State]:
         """Return each layer's slots and notes, for maps and reports."""

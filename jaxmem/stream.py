@@ -22,9 +22,10 @@ import numpy as np
 
 from jaxmem import tokens as tk
 from jaxmem.memory.base import Rows
-from jaxmem.models.answer import decode, prefill
-from jaxmem.models.decoder import embed, logits
+from jaxmem.models.decoder import embed
+from jaxmem.models.generate import Generation, begin, end_ids, extend
 from jaxmem.models.program import Carry, Program, init_carry, make_program, spec_of
+from jaxmem.models.sampling import Sampling
 from jaxmem.models.step import chunk_step
 from jaxmem.tokens import Tokens
 from jaxmem.typing import Array, Float, Int, Params, PyTree
@@ -149,7 +150,7 @@ def probe_rows(params: Params, prompts: Sequence[Sequence[int]], *, program: Pro
     return jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
 
-@partial(jax.jit, static_argnames=("program", "max_new", "end"))
+@partial(jax.jit, static_argnames=("program", "max_new", "end", "sampling"))
 def ask(
     params: Params,
     carry: Carry,
@@ -159,8 +160,10 @@ def ask(
     max_new: int = 1,
     end: int | tuple[int, ...] | None = None,
     prefix: Tokens | None = None,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
 ) -> Answer:
-    """Answer a question greedily from a stream's carry, which is only read.
+    """Answer a question from a stream's carry, which is only read.
 
     Args:
       params: weights.
@@ -170,32 +173,82 @@ def ask(
       max_new: M, the largest number of answer tokens.
       end: token id that ends an answer, or several; None: always M tokens.
       prefix: pinned tokens [L, P], or None.
+      sampling: how tokens are drawn; None: greedily, always the likeliest.
+      key: JAX key of the answer, with `sampling`; the same key gives the same answer.
 
     Returns:
       The answer.
+
+    Raises:
+      ValueError: if there is `sampling` without a key.
     """
-    weights, config = decoder_of(params), program.config
-    dialogue, h = prefill(weights, program, carry, question, room=max_new, prefix=prefix)
-    last = jnp.maximum(jnp.sum(question.kind != tk.EMPTY, dtype=jnp.int32) - 1, 0)
-    first = logits(weights, config, h[last])
-    ids = jnp.zeros((max_new,), jnp.int32).at[0].set(jnp.argmax(first).astype(jnp.int32))
-    ends = jnp.asarray(-1 if end is None else end, jnp.int32).reshape(-1)
-
-    def more(loop: PyTree) -> Array:
-        i, ids, _ = loop
-        return (i < max_new) & ~jnp.isin(ids[i - 1], ends)
-
-    def body(loop: PyTree) -> PyTree:
-        i, ids, dialogue = loop
-        x = embed(weights, ids[i - 1]).astype(h.dtype)
-        dialogue, out = decode(weights, program, dialogue, x)
-        token = jnp.argmax(logits(weights, config, out)).astype(jnp.int32)
-        return i + 1, ids.at[i].set(token), dialogue
-
-    start = (jnp.ones((), jnp.int32), ids, dialogue)
-    written, ids, _ = jax.lax.while_loop(more, body, start)
+    weights, draw = decoder_of(params), {"sampling": sampling, "key": key}
+    begun = begin(weights, program, carry, question, room=max_new, prefix=prefix, **draw)
+    ends = end_ids(end)
+    ids, written, first, _ = extend(weights, program, begun, ends=ends, **draw)
     ended = jnp.sum(jnp.isin(ids, ends) & (jnp.arange(max_new) < written), dtype=jnp.int32)
     return Answer(ids, written - ended, first)
+
+
+@partial(jax.jit, static_argnames=("program", "max_new", "sampling"))
+def begin_answer(
+    params: Params,
+    carry: Carry,
+    question: Rows,
+    *,
+    program: Program,
+    max_new: int = 1,
+    prefix: Tokens | None = None,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
+) -> Generation:
+    """Return an answer with its first token, to be continued; the arguments are those of `ask`."""
+    draw = {"sampling": sampling, "key": key}
+    weights = decoder_of(params)
+    return begin(weights, program, carry, question, room=max_new, prefix=prefix, **draw)
+
+
+@partial(
+    jax.jit,
+    static_argnames=("program", "steps", "end", "sampling"),
+    donate_argnames=("generation",),
+)
+def continue_answer(
+    params: Params,
+    generation: Generation,
+    *,
+    program: Program,
+    steps: int,
+    end: int | tuple[int, ...] | None = None,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
+) -> Generation:
+    """Write up to `steps` more tokens; in the end the tokens are those of `ask`.
+
+    Args:
+      params: weights.
+      generation: an answer so far (`begin_answer`); donated.
+      program: static description.
+      steps: tokens to add at most; shapes stay, one compilation per bucket of questions.
+      end: as in `ask`.
+      sampling: as in `ask`.
+      key: as in `ask`.
+
+    Returns:
+      The answer to be continued; `so_far` reads it.
+    """
+    draw = {"sampling": sampling, "key": key}
+    ends = end_ids(end)
+    return extend(decoder_of(params), program, generation, ends=ends, most=steps, **draw)
+
+
+def so_far(
+    generation: Generation, end: int | tuple[int, ...] | None = None
+) -> tuple[Int[np.ndarray, "m"], bool]:
+    """Return the tokens of an answer up to now, without an end token, and whether it is over."""
+    ids = np.array(generation.ids)[: int(generation.written)]
+    ended = bool(np.isin(ids[-1], -1 if end is None else end))
+    return ids[: len(ids) - ended], ended or len(ids) == len(generation.ids)
 
 
 def branch(carry: Carry) -> Carry:
@@ -210,16 +263,21 @@ __all__ = [
     "Answer",
     "Carry",
     "Encode",
+    "Generation",
     "Program",
+    "Sampling",
     "as_rows",
     "ask",
+    "begin_answer",
     "branch",
     "bucket",
+    "continue_answer",
     "decoder_of",
     "init_carry",
     "make_program",
     "probe_rows",
     "question_rows",
+    "so_far",
     "spec_of",
     "stream",
 ]

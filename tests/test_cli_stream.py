@@ -1,39 +1,46 @@
 """The main job end to end, with random weights: what it says, writes and returns."""
 
 import json
+import queue
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.errors import JaxRuntimeError
 
 from jaxmem.data.files import held_out
 from jaxmem.data.media import open_media
 from jaxmem.embedded import embedded
 from jaxmem.experiments import _job
-from jaxmem.experiments._config import load, parse, split
+from jaxmem.experiments._config import load, parse
 from jaxmem.experiments._feed import hold_frames, segments
 from jaxmem.experiments._interrupt import Stop
 from jaxmem.experiments._memories import (
     NAMES,
     Budget,
     Memories,
-    OmniMem,
     Setting,
     build,
     choose,
-    parse_budget,
-    parse_names,
 )
-from jaxmem.experiments._questions import END, parse_ask
+from jaxmem.experiments._output import show
+from jaxmem.experiments._price import nbytes as tree_bytes
+from jaxmem.experiments._questions import parse_ask
 from jaxmem.experiments._run import feed, open_lanes, put
+from jaxmem.experiments._screen import Screen
+from jaxmem.experiments._shapes import open_shapes
 from jaxmem.experiments._stream_config import StreamConfig
+from jaxmem.experiments._typed import Typed
 from jaxmem.experiments.stream import main
-from jaxmem.memory.base import Spec, nbytes, slots
-from jaxmem.memory.budgets import save_table
+from jaxmem.memory.base import nbytes
 from jaxmem.models import tiny
-from jaxmem.session import Session
+from jaxmem.models.sampling import Sampling
+from jaxmem.report.numbers import size
+from jaxmem.session import Session, model_spec
 
 SECONDS = 10
 SETTING = Setting(tiny.decoder_config(tiny.TinyConfig()).rope, 20, (1, 0, 0))
@@ -60,7 +67,8 @@ def job(weights, tmp_path, capsys):
 
     def run(*words, status=0):
         out = tmp_path / "out"
-        code = main(["--weights", str(weights), "--out", str(out), "--budget", "32", *words])
+        own = [] if "--model" in words else ["--weights", str(weights)]
+        code = main([*own, "--out", str(out), "--budget", "32", *words])
         captured = capsys.readouterr()
         assert code == status, captured.err
         report = out / "report.json"
@@ -112,6 +120,98 @@ def test_a_clip_asks_at_times_and_compares(job, clip, monkeypatch):
     assert "zebra" in captured.out and "comparison" in report["files"]
     assert Path(report["files"]["comparison"]).stat().st_size > 1000
     assert report["note"] and report["note"][:20] in captured.out
+
+
+def test_what_is_typed_meanwhile_is_answered_behind_the_segment(job, clip, monkeypatch):
+    """A queue in place of the terminal: two lines while it streams, the rest when it is over."""
+    lines = queue.Queue()
+    for line in ("what was the last sound?", "what is a zebra?", ""):
+        lines.put(line)
+
+    @contextmanager
+    def typed_lines(*, wanted, hidden):
+        assert wanted and not hidden
+        yield Typed(lines.get)
+
+    def show_and_type(done, console):
+        show(done, console)
+        lines.put("was the drum heard?")
+        lines.put("")
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("jaxmem.experiments.stream.typed_lines", typed_lines)
+    monkeypatch.setattr("jaxmem.experiments.stream.show", show_and_type)
+    report, captured = job(
+        *["--video", str(clip), "--compare", "omnimem,recent"],
+        *["--ask", "end: which shape is there now?"],
+    )
+    for result in report["results"]:
+        asked = [(a["time"], a["question"], a["wanted_time"]) for a in result["answers"]]
+        assert asked == [
+            (8.0, "what was the last sound?", None),  # one segment
+            (report["seconds"], "which shape is there now?", None),
+            (report["seconds"], "was the drum heard?", None),
+        ]
+    assert report["unasked"] == 0 and report["end"]["kind"] == "end"
+    assert captured.out.index("zebra") < captured.out.index("which shape is there")
+
+
+def test_answers_of_several_tokens_grow_and_can_be_drawn(job, clip, weights, monkeypatch):
+    """A checkpoint is stood in for by the small model with room for five words."""
+    load = lambda *a, **k: embedded(weights)._replace(max_new=5, sampling=Sampling(0.9, 0.8))
+    grown, grows = {}, Screen.grows
+
+    def note(screen, name, question, part):
+        grown.setdefault(question, []).append(part)
+        grows(screen, name, question, part)
+
+    monkeypatch.setattr("jaxmem.experiments._source.load_model", load)
+    monkeypatch.setattr(Screen, "grows", note)
+    monkeypatch.setattr(_job, "warm_up", lambda *a, **k: None)  # saves two compilations
+    words = ["--model", "any", "--video", str(clip), "--seconds", "2", "--no-prompt"]
+    words += ["--ask", "end: which shape is there now?", "--sample", "--temperature", "4"]
+    report, captured = job(*words)
+    (answer,) = report["results"][0]["answers"]
+    parts = grown[answer["question"]]
+    assert "".join(parts) == answer["answer"] and len(parts) == 2 == len(grown) + 1
+    assert "answers are drawn: temperature 4, top-p 0.8, seed 0" in captured.out
+    again, captured = job(*words, "--json")
+    assert again["results"][0]["answers"][0]["answer"] == answer["answer"]
+    assert grown == {answer["question"]: parts}
+
+
+def test_no_room_on_the_device_is_2(job, clip, weights, golden, monkeypatch):
+    """The error names what was asked and what it needs, while loading and while compiling."""
+
+    def full(*args, **kwargs):
+        raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    words = ["--video", str(clip), "--dtype", "float32", "--no-prompt"]
+    where = str(golden / "hf" / "qwen2_5_vl")
+    monkeypatch.setattr("jaxmem.experiments._source.load_model", full)
+    _, captured = job("--model", where, *words, status=2)
+    shapes = open_shapes(where, jnp.dtype("float32")).params
+    assert f"while loading: --model {where} in float32 with --memory omnimem" in captured.err
+    assert f"--budget 32 needs {size(tree_bytes(shapes))} of weights" in captured.err
+
+    model = embedded(weights)
+    monkeypatch.setattr("jaxmem.experiments._source.load_model", lambda *a, **k: model)
+    monkeypatch.setattr(_job, "warm_up", full)
+    report, captured = job("--model", "any", *words, "--memory", "recent", status=2)
+    spec = model_spec(model, model.tokens_per_piece)
+    state = nbytes(build("recent", 32, SETTING), spec)
+    assert (
+        f"needs {size(tree_bytes(model.params))} of weights and {size(state)} of state (recent)"
+        in (captured.err)
+    )
+    assert report is None
+
+    def broken(*args, **kwargs):
+        raise JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(_job, "warm_up", broken)
+    with pytest.raises(JaxRuntimeError, match="something else"):
+        job("--model", "any", *words)
 
 
 def test_damaged_media_stays_answerable(job, clip, tmp_path):
@@ -176,6 +276,9 @@ def test_shipped_configs_load(root, name):
         (["--chunk-seconds", "1.5"], "multiple"),
         (["--fps", "30"], "fps"),
         (["--omnimem.lam", "-1", "--video", "CLIP"], "lam"),
+        (["--temperature", "-1"], "temperature must be at least 0"),
+        (["--top-p", "1.5"], "top-p must be"),
+        (["--sample"], "give a --temperature"),
         (["--config", "nowhere.py"], "nowhere.py"),
         (["--config"], "--config"),
         (["--weights", "nowhere.safetensors"], "nowhere"),
@@ -203,87 +306,6 @@ def test_help_is_0(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}." in shown for name in NAMES)
-
-
-def test_every_memory_has_a_name():
-    from typing import get_args
-
-    from jaxmem.experiments._memories import Name
-    from jaxmem.experiments._memory_builders import _BUILD
-
-    assert get_args(Name) == NAMES == tuple(_BUILD)
-    for name in NAMES:
-        assert build(name, 40, SETTING).name == name
-    with pytest.raises(ValueError, match="elephant"):
-        build("elephant", 4, SETTING)
-
-
-@pytest.mark.parametrize(
-    ("text", "budget"),
-    [
-        ("96", Budget(96, None)),
-        ("64KiB", Budget(None, 65536)),
-        ("1.5 MB", Budget(None, 1500000)),
-        ("100b", Budget(None, 100)),
-    ],
-)
-def test_budgets(text, budget):
-    assert parse_budget(text) == budget
-
-
-@pytest.mark.parametrize("text", ["", "0", "1.5", "-3", "KiB", "3 slots", "1KiBB"])
-def test_bad_budgets(text):
-    with pytest.raises(ValueError, match="budget"):
-        parse_budget(text)
-
-
-def test_equal_bytes_whatever_the_options():
-    spec = Spec(layers=4, kv_heads=2, heads=4, head_dim=32, width=128, axes=3, chunk=20)
-    options = Memories(omnimem=OmniMem(sketch=32))
-    chosen = choose(NAMES[::-1], options, Budget(None, 1 << 18), spec, SETTING.rope, 4800)
-    setting = Setting(SETTING.rope, spec.chunk, spec.text_step)
-    for one in chosen:
-        price = nbytes(one.memory, one.spec)
-        if one.reference:
-            assert price > 1 << 18
-        else:
-            more = build(one.name, one.slots + 1, setting, options)
-            assert price <= 1 << 18 < nbytes(more, one.spec)
-    with pytest.raises(ValueError, match=r"full\.capacity"):
-        choose(("full",), options, Budget(96, None), spec, SETTING.rope, None)
-    assert parse_names("omnimem, last-frames") == ("omnimem", "last_frames")
-
-
-def test_a_budget_table_sets_the_bytes(tmp_path):
-    spec = Spec(layers=2, kv_heads=2, heads=4, head_dim=32, width=128, axes=3, chunk=20)
-    save_table(tmp_path / "table.json", [[10, 20], [30, 40]])
-    options = Memories(omnimem=OmniMem(table=tmp_path / "table.json"))
-    ours, other = choose(("omnimem", "recent"), options, Budget(8, None), spec, SETTING.rope, None)
-    assert slots(ours.memory, spec) == (30, 70)
-    spare = nbytes(ours.memory, spec) - nbytes(other.memory, spec)
-    assert 0 <= spare < 2 * 700
-    with pytest.raises(ValueError, match="first"):
-        choose(("recent", "omnimem"), options, Budget(8, None), spec, SETTING.rope, None)
-
-
-@pytest.mark.parametrize(
-    ("text", "time"),
-    [
-        ("5: a b", 5),
-        ("1:05.5: a b", 65.5),
-        ("2:00:01:a b", 7201),
-        ("END : a b", END),
-        ("75:a b", 75),
-    ],
-)
-def test_asked_times(text, time):
-    assert parse_ask(text)[:2] == (time, "a b")
-
-
-def test_config_is_taken_out_of_the_arguments():
-    assert split(["--a", "--config=x.py", "b"]) == (["--a", "b"], Path("x.py"))
-    with pytest.raises(ValueError, match="once"):
-        split(["--config", "a.py", "--config", "b.py"])
 
 
 def test_segments_are_cut_where_questions_are_due(weights, clip):

@@ -9,8 +9,9 @@ import pytest
 from jaxmem.embedded import embedded
 from jaxmem.memory.full import full
 from jaxmem.memory.recent import recent
+from jaxmem.report.compilations import count_compilations
 from jaxmem.session import Packer, Session, asked_rows
-from jaxmem.stream import ask, init_carry, stream
+from jaxmem.stream import Sampling, ask, init_carry, stream
 
 
 def pieces(count, seed=0):
@@ -76,10 +77,41 @@ def test_any_of_several_tokens_ends_an_answer(model):
         assert int(answer.length) == stop and answer.ids[:stop].tolist() == said[:stop]
 
 
+def test_an_answer_can_be_seen_while_it_is_written(model):
+    """In steps that compile once, with the words of the one call; also where tokens are drawn."""
+    model = model._replace(max_new=6)
+    session = Session(model, recent(40)).watch(pieces(2))
+    question, key = "what is the last shape?", jax.random.key(5)
+    for more in ({}, {"sampling": Sampling(1.5, 0.95), "key": key}):
+        parts, whole = [], session.ask(question, **more)
+        with count_compilations() as counted:
+            reply = session.ask(question, told=parts.append, **more)
+            first = counted.count
+            again = session.ask(question, told=[].append, **more)
+        assert counted.count == first >= 2
+        assert reply.text == again.text == whole.text == "".join(parts)
+        assert [len(part.split()) for part in parts] == [1, 4, 1]
+        np.testing.assert_allclose(reply.logits, whole.logits, atol=1e-5)
+    assert whole.text != session.ask(question).text
+    assert session.ask(question, **more | {"key": jax.random.key(6)}).text != whole.text
+
+
+def test_an_end_token_ends_what_is_written_in_steps(model):
+    session = Session(model._replace(max_new=3), recent(20)).watch(pieces(1))
+    drawn = {"sampling": Sampling(3.0), "key": jax.random.key(0)}
+    said, parts = session.ask("what is the last shape?", **drawn).text.split(), []
+    assert said[1] != said[0]
+    session.model = session.model._replace(end=int(model.tokenize(said[1])[0]))
+    reply = session.ask("what is the last shape?", told=parts.append, **drawn)
+    assert reply.text == said[0] == "".join(parts)
+
+
 def test_refusals(model):
     with pytest.raises(ValueError, match="chunk_pieces"):
         Session(model, recent(8), chunk_pieces=0)
     with pytest.raises(ValueError, match="does not know"):
         Session(model, recent(8)).ask("why is the sky?")
+    with pytest.raises(ValueError, match="sampling needs a key"):
+        Session(model, recent(8)).ask("what is the last shape?", sampling=Sampling())
     with pytest.raises(ValueError, match="1 to 2 pieces"):
         Packer(model, 2)(pieces(3))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress
 
 from jaxmem.data.media import MediaReader
 from jaxmem.data.prefetch import prefetch
@@ -17,17 +17,19 @@ from jaxmem.experiments._feed import hold_frames, segments
 from jaxmem.experiments._memories import Budget, Chosen, choose, parse_budget, parse_names
 from jaxmem.experiments._questions import Planned, parse_ask
 from jaxmem.experiments._run import Came, Lane, open_lanes, run, warm_up
+from jaxmem.experiments._screen import Bar, Screen
 from jaxmem.experiments._source import Source, UnreadableError, length_of
-from jaxmem.experiments._stream_config import StreamConfig, check, whole
+from jaxmem.experiments._stream_config import StreamConfig, check, sampling_of, whole
+from jaxmem.experiments._typed import Typed
 from jaxmem.memory.bank import footprint
 from jaxmem.memory.base import Spec, nbytes
 from jaxmem.memory.full import full
 from jaxmem.models.base import Model, fit
-from jaxmem.report import tables
 from jaxmem.report.compilations import count_compilations
 from jaxmem.report.numbers import clock, size
 from jaxmem.report.results import Compilations, Ending, Happening, Report
 from jaxmem.session import model_spec
+from jaxmem.stream import Sampling
 
 SEGMENT_SECONDS = 8.0
 """Fed at once, without a wait in between: long enough for little overhead, short for the bar."""
@@ -44,6 +46,7 @@ class Job:
     questions: tuple[Planned, ...]
     chunk_pieces: int  # pieces per chunk
     chunks: int  # per segment
+    sampling: Sampling | None = None  # None: greedily
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def prepare(config: StreamConfig, model: Model) -> Job:
         questions=tuple(planned),
         chunk_pieces=whole("chunk-seconds", chunk_seconds, media.piece_seconds),
         chunks=max(1, round(SEGMENT_SECONDS / chunk_seconds)),
+        sampling=sampling_of(config, model.sampling),
     )
 
 
@@ -112,8 +116,13 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
-def perform(plan: Plan, console: Console) -> Done:
+def perform(plan: Plan, console: Console, typed: Typed | None = None) -> Done:
     """Stream, ask, and print what happens.
+
+    Args:
+      plan: what to stream through what.
+      console: to print to.
+      typed: questions from the terminal.
 
     Raises:
       UnreadableError: if the source holds nothing.
@@ -121,6 +130,8 @@ def perform(plan: Plan, console: Console) -> Done:
     job, model, reader, questions = plan.job, plan.job.model, plan.reader, plan.source.questions
     names = ", ".join(f"{c.name} ({size(footprint(c.memory, c.spec).device)})" for c in plan.chosen)
     console.print(f"streaming {plan.source.path} through {model.name} with {names}", markup=False)
+    if job.sampling is not None:
+        console.print(f"answers are drawn: {drawn(job)}", style="dim")
     given = job.config.model is not None  # loaded at --fps
     pieces = reader
     if job.config.fps is not None and not given:
@@ -133,7 +144,7 @@ def perform(plan: Plan, console: Console) -> Done:
         times=[question.time for question in questions],
     )
     with count_compilations() as counted, prefetch(ready) as ahead:
-        lanes = open_lanes(model, plan.chosen)
+        lanes = open_lanes(model, plan.chosen, job.sampling, job.config.seed)
         with console.status("compiling"):
             warm_up(
                 model,
@@ -145,10 +156,19 @@ def perform(plan: Plan, console: Console) -> Done:
             )
         before = (counted.count, counted.seconds)
         begin = time.perf_counter()
-        with _bar(console) as bar:
-            moved = _mover(bar, plan.length, begin)
-            told = lambda answers: bar.console.print(tables.answers_line(answers, job.names))
-            came = run(model, lanes, ahead, questions, moved=moved, told=told)
+        screen = screen_of(job, console, typed)
+        with Bar(screen) as bar:
+            came = run(
+                model,
+                lanes,
+                ahead,
+                questions,
+                moved=_mover(bar, plan.length, begin),
+                told=screen.told,
+                refused=screen.refused,
+                grows=None if job.config.json else screen.grows,
+                typed=list if typed is None else typed.taken,
+            )
         wall = time.perf_counter() - begin
     if not came.pieces:
         reason = reader.end.reason if reader.end else "interrupted before the first piece"
@@ -168,10 +188,24 @@ def perform(plan: Plan, console: Console) -> Done:
         end=_ending(came, reader),
         results=(),
         events=tuple(Happening(e.time, e.kind, e.message) for e in reader.events),
-        unasked=len(questions) - len(lanes[0].answers),
+        unasked=len(questions) + came.typed - len(lanes[0].answers),
         config=_plain(asdict(job.config)),
     )
     return Done(job, report, tuple(lanes), plan.source)
+
+
+def screen_of(job: Job, console: Console, typed: Typed | None) -> Screen:
+    """Return what shows a job's answers, and what is typed meanwhile."""
+    typing = (lambda: "") if typed is None else (lambda: typed.unfinished)
+    return Screen(console, job.names, typing)
+
+
+def drawn(job: Job) -> str:
+    """Return in words how a job's answers are drawn."""
+    if job.sampling is None:
+        return "greedily"
+    found = job.sampling
+    return f"temperature {found.temperature:g}, top-p {found.top_p:g}, seed {job.config.seed}"
 
 
 def _ending(came: Came, reader: MediaReader) -> Ending:
@@ -182,16 +216,6 @@ def _ending(came: Came, reader: MediaReader) -> Ending:
 
 def _plain(config: dict) -> dict:
     return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.fields[at]:>8}", style="cyan"),
-        BarColumn(bar_width=40),
-        TextColumn("{task.fields[speed]}"),
-        console=console,
-        transient=not console.is_terminal,
-    )
 
 
 def _mover(bar: Progress, length: float | None, begin: float) -> Callable[[float], None]:
@@ -205,4 +229,4 @@ def _mover(bar: Progress, length: float | None, begin: float) -> Callable[[float
     return moved
 
 
-__all__ = ["Done", "Job", "Plan", "perform", "plan", "prepare"]
+__all__ = ["Done", "Job", "Plan", "perform", "plan", "prepare", "screen_of"]

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 
-from jaxmem.experiments._job import Done
-from jaxmem.experiments._questions import END, Planned
-from jaxmem.experiments._run import kept_by, put, result_of
+from jaxmem.experiments._job import Done, screen_of
+from jaxmem.experiments._run import kept_by, put_typed, result_of
+from jaxmem.experiments._typed import Typed
 from jaxmem.report import tables
 from jaxmem.report.compare import comparison
 from jaxmem.report.files import write_json, write_picture
@@ -73,24 +74,28 @@ def show(done: Done, console: Console) -> None:
         console.print(f"{what}: {where}", style="dim", markup=False, soft_wrap=True)
 
 
-def prompt(done: Done, console: Console) -> Done:
-    """Take questions about the whole stream from the terminal until an empty line."""
+def prompt(done: Done, console: Console, typed: Typed | None = None) -> Done:
+    """Take questions about the whole stream from the terminal until an empty line.
+
+    Args:
+      done: the run, whose lanes are asked.
+      console: to print to.
+      typed: who reads the terminal already; None: nobody does.
+    """
     console.print("\nAsk about the stream; an empty line leaves.")
-    asked = 0
-    for text in _lines(console):
-        try:
-            planned = Planned(END, text)
-            done.job.model.tokenize(text)
-        except ValueError as error:
-            console.print(str(error), style="yellow", markup=False)
-            continue
-        answers = [put(done.job.model, lane, planned, done.report.seconds) for lane in done.lanes]
-        console.print(tables.answers_line(answers, done.job.names))
-        asked += 1
+    model, asked = done.job.model, 0
+    for text in _lines(console, typed):
+        screen = screen_of(done.job, console, None)
+        more = {"told": screen.told, "refused": screen.refused, "grows": screen.grows}
+        with Live(get_renderable=screen.__rich__, console=console, transient=True):
+            asked += put_typed(model, done.lanes, text, done.report.seconds, **more)
     return write(done) if asked else done
 
 
-def _lines(console: Console) -> Iterator[str]:
+def _lines(console: Console, typed: Typed | None) -> Iterator[str]:
+    if typed is not None:
+        yield from typed.until_empty(lambda: console.print(f"> {typed.unfinished}", end=""))
+        return
     while True:
         try:
             text = console.input("> ").strip()

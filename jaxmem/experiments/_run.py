@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from jaxmem.data.prefetch import Prefetch
 from jaxmem.experiments._feed import Segment, blank, stack
 from jaxmem.experiments._interrupt import interruptible
+from jaxmem.experiments._lane import Grows, Lane, compile_for, feed, put
 from jaxmem.experiments._memories import PROBES, Chosen
-from jaxmem.experiments._questions import END, Planned
+from jaxmem.experiments._questions import Planned
 from jaxmem.memory import pool
 from jaxmem.memory.bank import footprint
 from jaxmem.memory.base import Rows, State, slots
 from jaxmem.models.base import Model
 from jaxmem.report.kept import Kept, count_kinds, kept, nothing_kept
 from jaxmem.report.results import Answered, Result, median_and_worst, start_and_end
-from jaxmem.session import asked_rows, pinned
-from jaxmem.stream import (
-    Carry,
-    Program,
-    ask,
-    bucket,
-    init_carry,
-    make_program,
-    probe_rows,
-    stream,
-)
-from jaxmem.tokens import Tokens
-from jaxmem.typing import PyTree
+from jaxmem.session import pinned
+from jaxmem.stream import Program, Sampling, init_carry, make_program, probe_rows
 
-
-@dataclass
-class Lane:
-    """One memory's stream in came."""
-
-    chosen: Chosen
-    program: Program
-    carry: Carry
-    probes: Rows | None = None  # for memories that read them
-    prefix: Tokens | None = None  # text in front of the stream
-    chunk_ms: list[float] = field(default_factory=list)  # per segment: time of one of its chunks
-    answers: list[Answered] = field(default_factory=list)
-    warm: set[int] = field(default_factory=set)  # question buckets that are compiled
-    pieces: int = 0  # real ones that were fed
+Told = Callable[[list[Answered]], None]
+"""Called with one answer per lane."""
 
 
 @dataclass
@@ -57,16 +33,22 @@ class Came:
     pieces: int = 0
     chunks: int = 0  # that were not padding altogether
     time: float = 0.0  # seconds of stream
+    typed: int = 0  # questions that were asked from the terminal meanwhile
     interrupted: bool = False
 
 
-def open_lanes(model: Model, chosen: Sequence[Chosen]) -> list[Lane]:
-    """Return lanes with empty streams."""
+def open_lanes(
+    model: Model, chosen: Sequence[Chosen], sampling: Sampling | None = None, seed: int = 0
+) -> list[Lane]:
+    """Return lanes with empty streams, which answer greedily unless `sampling` is given."""
     lanes = []
     for one in chosen:
         program = make_program(model.decoder, one.memory, one.spec)
         probes = probes_of(model, program, one.name)
-        lanes.append(Lane(one, program, init_carry(program), probes, pinned(model, program)))
+        lane = Lane(one, program, init_carry(program), probes, pinned(model, program))
+        if sampling is not None:
+            lane.sampling, lane.key = sampling, jax.random.key(seed)
+        lanes.append(lane)
     return lanes
 
 
@@ -114,73 +96,32 @@ def warm_up(
     for lane in lanes:
         feed(model, lane, padding)
         for question in questions:
-            _prepare(model, lane, model.tokenize(question.text))
+            compile_for(model, lane, model.tokenize(question.text))
         lane.carry, lane.pieces = init_carry(lane.program), 0
         lane.chunk_ms.clear()
 
 
-def feed(model: Model, lane: Lane, inputs: PyTree, pieces: int = 0) -> None:
-    """Advance a lane by one segment, `pieces` of it real, and note the time per chunk."""
-    chunks = jax.tree.leaves(inputs)[0].shape[0]
-    begin = time.perf_counter()
-    lane.carry = stream(
-        model.params,
-        lane.carry,
-        inputs,
-        program=lane.program,
-        encode=model.encode,
-        prefix=lane.prefix,
-        probes=lane.probes,
-    )
-    # One wait per segment, for the clock and so that decoding ahead stays bounded.
-    jax.block_until_ready(lane.carry)
-    lane.chunk_ms.append((time.perf_counter() - begin) / chunks * 1e3)
-    lane.pieces += pieces
+def put_typed(
+    model: Model,
+    lanes: Sequence[Lane],
+    text: str,
+    now: float,
+    *,
+    told: Told,
+    refused: Callable[[str], None],
+    grows: Grows | None = None,
+) -> bool:
+    """Ask every lane what a user typed at a stream time; return whether the model took it.
 
-
-def put(model: Model, lane: Lane, question: Planned, now: float) -> Answered:
-    """Ask a lane a question, note the answer and return it."""
-    ids = model.tokenize(question.text)
-    _prepare(model, lane, ids)
-    begin = time.perf_counter()
-    first = _ask(model, lane, ids, 1)
-    seconds = time.perf_counter() - begin
-    answer = first if model.max_new == 1 else _ask(model, lane, ids, model.max_new)
-    late = question.time != END and question.time >= now + model.media.piece_seconds
-    answered = Answered(
-        time=now if late or question.time == END else question.time,
-        question=question.text,
-        answer=model.detokenize(answer),
-        first_token_ms=seconds * 1e3,
-        truth=question.truth,
-        type=question.type,
-        evidence_time=question.evidence_time,
-        wanted_time=question.time if late else None,
-    )
-    lane.answers.append(answered)
-    return answered
-
-
-def _prepare(model: Model, lane: Lane, ids: np.ndarray) -> None:
-    """Compile for a question's bucket, so that no measured time holds a compilation."""
-    if bucket(len(ids)) not in lane.warm:
-        for most in {1, model.max_new}:
-            _ask(model, lane, ids, most)
-        lane.warm.add(bucket(len(ids)))
-
-
-def _ask(model: Model, lane: Lane, ids: np.ndarray, most: int) -> np.ndarray:
-    rows = asked_rows(model, lane.program, ids, lane.pieces)
-    answer = ask(
-        model.params,
-        lane.carry,
-        rows,
-        program=lane.program,
-        max_new=most,
-        end=model.end,
-        prefix=lane.prefix,
-    )
-    return np.asarray(answer.ids)[: int(answer.length)]
+    A question with unknown words is `refused` with the model's message.
+    """
+    try:
+        model.tokenize(text)
+    except ValueError as error:
+        refused(str(error))
+        return False
+    told([put(model, lane, Planned(now, text), now, grows=grows) for lane in lanes])
+    return True
 
 
 def run(
@@ -190,7 +131,10 @@ def run(
     questions: Sequence[Planned],
     *,
     moved: Callable[[float], None],
-    told: Callable[[list[Answered]], None],
+    told: Told,
+    refused: Callable[[str], None],
+    grows: Grows | None = None,
+    typed: Callable[[], Sequence[str]] = list,
 ) -> Came:
     """Feed every segment to every lane and ask what is due, until the media or the user ends it.
 
@@ -201,6 +145,9 @@ def run(
       questions: in order of time.
       moved: called with the stream time after every segment.
       told: called with one answer per lane after every question.
+      refused: called with the reason where a typed question cannot be asked.
+      grows: called while an answer is written, see `put`.
+      typed: returns what was typed since it was last called; asked behind every segment.
 
     Returns:
       How far it came. Questions without a known answer that came too late are asked at the end.
@@ -211,7 +158,7 @@ def run(
     def put_all(numbers: Sequence[int]) -> None:
         nonlocal asked
         for number in numbers:
-            told([put(model, lane, questions[number], came.time) for lane in lanes])
+            told([put(model, lane, questions[number], came.time, grows=grows) for lane in lanes])
             asked = number + 1
 
     with interruptible() as stop:
@@ -224,6 +171,9 @@ def run(
                 came.time = segment.time
                 moved(came.time)
             put_all(segment.due)
+            for text in typed() if came.pieces else ():
+                more = {"told": told, "refused": refused, "grows": grows}
+                came.typed += put_typed(model, lanes, text, came.time, **more)
         came.interrupted = stop.wanted
     if came.pieces:
         rest = range(asked, len(questions))

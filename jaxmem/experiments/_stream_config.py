@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from jaxmem.experiments._memories import Memories, Name
+from jaxmem.models.sampling import Sampling
 
 Append = tyro.conf.UseAppendAction
 Flag = tyro.conf.FlagCreatePairsOff
@@ -37,7 +38,7 @@ class StreamConfig:
     chunk_seconds: float | None = None
     """Seconds written at once; None: one piece of the model's format."""
     seed: int = 0
-    """Which held-out synthetic video."""
+    """Which held-out synthetic video; and what answers are drawn with."""
     questions: int = 24
     """Number of questions about the synthetic video."""
     weights: Path | None = None
@@ -49,6 +50,13 @@ class StreamConfig:
     """Of the weights of --model."""
     max_new: int = 128
     """Tokens of an answer of --model, at most."""
+    sample: Annotated[bool, Flag] = False
+    """Draw answers as the checkpoint's generation_config.json says. Without this and the next two
+    they are greedy."""
+    temperature: float | None = None
+    """Draw answers with this temperature (1)."""
+    top_p: float | None = None
+    """Draw each token from the smallest set whose probability reaches this (1)."""
     max_pixels: int | None = None
     """Pixels of a frame of --model, at most; None: as the checkpoint's settings say."""
     out: Path = Path("out/stream")
@@ -56,7 +64,8 @@ class StreamConfig:
     json: Annotated[bool, Flag] = False
     """Print the report as JSON to standard output, and everything else to standard error."""
     prompt: bool = True
-    """Take questions from the terminal when the stream is over, if there is a terminal."""
+    """Take questions from the terminal, while the stream runs and when it is over, if there is a
+    terminal."""
     config: Path | None = None
     """Python file whose get_config() returns the values to start from."""
     memories: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
@@ -81,6 +90,7 @@ def check(config: StreamConfig) -> None:
         raise ValueError("--model and --weights are two models; give one of them.")
     if config.max_new < 1:
         raise ValueError(f"--max-new must be at least 1, got {config.max_new}.")
+    sampling_of(replace(config, sample=False), None)
     for name in ("seed", "questions"):
         if getattr(config, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(config, name)}.")
@@ -92,6 +102,28 @@ def check(config: StreamConfig) -> None:
         raise ValueError(
             f"a synthetic video has a whole number of seconds, got --seconds {config.seconds:g}."
         )
+
+
+def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
+    """Return how answers are drawn; None: greedily.
+
+    Args:
+      config: of the run.
+      own: what the checkpoint says, which counts only with `--sample`.
+
+    Raises:
+      ValueError: if `--sample` finds nothing, or a number is outside its range.
+    """
+    names = ("temperature", "top_p")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    if not (config.sample or given):
+        return None
+    if config.sample and own is None and "temperature" not in given:
+        raise ValueError(
+            "--sample: the model says nothing of sampling (do_sample in generation_config.json); "
+            "give a --temperature."
+        )
+    return replace((own if config.sample else None) or Sampling(), **given)
 
 
 def whole(name: str, seconds: float, piece: float) -> int:

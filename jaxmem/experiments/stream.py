@@ -15,14 +15,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from jax.errors import JaxRuntimeError
 from rich.console import Console
 
 from jaxmem.experiments._config import parse
-from jaxmem.experiments._job import perform, plan, prepare
+from jaxmem.experiments._job import Plan, perform, plan, prepare
+from jaxmem.experiments._out_of_memory import asked_and_price, is_out_of_memory
 from jaxmem.experiments._output import prompt, show, write
 from jaxmem.experiments._questions import AT_THE_END
 from jaxmem.experiments._source import UnreadableError, find_model, find_source, open_source
 from jaxmem.experiments._stream_config import StreamConfig
+from jaxmem.experiments._typed import typed_lines
 from jaxmem.report.results import as_dict
 
 STREAMED, BAD_ARGUMENTS, UNREADABLE, ABORTED = 0, 2, 3, 130
@@ -32,8 +35,8 @@ STREAMED, BAD_ARGUMENTS, UNREADABLE, ABORTED = 0, 2, 3, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0: something was streamed; 2: bad arguments; 3: nothing could be read; 130: interrupted before
-    anything was streamed.
+    0: something was streamed; 2: bad arguments, or no room for what they ask; 3: nothing could be
+    read; 130: interrupted before anything was streamed.
     """
     errors = Console(stderr=True, highlight=False)
     try:
@@ -47,31 +50,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str], errors: Console) -> int:
-    with ExitStack() as stack:
+    def refuse(reason: object) -> int:
+        errors.print(f"error: {reason}", style="red", markup=False, soft_wrap=True)
+        return BAD_ARGUMENTS
+
+    config, ready = None, None
+    with ExitStack() as terminal:
         try:
             config = parse(StreamConfig, argv, prog="python -m jaxmem.experiments.stream")
             console = Console(stderr=config.json, highlight=False)
-            job = prepare(config, find_model(config, console))
-            usual = AT_THE_END if config.model is None else job.model.probes
-            source = find_source(config, job.questions, console, usual)
-            reader = stack.enter_context(open_source(source, job.model.media))
-            ready = plan(job, source, reader)
+            with ExitStack() as media:
+                ready = _ready(config, console, media)
+                wanted = config.prompt and not config.json and config.video != "-"
+                lines = typed_lines(wanted=wanted, hidden=console.is_terminal)
+                typed = terminal.enter_context(lines)
+                done = perform(ready, console, typed)
+            done = write(done)
         except SystemExit as stop:  # the parser has said what was wrong, or printed the help
             return stop.code if isinstance(stop.code, int) else BAD_ARGUMENTS
-        except ValueError as error:
-            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-            return BAD_ARGUMENTS
-        try:
-            done = write(perform(ready, console))
-        except ValueError as error:  # a memory and a model that do not go together
-            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-            return BAD_ARGUMENTS
-    show(done, console)
-    if config.prompt and sys.stdin.isatty() and not config.json:
-        done = prompt(done, console)
+        except ValueError as error:  # also a memory and a model that do not go together
+            return refuse(error)
+        except JaxRuntimeError as error:
+            if config is None or config.model is None or not is_out_of_memory(error):
+                raise
+            return refuse(asked_and_price(config, ready))
+        show(done, console)
+        if config.prompt and sys.stdin.isatty() and not config.json:
+            done = prompt(done, console, typed)
     if config.json:
         print(json.dumps(as_dict(done.report), indent=1, allow_nan=False, default=str))
     return STREAMED
+
+
+def _ready(config: StreamConfig, console: Console, media: ExitStack) -> Plan:
+    """Return the plan of a run; its source is open as long as `media`."""
+    job = prepare(config, find_model(config, console))
+    usual = AT_THE_END if config.model is None else job.model.probes
+    source = find_source(config, job.questions, console, usual)
+    reader = media.enter_context(open_source(source, job.model.media))
+    return plan(job, source, reader)
 
 
 if __name__ == "__main__":

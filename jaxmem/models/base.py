@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmem.memory.base import Rows
 from jaxmem.models.decoder import DecoderConfig
+from jaxmem.models.sampling import Sampling
 from jaxmem.typing import Params, PyTree
 
 
@@ -58,6 +59,7 @@ class Model(NamedTuple):
     detokenize: Callable[[np.ndarray], str]
     end: int | tuple[int, ...] | None = None  # token or tokens that end an answer
     max_new: int = 1  # answer tokens at most
+    sampling: Sampling | None = None  # the checkpoint's own; used only where it is asked for
     pos_dtype: Any = jnp.int32
     text_step: tuple[int, ...] | None = None  # see Spec.text_step
     ticks_per_second: float | None = None  # of position axis 0, where it is a clock

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxmem.models.hf_config import read_json
+from jaxmem.models.sampling import Sampling
 from jaxmem.typing import Int
 
 Message = Mapping[str, Any]
@@ -104,6 +105,25 @@ def _end(folder: Path) -> tuple[int, ...] | None:
         if found is not None:
             return tuple(int(i) for i in (found if isinstance(found, list) else [found]))
     return None
+
+
+def read_sampling(directory: str | Path) -> Sampling | None:
+    """Return how a checkpoint's generation_config.json draws tokens; None if it is greedy.
+
+    Of its settings only `do_sample`, `temperature` and `top_p` are read: `top_k` and penalties of
+    repetition are not applied.
+
+    Raises:
+      ValueError: if a number is outside its range.
+    """
+    found = _optional(Path(directory), "generation_config.json")
+    if not found.get("do_sample"):
+        return None
+    given = {name: found[name] for name in ("temperature", "top_p") if found.get(name) is not None}
+    try:
+        return Sampling(**given)
+    except ValueError as error:
+        raise ValueError(f"generation_config.json in {directory}: {error}") from None
 
 
 def render(chat: Chat, messages: Sequence[Message]) -> str:

@@ -25,6 +25,7 @@ from jaxmem.models import (
     salmonn_model,
 )
 from jaxmem.models.base import Model
+from jaxmem.models.chat import read_sampling
 from jaxmem.models.checkpoint import Place
 from jaxmem.models.hf_config import read_json
 
@@ -86,7 +87,7 @@ def load_model(
         directory, dtype=kind, sharding=sharding, fps=fps, max_new=max_new, **more
     )
     # A downloaded directory has a name that says nothing.
-    return model._replace(name=Path(where).resolve().name)
+    return model._replace(name=Path(where).resolve().name, sampling=read_sampling(directory))
 
 
 def as_dtype(dtype: Any) -> Any:

@@ -1,0 +1,120 @@
+"""Sampling with a temperature and a nucleus, and answers that are written in steps."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmem.models.chat import read_sampling
+from jaxmem.models.growing import Growing
+from jaxmem.models.sampling import Sampling, nucleus, sample
+
+LOGITS = jnp.array([0.1, 2.0, -1.0, 1.5, 2.0, -30.0, 0.7], jnp.float32)
+
+
+def draw(count, temperature, top_p, logits=LOGITS):
+    keys = jax.random.split(jax.random.key(3), count)
+    return np.asarray(jax.vmap(lambda key: sample(logits, key, temperature, top_p))(keys))
+
+
+def smallest_set(probabilities, top_p):
+    """Tokens in order of probability, taken until they reach `top_p`."""
+    kept, reached = set(), 0.0
+    for token in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
+        if reached >= top_p:
+            break
+        kept.add(token)
+        reached += float(probabilities[token])
+    return kept
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1.2e-38, 1e-38])
+def test_a_temperature_towards_zero_is_greedy(temperature):
+    logits = LOGITS.at[4].set(2.001)
+    assert set(draw(32, temperature, 1.0, logits)) == {int(jnp.argmax(logits))} == {4}
+    assert int(sample(1e4 * logits, jax.random.key(0), temperature, 0.5)) == 4
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.25, 0.37, 0.5, 0.75, 0.9, 0.999, 1.0])
+def test_the_nucleus_is_the_smallest_set_that_reaches_p(top_p):
+    rng = np.random.default_rng(0)
+    flat = np.full(8, 0.125, np.float32)  # ties, and sums that reach p exactly
+    for p in (flat, *rng.dirichlet(np.full(50, 0.3), 5).astype(np.float32)):
+        kept = set(np.flatnonzero(nucleus(jnp.asarray(p), top_p)).tolist())
+        assert kept == (smallest_set(p, top_p) if top_p < 1 else set(range(len(p)))) and kept
+
+
+def test_frequencies_are_those_of_the_distribution():
+    count, temperature, top_p = 20_000, 0.8, 0.9
+    p = np.exp(np.asarray(LOGITS, np.float64) / temperature)
+    p /= p.sum()
+    kept = smallest_set(p, top_p)
+    assert 1 < len(kept) < len(p) - 1
+    p = np.where(np.isin(np.arange(len(p)), list(kept)), p, 0.0)
+    p /= p.sum()
+    found = np.bincount(draw(count, temperature, top_p), minlength=len(p)) / count
+    assert (found[p == 0] == 0).all()
+    assert (np.abs(found - p) <= 4.5 * np.sqrt(p * (1 - p) / count)).all()
+
+
+def test_a_key_decides():
+    twice = [draw(64, 1.0, 1.0).tolist() for _ in range(2)]
+    assert twice[0] == twice[1] and len(set(twice[0])) > 2
+    other = sample(LOGITS, jax.random.key(4), 1.0)
+    assert other.dtype == jnp.int32 and other.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((-1, 1), "temperature must be at least 0, got -1"),
+        ((float("nan"), 1), "temperature .* got nan"),
+        ((1, 0), "top-p must be more than 0 and at most 1, got 0"),
+        ((1, 1.1), "got 1.1"),
+    ],
+)
+def test_refused_numbers(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(*numbers)
+
+
+def test_what_a_checkpoint_says(tmp_path):
+    file = tmp_path / "generation_config.json"
+    assert read_sampling(tmp_path) is None
+    for said, found in (
+        ({"temperature": 0.3}, None),
+        ({"do_sample": False, "top_p": 0.3}, None),
+        ({"do_sample": True}, Sampling(1.0, 1.0)),
+        ({"do_sample": True, "temperature": None, "top_p": 0.8, "top_k": 20}, Sampling(1.0, 0.8)),
+        ({"do_sample": True, "temperature": 1e-6}, Sampling(1e-6, 1.0)),
+    ):
+        file.write_text(json.dumps(said))
+        assert read_sampling(tmp_path) == found
+    file.write_text(json.dumps({"do_sample": True, "top_p": 3}))
+    with pytest.raises(ValueError, match=r"generation_config.json .* got 3"):
+        read_sampling(tmp_path)
+
+
+def test_text_grows_by_whole_characters():
+    """Bytes as tokens: a character of several bytes appears when its last byte has come."""
+    ids, parts = np.frombuffer("né 😀!".encode(), np.uint8), []
+    detokenize = lambda some: bytes(some.tolist()).decode(errors="replace")
+    growing = Growing(detokenize, lambda part: parts.append((n, part)))
+    for n in range(1, len(ids) + 1):
+        growing(ids[:n], n == len(ids))
+    assert parts == [(1, "n"), (3, "é"), (4, " "), (8, "😀"), (9, "!")]
+    parts.clear()
+    cut = Growing(detokenize, parts.append)
+    cut(ids[:2], False)
+    cut(ids[:2], True)
+    assert parts == ["n", "\ufffd"]
+
+
+def test_text_that_changes_is_not_told_twice():
+    texts, parts = iter(["a .", "a.", "a. b", "a . b"]), []
+    growing = Growing(lambda _: next(texts), parts.append)
+    for _ in range(4):
+        growing(np.zeros(1, np.int32), False)
+    assert parts == ["a .", " b"]
