@@ -35,7 +35,6 @@ from jaxmem.memory.full import full
 from jaxmem.memory.omnimem import omnimem
 from jaxmem.memory.recent import recent
 from jaxmem.memory.snapkv import snapkv
-from jaxmem.memory.uniform import uniform
 from jaxmem.models.base import fit
 from jaxmem.models.load import load_model
 from jaxmem.report.kept import kept
@@ -91,7 +90,6 @@ slots = max(tokens // 8, 16)
 memories = {
     "full": full(tokens),
     "recent": recent(slots),
-    "uniform": uniform(slots),
     "snapkv": snapkv(slots, window=4, per_kind=False),
     "omnimem": omnimem(slots, audio_share=0.0),
 }

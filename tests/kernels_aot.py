@@ -142,6 +142,13 @@ def cases():
                 given[:3],
             )
             yield f"mass {kind}", sums, given
+            for kind_of_sum in ("A2v2", "caote"):
+                weighted = _with(sums, weights=kind_of_sum)
+                yield (
+                    f"mass {kind_of_sum} {kind}",
+                    lambda q, s, lse, c, f=weighted: f(q, s, lse, c, out=q),
+                    given,
+                )
             if dtype == jnp.bfloat16:
                 yield f"mass per head {kind}", _with(sums, reduce="head"), given
             if dim != 80:
@@ -156,7 +163,7 @@ def cases():
 
 
 def _with(function, **options):
-    return lambda *given: function(*given, **options)
+    return lambda *given, **more: function(*given, **options, **more)
 
 
 def main(target: str, only: str = "") -> None:

@@ -8,27 +8,48 @@ import pytest
 from jaxmem.embedded import embedded
 from jaxmem.experiments import benchmark, calibrate
 from jaxmem.experiments._constancy import measure
-from jaxmem.experiments._memories import NAMES, Setting, build
+from jaxmem.experiments._memories import NAMES, Budget, Memories, choose
+from jaxmem.experiments._memory_options import Bank
 from jaxmem.memory.budgets import load_table
+from jaxmem.session import model_spec
 
-SETTING = Setting(embedded().decoder.rope, 40, (1, 0, 0))
+SPEC = model_spec(embedded(), 40)
 
 
-@pytest.mark.parametrize("name", ["omnimem", "uniform"])
-def test_half_an_hour_is_constant(name):
-    """Bytes, shapes and programs of minute 30 are those of minute 1."""
-    result = measure(
-        embedded(), build(name, 32, SETTING), hours=0.5, early_minute=1.0, chunk_seconds=2, pairs=2
-    )
-    assert result.tokens == 1800 * 20
+def half_an_hour(name, options=None):
+    """Return the proof for a memory of 32 slots a layer, chunks of two seconds."""
+    rope, options = embedded().decoder.rope, options or Memories()
+    (chosen,) = choose((name,), options, Budget(32, None), SPEC, rope, 200)
+    result = measure(embedded(), chosen, hours=0.5, early_minute=1.0, pairs=2)
+    assert result.memory == chosen.memory.name and result.tokens == 1800 * 20
     assert result.recompilations == 0
-    assert result.state_bytes[0] == result.state_bytes[1] == result.memory_bytes + 4  # the clock
+    assert result.state_bytes[0] == result.state_bytes[1]
+    assert result.state_bytes[0] == result.memory_bytes + result.host_bytes + 4  # the clock
+    return result
+
+
+@pytest.mark.parametrize("name", ["omnimem", "uniform", "hermes"])
+def test_half_an_hour_is_constant(name):
+    """Bytes, shapes and programs of minute 30 are those of minute 1, probes or not."""
+    result = half_an_hour(name)
+    assert result.host_bytes == 0
     assert result.resident_growth < 0.05
 
 
+def test_half_an_hour_with_a_full_bank_is_constant():
+    """A bank of 200 tokens a layer in host memory, which the first minute fills six times."""
+    result = half_an_hour("recent", Memories(bank=Bank(capacity=200)))
+    entry = 2 * 2 * 32 * 4 + 3 * 4 + 4 + 1  # key and value, position, number, kind
+    assert result.memory == "recent_bank" and result.host_bytes == 4 * 200 * entry
+
+
 def test_constancy_needs_a_longer_stream():
+    (chosen,) = choose(("recent",), Memories(), Budget(8, None), SPEC, None, None)
     with pytest.raises(ValueError, match="not longer than minute 10"):
-        measure(embedded(), build("recent", 8, SETTING), hours=0.1)
+        measure(embedded(), chosen, hours=0.1)
+    odd = chosen._replace(spec=model_spec(embedded(), 30))
+    with pytest.raises(ValueError, match="no whole pieces"):
+        measure(embedded(), odd)
 
 
 def test_layout_command(capsys):
@@ -57,6 +78,15 @@ def test_constancy_command(capsys):
     assert printed["memory"] == "omnimem" and printed["recompilations"] == 0
 
 
+def test_constancy_command_of_a_memory_with_a_bank_of_its_own(capsys):
+    argv = "constancy --memory rekv --capacity 64 --rekv.block 8 --bank.space device --hours 0.05 "
+    argv += "--early-minute 1 --budget 32 --pairs 1 --json"
+    assert benchmark.main(argv.split()) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["memory"] == "rekv" and printed["recompilations"] == 0
+    assert printed["host_bytes"] == 0 and len(set(printed["state_bytes"])) == 1
+
+
 def test_sketch_command(capsys):
     argv = "sketch --widths 256 --sketch 32 128 --tokens 256 --json".split()
     assert benchmark.main(argv) == 0
@@ -69,6 +99,8 @@ def test_bad_arguments_are_status_2(capsys):
     assert benchmark.main(["constancy", "--memory", "nonsense"]) == 2
     message = capsys.readouterr().err
     assert "nonsense" in message and all(name in message for name in NAMES)
+    assert benchmark.main(["constancy", "--memory", "recent,uniform"]) == 2
+    assert "one memory" in capsys.readouterr().err
 
 
 def test_calibrate_command(tmp_path, capsys):

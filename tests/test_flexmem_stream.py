@@ -50,7 +50,7 @@ def same(a, b):
 LENGTHS = [8, 5, 8, 8, 8, 3, 8]
 
 
-@pytest.mark.parametrize("reader", ["encoding", "memindex"])
+@pytest.mark.parametrize("reader", [pytest.param("encoding", marks=pytest.mark.slow), "memindex"])
 def test_scan_loop_vmap_and_padding(reader):
     memory = decoder_memory(reader)
     rows = small.stream_rows(CFG, 7, 8, lengths=LENGTHS)

@@ -13,22 +13,24 @@ from jaxmem.kernels.tiles import Tile
 from jaxmem.rope import rope_1d
 
 
-def run(case, q, segments):
-    if case.tile is None:
-        return attend(q, segments, rope=rope_of(case), window=case.window)
+def run(case, q, segments, implementation=None):
+    if case.tile is None or implementation is not None:
+        more = {"window": case.window, "implementation": implementation}
+        return attend(q, segments, rope=rope_of(case), **more)
     tile = Tile(*case.tile)
     return ref.attend(q, segments, rope=rope_of(case), window=case.window, tile=tile)
 
 
+@pytest.mark.parametrize("implementation", [None, "jax_nn"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_equals_the_dense_formula(case):
+def test_equals_the_dense_formula(case, implementation):
     q, segments, _ = given = build(case)
     a, lse = dense_weights(dense_logits(case, q, segments))
     v = np.concatenate([s.v for s in segments]).astype(np.float64)
     expected = np.einsum("hqn,nhd->qhd", a, v.repeat(case.heads // case.kv_heads, axis=1))
 
     q, segments, _ = on_device(given)
-    out, got_lse = jax.jit(lambda q, s: run(case, q, s))(q, segments)
+    out, got_lse = jax.jit(lambda q, s: run(case, q, s, implementation))(q, segments)
 
     assert out.dtype == q.dtype and got_lse.dtype == jnp.float32
     coarse = case.dtype is ml_dtypes.bfloat16
@@ -40,21 +42,27 @@ def test_equals_the_dense_formula(case):
         assert np.all(np.asarray(out) == 0) and np.all(np.asarray(got_lse) == -np.inf)
 
 
-@pytest.mark.parametrize(("name", "tile"), [("grouped", Tile(8, 16)), ("nothing", Tile(64, 64))])
-def test_gradient_of_tiles_equals_that_of_one_tile(name, tile):
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("grouped", Tile(8, 16)), ("nothing", Tile(64, 64)), ("grouped", "jax_nn")],
+)
+def test_gradient_equals_that_of_one_tile(name, other):
     case = next(c for c in CASES if c.name == name)
     q, segments, _ = on_device(build(case))
 
-    def loss(tile):
+    def loss(how):
         def f(q, k, v):
             parts = [s._replace(k=a, v=b) for s, a, b in zip(segments, k, v, strict=True)]
-            out, lse = ref.attend(q, parts, rope=rope_of(case), tile=tile)
+            if isinstance(how, Tile):
+                out, lse = ref.attend(q, parts, rope=rope_of(case), tile=how)
+            else:
+                out, lse = attend(q, parts, rope=rope_of(case), implementation=how)
             return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0.0))
 
         kv = [s.k for s in segments], [s.v for s in segments]
         return jax.jit(jax.grad(f, (0, 1, 2)))(q, *kv)
 
-    one, many = loss(Tile(64, 64)), loss(tile)
+    one, many = loss(Tile(64, 64)), loss(other)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)
     flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(one)])
     assert np.all(np.isfinite(flat)) and np.any(flat != 0) == (name != "nothing")

@@ -110,6 +110,18 @@ def test_mass_of_a_7b_model(memory, form, reduce):
     assert kernels_of(run, q, segments, lse, counted) == passes
 
 
+@pytest.mark.parametrize("weights", ["A2v2", "caote"])
+@pytest.mark.parametrize("dim", [80, 128])
+def test_weighted_mass(dim, weights):
+    q, segments, lse, counted = inputs((), (1024, 16, 8, dim), 4096)
+
+    def run(q, segments, lse, counted):
+        options = {"rope": rope_1d(dim), "rows": counted, "implementation": "pallas"}
+        return mass(q, segments, lse, weights=weights, out=q, **options)
+
+    assert kernels_of(run, q, segments, lse, counted) == len(segments)
+
+
 @pytest.mark.parametrize("dim", [64, 80])
 def test_mass_of_other_heads(dim):
     q, segments, lse, counted = inputs((), (1024, 16, 16, dim), 4096)

@@ -16,6 +16,7 @@ from jaxmem.kernels.mass import pallas as mass_pallas
 from jaxmem.kernels.select import pallas as select_pallas
 from jaxmem.kernels.select import select, top_mask
 from jaxmem.kernels.tiles import Tile
+from jaxmem.rope import rope_1d
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
 SMALL = Tile(16, 16)  # several tiles of rows and of keys in every case
@@ -138,6 +139,36 @@ def test_mass_equals_the_reference(name, reduce, form, monkeypatch):
     assert any(np.any(x > 0) for x in ours) == (name != "nothing")
 
 
+@pytest.mark.parametrize(
+    ("name", "reduce", "weights"),
+    [
+        ("dim80", "head_mean", "A2v2"),
+        ("own_sets", "kv_head", "A2v2"),
+        ("dim80", "kv_head", "caote"),
+        ("dim128_bf16", "head_mean", "caote"),
+        ("own_sets", "head", "caote"),
+        ("empty_memory", "head", "caote"),  # the first row sees one key only
+        ("nothing", "head_mean", "caote"),
+    ],
+)
+def test_weighted_mass_equals_the_reference(name, reduce, weights, monkeypatch):
+    monkeypatch.setattr(mass_pallas, "PROGRAMS", 8)
+    case = of(name)
+    options = {"rope": rope_of(case), "reduce": reduce, "weights": weights}
+
+    def run(function, **more):
+        def of_inputs(q, segments, counted):
+            out, lse = attend(q, segments, rope=rope_of(case))
+            return function(q, segments, lse, rows=counted, out=out, **options, **more)
+
+        return of_inputs
+
+    ours, theirs = both(case, (run(mass_pallas.mass, tile=SMALL, interpret=True), run(mass)))
+    for got, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=tolerance(case))
+    assert any(np.any(x > 0) for x in ours) == (name != "nothing")
+
+
 @pytest.mark.parametrize("name", ["dim128_bf16", "own_sets", "window", "nothing", "no_slots"])
 def test_row_mass_equals_the_reference(name):
     case = of(name)
@@ -192,15 +223,15 @@ def test_more_streams_and_more_slots_than_entries():
 
 def test_what_the_kernels_do_not_do_is_said(monkeypatch):
     case = of("grouped")
-    q, segments, counted = on_device(build(case))
-    call = {"rope": rope_of(case), "rows": counted, "weights": "A2v2"}
-    lse = jnp.zeros(q.shape[:2])
-    with pytest.raises(NotImplementedError, match='weights "A" only'):
-        mass(q, segments, lse, **call, implementation="pallas")
+    _, segments, counted = on_device(build(case))
+    q, lse = jnp.zeros((21, 4, 256)), jnp.zeros((21, 4))
+    wide = [segments[0]._replace(k=jnp.zeros((30, 2, 256)), v=jnp.zeros((30, 2, 256)))]
+    call = {"rope": rope_1d(256), "rows": counted}
+    with pytest.raises(NotImplementedError, match="at most 128"):
+        mass(q, wide, lse, **call, implementation="pallas")
     # Put first, the kernel hands on what it cannot do.
     monkeypatch.setattr(dispatch, "DEFAULT", ("pallas", "xla"))
-    shapes = jax.eval_shape(lambda *x: mass(*x, **call), q, segments, lse)
-    assert [x.shape for x in shapes] == [(1, 30), (1, 21)]
+    shapes = jax.eval_shape(lambda *x: mass(*x, **call), q, wide, lse)
+    assert [x.shape for x in shapes] == [(1, 30)]
     with pytest.raises(NotImplementedError, match="at most 128"):
-        wide = segments[0]._replace(k=jnp.zeros((30, 2, 256)), v=jnp.zeros((30, 2, 256)))
-        attend_pallas.attend(jnp.zeros((21, 4, 256)), [wide], rope=rope_of(case))
+        attend_pallas.attend(q, wide, rope=call["rope"])

@@ -56,6 +56,25 @@ def test_equals_sorting(kind, groups, n, slots):
         check(scores, caps, slots, *run(scores, caps))
 
 
+@pytest.mark.parametrize("implementation", [None, "pallas_interpret"])
+def test_few_of_many_equal_sorting(implementation):
+    rng, (groups, n, most, slots) = np.random.default_rng(0), (3, 330, 20, 30)
+    run = jax.jit(lambda s, c: select(s, c, slots=slots, most=most, implementation=implementation))
+    text = run.lower(jnp.zeros((groups, n)), jnp.zeros((groups,), jnp.int32)).as_text()
+    assert ("top_k" in text) == (implementation is None)
+    for kind in ("random", "ties", "equal", "masked", "never", "odd"):
+        for caps in ([0, 1, 20], [20, 20, 20], [-1, 300, 7]):
+            scores, caps = draw(kind, groups, n, rng), np.asarray(caps, np.int32)
+            index, keep = run(scores, caps)
+            check(scores, np.minimum(caps, most), slots, index, keep)
+
+
+def test_many_of_few_are_not_sorted():
+    run = lambda s, c: select(s, c, slots=8, most=8)
+    lowered = jax.jit(run).lower(jnp.zeros((1, 100)), jnp.zeros((1,), jnp.int32))
+    assert "top_k" not in lowered.as_text()
+
+
 def test_union_larger_than_slots_loses_the_oldest():
     scores = jnp.asarray([[9.0, 8, 0, 0, 0, 0], [0, 0, 0, 0, 7, 8]])
     index, keep = jax.jit(lambda s, c: select(s, c, slots=3))(scores, jnp.asarray([2, 2]))
@@ -105,5 +124,7 @@ def test_errors_name_what_came():
         select(jnp.zeros(4), jnp.zeros(1, jnp.int32), slots=2)
     with pytest.raises(ValueError, match="slots must not be negative"):
         select(jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32), slots=-1)
+    with pytest.raises(ValueError, match="most must not be negative"):
+        select(jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32), slots=2, most=-1)
     with pytest.raises(ValueError, match="implementation must be None"):
         top_mask(jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32), implementation="gpu")

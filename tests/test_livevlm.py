@@ -100,7 +100,7 @@ def question(rows, seed=0):
 
 
 @pytest.mark.parametrize("name", MEMORIES)
-@pytest.mark.parametrize("chunks", [1, 2, 8])
+@pytest.mark.parametrize("chunks", [1, pytest.param(2, marks=pytest.mark.slow), 8])
 def test_reading_against_a_plain_loop(name, chunks):
     memory, options, query = MEMORIES[name], OPTIONS[name], question(3)
     state = jax.device_get(laws.run(memory, memory.init(SPEC), standard())[0])

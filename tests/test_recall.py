@@ -1,5 +1,7 @@
 """The comparison of memories: streams and questions, cells, intervals, and the command."""
 
+import dataclasses
+import hashlib
 import json
 
 import jax
@@ -8,9 +10,12 @@ import pytest
 
 from jaxmem.embedded import embedded
 from jaxmem.experiments import evaluate
+from jaxmem.experiments._memories import Budget, Memories, choose
+from jaxmem.experiments._peer_options import MaLmm
 from jaxmem.experiments._recall_streams import streams
 from jaxmem.models import tiny
 from jaxmem.report import recall as report
+from jaxmem.session import model_spec
 
 SMALL = tiny.TinyConfig(
     width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=32, stem_width=16
@@ -86,6 +91,37 @@ def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
     assert evaluate.main([*argv.split(), "--measured-only"]) == 0
     cells = json.loads((out / "results.json").read_text())["cells"]
     assert [c["budget"] for c in cells] == ["all", "16KiB", "16KiB"]
+
+
+def test_new_options_leave_old_cells_valid(weights):
+    """At the value that committed cells were measured with an option is not hashed, else it is."""
+    model, plain = embedded(weights), evaluate.RecallConfig()
+    mark = lambda config: evaluate.fingerprint(config, model, "ma_lmm")
+    of = lambda **options: dataclasses.replace(plain, options=Memories(ma_lmm=MaLmm(**options)))
+    told = {k: getattr(plain, k) for k in ("streams", "questions", "moments", "chunk_seconds")}
+    told |= {"difficulty": "standard", "options": {"grid": 4}}  # as it was before `sound` came
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(model.params):
+        digest.update(np.asarray(leaf).tobytes())
+    assert mark(plain) == mark(of(sound=False)) == digest.hexdigest()[:16]
+    marks = {mark(of(**o)) for o in ({}, {"sound": True}, {"audio_tokens": 2}, {"grid": 2})}
+    assert len(marks) == 4
+
+
+def test_sound_takes_half_of_the_slots():
+    spec, rope = model_spec(embedded(), 20), embedded().decoder.rope
+    for name in ("ma_lmm", "moviechat", "flash_vstream", "flash_vstream_qwen"):
+        heard = dataclasses.replace(getattr(Memories(), name), sound=True)
+        options = dataclasses.replace(Memories(), **{name: heard})
+        (chosen,) = choose((name,), options, Budget(256, None), spec, rope, None)
+        state = chosen.memory.init(spec)
+        assert state.slots[1].x.shape == (32, 4, 128)  # a second of sound is four rows
+        (frames,) = choose((name,), Memories(), Budget(128, None), spec, rope, None)
+        half = frames.memory.init(spec).slots
+        jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.slots[0], half)
+    with pytest.raises(ValueError, match="at least 1 token"):
+        none = Memories(ma_lmm=MaLmm(sound=True, audio_tokens=0))
+        choose(("ma_lmm",), none, Budget(64, None), spec, rope, None)
 
 
 def test_bad_arguments_are_status_2(capsys):

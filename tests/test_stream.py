@@ -224,6 +224,17 @@ def test_restore_names_what_does_not_fit(tmp_path):
         restore(tmp_path / "live", make_program(CFG, full(12), SPEC))
 
 
+SLOW_GRADIENTS = {"recent", "last_frames", "uniform", "random"}  # minutes together
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW_GRADIENTS else ())
+        for name in sorted(ALL_MEMORIES)
+    ],
+    indirect=True,
+)
 def test_gradient_flows_through_what_is_kept(program):
     """The gradient of an answer by the stream's embeddings is the slope of finite differences."""
     question = question_rows(WEIGHTS, np.array([3, 1, 4]), program=program)

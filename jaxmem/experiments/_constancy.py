@@ -14,24 +14,26 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.memory.base import Memory, Rows, nbytes
+from jaxmem.experiments._memories import Chosen
+from jaxmem.experiments._run import probes_of
+from jaxmem.memory.bank import footprint
+from jaxmem.memory.base import Rows
 from jaxmem.models.base import Model
 from jaxmem.report.compilations import count_compilations
 from jaxmem.stream import (
     Carry,
-    Program,
     ask,
     branch,
     decoder_of,
     init_carry,
     make_program,
     question_rows,
-    spec_of,
     stream,
 )
 from jaxmem.tokens import AUDIO, VISION
@@ -51,8 +53,9 @@ class Constancy:
       first_token_ms: median time from a question to its first token, milliseconds.
       chunk_ratio: late / early.
       first_token_ratio: late / early.
-      state_bytes: bytes of the carry at both moments.
-      memory_bytes: bytes of the memory's state as `nbytes` prices it.
+      state_bytes: bytes of the carry at both moments, wherever they lie.
+      memory_bytes: bytes of the memory and its bank on the device, as `footprint` prices them.
+      host_bytes: bytes of the bank in host memory, likewise.
       resident_bytes: resident memory of the process at both moments.
       resident_growth: late / early - 1.
       recompilations: programs compiled after the early moment.
@@ -68,6 +71,7 @@ class Constancy:
     first_token_ratio: float
     state_bytes: tuple[int, int]
     memory_bytes: int
+    host_bytes: int
     resident_bytes: tuple[int, int]
     resident_growth: float
     recompilations: int
@@ -107,13 +111,78 @@ def bytes_of(carry: Carry) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
 
 
+class Streamed:
+    """One memory's stream of synthetic chunks in the decoder of a model."""
+
+    def __init__(self, model: Model, chosen: Chosen):
+        """Prepare the program, the probes that the memory reads, and a question of four words.
+
+        Raises:
+          ValueError: if the memory reads probes and the model names none, or the chunks of its
+            spec are no whole pieces.
+        """
+        spec, pieces = chosen.spec, chosen.spec.chunk / model.tokens_per_piece
+        if pieces != int(pieces):
+            raise ValueError(
+                f"chunks of {spec.chunk} tokens are no whole pieces of {model.tokens_per_piece}."
+            )
+        self.program = make_program(model.decoder, chosen.memory, spec)
+        self.weights = decoder_of(model.params)
+        self.probes = probes_of(model, self.program, chosen.name)
+        self.question = question_rows(self.weights, np.arange(4), program=self.program)
+        self.encode = partial(
+            synthetic_chunk,
+            seconds=int(pieces),
+            per_second=model.tokens_per_piece,
+            width=spec.width,
+            axes=spec.axes,
+        )
+
+    def run(self, carry: Carry, numbers: np.ndarray) -> Carry:
+        """Return the carry, which is donated, after the chunks of those numbers."""
+        program, encode, probes = self.program, self.encode, self.probes
+        more = {"program": program, "encode": encode, "probes": probes}
+        return jax.block_until_ready(stream(self.weights, carry, numbers, **more))
+
+    def times(self, carry: Carry) -> tuple[float, float]:
+        """Return the seconds of one chunk and of one first token; the carry stays as it is."""
+        copy = jax.block_until_ready(branch(carry))
+        start = time.perf_counter()
+        self.run(copy, np.zeros((1,), np.int32))
+        chunk = time.perf_counter() - start
+        start = time.perf_counter()
+        jax.block_until_ready(ask(self.weights, carry, self.question, program=self.program))
+        return chunk, time.perf_counter() - start
+
+    def advance(
+        self, until: int, early: int, segment: int, progress: Callable[[float], None]
+    ) -> tuple[Moment, Moment]:
+        """Return the moments after at least `early` and `until` chunks, `segment` at a time."""
+        carry, at, before = init_carry(self.program), 0, None
+        while at < until:
+            carry = self.run(carry, np.arange(at, at + segment, dtype=np.int32))
+            at += segment
+            if before is None and at >= early:
+                before = Moment(branch(carry), at, resident())
+            progress(at / until)
+        assert before is not None
+        return before, Moment(carry, at, resident())
+
+
+class Moment(NamedTuple):
+    """A moment of a stream."""
+
+    carry: Carry
+    chunks: int  # that were streamed
+    resident: int  # bytes
+
+
 def measure(
     model: Model,
-    memory: Memory,
+    chosen: Chosen,
     *,
     hours: float = 10.0,
     early_minute: float = 10.0,
-    chunk_seconds: int = 1,
     segment: int = 60,
     pairs: int = 200,
     progress: Callable[[float], None] = lambda done: None,
@@ -122,84 +191,48 @@ def measure(
 
     Args:
       model: whose decoder is streamed (its encoders are not used).
-      memory: what is proven.
+      chosen: the memory that is proven, and the spec with its chunks and its bank.
       hours: length of the stream.
       early_minute: the moment to compare with, minutes.
-      chunk_seconds: seconds per chunk.
       segment: chunks per call of `stream`.
       pairs: how many times both moments are timed, in turn.
       progress: called with the share that is done.
 
     Raises:
-      ValueError: if the stream is not longer than `early_minute`.
+      ValueError: if the stream is not longer than `early_minute`, or does not fit the model.
     """
-    total, early_at = (int(s / chunk_seconds) for s in (hours * 3600, early_minute * 60))
+    streamed = Streamed(model, chosen)
+    size = chosen.spec.chunk
+    seconds = size // model.tokens_per_piece
+    total, early_at = (int(s / seconds) for s in (hours * 3600, early_minute * 60))
     if total <= early_at:
         raise ValueError(
             f"{hours} hours are not longer than minute {early_minute}: raise hours or lower "
             "early_minute."
         )
-    size = chunk_seconds * model.tokens_per_piece
-    spec = spec_of(model.decoder, chunk=size, pos_dtype=model.pos_dtype, text_step=model.text_step)
-    program = make_program(model.decoder, memory, spec)
-    encode = partial(
-        synthetic_chunk,
-        seconds=chunk_seconds,
-        per_second=model.tokens_per_piece,
-        width=spec.width,
-        axes=spec.axes,
-    )
-    weights = decoder_of(model.params)
-    run = lambda carry, numbers: stream(weights, carry, numbers, program=program, encode=encode)
-
-    carry, at, early, early_resident = init_carry(program), 0, None, 0
-    run(init_carry(program), np.zeros((segment,), np.int32))
-    probe = Timer(program, weights, run)
-    probe(carry)
+    warm = streamed.run(init_carry(streamed.program), np.zeros((segment,), np.int32))
+    streamed.times(warm)
+    del warm
     with count_compilations() as counted:
-        while at < total:
-            numbers = np.arange(at, at + segment, dtype=np.int32)
-            carry = jax.block_until_ready(run(carry, numbers))
-            at += segment
-            if early is None and at >= early_at:
-                early, early_resident = branch(carry), resident()
-            progress(at / total)
-        late_resident = resident()
-        assert early is not None
-        times = np.array([(*probe(early), *probe(carry)) for _ in range(pairs)])
-    chunk_early, token_early, chunk_late, token_late = np.median(times, axis=0) * 1e3
+        early, late = streamed.advance(total, early_at, segment, progress)
+        times = np.array(
+            [(*streamed.times(early.carry), *streamed.times(late.carry)) for _ in range(pairs)]
+        )
+    chunk_early, token_early, chunk_late, token_late = (np.median(times, axis=0) * 1e3).tolist()
+    price = footprint(chosen.memory, chosen.spec)
     return Constancy(
-        memory=memory.name,
-        hours=at * chunk_seconds / 3600,
-        tokens=at * size,
+        memory=chosen.memory.name,
+        hours=late.chunks * seconds / 3600,
+        tokens=late.chunks * size,
         early_minute=early_minute,
-        chunk_ms=(float(chunk_early), float(chunk_late)),
-        first_token_ms=(float(token_early), float(token_late)),
-        chunk_ratio=float(chunk_late / chunk_early),
-        first_token_ratio=float(token_late / token_early),
-        state_bytes=(bytes_of(early), bytes_of(carry)),
-        memory_bytes=nbytes(memory, spec),
-        resident_bytes=(early_resident, late_resident),
-        resident_growth=late_resident / early_resident - 1,
+        chunk_ms=(chunk_early, chunk_late),
+        first_token_ms=(token_early, token_late),
+        chunk_ratio=chunk_late / chunk_early,
+        first_token_ratio=token_late / token_early,
+        state_bytes=(bytes_of(early.carry), bytes_of(late.carry)),
+        memory_bytes=price.device,
+        host_bytes=price.host,
+        resident_bytes=(early.resident, late.resident),
+        resident_growth=late.resident / early.resident - 1,
         recompilations=counted.count,
     )
-
-
-class Timer:
-    """Times one chunk and one question from a given carry, which it leaves as it is."""
-
-    def __init__(self, program: Program, weights: Params, run: Callable):
-        """Prepare a question of four words for `program`."""
-        self.run, self.program, self.weights = run, program, weights
-        self.number = np.zeros((1,), np.int32)
-        self.question = question_rows(weights, np.arange(4), program=program)
-
-    def __call__(self, carry: Carry) -> tuple[float, float]:
-        """Return the seconds of one chunk and of one first token."""
-        copy = jax.block_until_ready(branch(carry))
-        start = time.perf_counter()
-        jax.block_until_ready(self.run(copy, self.number))
-        chunk = time.perf_counter() - start
-        start = time.perf_counter()
-        jax.block_until_ready(ask(self.weights, carry, self.question, program=self.program))
-        return chunk, time.perf_counter() - start

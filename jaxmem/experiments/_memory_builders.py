@@ -11,6 +11,7 @@ import jax
 
 from jaxmem.experiments import _memory_options as opt
 from jaxmem.experiments._memory_options import NAMES, Memories, OmniMem
+from jaxmem.experiments._peer_options import Features
 from jaxmem.memory import blocks, relevance
 from jaxmem.memory import flash_vstream as fv
 from jaxmem.memory import flash_vstream_qwen as fq
@@ -37,6 +38,7 @@ from jaxmem.memory.recent import recent
 from jaxmem.memory.rekv import rekv
 from jaxmem.memory.snapkv import score as snapkv_score
 from jaxmem.memory.snapkv import snapkv
+from jaxmem.memory.sound import with_sound
 from jaxmem.memory.streaming_llm import streaming_llm
 from jaxmem.memory.streaming_vlm import streaming_vlm
 from jaxmem.memory.streammem import streammem
@@ -108,7 +110,20 @@ def _flexmem(o: opt.FlexMem, slots: int, setting: Setting) -> Memory:
     )
 
 
-def _flash_vstream(o: opt.FlashVStream, slots: int, setting: Setting) -> Memory:
+def _frames(frames: Callable[[Any, int], Memory]) -> Callable[[Any, int, Setting], Memory]:
+    """Return the builder of a memory of frames, which may have one of sound beside it."""
+
+    def make(o: Features, slots: int, setting: Setting) -> Memory:
+        if not o.sound:
+            return frames(o, slots)
+        half = slots // 2
+        pieces = max(1, half // max(1, o.audio_tokens))
+        return with_sound(frames(o, slots - half), pieces, o.audio_tokens)
+
+    return make
+
+
+def _flash_vstream(o: opt.FlashVStream, slots: int) -> Memory:
     """Return the published proportions of its four parts, scaled to the slots."""
     sizes = fv.Sizes(
         grid=o.grid,
@@ -121,7 +136,7 @@ def _flash_vstream(o: opt.FlashVStream, slots: int, setting: Setting) -> Memory:
     return fv.flash_vstream(sizes, form=o.form)
 
 
-def _flash_vstream_qwen(o: opt.FlashVStreamQwen, slots: int, setting: Setting) -> Memory:
+def _flash_vstream_qwen(o: opt.FlashVStreamQwen, slots: int) -> Memory:
     """Return the released proportions of its parts: as many frames in the ring as fit the slots."""
     frames = max(1, slots // o.grid**2)
     synopsis = max(1, frames * 60 // 512)
@@ -129,7 +144,7 @@ def _flash_vstream_qwen(o: opt.FlashVStreamQwen, slots: int, setting: Setting) -
     return fq.flash_vstream_qwen(sizes, form=o.form)
 
 
-def _moviechat(o: opt.MovieChat, slots: int, setting: Setting) -> Memory:
+def _moviechat(o: opt.MovieChat, slots: int) -> Memory:
     frames = max(1, slots // o.grid**2)
     short = max(2, frames // 4)
     return moviechat(o.grid**2, short=short, merged=max(1, short // 9), long=max(1, frames - short))
@@ -170,10 +185,10 @@ _BUILD: Mapping[str, Callable[[Any, int, Setting], Memory]] = {
     "streaming_llm": lambda o, slots, setting: streaming_llm(
         slots, sinks=min(o.sinks, slots - 1), positions=o.positions
     ),
-    "flash_vstream": _flash_vstream,
-    "flash_vstream_qwen": _flash_vstream_qwen,
-    "moviechat": _moviechat,
-    "ma_lmm": lambda o, slots, setting: ma_lmm(max(1, slots // o.grid**2), o.grid**2),
+    "flash_vstream": _frames(_flash_vstream),
+    "flash_vstream_qwen": _frames(_flash_vstream_qwen),
+    "moviechat": _frames(_moviechat),
+    "ma_lmm": _frames(lambda o, slots: ma_lmm(max(1, slots // o.grid**2), o.grid**2)),
 }
 """(options, slots per layer, setting) -> memory."""
 

@@ -11,6 +11,7 @@ from jaxmem.experiments._peer_options import (
     AdaKV,
     CriticalKV,
     ExpectedAttention,
+    Features,
     InfiniPotV,
     KeyDiff,
     Knorm,
@@ -158,7 +159,7 @@ class FlexMem:
 
 
 @dataclass(frozen=True)
-class FlashVStream:
+class FlashVStream(Features):
     """Flash-VStream (arXiv 2406.08085): spatial, temporal, abstract and retrieved features."""
 
     grid: int = 4
@@ -168,7 +169,7 @@ class FlashVStream:
 
 
 @dataclass(frozen=True)
-class FlashVStreamQwen:
+class FlashVStreamQwen(Features):
     """Flash-VStream, Qwen version: a synopsis of centres, and frames in detail from a ring."""
 
     grid: int = 4

@@ -134,7 +134,17 @@ class StreamingLLM:
 
 
 @dataclass(frozen=True)
-class MovieChat:
+class Features:
+    """What the options of the memories before the decoder have in common."""
+
+    sound: bool = False
+    """Keep sound, too, in half of the slots; published: frames alone."""
+    audio_tokens: int = 4
+    """Rows of sound in a piece, which are kept together; the embedded model has 4 a second."""
+
+
+@dataclass(frozen=True)
+class MovieChat(Features):
     """MovieChat (arXiv 2307.16449): a short-term queue, merged into a long-term memory."""
 
     grid: int = 4
@@ -142,7 +152,7 @@ class MovieChat:
 
 
 @dataclass(frozen=True)
-class MaLmm:
+class MaLmm(Features):
     """MA-LMM (arXiv 2404.05726): neighbouring frames are averaged."""
 
     grid: int = 4

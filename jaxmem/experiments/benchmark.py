@@ -14,7 +14,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import jax
@@ -28,7 +28,7 @@ from jaxmem.embedded import embedded
 from jaxmem.experiments._constancy import Constancy, measure
 from jaxmem.experiments._footprints import BytesConfig, footprint_table, footprints
 from jaxmem.experiments._kernels import KernelsConfig, measure_kernels
-from jaxmem.experiments._memories import Setting, build
+from jaxmem.experiments._memories import Memories, choose, parse_budget, parse_names
 from jaxmem.experiments._price import PriceConfig, price
 from jaxmem.experiments._price_table import price_tables
 from jaxmem.experiments._sketch import agreements
@@ -36,6 +36,7 @@ from jaxmem.memory import avba
 from jaxmem.memory.base import Spec, nbytes
 from jaxmem.memory.omnimem import omnimem
 from jaxmem.memory.pool import layout_of
+from jaxmem.session import model_spec
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,24 @@ class ConstancyConfig:
       hours: length of the stream.
       early_minute: the moment to compare with.
       memory: name of the memory.
-      budget: slots per layer.
+      budget: slots per layer, or bytes over all layers (64KiB).
+      capacity: tokens per layer of `full`, and of the banks of rekv and flexmem where their own
+        options do not say.
       chunk_seconds: seconds per chunk.
       pairs: how often both moments are timed, in turn.
       json: print JSON instead of a table.
+      options: of the memories and of the bank behind them.
     """
 
     hours: float = 10.0
     early_minute: float = 10.0
     memory: str = "omnimem"
-    budget: int = 64
+    budget: str = "64"
+    capacity: int = 4096
     chunk_seconds: int = 1
     pairs: int = 300
     json: bool = False
+    options: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
 
 
 @dataclass(frozen=True)
@@ -103,19 +109,26 @@ def machine() -> dict[str, str]:
 
 
 def constancy(config: ConstancyConfig) -> Constancy:
-    """Run the proof of constancy with a progress bar on standard error."""
+    """Run the proof of constancy with a progress bar on standard error.
+
+    Raises:
+      ValueError: if the memory is unknown, does not fit its budget or its options do not fit.
+    """
+    model = embedded()
+    spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
+    names = parse_names(config.memory)
+    if len(names) > 1:
+        raise ValueError(f"constancy is of one memory, got --memory {config.memory}.")
+    budget, rope = parse_budget(config.budget), model.decoder.rope
+    (chosen,) = choose(names, config.options, budget, spec, rope, config.capacity)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"streaming {config.hours:g} hours", total=1.0)
-        model = embedded()
-        chunk = round(config.chunk_seconds / model.media.piece_seconds) * model.tokens_per_piece
-        setting = Setting(model.decoder.rope, chunk, model.text_step)
         result = measure(
             model,
-            build(config.memory, config.budget, setting),
+            chosen,
             hours=config.hours,
             early_minute=config.early_minute,
-            chunk_seconds=config.chunk_seconds,
             pairs=config.pairs,
             progress=lambda done: bar.update(task, completed=done),
         )
@@ -136,7 +149,7 @@ def constancy_table(result: Constancy) -> Table:
     for name, (early, late), ratio in rows:
         table.add_row(name, f"{early:.3f}", f"{late:.3f}", f"{ratio:.3f}")
     for name, (early, late) in (
-        ("bytes of the stream's state", result.state_bytes),
+        ("bytes of the stream's state and bank", result.state_bytes),
         ("resident memory of the process, bytes", result.resident_bytes),
     ):
         table.add_row(name, f"{early:,}", f"{late:,}", f"{late / early:.4f}")

@@ -34,6 +34,8 @@ from jaxmem.report.files import write_json, write_picture
 from jaxmem.session import model_spec
 
 FORMAT, VERSION = "jaxmem-recall", 1
+ADDED = {"sound": False, "audio_tokens": 4}
+"""Options that came after the first cells, and what those cells were measured with."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     """Return what tells results of other settings or weights from these."""
     keys = ("streams", "questions", "moments", "chunk_seconds", "difficulty")
     told = {key: getattr(config, key) for key in keys}
-    told["options"] = asdict(getattr(config.options, name))
+    options = asdict(getattr(config.options, name))
+    told["options"] = {k: v for k, v in options.items() if k not in ADDED or v != ADDED[k]}
     if config.options.bank != Bank():
         told["bank"] = asdict(config.options.bank)
     if config.options.bits:

@@ -50,7 +50,7 @@ def best(
     mean, count = pooled(score, many, size)
     chosen = topk // size
     ranked = jnp.where(count > 0, mean, -jnp.inf)[None]
-    group, keep = select(ranked, jnp.full((1,), chosen, jnp.int32), slots=chosen)
+    group, keep = select(ranked, jnp.full((1,), chosen, jnp.int32), slots=chosen, most=chosen)
     index = (group[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None]).reshape(-1)
     keep = jnp.repeat(keep, size) & (index < many)
     every = jnp.arange(topk, dtype=jnp.int32)

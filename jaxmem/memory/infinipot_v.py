@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jaxmem import tokens as tk
+from jaxmem.kernels.redundancy import similarity_to_recent
 from jaxmem.kernels.select import top_mask
 from jaxmem.memory import evict, scores
 from jaxmem.memory import positions as places
@@ -125,19 +125,10 @@ def static(
     frames = (later[0, 0] // frame).astype(jnp.float32)
     newest = jnp.floor(frames * query_ratio).astype(jnp.int32) * frame
     recent = image & (later <= newest)
-    keys = pool.tokens.k.astype(jnp.float32)
+    keys = pool.tokens.k.astype(jnp.float32)  # rotated in float32, too
     if rotary is not None:
         keys = rope(keys, pool.tokens.pos - pool.tokens.pos[:1], rotary)
-    unit = keys / (jnp.linalg.norm(keys, axis=-1, keepdims=True) + 1e-9)
-
-    def one(unit: Array, place: Array, recent: Array) -> Array:
-        # The mean of cosines with unit keys is the product with their mean.
-        at = jnp.where(recent, place, frame)
-        total = jnp.zeros((frame, unit.shape[1])).at[at].add(unit, mode="drop")
-        count = jnp.zeros((frame, 1)).at[at].add(1.0, mode="drop")
-        return -jnp.sum(unit * (total / jnp.maximum(count, 1.0))[place], axis=-1)
-
-    tar = jax.vmap(one)(unit.transpose(1, 0, 2), pool.place.T, recent)
+    tar = -similarity_to_recent(keys, recent, pool.place, places=frame)
     budget = cap - jnp.round((1.0 - tar_ratio) * cap).astype(jnp.int32)  # half to even
     older = jnp.broadcast_to(jnp.maximum(budget - newest, 0), tar.shape[:1])
     return recent | top_mask(scores.only(tar, image & ~recent), older), tar

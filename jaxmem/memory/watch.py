@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxmem.memory.base import Memory, Query, Rows, Seen, Spec, State, View, tokens_of
+from jaxmem.tokens import EMPTY
 from jaxmem.typing import Array, Float, Int, PyTree
 
 
@@ -15,7 +16,7 @@ class WatchNotes(NamedTuple):
 
     room: Int[Array, ""]
     inner: PyTree
-    mass: Float[Array, "Gm S"]  # from the last chunk, by slot as it was before that chunk
+    mass: Float[Array, "Gm S"]  # from the last chunk with rows, by slot as it was before it
 
 
 def watch(memory: Memory) -> Memory:
@@ -25,7 +26,8 @@ def watch(memory: Memory) -> Memory:
     a question as a chunk through a branch of the stream, and read the notes.
 
     Args:
-      memory: of scope "layer", reading exact attention mass of all rows or none.
+      memory: of scope "layer", with equally many slots in all layers, reading exact attention mass
+        of all rows or none.
 
     Raises:
       ValueError: for a memory of another scope, or one that reads its own kind of mass.
@@ -51,7 +53,9 @@ def watch(memory: Memory) -> Memory:
     def write(state: State, seen: Seen) -> tuple[State, PyTree]:
         assert seen.mass is not None
         new, spill = memory.write(inner(state), seen)
-        return State(new.slots, WatchNotes(new.notes.room, new.notes, seen.mass.memory)), spill
+        real = jnp.any(seen.tokens.kind != EMPTY)
+        mass = jnp.where(real, seen.mass.memory, state.notes.mass)
+        return State(new.slots, WatchNotes(new.notes.room, new.notes, mass)), spill
 
     def recall(state: State, bank: PyTree, query: Query | None) -> View:
         return memory.recall(inner(state), bank, query)

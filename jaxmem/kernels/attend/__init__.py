@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from jaxmem.kernels import dispatch
-from jaxmem.kernels.attend import ref
+from jaxmem.kernels.attend import library, ref
 from jaxmem.kernels.segment import Segment, check
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float
 
-_BACKENDS = {"xla": ref.attend, **dispatch.pallas("jaxmem.kernels.attend.pallas", "attend")}
+_BACKENDS = {
+    "xla": ref.attend,
+    "jax_nn": partial(library.attend, implementation="xla"),
+    "cudnn": partial(library.attend, implementation="cudnn"),
+    **dispatch.pallas("jaxmem.kernels.attend.pallas", "attend"),
+}
 
 
 def attend(

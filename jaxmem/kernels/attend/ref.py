@@ -91,15 +91,25 @@ def attend(
     return over_rows(rows, q, segments, tile.rows)
 
 
-def joint_lse(
-    q: Float[Array, "Q G D"], segments: Sequence[Segment], *, rope: Rope, tile: Tile
-) -> Float[Array, "Q 1"]:
-    """Return the log-sum-exp of head-mean logits; `q` are head means."""
+def lse(
+    q: Float[Array, "Q H D"],
+    segments: Sequence[Segment],
+    *,
+    rope: Rope,
+    tile: Tile,
+    joint: bool = False,
+) -> Float[Array, "Q H"]:
+    """Return the log-sum-exp of the logits over all segments, float32.
+
+    `joint`: that of head-mean logits, [Q, 1]; `q` are head means [Q, G, D].
+    """
+    groups = segments[0].k.shape[1]
+    heads = (1, 1) if joint else (groups, q.shape[1] // groups)
 
     def rows(q: Array, segments: Sequence[Segment]) -> Array:
-        shape = (1, 1, q.shape[0])
+        shape = (*heads, q.shape[0])
         start = Softmax(jnp.full(shape, -jnp.inf), jnp.zeros(shape), None)
-        done = _all_keys(q, segments, start, rope, tile.keys, joint=True)
-        return _log_total(done)[0, 0][:, None]
+        done = _all_keys(q, segments, start, rope, tile.keys, joint)
+        return _log_total(done).transpose(2, 0, 1).reshape(q.shape[0], -1)
 
     return over_rows(rows, q, segments, tile.rows)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxmem.kernels.attend.ref import joint_lse
+from jaxmem.kernels.attend import ref as attention
 from jaxmem.kernels.segment import Segment, prerotated, rotated_queries, windowed
 from jaxmem.kernels.tiles import (
     Tile,
@@ -24,6 +24,7 @@ from jaxmem.rope import Rope
 from jaxmem.typing import Array, Bool, Float, Num
 
 NARROW = 16  # rows of a tile below which all keys no longer fit into one
+REST = 1e-3  # of a row's weight: with less beside a key, |o - v|^2 drowns in float32's rounding
 
 
 def _weights(
@@ -37,16 +38,20 @@ def _weights(
 
 
 def _removal(a: Array, out: Float[Array, "Q H D"], block: Segment) -> Float[Array, "C R Q N"]:
-    """Return |change of a row's output if key n alone is removed| (CAOTE, arXiv 2504.14051)."""
+    """Return |change of a row's output if key n alone is removed| (CAOTE, arXiv 2504.14051).
+
+    A key with all the weight, or all but `REST`, takes its value with it: |v|, which is exact for
+    the only key that a row sees. Float32 no longer tells the output from that value.
+    """
     c, r, rows, _ = a.shape
     v = block.v.astype(jnp.float32)
     o = out.astype(jnp.float32).reshape(rows, c, r, -1).transpose(1, 2, 0, 3)
     cross = jnp.einsum("crqd,ncd->crqn", o, v)
     norms = jnp.sum(v * v, axis=-1).T[:, None, None]
     square = jnp.sum(o * o, axis=-1)[..., None] - 2.0 * cross + norms
-    # A key with all the weight leaves nothing to renormalise; float32 still tells 1 - a from 0.
-    rest = jnp.maximum(1.0 - a, jnp.finfo(jnp.float32).eps)
-    return a / rest * jnp.sqrt(jnp.maximum(square, 0.0))
+    rest = 1.0 - a
+    away = jnp.sqrt(jnp.maximum(square, 0.0)) / jnp.maximum(rest, REST)
+    return a * jnp.where(rest < REST, jnp.sqrt(norms), away)
 
 
 class _Rows(NamedTuple):
@@ -131,7 +136,7 @@ def mass(
             return _split(
                 sum_rows(of_rows, _Rows(q, None, counted, None), segments, size), segments
             )
-        lse = joint_lse(q, segments, rope=rope, tile=tile)
+        lse = attention.lse(q, segments, rope=rope, tile=tile, joint=True)
     if count > tile.rows:
         segments = prerotated(segments, rope)
     columns = partial(_columns, rope=rope, joint=joint, weights=weights, reduce=reduce)

@@ -20,6 +20,7 @@ def select(
     caps: Int[Array, "C"],
     *,
     slots: int,
+    most: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Int[Array, "slots"], Bool[Array, "slots"]]:
     """Return the pool indices of the `caps[c]` best scores of every group c, oldest first.
@@ -32,6 +33,8 @@ def select(
       scores: of N pool entries in the order of the stream, for C groups that choose separately.
       caps: how many each group may choose; int32 data, may be traced; below 0 counts as 0.
       slots: static size of the result.
+      most: static bound of the caps, if one is known: larger caps count as this. Where it is small
+        beside N, a faster way to the same result is taken.
       implementation: see `jaxmem.kernels`.
 
     Returns:
@@ -44,7 +47,11 @@ def select(
     _check(scores, caps)
     if slots < 0:
         raise ValueError(f"slots must not be negative, got {slots}.")
-    return dispatch.call(_SELECT, implementation, scores, caps, slots=slots)
+    if most is not None:
+        if most < 0:
+            raise ValueError(f"most must not be negative, got {most}.")
+        caps = jnp.minimum(caps, most)
+    return dispatch.call(_SELECT, implementation, scores, caps, slots=slots, most=most)
 
 
 def top_mask(

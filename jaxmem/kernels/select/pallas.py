@@ -114,10 +114,12 @@ def select(
     caps: Int[Array, "C"],
     *,
     slots: int,
+    most: int | None = None,
     block: int | None = None,
     interpret: bool = False,
 ) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
     """See `jaxmem.kernels.select`. `block` overrides the size of a block, a power of two."""
+    del most  # the caps keep to it already
     n = scores.shape[1]
     chosen = jnp.any(top_mask(scores, caps, block=block, interpret=interpret), axis=0)
     block, blocks = _blocks(n, block)

@@ -8,6 +8,7 @@ from jax import lax
 
 from jaxmem.typing import Array, Bool, Float, Int
 
+FEW = 16  # `top_k` is faster than bisection for a 16th of the entries or less (docs/kernels.md)
 NEVER = np.int32(-(2**31))  # key of an entry that may not be chosen; also the bits of -0.0
 
 
@@ -84,8 +85,26 @@ def compact(chosen: Bool[Array, "N"], slots: int) -> tuple[Int[Array, "K"], Bool
     return index, jnp.arange(slots, dtype=jnp.int32) < many
 
 
+def few(
+    scores: Float[Array, "C N"], caps: Int[Array, "C"], *, slots: int, most: int
+) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
+    """Return what `select` does, by `top_k` of each group: for caps of `most` or less."""
+    n, bits = scores.shape[1], lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
+    x = lax.bitcast_convert_type(jnp.where(bits == NEVER, 0, bits), jnp.float32)
+    x = jnp.where(ordered(scores) == NEVER, -jnp.inf, x)
+    # Equal ones come in the order of their indices: reversed, the newer first.
+    value, back = lax.top_k(x[:, ::-1], most)
+    real = (value > -jnp.inf) & (jnp.arange(most, dtype=jnp.int32)[None] < caps[:, None])
+    index = jnp.sort(jnp.where(real, n - 1 - back, n).ravel())
+    first = jnp.concatenate([jnp.ones((1,), bool), index[1:] != index[:-1]])
+    at, keep = compact(first & (index < n), slots)
+    return jnp.minimum(index[at], n - 1), keep
+
+
 def select(
-    scores: Float[Array, "C N"], caps: Int[Array, "C"], *, slots: int
+    scores: Float[Array, "C N"], caps: Int[Array, "C"], *, slots: int, most: int | None = None
 ) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
     """See `jaxmem.kernels.select`."""
+    if most is not None and 0 < most * FEW <= scores.shape[1]:
+        return few(scores, caps, slots=slots, most=most)
     return compact(jnp.any(top_mask(scores, caps), axis=0), slots)
