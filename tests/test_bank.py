@@ -375,7 +375,7 @@ def published(name, space):
     return carry, ask(params, carry, question, program=program)
 
 
-@pytest.mark.parametrize("name", ["rekv", "flexmem"])
+@pytest.mark.parametrize("name", ["rekv", pytest.param("flexmem", marks=pytest.mark.slow)])
 def test_methods_with_a_bank_work_from_either_memory(name):
     here, there = published(name, "device"), published(name, "host")
     assert kinds(there[0]) == {store.KIND} and kinds(here[0]) == {"device"}
