@@ -14,10 +14,10 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from jaxmem.memory import pool
 from jaxmem.memory.base import Memory, Rows, Spec, State, nbytes
 from jaxmem.models.base import Model
 from jaxmem.models.growing import Growing
+from jaxmem.models.program import layers_of
 from jaxmem.models.step import make_prefix
 from jaxmem.stream import (
     Carry,
@@ -258,10 +258,7 @@ class Session:
 
     def layers(self) -> list[State]:
         """Return each layer's slots and notes, for maps and reports."""
-        if self.program.layout is None:
-            take = lambda l: jax.tree.map(lambda x: x[l], self.carry.state)
-            return [take(l) for l in range(self.spec.layers)]
-        return pool.layers(self.program.layout, self.carry.state)
+        return layers_of(self.program, self.carry)
 
     @property
     def nbytes(self) -> int:

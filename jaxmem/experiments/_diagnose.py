@@ -17,20 +17,20 @@ from rich.progress import track
 
 from jaxmem.embedded import embedded
 from jaxmem.experiments._memories import Chosen, Memories, choose, parse_budget, parse_names
-from jaxmem.experiments._recall import advance_all, program_of, question_of
+from jaxmem.experiments._recall import advance_all, program_of, question_of, side_by_side
 from jaxmem.experiments._recall_streams import Streams, streams
 from jaxmem.experiments._run import probes_of
-from jaxmem.memory import pool
 from jaxmem.memory.base import State, tokens_of
 from jaxmem.memory.full import full
 from jaxmem.memory.watch import watch
 from jaxmem.models.base import Model
+from jaxmem.models.program import layers_of
 from jaxmem.models.step import chunk_step
 from jaxmem.report import diagnostics as report
 from jaxmem.report.diagnostics import Diagnosis, Whole
 from jaxmem.report.files import write_json, write_picture
 from jaxmem.session import model_spec
-from jaxmem.stream import Carry, Program, decoder_of, init_carry
+from jaxmem.stream import Carry, Program, decoder_of
 from jaxmem.tokens import EMPTY
 from jaxmem.typing import Array, Params
 
@@ -75,21 +75,12 @@ def states_after(model: Model, program: Program, name: str, made: Streams) -> It
     """Yield the carries of all streams [B, ...] at every moment."""
     probes = probes_of(model, program, name)
     moments, count = made.asked.answer.shape[:2]
-    one = init_carry(program)
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)).copy(), one)
+    carry = side_by_side(program, count)
     advance = advance_all(program, model.encode)
     for moment in range(moments):
         part = jax.tree.map(lambda x, m=moment: x[m], made.inputs)
         carry = advance(model.params, carry, part, probes)
         yield jax.tree.map(lambda x: jnp.array(x, copy=True), carry)  # advance donates its own
-
-
-def layers_of(program: Program, carry: Carry) -> list[State]:
-    """Return each layer's state of one stream."""
-    if program.layout is not None:
-        return pool.layers(program.layout, carry.state)
-    take = lambda l: jax.tree.map(lambda x: x[l], carry.state)
-    return [take(l) for l in range(program.spec.layers)]
 
 
 @functools.partial(jax.jit, static_argnames="program")

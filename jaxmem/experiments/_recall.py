@@ -62,8 +62,7 @@ def run_cell(model: Model, chosen: Chosen, streams: Streams, *, segment: int) ->
     program = program_of(model.decoder, chosen.memory, chosen.spec)
     probes = probes_of(model, program, chosen.name)
     moments, count = streams.asked.answer.shape[:2]
-    one = init_carry(program)
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)).copy(), one)
+    carry = side_by_side(program, count)
     advance = advance_all(program, model.encode)
     right = []
     for moment in range(moments):
@@ -80,6 +79,12 @@ def run_cell(model: Model, chosen: Chosen, streams: Streams, *, segment: int) ->
         slots=chosen.slots,
         seconds=time.perf_counter() - begin,
     )
+
+
+def side_by_side(program: Program, count: int) -> Carry:
+    """Return the carries of `count` streams that have not begun, [B, ...]."""
+    one = init_carry(program)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)).copy(), one)
 
 
 @functools.cache

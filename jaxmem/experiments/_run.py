@@ -13,10 +13,10 @@ from jaxmem.experiments._interrupt import interruptible
 from jaxmem.experiments._lane import Grows, Lane, compile_for, feed, put
 from jaxmem.experiments._memories import PROBES, Chosen
 from jaxmem.experiments._questions import Planned
-from jaxmem.memory import pool
 from jaxmem.memory.bank import footprint
 from jaxmem.memory.base import Rows, State, slots
 from jaxmem.models.base import Model
+from jaxmem.models.program import layers_of
 from jaxmem.report.kept import Kept, count_kinds, kept, nothing_kept
 from jaxmem.report.results import Answered, Result, median_and_worst, start_and_end
 from jaxmem.session import pinned
@@ -187,10 +187,7 @@ def layers(lane: Lane) -> list[State]:
     """Return each layer's slots and notes; scope "feature" has none."""
     if lane.program.memory.scope == "feature":
         return []
-    if lane.program.layout is not None:
-        return pool.layers(lane.program.layout, lane.carry.state)
-    count = lane.program.spec.layers
-    return [jax.tree.map(lambda x, i=i: x[i], lane.carry.state) for i in range(count)]
+    return layers_of(lane.program, lane.carry)
 
 
 def kept_by(model: Model, lane: Lane, seconds: float) -> list[Kept]:

@@ -102,3 +102,10 @@ def settled(program: Program, carry: Carry) -> Carry:
     bank, space = carry.bank, jax.memory.Space
     rest = jax.device_put(carry._replace(bank=bank._replace(slots=None)), space.Device)
     return rest._replace(bank=rest.bank._replace(slots=jax.device_put(bank.slots, space.Host)))
+
+
+def layers_of(program: Program, carry: Carry) -> list[State]:
+    """Return each layer's slots and notes of one stream; scope "feature" has no layers."""
+    if program.layout is not None:
+        return pool.layers(program.layout, carry.state)
+    return [jax.tree.map(lambda x, l=l: x[l], carry.state) for l in range(program.spec.layers)]
