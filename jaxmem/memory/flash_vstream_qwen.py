@@ -1,4 +1,4 @@
-"""Flash-VStream, Qwen version (arXiv 2506.23825): parts in `jaxmem.memory.synopsis`."""
+"""Flash-VStream, Qwen version (arXiv 2506.23825), as a memory: see `jaxmem.memory.synopsis`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.memory.base import Memory, Query, Rows, Seen, Spec, State
-from jaxmem.memory.clusters import Draws, draw, heaviest
+from jaxmem.memory.clusters import draw
 from jaxmem.memory.feature_rows import append_frames, frames_of, no_view, pool_grid, rows_of
-from jaxmem.memory.synopsis import Form, am_rope, nearest_frames, ordered_kmeans, same
-from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
+from jaxmem.memory.synopsis import Form, Held, advance, am_rope, details, init_held, same
+from jaxmem.typing import Array, Int, Num, PyTree
 
 
 @dataclass(frozen=True)
@@ -25,84 +25,12 @@ class Sizes:
     bank: int = 512  # newest frames that details are taken from; the release keeps all
 
 
-class Held(NamedTuple):
-    """The centres, and the bank in both resolutions."""
-
-    x: Float[Array, "K p E"]
-    weights: Float[Array, "K"]
-    times: Float[Array, "K"]
-    count: Int[Array, ""]  # centres
-    high: Float[Array, "R P E"]
-    low: Float[Array, "R p E"]
-    seen: Int[Array, ""]  # frames so far
-
-
 class Notes(NamedTuple):
     """What is not a feature."""
 
     key: Array  # data of the key for the next chunk's draws
     step: Num[Array, "A"]
     lost: Int[Array, ""]  # vision rows of frames that a chunk cut
-
-
-def init_held(
-    slots: int, bank: int, tokens: int, small: int, width: int, dtype=jnp.float32
-) -> Held:
-    """Return the empty memory: `tokens` rows in a frame of the bank, `small` in a centre."""
-    zero = jnp.zeros((), jnp.int32)
-    return Held(
-        x=jnp.zeros((slots, small, width), dtype),
-        weights=jnp.zeros((slots,), jnp.float32),
-        times=jnp.zeros((slots,), jnp.float32),
-        count=zero,
-        high=jnp.zeros((bank, tokens, width), dtype),
-        low=jnp.zeros((bank, small, width), dtype),
-        seen=zero,
-    )
-
-
-def advance(
-    held: Held,
-    high: Float[Array, "F P E"],
-    low: Float[Array, "F p E"],
-    n: Int[Array, ""],
-    draws: Draws,
-    form: Form = "as_released",
-) -> Held:
-    """Take the first `n` of F frames; `draws` are for the points [centres ; new frames]."""
-    fresh = jnp.arange(high.shape[0], dtype=jnp.int32)
-    capacity, number = held.high.shape[0], held.seen + fresh
-    stays = (fresh < n) & (fresh >= n - capacity)
-    slot = jnp.where(stays, number % capacity, capacity)
-    points = append_frames(held.x, held.count, low)
-    weights = append_frames(held.weights, held.count, jnp.ones_like(fresh, jnp.float32))
-    times = append_frames(held.times, held.count, number.astype(jnp.float32))
-    total, clusters = held.count + n, held.x.shape[0]
-    flat = points.reshape(points.shape[0], -1)
-    found = ordered_kmeans(flat, weights, times, total, draws, form=form)
-    new = Held(
-        x=found.x.reshape(held.x.shape).astype(held.x.dtype),
-        weights=found.weights,
-        times=found.times,
-        count=jnp.minimum(total, clusters),
-        high=held.high.at[slot].set(high.astype(held.high.dtype), mode="drop"),
-        low=held.low.at[slot].set(low.astype(held.low.dtype), mode="drop"),
-        seen=held.seen + n,
-    )
-    return jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, held)
-
-
-def details(held: Held, most: int) -> tuple[Int[Array, "k"], Int[Array, "k"], Bool[Array, "k"]]:
-    """Return the places in the bank of the detail frames, their numbers, and which exist.
-
-    One for each of the heaviest centres, in the order of their weights; a frame may come twice.
-    """
-    capacity = held.low.shape[0]
-    clusters, real = heaviest(held.weights, held.count, most)
-    full = jnp.arange(capacity, dtype=jnp.int32) < held.seen
-    flat = held.x.reshape(held.x.shape[0], -1)[clusters]
-    place = nearest_frames(flat, held.low.reshape(capacity, -1), full)
-    return place, held.seen - 1 - (held.seen - 1 - place) % capacity, real
 
 
 def flash_vstream_qwen(
