@@ -7,8 +7,9 @@ position axis a channel pair reads, so a `Rope` is two static tuples and one gat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +26,13 @@ class Rope:
     Attributes:
       inv_freq: radians per unit of position for each pair; 0 leaves a pair unrotated.
       axis: position axis that each pair reads.
+      attention_factor: what queries and keys are multiplied by when they are rotated (YaRN). Angles
+        know nothing of it: the decoder multiplies its queries by the square.
     """
 
     inv_freq: tuple[float, ...]
     axis: tuple[int, ...]
+    attention_factor: float = 1.0
 
     def __post_init__(self):
         if len(self.inv_freq) != len(self.axis):
@@ -98,6 +102,63 @@ def mrope_interleaved(head_dim: int, theta: float, sections: Sequence[int]) -> R
     return Rope(_inv_freq(head_dim, theta), tuple(axis))
 
 
+def yarn(
+    rope: Rope,
+    factor: float,
+    *,
+    theta: float,
+    original: int,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+    attention_factor: float | None = None,
+) -> Rope:
+    """Return a rotary embedding stretched to longer contexts by YaRN (arXiv 2309.00071).
+
+    Pairs that turn more than `beta_fast` times in the original context keep their frequency, those
+    that turn less than `beta_slow` times are slowed down by `factor`, and in between the change is
+    linear in the pair's index (section 3.2, as transformers computes it). Queries and keys are
+    multiplied by 0.1 ln(factor) + 1 (section 3.4).
+
+    Args:
+      rope: frequencies theta^(-2i/D), on any axes.
+      factor: lambda or s, the new context length by the original one; 1 changes nothing.
+      theta: the base of the frequencies.
+      original: L, positions that the model was trained on.
+      beta_fast: turns from which on a frequency is kept.
+      beta_slow: turns up to which it is divided by the factor.
+      truncate: round the two pairs between which the change lies outwards.
+      attention_factor: instead of 0.1 ln(factor) + 1.
+
+    Raises:
+      ValueError: if the factor is below 1 or the original context is empty.
+    """
+    if factor < 1 or original < 1:
+        raise ValueError(
+            f"YaRN stretches a context: factor must be at least 1 and original positive, got "
+            f"factor={factor}, original={original}."
+        )
+    pairs = len(rope.inv_freq)
+
+    def pair_of(turns: float) -> float:
+        """Return the index of the pair that turns so often in the original context."""
+        return pairs * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
+
+    low, high = pair_of(beta_fast), pair_of(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    width = high - low or 0.001
+    slow = np.clip((np.arange(pairs) - low) / width, 0.0, 1.0)
+    freq = np.asarray(rope.inv_freq, np.float64) * (1.0 - slow + slow / factor)
+    scale = 0.1 * math.log(factor) + 1.0 if attention_factor is None else attention_factor
+    return replace(
+        rope,
+        inv_freq=tuple(float(f) for f in freq.astype(np.float32)),
+        attention_factor=rope.attention_factor * scale,
+    )
+
+
 def angles(rope: Rope, pos: Num[Array, "*N A"]) -> Float[Array, "*N D/2"]:
     """Return rotation angles in radians up to whole turns, float32.
 
@@ -120,8 +181,14 @@ def rotate(x: Float[Array, "*N D"], angle: Float[Array, "*M D/2"]) -> Float[Arra
 
     `angle` must have as many axes as `x`, of size 1 where it broadcasts (heads).
     """
+    return turn(x, jnp.cos(angle), jnp.sin(angle))
+
+
+def turn(
+    x: Float[Array, "*N D"], cos: Float[Array, "*M D/2"], sin: Float[Array, "*M D/2"]
+) -> Float[Array, "*N D"]:
+    """Rotate as `rotate` does, by angles whose cosines and sines are known."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
     out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return out.astype(x.dtype)
 

@@ -18,8 +18,8 @@ from jaxmem.memory import blocks, store
 from jaxmem.memory.adakv import adakv
 from jaxmem.memory.bank import append_spill, footprint, init_bank, of_layer
 from jaxmem.memory.bank import nbytes as bank_nbytes
-from jaxmem.memory.banked import bank
-from jaxmem.memory.base import Memory, Query, Spec, held, nbytes, tokens_of
+from jaxmem.memory.banked import RULES, bank
+from jaxmem.memory.base import Memory, Query, Reads, Spec, held, nbytes, tokens_of
 from jaxmem.memory.evict import evict
 from jaxmem.memory.flash_vstream import flash_vstream
 from jaxmem.memory.flexmem import flexmem
@@ -28,6 +28,7 @@ from jaxmem.memory.quantized import quantized, unpack
 from jaxmem.memory.recent import recent
 from jaxmem.memory.rekv import rekv
 from jaxmem.memory.relevance import MemIndex
+from jaxmem.memory.shelf import shelve
 from jaxmem.memory.snapkv import snapkv
 from jaxmem.models import decoder as dec
 from jaxmem.models.answer import prefill
@@ -38,6 +39,8 @@ from jaxmem.stream import ask, branch, init_carry, make_program, question_rows, 
 ZERO = np.zeros((), np.int32)
 TOLD = ("order", "kind")
 INNER = (*laws.ALL_MEMORIES, "snapkv")
+USUAL = ("recent", "omnimem", "snapkv")  # one of each kind: order, layers by score, heads by score
+ANY = [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in INNER]
 SHARED = ("static_and_ordered", "subset", "ample_budget", "view")  # one compilation for all
 
 
@@ -55,19 +58,25 @@ def banked(name: str, capacity: int = 48, coded: bool = False, **options) -> Mem
 
 
 @pytest.mark.parametrize("law", SHARED)
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("name", ANY)
 def test_law(name, law):
     LAWS[law](banked(name))
 
 
 @pytest.mark.parametrize("law", [law for law in LAWS if law not in SHARED])
-@pytest.mark.parametrize("name", ["recent", "omnimem", "snapkv"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "omnimem" else n for n in USUAL]
+)
 def test_law_of_more_runs(name, law):
     LAWS[law](banked(name))
 
 
-def test_laws_under_and_over_codes():
+def test_laws_under_codes():
     LAWS["scan_vmap_and_loop"](quantized(banked("recent"), 8))
+
+
+@pytest.mark.slow
+def test_laws_over_codes():
     LAWS["static_and_ordered"](banked("recent", coded=True))
 
 
@@ -76,6 +85,11 @@ def loop(memory, carry, chunk):
     state, bank = carry
     state, spill = memory.write(state, laws.see(memory, state, chunk))
     return state, append_spill(bank, ZERO, spill)
+
+
+@cache
+def stepper(memory):
+    return compiled(partial(loop, memory))
 
 
 @partial(compiled, static_argnums=0)
@@ -91,11 +105,11 @@ def everything(memory, state, bank):
 SPEC_1 = replace(SPEC, layers=1)
 
 
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("name", ANY)
 def test_nothing_is_lost_while_there_is_room(name):
     """After every chunk each written token is in one place, as it came, in every KV head."""
     memory = banked(name)
-    carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), compiled(partial(loop, memory))
+    carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), stepper(memory)
     flat, away = laws.stream(sum(CUTS)).tokens, 0
     for c, seen in enumerate(np.cumsum(CUTS)):
         carry = step(carry, pick(standard(), c))
@@ -114,9 +128,41 @@ def test_nothing_is_lost_while_there_is_room(name):
     assert away >= 16 and int(carry[1].lost[0]) == 0 and int(carry[1].count[0]) == away
 
 
+def uneven(pool):
+    """Attention received, of which head 0 receives more."""
+    return pool.received * jnp.asarray([[1.5], [1.0]])
+
+
+def test_heads_that_hold_different_numbers_have_blocks_of_their_own():
+    """Ada-KV: each head's tokens are where its own shelf says, and a question reads them all."""
+    reads = Reads(mass="softmax")
+    memory = bank(adakv(8, uneven, reads=reads), 48, block=4, topk=12, positions="contiguous")
+    carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), stepper(memory)
+    assert carry[1].slots.k.shape == (1, 2 * 48, 1, SPEC.head_dim)
+    assert bank_nbytes(memory, SPEC_1) == bank_nbytes(banked("recent"), SPEC_1) + 48 * 17
+    for c in range(len(CUTS)):
+        carry = step(carry, pick(standard(), c))
+    state, stored = carry
+    read = compiled(lambda s, b: memory.recall(s, of_layer(b, ZERO), QUERY))
+    view = jax.device_get(read(state, stored))
+    flat = laws.stream(sum(CUTS)).tokens
+    away = [laws.held(laws.of_head(held(memory, state), head)).size for head in (0, 1)]
+    assert away[0] != away[1] and sum(away) == 16
+    entries = np.asarray(stored.slots.kind)[0, :, 0].reshape(2, 48)
+    many = (entries != 0).sum(1)
+    assert int(stored.count[0]) == many.sum() and many[0] != many[1] and not stored.lost[0]
+    for head in (0, 1):
+        real = view.tokens.kind[:, head] != 0
+        np.testing.assert_array_equal(view.tokens.order[real, head], flat.order[:, 0])
+        np.testing.assert_array_equal(view.tokens.k[real, head], flat.k[:, head])
+        np.testing.assert_array_equal(view.tokens.v[real, head], flat.v[:, head])
+        np.testing.assert_array_equal(view.tokens.pos[real, head, 0], np.arange(sum(CUTS)))
+    np.testing.assert_array_equal(view.base, [sum(CUTS)] * 3)
+
+
 def test_what_leaves_a_quantised_memory_is_what_it_held():
     memory = banked("recent", coded=True)
-    carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), compiled(partial(loop, memory))
+    carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), stepper(memory)
     for c in range(len(CUTS)):
         carry = step(carry, pick(standard(), c))
     kept, _, stored = jax.device_get(everything(memory, *carry))
@@ -127,7 +173,12 @@ def test_what_leaves_a_quantised_memory_is_what_it_held():
     error = np.abs(stored.k[real] - flat.k[(order - 1) // 2])
     assert 0 < error.max() < 0.05
     inside = tokens_of(unpack(carry[0]._replace(notes=carry[0].notes.inner), 8).slots)
-    np.testing.assert_array_equal(kept.k, inside.k)
+    np.testing.assert_allclose(kept.k, inside.k, atol=1e-6)
+
+
+@compiled
+def inside(bank, index, keep):
+    return blocks.stored(of_layer(bank, ZERO), index, keep, 4)
 
 
 def rule_by_hand(evict, number, places):
@@ -142,19 +193,28 @@ def odd_first(number, seed=None):
     return number + (number % 2 == 0).astype(jnp.uint32) * np.uint32(1 << 20)
 
 
-@pytest.mark.parametrize("evict", ["oldest", "newest", "uniform", "odd"])
+@compiled
+def shelved(which, shelf, bank, chunk):
+    """Evict one chunk under rule number `which`."""
+    rules = [*RULES.values(), odd_first]
+    rule = lambda number, seed=None: jax.lax.switch(which, rules, number)
+    gone = chunk.tokens._replace(kind=chunk.tokens.kind.astype(jnp.int8))
+    shelf, spill = shelve(shelf, gone, rule, blocks.by_mean())
+    return shelf, append_spill(bank, ZERO, spill)
+
+
+@pytest.mark.parametrize("evict", [*RULES, "odd"])
 def test_a_full_bank_follows_its_rule(evict):
-    """A window of 4 spills everything in order: block b is tokens 4 b to 4 b + 3."""
-    rule = odd_first if evict == "odd" else evict
-    memory = bank(recent(4, sinks=0), 23, block=4, evict=rule)
+    """Everything is evicted in order: block b is tokens 4 b to 4 b + 3."""
+    memory = bank(recent(4, sinks=0), 23, block=4)
     assert memory.bank == 20
-    length = 100
-    chunks = cut(laws.stream(length), [10] * 10, 10)
-    carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), compiled(partial(loop, memory))
+    chunks = cut(laws.stream(100), [10] * 10, 10)
+    carry = (memory.init(SPEC_1).notes.shelf, init_bank(memory, SPEC_1))
+    index = np.arange(5, dtype=np.int32)
     for c in range(10):
-        carry = step(carry, pick(chunks, c))
-        full = (10 * (c + 1) - 4) // 4
-        stored = jax.device_get(everything(memory, *carry))[2]
+        carry = shelved([*RULES, "odd"].index(evict), *carry, pick(chunks, c))
+        full = 10 * (c + 1) // 4
+        stored = jax.device_get(inside(carry[1], index, index < int(carry[0].used)))
         arrivals = ((stored.order[:, 0] - 1) // 2)[stored.kind[:, 0] != 0].reshape(-1, 4)
         np.testing.assert_array_equal(np.diff(arrivals, axis=1), 1)
         have = sorted((arrivals[:, 0] // 4).tolist())
@@ -178,11 +238,8 @@ def test_recall_rules_against_loops(recall):
         "parts": blocks.by_parts(4),
     }[recall]
     tokens = SPEC.empty(6)
-    got = rule.score(
-        jax.vmap(lambda one: rule.summary(tokens._replace(k=one)))(jnp.asarray(k)),
-        jnp.asarray(there),
-        QUERY,
-    )
+    known = lambda k: jax.vmap(lambda one: rule.summary(tokens._replace(k=one)))(k)
+    got = compiled(lambda k: rule.score(known(k), jnp.asarray(there), QUERY))(k)
     want = np.zeros(5)
     if recall == "attention":
         for row in q:
@@ -200,7 +257,7 @@ def test_recall_rules_against_loops(recall):
     np.testing.assert_allclose(np.asarray(got)[there], want[there], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["device", "host"])
+@pytest.mark.parametrize("space", [pytest.param("device", marks=pytest.mark.slow), "host"])
 def test_planted_evidence_comes_back_with_the_bank_and_not_without(space):
     """Four neighbours of 80 point where the question looks; the window lost them long ago."""
     flat = laws.stream(80)
@@ -210,7 +267,7 @@ def test_planted_evidence_comes_back_with_the_bank_and_not_without(space):
     chunks = cut(flat, [8] * 10, 8)
     memory = bank(recent(8, sinks=0), 64, block=4, topk=1)
     spec = replace(SPEC_1, bank_space=space)
-    carry, step = (memory.init(spec), init_bank(memory, spec)), compiled(partial(loop, memory))
+    carry, step = (memory.init(spec), init_bank(memory, spec)), stepper(memory)
     for c in range(10):
         carry = step(carry, pick(chunks, c))
     read = compiled(lambda s, b: memory.recall(s, of_layer(b, ZERO), QUERY).tokens)(*carry)
@@ -246,42 +303,40 @@ def stacked(memory: Memory) -> Memory:
     )
 
 
-def program_of(memory, space="device", cfg=CFG, **more):
+def program_of(memory, space="host", cfg=CFG, **more):
     return make_program(cfg, memory, spec_of(cfg, chunk=8, bank_space=space, **more))
 
 
 @cache
-def watched(scope="layer", space="device"):
+def watched(scope="layer"):
     one = recent(8, sinks=0) if scope == "layer" else stacked(recent(8, sinks=0))
-    program = program_of(bank(one, 40, block=4, topk=10), space)
+    program = program_of(bank(one, 40, block=4, topk=10))
     return program, stream(weights(), init_carry(program), ROWS, program=program)
 
 
+@partial(compiled, static_argnums=0)
 def prefilled(program, carry, rows):
-    run = jax.jit(prefill, static_argnames=("program", "room"))
-    return np.asarray(run(weights(), program, carry, rows, room=1)[1])
+    return prefill(weights(), program, carry, rows, room=1)[1]
 
 
-@pytest.mark.parametrize(
-    ("scope", "space"), [("layer", "device"), ("layer", "host"), ("stack", "host")]
-)
-def test_recall_of_all_blocks_is_full_attention(scope, space):
+# On the device: test_bank_gradient.py.
+@pytest.mark.parametrize("scope", ["layer", "stack"])
+def test_recall_of_all_blocks_is_full_attention(scope):
     """In a decoder of one layer keys do not depend on what was attended to before."""
-    program, carry = watched(scope, space)
+    program, carry = watched(scope)
     question = small.chunk(small.stream_rows(CFG, 1, 4, seed=1), 0)
     x, pos, end = small.flat(ROWS)
     x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
     want = np.asarray(small.one_pass(weights(), CFG, x, pos))[-4:]
     np.testing.assert_allclose(prefilled(program, carry, question), want, atol=1e-4)
-    program = program_of(recent(8, sinks=0))
-    without = stream(weights(), init_carry(program), ROWS, program=program)
-    assert np.abs(prefilled(program, without, question) - want).max() > 1e-2
+    robbed = carry._replace(bank=carry.bank._replace(slots=init_carry(program).bank.slots))
+    assert np.abs(prefilled(program, robbed, question) - want).max() > 1e-2
 
 
 def test_contiguous_positions_number_all_that_is_read():
     memory = bank(recent(8, sinks=0), 64, block=4, topk=2, positions="contiguous")
     spec = replace(SPEC_1, prefix=3)
-    carry, step = (memory.init(spec), init_bank(memory, spec)), compiled(partial(loop, memory))
+    carry, step = (memory.init(spec), init_bank(memory, spec)), stepper(memory)
     for c in range(4):
         carry = step(carry, pick(standard(), c))
     view = compiled(lambda s, b: memory.recall(s, of_layer(b, ZERO), QUERY))(*carry)
@@ -299,7 +354,7 @@ def kinds(carry):
 
 def test_entries_stay_in_host_memory(tmp_path):
     """Through streams, branches and a file; one program for all, which never holds the bank."""
-    program, carry = watched(space="host")
+    program, carry = watched()
     assert kinds(carry) == kinds(init_carry(program)) == {store.KIND}
     rest = [*jax.tree.leaves(carry.state), carry.bank.count]
     assert {leaf.sharding.memory_kind for leaf in rest} == {"device"}
@@ -334,7 +389,7 @@ def test_neither_stream_nor_question_copies_the_bank(space):
 
 
 def test_host_memory_lowers_for_cuda():
-    program = program_of(bank(recent(8, sinks=0), 64, block=4, topk=2), "host")
+    program = program_of(bank(recent(8, sinks=0), 64, block=4, topk=2))
     carry = init_carry(program)
     rows = question_rows(weights(), [3, 1], program=program)
     for traced in (
@@ -346,8 +401,24 @@ def test_host_memory_lowers_for_cuda():
         assert "annotate_device_placement" in text and "callback" not in text
 
 
+def test_banks_side_by_side():
+    """Writing and reading under `vmap`, from host memory, against one stream alone."""
+    memory, start = banked("recent"), banked("recent").init(SPEC_1)
+    alone = start, init_bank(memory, SPEC_1)
+    many = jax.tree.map(lambda x: jnp.stack([x, x]), alone)
+    step, read = partial(loop, memory), lambda s, b: memory.recall(s, of_layer(b, ZERO), QUERY)
+    one, both = stepper(memory), compiled(jax.vmap(step))
+    for c in range(len(CUTS)):
+        chunks = [pick(standard(seed), c) for seed in (0, 1)]
+        alone, many = one(alone, chunks[1]), both(many, laws.side_by_side(*chunks))
+    want, got = compiled(read)(*alone), compiled(jax.vmap(read))(*many)
+    laws.assert_same(pick((many, got), 1), (alone, want), "stream 1")
+    assert not np.array_equal(got.tokens.k[0], got.tokens.k[1])
+
+
+@pytest.mark.slow
 def test_streams_side_by_side():
-    program, one = watched(space="host")
+    program, one = watched()
     other = small.stream_rows(CFG, 5, 8, seed=2, lengths=[8, 5, 8, 8, 7])
     both = jax.tree.map(lambda *x: jnp.stack(x), ROWS, other)
     start = jax.tree.map(lambda x: jnp.stack([x, x]), init_carry(program))
@@ -375,11 +446,12 @@ def published(name, space):
     return carry, ask(params, carry, question, program=program)
 
 
-@pytest.mark.parametrize("name", ["rekv", pytest.param("flexmem", marks=pytest.mark.slow)])
+@pytest.mark.slow  # on the device: test_bank_gradient.py; in host memory: the files of the methods
+@pytest.mark.parametrize("name", ["rekv", "flexmem"])
 def test_methods_with_a_bank_work_from_either_memory(name):
     here, there = published(name, "device"), published(name, "host")
     assert kinds(there[0]) == {store.KIND} and kinds(here[0]) == {"device"}
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(here), jax.device_get(there))
+    laws.assert_same(jax.device_get(here), jax.device_get(there), "host")
     assert (here[0].bank.lost > 0).all()
 
 
@@ -388,10 +460,10 @@ def test_footprint_is_what_a_carry_holds(space):
     cfg = small.config()
     for memory in (banked("recent"), quantized(banked("omnimem"), 4), rekv(16, block=4)):
         program = program_of(memory, space, cfg, bank=40)
-        carry = init_carry(program)
+        carry = jax.eval_shape(partial(init_carry, program))
         price = footprint(memory, program.spec)
-        entries = sum(x.nbytes for x in jax.tree.leaves(carry.bank.slots))
-        total = sum(x.nbytes for x in jax.tree.leaves((carry.state, carry.bank)))
+        weigh = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        entries, total = weigh(carry.bank.slots), weigh((carry.state, carry.bank))
         on_device = total - entries if space == "host" else total
         assert price == (on_device, total - on_device)
         assert price.device >= nbytes(memory, program.spec)
@@ -419,6 +491,7 @@ def test_hermes_with_a_bank_loses_nothing():
     assert (kind[2] == tk.SUMMARY).any() and not (carry.bank.slots.kind == tk.SUMMARY).any()
 
 
+@pytest.mark.slow
 def test_evidence_decides_an_answer():
     """In the loop: a question looks for its own word, which a window has lost."""
     params = jax.tree.map(lambda x: x, weights())
@@ -456,7 +529,6 @@ def test_evidence_decides_an_answer():
         (lambda: bank(recent(8), 32, positions="dense"), "'dense'"),
         (lambda: bank(rekv(8), 32), "a bank of its own, a sliding window"),
         (lambda: bank(flash_vstream(), 32), "scope 'feature'"),
-        (lambda: bank(adakv(8, evict_score), 32).init(SPEC), "evict equally many"),
         (lambda: blocks.by_parts(0), "at least 1 part"),
         (lambda: banked("recent").recall(banked("recent").init(SPEC), None, None), "stream.ask"),
         (lambda: store.zeros((1,), jnp.float32, "disk"), "'disk'"),
@@ -488,10 +560,6 @@ def test_the_command_line_prices_what_the_device_holds():
         choose(("moviechat",), Memories(bank=around), allowed, spec, rope, 4800)
 
 
-def evict_score(pool):
-    return jnp.zeros(pool.valid.shape)
-
-
 def test_a_device_without_host_memory_is_told(monkeypatch):
     monkeypatch.setattr(store, "KIND", "moon")
     with pytest.raises(ValueError, match='bank_space="device"'):
@@ -504,7 +572,7 @@ def test_bursts_become_several_blocks():
         32, lambda pool: jnp.where(pool.newest(1), 1.0, -jnp.inf) * (pool.n > 28), name="burst"
     )
     memory = bank(drop, 64, block=4)
-    carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), compiled(partial(loop, memory))
+    carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), stepper(memory)
     for c in range(len(CUTS)):
         carry = step(carry, pick(standard(), c))
     assert memory.name == "burst_bank" and int(carry[1].count[0]) > 8

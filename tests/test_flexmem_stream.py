@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from laws import compiled
 
 from jaxmem.memory import relevance
 from jaxmem.memory.base import Query
@@ -34,7 +35,8 @@ def watch(memory, rows, *, chunk, prefix=None, bank=40):
     program = make_program(CFG, memory, spec)
     probes = probe_rows(weights(), [[3, 1, 4]], program=program)
     more = {"prefix": prefix, "probes": probes if memory.reads.probe else None}
-    return program, stream(weights(), init_carry(program), rows, program=program, **more), more
+    run = compiled(lambda carry, rows: stream(weights(), carry, rows, program=program, **more))
+    return program, run(init_carry(program), rows), more
 
 
 def same(a, b):
@@ -50,33 +52,36 @@ def same(a, b):
 LENGTHS = [8, 5, 8, 8, 8, 3, 8]
 
 
-@pytest.mark.parametrize("reader", [pytest.param("encoding", marks=pytest.mark.slow), "memindex"])
-def test_scan_loop_vmap_and_padding(reader):
+@cache
+def watched(reader):
+    """A stream behind a prompt of two words."""
     memory = decoder_memory(reader)
+    plain = make_program(CFG, memory, spec_of(CFG, chunk=8))
+    prompt = question_rows(weights(), [5, 6], program=plain, size=2)
+    prefix = compiled(lambda rows: make_prefix(weights(), CFG, rows))(prompt)
     rows = small.stream_rows(CFG, 7, 8, lengths=LENGTHS)
-    program, carry, more = watch(memory, rows, chunk=8)
-    step = jax.jit(lambda c, r: chunk_step(weights(), program, c, r, None, more["probes"])[0])
-    loop = init_carry(program)
-    for i in range(7):
-        loop = step(loop, small.chunk(rows, i))
-    same(carry, loop)
-    assert step._cache_size() == 1
+    return rows, *watch(memory, rows, chunk=8, prefix=prefix)
 
-    behind = lambda x: jnp.pad(
-        x, [(0, 0), (0, 3)] + [(0, 0)] * (x.ndim - 2), constant_values=5 if x.ndim > 2 else 0
-    )
-    longer = rows._replace(x=behind(rows.x), rel=behind(rows.rel), kind=behind(rows.kind))
-    same(carry, watch(memory, longer, chunk=11)[1])
 
+@pytest.mark.parametrize("reader", [pytest.param("encoding", marks=pytest.mark.slow), "memindex"])
+def test_vmap_and_padding(reader):
+    """Two streams side by side, in longer chunks, equal one alone (in a loop: laws_everywhere)."""
+    rows, program, carry, more = watched(reader)
     other = small.stream_rows(CFG, 7, 8, seed=2, lengths=LENGTHS[::-1])
     both = jax.tree.map(lambda *x: jnp.stack(x), rows, other)
+    behind = lambda x: jnp.pad(
+        x, [(0, 0), (0, 0), (0, 3)] + [(0, 0)] * (x.ndim - 3), constant_values=5 * (x.ndim > 3)
+    )
+    longer = both._replace(x=behind(both.x), rel=behind(both.rel), kind=behind(both.kind))
+    program = make_program(CFG, program.memory, spec_of(CFG, chunk=11, bank=40, prefix=2))
     start = jax.tree.map(lambda x: jnp.stack([x, x]), init_carry(program))
-    many = jax.vmap(lambda c, r: stream(weights(), c, r, program=program, **more))(start, both)
-    same(carry, jax.tree.map(lambda x: x[0], many))
+    one = lambda c, r: stream(weights(), c, r, program=program, **more)
+    same(carry, jax.tree.map(lambda x: x[0], compiled(jax.vmap(one))(start, longer)))
 
 
 @pytest.mark.parametrize(
-    ("reader", "positions"), [("encoding", "contiguous"), ("memindex", "keep")]
+    ("reader", "positions"),
+    [("encoding", "contiguous"), pytest.param("memindex", "keep", marks=pytest.mark.slow)],
 )
 def test_ample_budget_is_full_attention(reader, positions):
     memory = flexmem(
@@ -94,9 +99,7 @@ def test_ample_budget_is_full_attention(reader, positions):
     rows = small.stream_rows(CFG, 3, 8, lengths=[8, 5, 7])
     program, carry, _ = watch(memory, rows, chunk=8, bank=44)
     question = small.chunk(small.stream_rows(CFG, 1, 4, seed=1), 0)
-    h = jax.jit(prefill, static_argnames=("program", "room"))(
-        weights(), program, carry, question, room=1
-    )[1]
+    h = compiled(lambda c, r: prefill(weights(), program, c, r, room=1)[1])(carry, question)
     x, pos, end = small.flat(rows)
     x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
     np.testing.assert_allclose(h, small.one_pass(weights(), CFG, x, pos)[-4:], atol=1e-4)
@@ -104,12 +107,8 @@ def test_ample_budget_is_full_attention(reader, positions):
 
 def test_a_question_asked_afterwards_reads_by_its_last_row():
     """Memindex through `ask`: the clips of `relevance.scores`, and a carry that stays as it was."""
-    memory = decoder_memory("memindex")
-    plain = make_program(CFG, memory, spec_of(CFG, chunk=8))
-    prompt = question_rows(weights(), [5, 6], program=plain, size=2)
-    prefix = make_prefix(weights(), CFG, prompt)
-    rows = small.stream_rows(CFG, 7, 8, lengths=LENGTHS)
-    program, carry, _ = watch(memory, rows, chunk=8, prefix=prefix)
+    _, program, carry, more = watched("memindex")
+    memory, prefix = program.memory, more["prefix"]
     before = jax.device_get(carry)
     question = question_rows(weights(), [7, 8, 9], program=program)
     answer = ask(weights(), carry, question, program=program, prefix=prefix, max_new=2)
@@ -118,13 +117,19 @@ def test_a_question_asked_afterwards_reads_by_its_last_row():
 
     short = question_rows(weights(), [7, 8, 9], program=program, size=3)
     picked = []
-    for rows in (question, short):  # padding of the question changes nothing
+    index, book = MemIndex(CFG.rope, (0, 1), keys=2), carry.state.notes.book
+
+    @compiled
+    def told(carry, rows):
         query = Query(first_pass(weights(), program, rows, prefix), rows.kind != 0, prefix)
-        view = memory.recall(carry.state, carry.bank, query)
+        many = jnp.minimum(book.rows, 2)
+        score = relevance.scores(index, carry.state.notes.keys, many, query)
+        return memory.recall(carry.state, carry.bank, query), score
+
+    for rows in (question, short):  # padding of the question changes nothing
+        view, score = told(carry, rows)
         used = np.asarray(view.tokens.kind)[0, :, 0] != 0
         picked.append(np.asarray(view.tokens.order)[0, :, 0][used].tolist())
-        index, book = MemIndex(CFG.rope, (0, 1), keys=2), carry.state.notes.book
-        score = relevance.scores(index, carry.state.notes.keys, jnp.minimum(book.rows, 2), query)
         best = np.sort(np.argsort(-np.asarray(score)[:7])[:2])
         got = np.unique([int(np.searchsorted(np.cumsum(LENGTHS) + np.arange(7) + 1, o, "right"))
                          for o in picked[-1]])  # fmt: skip
@@ -137,6 +142,7 @@ def test_row_mass_counts_what_the_view_says():
     memory = decoder_memory()
     rows = small.stream_rows(CFG, 2, 8)
     seen = {}
+    program, carry, more = watch(memory, small.stream_rows(CFG, 1, 8), chunk=8)
     for name in ("none", "all"):
 
         def view(*a, name=name):
@@ -145,11 +151,10 @@ def test_row_mass_counts_what_the_view_says():
             return out._replace(counted=empty if name == "none" else None)
 
         watched = memory._replace(view=view)
-        program, carry, more = watch(watched, small.stream_rows(CFG, 1, 8), chunk=8)
         report = watched._replace(write=lambda s, seen: (s._replace(notes=seen.rows), None))
         reporting = make_program(CFG, report, program.spec)
         step = lambda c, r, p=reporting, m=more: chunk_step(weights(), p, c, r, None, m["probes"])
-        seen[name] = np.asarray(jax.jit(step)(carry, small.chunk(rows, 1))[0].state.notes)
+        seen[name] = np.asarray(compiled(step)(carry, small.chunk(rows, 1))[0].state.notes)
     assert (seen["none"] == 0).all() and (seen["all"] > 0).all()
 
 
@@ -160,9 +165,14 @@ def test_layers_are_fitted_on_a_stream():
     rows = small.stream_rows(CFG, 7, 8, lengths=LENGTHS)
     program, carry, _ = watch(memory, rows, chunk=8)
     question = question_rows(weights(), [3, 1, 4], program=program)
-    query = Query(first_pass(weights(), program, question, None), question.kind != 0, None)
     notes = carry.state.notes
-    r = relevance.layer_scores(index, notes.keys, jnp.minimum(notes.book.rows, 2), query)
+
+    @compiled
+    def scores(question):
+        query = Query(first_pass(weights(), program, question, None), question.kind != 0, None)
+        return relevance.layer_scores(index, notes.keys, jnp.minimum(notes.book.rows, 2), query)
+
+    r = scores(question)
     assert (np.asarray(notes.relevance[:7]) > 0).all() and not np.asarray(notes.relevance[7:]).any()
     alpha = fit_layers(r[:, :7].T, notes.relevance[:7])
     x, y, best = np.asarray(r)[:, :7].T, np.asarray(notes.relevance[:7]), np.asarray(alpha)

@@ -1,5 +1,6 @@
 """What the decoder step offers beyond the plain stream: a prefix, stack scope, reported mass."""
 
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from laws import compiled
 
 from jaxmem.memory.base import Memory, Reads, Rows, State, View
 from jaxmem.memory.full import full
@@ -38,20 +40,35 @@ def stacked(memory: Memory) -> Memory:
     )
 
 
-def run(program, prefix=None, cfg=CFG):
-    step = jax.jit(lambda carry, rows: chunk_step(WEIGHTS, program, carry, rows, prefix))
+def watch(program, prefix=None):
+    """Return the carry after both chunks, and what came out of their rows."""
+    step = compiled(lambda carry, rows: chunk_step(WEIGHTS, program, carry, rows, prefix))
     carry, out = init_carry(program), []
     for i in range(2):
         rows = small.chunk(ROWS, i)
         carry, h = step(carry, rows)
         out.append(np.asarray(h)[np.asarray(rows.kind) != 0])
+    return carry, out
+
+
+def run(program, prefix=None):
+    """Watch, ask, and answer with one more row."""
+    carry, out = watch(program, prefix)
     question = question_rows(WEIGHTS, np.array([3, 1]), program=program)
-    ask = jax.jit(lambda c, r: prefill(WEIGHTS, program, c, r, room=1, prefix=prefix))
-    dialogue, h = ask(carry, question)
-    out.append(np.asarray(h)[:2])
-    x = dec.embed(WEIGHTS, jnp.asarray(5))
-    out.append(np.asarray(decode(WEIGHTS, program, dialogue, x)[1])[None])
-    return carry, np.concatenate(out)
+
+    @compiled
+    def ask(carry, question):
+        dialogue, h = prefill(WEIGHTS, program, carry, question, room=1, prefix=prefix)
+        x = dec.embed(WEIGHTS, jnp.asarray(5))
+        return h, decode(WEIGHTS, program, dialogue, x)[1]
+
+    h, last = ask(carry, question)
+    return carry, np.concatenate([*out, np.asarray(h)[:2], np.asarray(last)[None]])
+
+
+@cache
+def everything_kept():
+    return run(make_program(CFG, full(16), small.small_spec(CFG, SIZE)))
 
 
 def test_prefix_is_seen_and_never_moves():
@@ -62,7 +79,7 @@ def test_prefix_is_seen_and_never_moves():
     prompt = small.Rows(
         jnp.asarray(x), jnp.asarray(at), jnp.ones((P,), jnp.int8), jnp.full((3,), P)
     )
-    prefix = make_prefix(WEIGHTS, CFG, prompt)
+    prefix = compiled(lambda rows: make_prefix(WEIGHTS, CFG, rows))(prompt)
     program = make_program(CFG, full(16), small.small_spec(CFG, SIZE, prefix=P))
     _, got = run(program, prefix)
 
@@ -100,7 +117,7 @@ def test_reported_mass_and_rows(last):
         return base.write(state, seen)
 
     memory = base._replace(write=write, reads=Reads(mass="softmax", rows=True, last=last))
-    run(make_program(CFG, memory, small.small_spec(CFG, SIZE)))
+    watch(make_program(CFG, memory, small.small_spec(CFG, SIZE)))
     jax.effects_barrier()
     for on_memory, on_chunk, rows in told.values():  # of the second chunk: 5 real rows
         np.testing.assert_allclose(on_memory + on_chunk, 5 if last is None else last, rtol=1e-5)
@@ -130,23 +147,20 @@ def test_probes_are_a_pass_behind_the_chunk():
     probes = jax.tree.map(lambda x: jnp.stack([x, x]), words)
     probing = base._replace(write=write, reads=Reads(probe="causal"))
     program = make_program(CFG, probing, spec)
-    step = jax.jit(lambda c, r: chunk_step(WEIGHTS, program, c, r, probes=probes))
+    step = compiled(lambda c, r: chunk_step(WEIGHTS, program, c, r, probes=probes))
     plain = make_program(CFG, base, spec)
+    without = compiled(lambda c, r: chunk_step(WEIGHTS, plain, c, r))
     carry, other = init_carry(program), init_carry(plain)
     for i in range(2):
         carry, h = step(carry, small.chunk(ROWS, i))
-        other, expected = chunk_step(WEIGHTS, plain, other, small.chunk(ROWS, i))
+        other, expected = without(other, small.chunk(ROWS, i))
         np.testing.assert_allclose(h, expected, atol=1e-5)
     jax.effects_barrier()
     from_probe = {layer: masses[-1] for layer, masses in told.items()}
 
     told.clear()
-    chunk_step(
-        WEIGHTS,
-        make_program(CFG, base._replace(write=write, reads=Reads(mass="softmax")), spec),
-        other,
-        words,
-    )
+    telling = make_program(CFG, base._replace(write=write, reads=Reads(mass="softmax")), spec)
+    compiled(lambda c, r: chunk_step(WEIGHTS, telling, c, r))(other, words)
     jax.effects_barrier()
     for layer, masses in told.items():
         n = 8 + 5  # the stream lies in memory, where the probe saw 8 in memory and 5 in its chunk
@@ -163,6 +177,9 @@ def test_a_memory_that_reads_probes_needs_them():
     )
     with pytest.raises(ValueError, match="pass probes="):
         chunk_step(WEIGHTS, program, init_carry(program), small.chunk(ROWS, 0))
+
+
+SPACE = {"bank_space": "device"}  # the memory below reads the bank's slots itself
 
 
 def banked(ask=None, told=None) -> Memory:
@@ -199,15 +216,14 @@ def test_a_bank_with_room_is_full_attention(scope):
         view = lambda s, bank, rows: jax.vmap(lambda a, b: one.view(a, b, rows))(s, bank)
         recall = lambda s, bank, q: view(s, bank, None)
         memory = memory._replace(write=write, view=view, recall=recall)
-    carry, got = run(make_program(CFG, memory, small.small_spec(CFG, SIZE, bank=16)))
-    _, expected = run(make_program(CFG, full(16), small.small_spec(CFG, SIZE)))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    carry, got = run(make_program(CFG, memory, small.small_spec(CFG, SIZE, bank=16, **SPACE)))
+    np.testing.assert_allclose(got, everything_kept()[1], atol=1e-5)
     np.testing.assert_array_equal(carry.bank.count, [13, 13])
     np.testing.assert_array_equal(carry.bank.lost, [0, 0])
 
 
 def test_a_full_bank_keeps_the_oldest_and_counts():
-    carry, _ = run(make_program(CFG, banked(), small.small_spec(CFG, SIZE, bank=10)))
+    carry, _ = watch(make_program(CFG, banked(), small.small_spec(CFG, SIZE, bank=10, **SPACE)))
     np.testing.assert_array_equal(carry.bank.count, [10, 10])
     np.testing.assert_array_equal(carry.bank.lost, [3, 3])
     np.testing.assert_array_equal(carry.bank.slots.order[0, :8, 0], np.arange(8))
@@ -217,7 +233,7 @@ def test_a_full_bank_keeps_the_oldest_and_counts():
 def test_a_question_tells_its_queries(ask):
     """Not rotated; "layer": of the pass that is under way, "pass": of one that saw no stream."""
     told = []
-    program = make_program(CFG, banked(ask, told), small.small_spec(CFG, SIZE, bank=16))
+    program = make_program(CFG, banked(ask, told), small.small_spec(CFG, SIZE, bank=16, **SPACE))
     run(program)
     jax.effects_barrier()
     rows = question_rows(WEIGHTS, np.array([3, 1]), program=program)
@@ -238,15 +254,11 @@ def test_far_tokens_join_under_one_softmax():
         near = jax.tree.map(lambda x: jnp.roll(x, -3, 0).at[-3:].set(0), tokens)
         return View(near, end, far=far, far_pos=end)
 
-    outs = []
-    for memory in (base, base._replace(recall=recall)):
-        program = make_program(CFG, memory, small.small_spec(CFG, SIZE))
-        carry = init_carry(program)
-        for i in range(2):
-            carry, _ = chunk_step(WEIGHTS, program, carry, small.chunk(ROWS, i))
-        rows = question_rows(WEIGHTS, np.array([3]), program=program)
-        outs.append(prefill(WEIGHTS, program, carry, rows, room=1)[1][0])
-    np.testing.assert_allclose(*outs, atol=1e-5)
+    program = make_program(CFG, base._replace(recall=recall), small.small_spec(CFG, SIZE))
+    carry, expected = everything_kept()
+    rows = question_rows(WEIGHTS, np.array([3, 1]), program=program)
+    got = compiled(lambda c, r: prefill(WEIGHTS, program, c, r, room=1)[1])(carry, rows)
+    np.testing.assert_allclose(got[0], expected[-3], atol=1e-5)  # the row at `far_pos`
 
 
 def test_feature_scope_answers_from_embeddings():

@@ -135,7 +135,11 @@ def adakv(
         del query
         return view(state, bank, None)
 
-    return Memory(init, view, write, recall, reads, name="adakv")
+    def held(state: State) -> Tokens:
+        counts = state.notes.counts
+        return ragged.unpack(state.slots, counts, sum(limits(counts.shape[0]))).tokens
+
+    return Memory(init, view, write, recall, reads, name="adakv", held=held)
 
 
 def _mixed(ranked: Array, won: Array, caps: Array, alpha: float) -> Bool[Array, "G C N"]:

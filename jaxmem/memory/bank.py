@@ -54,7 +54,8 @@ def init_bank(memory: Memory, spec: Spec) -> Bank | None:
     """Return the empty bank of all layers, or None if the memory spills nothing or capacity is 0.
 
     One spill's worth of rows lies behind the capacity of a bank that is appended to, so that a
-    spill can always be written whole, its padding included.
+    spill can always be written whole, its padding included. A memory whose empty spill has several
+    blocks has as many banks in one, each of the capacity.
 
     Raises:
       ValueError: if the bank is wanted in host memory and the device has none.
@@ -64,6 +65,7 @@ def init_bank(memory: Memory, spec: Spec) -> Bank | None:
         return None
     one = memory.spill(spec)
     if isinstance(one, Blocks):
+        capacity *= tokens_of(one.tokens).kind.shape[0]
         one, behind = jax.tree.map(lambda x: x[0], one.tokens), 0
     else:
         behind = tokens_of(one).kind.shape[0]

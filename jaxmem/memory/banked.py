@@ -8,6 +8,7 @@ summaries and reads the best blocks beside what the memory itself recalls.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -18,7 +19,7 @@ from jaxmem.memory import positions as places
 from jaxmem.memory.bank import Bank, Blocks, of_layer
 from jaxmem.memory.base import Memory, Query, Rows, Seen, Spec, State, View, at_layer, tokens_of
 from jaxmem.memory.keep import Priority, newest
-from jaxmem.memory.shelf import Shelf, empty_shelf, evicted, recalled, shelve, together
+from jaxmem.memory.shelf import Shelf, empty_shelf, evicted, opened, recalled, shelve, together
 from jaxmem.memory.uniform import weyl
 from jaxmem.tokens import Tokens
 from jaxmem.typing import Array, Int, Num, PyTree
@@ -62,7 +63,9 @@ def bank(
     Chunks are watched with the memory alone. A question needs its queries, per layer (scope
     "layer") or from a first pass (scope "stack"), and reads [recalled blocks | open block | what
     the memory recalls] in the order of arrival. On the device a layer holds, beside the memory, one
-    block and the summaries of the others.
+    block and the summaries of the others. Where heads hold different numbers of tokens (`adakv`)
+    each has blocks of its own, of which a question reads the best `topk`; `Bank.count` and `lost`
+    then add up the heads.
 
     Args:
       memory: of scope "layer" or "stack", without a bank of its own.
@@ -78,7 +81,7 @@ def bank(
 
     Raises:
       ValueError: if a size is not positive or an option unknown, the memory has a bank of its own,
-        scope "feature" or a sliding window, or (from `init`) its heads hold different numbers.
+        scope "feature" or a sliding window.
     """
     _check(memory, capacity, block, topk, evict, positions)
     rule = RULES[evict] if isinstance(evict, str) else evict
@@ -90,8 +93,7 @@ def bank(
 
     def init(spec: Spec) -> State:
         state = memory.init(spec)
-        groups = _groups(memory, spec, state)
-        shelf = empty_shelf(spec.empty(block, groups), many, reader)
+        shelf = empty_shelf(_empty_block(memory, spec, block), many, reader)
         if stacked:
             layers = (spec.layers,)
             shelf = jax.tree.map(lambda x: jnp.broadcast_to(x[None], layers + x.shape), shelf)
@@ -124,7 +126,9 @@ def bank(
         near, notes = memory.recall(inner(state), None, query), state.notes
 
         def layer(shelf: Shelf, bank: Bank, query: Query, near: View) -> View:
-            tokens = together(recalled(shelf, bank, query, reader, topk), shelf.open, near.tokens)
+            tokens = together(
+                recalled(shelf, bank, query, reader, topk), opened(shelf), near.tokens
+            )
             if positions == "contiguous":
                 tokens, end = places.numbered(tokens, notes.start)
                 near = near._replace(base=end)
@@ -143,8 +147,10 @@ def bank(
 
     def spill(spec: Spec) -> Blocks:
         zero, none = jnp.zeros((), jnp.int32), jnp.zeros((1,), jnp.int32)
-        like = spec.empty(block, _groups(memory, spec, jax.eval_shape(lambda: memory.init(spec))))
-        return Blocks(jax.tree.map(lambda x: x[None], like), none, none, zero, zero, zero)
+        like = _empty_block(memory, spec, block)
+        if like.kind.ndim == 2:
+            like = jax.tree.map(lambda x: x[None], like)
+        return Blocks(like, none, none, zero, zero, zero)
 
     ask = memory.reads.ask or ("pass" if stacked else "layer")
     return Memory(
@@ -154,19 +160,17 @@ def bank(
     )  # fmt: skip
 
 
-def _groups(memory: Memory, spec: Spec, state: State) -> int:
-    """Return Gm.
+def _empty_block(memory: Memory, spec: Spec, block: int) -> Tokens:
+    """Return an empty block [block], or one of each head [G, block] if they hold different numbers.
 
-    Raises:
-      ValueError: if heads may hold different numbers of tokens.
+    Such heads lie one behind the other in the state's slots, and side by side in `base.held`.
     """
-    tokens = tokens_of(state.slots)
-    if tokens.k.shape[-2] != spec.kv_heads:
-        raise ValueError(
-            f"the heads of memory {memory.name!r} hold different numbers of tokens, so they evict "
-            "different numbers; a bank needs a memory whose heads evict equally many."
-        )
-    return tokens.kind.shape[-1]
+    state = jax.eval_shape(lambda: memory.init(spec))
+    tokens = jax.eval_shape(lambda s: base.held(memory, s), state)
+    if tokens_of(state.slots).k.shape[-2] == tokens.k.shape[-2]:
+        return spec.empty(block, tokens.kind.shape[-1])
+    one = replace(spec, kv_heads=1).empty(block)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (spec.kv_heads, *x.shape)), one)
 
 
 def _check(

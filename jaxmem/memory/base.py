@@ -35,7 +35,7 @@ class Spec:
       chunk: T, the largest number of tokens written at once.
       prefix: P, tokens of the pinned prefix (held by the loop, not by the memory).
       bank: entries per layer of the bank that a memory's spill goes to (held by the loop).
-      bank_space: where the bank's entries lie, "device" or "host" memory.
+      bank_space: where the bank's entries lie, "host" or "device" memory; gradients need "device".
       layer: which layer `init` builds the state of (scope "layer"); budgets may differ by layer.
       text_step: how far a text token advances each position axis; None: by one on every axis.
       dtype: of keys and values.
@@ -51,7 +51,7 @@ class Spec:
     chunk: int = 256
     prefix: int = 0
     bank: int = 0
-    bank_space: Literal["device", "host"] = "device"
+    bank_space: Literal["device", "host"] = "host"
     layer: int = 0
     text_step: tuple[int, ...] | None = None
     dtype: Any = jnp.float32

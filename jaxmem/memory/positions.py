@@ -62,10 +62,16 @@ def ruled(memory: Memory, rule: Rule) -> Memory:
 
 
 def numbered(tokens: Tokens, first: Num[Array, "A"]) -> tuple[Tokens, Num[Array, "A"]]:
-    """Return tokens at positions `first` + index on every axis, and the position behind them."""
-    index = jnp.arange(tokens.kind.shape[0], dtype=tokens.pos.dtype)[:, None, None]
+    """Return tokens at positions `first` + index on every axis, and the position behind them.
+
+    Where heads hold different numbers they end together, and the fullest begins at `first`.
+    """
+    counts = jnp.sum(tk.valid(tokens), axis=0, dtype=jnp.int32)  # [Gm]
+    late = jnp.max(counts) - counts
+    index = jnp.arange(tokens.kind.shape[0], dtype=jnp.int32)[:, None] + late[None]
+    index = index[..., None].astype(tokens.pos.dtype)
     pos = jnp.broadcast_to(first.astype(index.dtype)[None, None] + index, tokens.pos.shape)
-    return tokens._replace(pos=pos), first + tk.count(tokens).astype(first.dtype)
+    return tokens._replace(pos=pos), first + jnp.max(counts).astype(first.dtype)
 
 
 def largest(pos: Num[Array, "N A"], valid: Bool[Array, "N"], start: Num[Array, "A"]) -> Scalar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxmem import tokens as tk
@@ -92,7 +93,8 @@ def rekv(
         # A block's mean grows with its tokens; it is read once the block is complete.
         at = jnp.maximum(notes.total - sinks, 0) + row
         at = jnp.where(row + skip < rows, at // block, notes.blocks.shape[0])
-        means = notes.blocks.at[at].add(spill.k.astype(jnp.float32) / block, mode="drop")
+        keys = jax.lax.stop_gradient(spill.k).astype(jnp.float32)  # means only rank blocks
+        means = notes.blocks.at[at].add(keys / block, mode="drop")
 
         n, slots = tk.count(held), held.kind.shape[0]
         many = jnp.minimum(n + rows, notes.room)

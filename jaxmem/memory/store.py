@@ -4,6 +4,10 @@ A store is `[L, C, ...]`. In host memory ("pinned_host") nothing is computed: a 
 copied there or back by a dynamic update slice or a dynamic slice, inside `jit` and its loops, and
 the rest of the store stays where it is. `jax.vmap` over either becomes a loop over the streams,
 since a gather or scatter of host memory would be computed there.
+
+Derivatives, forward and reverse, pass through a store on the device. JAX makes the zeros that a
+gradient starts from on the device, whatever memory its array lies in, so one in host memory
+refuses them.
 """
 
 from __future__ import annotations
@@ -23,6 +27,10 @@ Space = Literal["device", "host"]
 
 KIND = "pinned_host"
 """JAX's name of the memory behind "host"."""
+NO_DERIVATIVE = (
+    "a derivative passes through a bank in host memory, whose gradient would have to lie on the "
+    'device: use bank_space="device".'
+)
 
 
 def on_host(x: Array) -> bool:
@@ -68,20 +76,60 @@ def put(
       source: which of them is copied.
       at: entry of the store that it begins at; a stretch never goes beyond C.
       many: how many of the n copies are made; the others cost nothing.
+
+    Raises:
+      ValueError: if a derivative of a store in host memory is asked for.
     """
-    return _write(store, jnp.asarray(layer, jnp.int32), rows, source, at, many)
+    write = _put if jnp.issubdtype(store.dtype, jnp.floating) else _write
+    return write(store, jnp.asarray(layer, jnp.int32), rows, source, at, many)
 
 
 def get(store: Array, layer: Int[Array, ""], at: Int[Array, "n"], size: int) -> Array:
     """Return stretches of `size` rows of one layer [n * size, ...], on the device.
 
     Of a store in host memory only these rows are copied.
+
+    Raises:
+      ValueError: if a derivative of a store in host memory is asked for.
     """
     if not on_host(store):
         index = (at[:, None] + jnp.arange(size, dtype=at.dtype)[None]).reshape(-1)
         own = jax.lax.dynamic_index_in_dim(store, layer, 0, keepdims=False)
         return jnp.take(own, index, axis=0, mode="clip")
     return _reader(size)(store, jnp.asarray(layer, jnp.int32), at)
+
+
+@jax.custom_jvp
+def _put(store: Array, layer: Array, rows: Array, source: Array, at: Array, many: Array) -> Array:
+    return _write(store, layer, rows, source, at, many)
+
+
+@_put.defjvp
+def _put_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """The same copies as one scatter: the loop has no derivative, its length being data."""
+    store, layer, rows, source, at, many = primals
+    if on_host(store):
+        raise ValueError(NO_DERIVATIVE)
+    moved, _, pieces, *_ = tangents
+    entries = _last_writes(at, many, rows.shape[1], store.shape[1])
+    pieces = pieces[source].astype(moved.dtype).reshape(-1, *moved.shape[2:])
+    moved = moved.at[layer, entries].set(pieces, mode="drop", unique_indices=True)
+    return _put(*primals), moved
+
+
+def _last_writes(at: Array, many: Array, size: int, capacity: int) -> Int[Array, "N"]:
+    """Return the entry that each row of n stretches [n * size] is found at afterwards.
+
+    Rows of stretches that are not copied, or that a later one covers, get numbers from `capacity`
+    on, so that none comes twice.
+    """
+    number = jnp.arange(at.shape[0], dtype=jnp.int32)
+    entry = at[:, None] + jnp.arange(size, dtype=at.dtype)[None]
+    later = (number[None] > number[:, None]) & (number < many)[None]
+    above = (entry[..., None] >= at[None, None]) & (entry[..., None] < at[None, None] + size)
+    gone = jnp.any(later[:, None] & above, axis=-1) | (number >= many)[:, None]
+    nowhere = capacity + jnp.arange(entry.size, dtype=at.dtype).reshape(entry.shape)
+    return jnp.where(gone, nowhere, entry).reshape(-1)
 
 
 @jax.custom_batching.custom_vmap
@@ -127,7 +175,12 @@ def _reader(size: int):
             store = store.reshape(-1, *store.shape[2:])
         return jax.lax.map(lambda item: read(store, *item), (layer, at)), True
 
-    return read
+    def refuse(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        raise ValueError(NO_DERIVATIVE)
+
+    whole = jax.custom_jvp(lambda store, layer, at: read(store, layer, at))
+    whole.defjvp(refuse)
+    return whole
 
 
 def _spread(count: int, batched: Any, values: Any) -> list[Array]:

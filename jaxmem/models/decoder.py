@@ -140,7 +140,10 @@ def linear(x: Float[Array, "*T E"], weight: Params) -> Float[Array, "*T F"]:
 def qkv(
     layer: Params, config: DecoderConfig, h: Float[Array, "*T E"]
 ) -> tuple[Float[Array, "*T H D"], Float[Array, "*T G D"], Float[Array, "*T G D"]]:
-    """Return queries, keys and values of a layer, none of them rotated."""
+    """Return queries, keys and values of a layer, none of them rotated.
+
+    Queries carry the rotary embedding's attention factor for both sides.
+    """
     x = rms_norm(h, layer["attn_norm"], config.norm_eps)
     q, k, v = (linear(x, layer[name]) for name in ("q", "k", "v"))
     q = q.reshape(*q.shape[:-1], config.heads, config.head_dim)
@@ -149,6 +152,8 @@ def qkv(
     if config.qk_norm:
         q = rms_norm(q, layer["q_norm"], config.norm_eps)
         k = rms_norm(k, layer["k_norm"], config.norm_eps)
+    if config.rope.attention_factor != 1.0:
+        q = (q.astype(jnp.float32) * config.rope.attention_factor**2).astype(q.dtype)
     return q, k, v
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmem.models.decoder import DecoderConfig
-from jaxmem.rope import Rope
+from jaxmem.rope import Rope, yarn
 
 
 def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any]:
@@ -36,16 +36,47 @@ def rope_theta(text: Mapping[str, Any]) -> float:
     """Return the rotary base of a text config, where newer or older versions write it.
 
     Raises:
-      ValueError: if the frequencies are scaled (YaRN and the like), which is not supported.
+      ValueError: if the frequencies are scaled in another way than by YaRN.
     """
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
+    rope, kind = _rope_settings(text)
+    if kind not in ("default", "mrope", "yarn"):
         raise ValueError(
-            f"config.json asks for rotary frequencies of type {kind!r}; supported are 'default' "
-            "and 'mrope'. Remove the scaling if the checkpoint was trained without it."
+            f"config.json asks for rotary frequencies of type {kind!r}; supported are 'default', "
+            "'mrope' and 'yarn'. Remove the scaling if the checkpoint was trained without it."
         )
     return float(rope.get("rope_theta", text.get("rope_theta", 10_000.0)))
+
+
+def _rope_settings(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Return the rotary settings of a text config, and the type of scaling that they name."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return rope, rope.get("rope_type", rope.get("type", "default"))
+
+
+def scaled(rope: Rope, text: Mapping[str, Any]) -> Rope:
+    """Return a rotary table as a text config stretches it: by YaRN, or not at all.
+
+    The original context is `original_max_position_embeddings`, or where that is not written
+    `max_position_embeddings`.
+
+    Raises:
+      ValueError: if a YaRN config lacks its factor or both context lengths, or has settings that
+        are not supported.
+    """
+    settings, kind = _rope_settings(text)
+    if kind != "yarn":
+        return rope
+    check_keys(settings, ("factor",), "the rope_scaling (rope_parameters) of config.json")
+    for name in ("mscale", "mscale_all_dim"):
+        check_value(name, settings.get(name), None)
+    key = "original_max_position_embeddings"
+    original = settings.get(key) or text.get("max_position_embeddings")
+    check_keys({key: original}, (key,), "the rope_scaling (rope_parameters) of config.json")
+    names = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+    more = {name: settings[name] for name in names if settings.get(name) is not None}
+    return yarn(
+        rope, settings["factor"], theta=rope_theta(text), original=int(original or 0), **more
+    )
 
 
 def head_dim(text: Mapping[str, Any]) -> int:
@@ -60,7 +91,7 @@ def decoder_config(
 
     Args:
       text: the config's part on the language model.
-      rope: its rotary table.
+      rope: its rotary table, before any scaling that the config asks for.
       qkv_bias: biases on q, k and v (Qwen2).
       qk_norm: norms on the heads of q and k (Qwen3).
       tied: whether the embedding is the output matrix; where it is written depends on the family.
@@ -84,7 +115,7 @@ def decoder_config(
         head_dim=head_dim(text),
         mlp_width=text["intermediate_size"],
         vocab=text["vocab_size"],
-        rope=rope,
+        rope=scaled(rope, text),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         tied=tied,

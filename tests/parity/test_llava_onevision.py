@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from passes import FEATURES, HIDDEN, LOGITS, Reference, bounds, close, greedy, in_chunks, one_pass
+from passes import (
+    CHUNK,
+    FEATURES,
+    HIDDEN,
+    LOGITS,
+    Reference,
+    bounds,
+    close,
+    greedy,
+    in_chunks,
+    one_pass,
+)
 
 from jaxmem.models import llava_onevision as family
 from jaxmem.models import siglip
@@ -57,16 +68,15 @@ def test_positions(reference, prompt):
 
 def test_hidden_states_and_logits(reference, prompt, features):
     decoder = reference.config.decoder
-    rows = family.prompt_rows(reference.params, reference.config, prompt, features)
-    inputs, outputs, out = one_pass(reference.params["decoder"], decoder, rows)
+    inputs, outputs, out = one_pass(reference.params["decoder"], decoder, prompt, features)
     close(inputs[0], reference.at("lm0_in", 0), HIDDEN)
     for i, h in enumerate(outputs):
         close(h, reference.at(f"lm{i}_out", 0), HIDDEN)
     close(out, reference.at("logits", 0), LOGITS)
 
 
-@pytest.mark.parametrize("size", [7, 16])
-def test_streamed_in_chunks(reference, prompt, features, size):
+def test_streamed_in_chunks(reference, prompt, features):
+    size = CHUNK
     decoder, params = reference.config.decoder, reference.params["decoder"]
     starts = bounds(len(prompt.ids), size)
     out, carry, _ = in_chunks(params, decoder, prompt, features, None, starts, size)
@@ -108,11 +118,9 @@ def test_positions_of_a_long_stream(reference):
 
 def test_text_only_prompt(reference):
     ids = reference.ids(0)[:5]
-    rows = family.prompt_rows(
-        reference.params, reference.config, family.prompt_plan(reference.config, ids)
-    )
+    rows = fill(reference.params["decoder"], family.prompt_plan(reference.config, ids))
     close(rows.x, reference.at("lm0_in", 0)[:5], 1e-6)
-    assert fill(reference.params["decoder"], family.prompt_plan(reference.config, ids)).deep is None
+    assert rows.deep is None
 
 
 def numpy_picture(config, projected, newline, size, best):
@@ -182,8 +190,8 @@ def test_config_errors(reference):
     for key, (value, message) in wrong.items():
         with pytest.raises(ValueError, match=message):
             family.read_config({**raw, key: value})
-    text = {**raw["text_config"], "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}
-    with pytest.raises(ValueError, match="rotary frequencies of type 'yarn'"):
+    text = {**raw["text_config"], "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e6}}
+    with pytest.raises(ValueError, match="rotary frequencies of type 'longrope'"):
         family.read_config({**raw, "text_config": text})
     text = {**raw["text_config"], "use_sliding_window": True}
     with pytest.raises(ValueError, match="use_sliding_window is true"):
