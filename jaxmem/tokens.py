@@ -109,8 +109,9 @@ def take(slots: T, index: Int[Array, "K"], keep: Bool[Array, "K"]) -> T:
     """
 
     def one(leaf: Array) -> Array:
-        rows = jnp.take(leaf, index, axis=0, mode="clip")
-        mask = keep.reshape(keep.shape + (1,) * (rows.ndim - 1))
-        return jnp.where(mask, rows, jnp.zeros((), rows.dtype))
+        # A row of zeros behind the last stands for what is not kept. XLA fuses it into the gather,
+        # which on a CPU is up to twice as fast as a choice behind the gather.
+        rows = jnp.pad(leaf, ((0, 1), *((0, 0),) * (leaf.ndim - 1)))
+        return jnp.take(rows, jnp.where(keep, index, leaf.shape[0]), axis=0, mode="clip")
 
     return jax.tree.map(one, slots)

@@ -1,4 +1,9 @@
-"""Pallas kernels, interpreted, against the reference."""
+"""Pallas kernels against the reference: interpreted, and compiled where there is a GPU.
+
+JAX_PLATFORMS=cuda pytest -m gpu tests/test_kernels_pallas.py tests/test_kernels_move.py
+"""
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +27,31 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWar
 SMALL = Tile(16, 16)  # several tiles of rows and of keys in every case
 
 
+def slow(*values):
+    """A variant of what the others cover, left to `pytest -m slow`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.gpu)], ids=["", "gpu"])
+def interpret(request):
+    """Whether kernels are interpreted; the reference must not round to TF32 on a GPU."""
+    if not request.param and jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU and JAX_PLATFORMS=cuda")
+    with jax.default_matmul_precision("highest"):
+        yield request.param
+
+
 def of(name):
     return next(c for c in CASES if c.name == name)
+
+
+@cache
+def attended(name):
+    """Output and log-sum-exp of a case by the reference."""
+    case = of(name)
+    q, segments, _ = on_device(build(case))
+    run = lambda q, s: attend(q, s, rope=rope_of(case), window=case.window)
+    return jax.jit(run)(q, segments)
 
 
 def tolerance(case):
@@ -43,6 +71,7 @@ def both(case, functions):
 @pytest.mark.parametrize(
     ("name", "on_load"),
     [
+        ("one_kv_head", True),  # width 64
         ("dim80", True),
         ("dim128_bf16", True),
         ("own_sets", True),
@@ -52,12 +81,12 @@ def both(case, functions):
         ("nothing", True),
     ],
 )
-def test_attend_equals_the_reference(name, on_load):
+def test_attend_equals_the_reference(name, on_load, interpret):
     case = of(name)
     options = {"rope": rope_of(case), "window": case.window}
 
     def kernel(q, segments, _):
-        more = {"tile": SMALL, "on_load": on_load, "interpret": True}
+        more = {"tile": SMALL, "on_load": on_load, "interpret": interpret}
         return attend_pallas.attend(q, segments, **options, **more)
 
     ours, theirs = both(case, (kernel, lambda q, s, _: attend(q, s, **options)))
@@ -67,16 +96,16 @@ def test_attend_equals_the_reference(name, on_load):
         assert np.all(ours[0] == 0) and np.all(ours[1] == -np.inf)
 
 
-def test_default_tiles_and_a_pool_without_slots():
-    case = of("no_slots")
+def test_default_tiles_and_a_pool_without_slots(interpret):
+    case, kernel = of("no_slots"), "pallas_interpret" if interpret else "pallas"
     run = lambda name: lambda q, s, _: attend(q, s, rope=rope_of(case), implementation=name)
-    ours, theirs = both(case, (run("pallas_interpret"), run(None)))
+    ours, theirs = both(case, (run(kernel), run(None)))
     for got, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["grouped", "nothing"])
-def test_gradient_of_attend_equals_that_of_the_reference(name):
+def test_gradient_of_attend_equals_that_of_the_reference(name, interpret):
     case = of(name)
 
     def gradient(function):
@@ -95,7 +124,7 @@ def test_gradient_of_attend_equals_that_of_the_reference(name):
         return q, [s.k for s in segments], [s.v for s in segments]
 
     def kernel(q, segments):
-        more = {"tile": SMALL, "interpret": True}
+        more = {"tile": SMALL, "interpret": interpret}
         return attend_pallas.attend(q, segments, rope=rope_of(case), **more)
 
     reference = None
@@ -110,29 +139,28 @@ def test_gradient_of_attend_equals_that_of_the_reference(name):
 @pytest.mark.parametrize(
     ("name", "reduce", "form"),
     [
-        ("dim80", "head_mean", "softmax"),
+        slow("dim80", "head_mean", "softmax"),
         ("own_sets", "kv_head", "softmax"),
         ("window", "head", "softmax"),
         ("mrope", "head_mean", "mean_logit"),
         ("nothing", "head_mean", "mean_logit"),
     ],
 )
-def test_mass_equals_the_reference(name, reduce, form, monkeypatch):
+def test_mass_equals_the_reference(name, reduce, form, interpret, monkeypatch):
     # Few programs, so that each walks more than one tile of rows.
     monkeypatch.setattr(mass_pallas, "PROGRAMS", 8)
     case = of(name)
     options = {"rope": rope_of(case), "window": case.window, "reduce": reduce, "form": form}
 
     def run(function, **more):
+        lse = attended(name)[1] if form == "softmax" else None
+
         def of_inputs(q, segments, counted):
-            lse = None
-            if form == "softmax":
-                lse = attend(q, segments, rope=rope_of(case), window=case.window)[1]
             return function(q, segments, lse, rows=counted, **options, **more)
 
         return of_inputs
 
-    kernel = run(mass_pallas.mass, tile=SMALL, interpret=True)
+    kernel = run(mass_pallas.mass, tile=SMALL, interpret=interpret)
     ours, theirs = both(case, (kernel, run(mass)))
     for got, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, expected, atol=tolerance(case))
@@ -143,47 +171,51 @@ def test_mass_equals_the_reference(name, reduce, form, monkeypatch):
     ("name", "reduce", "weights"),
     [
         ("dim80", "head_mean", "A2v2"),
-        ("own_sets", "kv_head", "A2v2"),
-        ("dim80", "kv_head", "caote"),
+        slow("own_sets", "kv_head", "A2v2"),
+        slow("dim80", "kv_head", "caote"),
         ("dim128_bf16", "head_mean", "caote"),
         ("own_sets", "head", "caote"),
         ("empty_memory", "head", "caote"),  # the first row sees one key only
-        ("nothing", "head_mean", "caote"),
+        slow("nothing", "head_mean", "caote"),
     ],
 )
-def test_weighted_mass_equals_the_reference(name, reduce, weights, monkeypatch):
+def test_weighted_mass_equals_the_reference(name, reduce, weights, interpret, monkeypatch):
     monkeypatch.setattr(mass_pallas, "PROGRAMS", 8)
     case = of(name)
     options = {"rope": rope_of(case), "reduce": reduce, "weights": weights}
 
     def run(function, **more):
+        out, lse = attended(name)
+
         def of_inputs(q, segments, counted):
-            out, lse = attend(q, segments, rope=rope_of(case))
             return function(q, segments, lse, rows=counted, out=out, **options, **more)
 
         return of_inputs
 
-    ours, theirs = both(case, (run(mass_pallas.mass, tile=SMALL, interpret=True), run(mass)))
+    ours, theirs = both(case, (run(mass_pallas.mass, tile=SMALL, interpret=interpret), run(mass)))
     for got, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=tolerance(case))
     assert any(np.any(x > 0) for x in ours) == (name != "nothing")
 
 
-@pytest.mark.parametrize("name", ["dim128_bf16", "own_sets", "window", "nothing", "no_slots"])
-def test_row_mass_equals_the_reference(name):
+@pytest.mark.parametrize(
+    "name", ["dim128_bf16", slow("own_sets"), slow("window"), "nothing", "no_slots"]
+)
+def test_row_mass_equals_the_reference(name, interpret):
     case = of(name)
     options = {"rope": rope_of(case), "window": case.window, "segment": 0}
 
     def run(function, **more):
+        lse = attended(name)[1]
+
         def of_inputs(q, segments, _):
-            lse = attend(q, segments, rope=rope_of(case), window=case.window)[1]
             early = jnp.arange(segments[0].k.shape[0]) < 20
             return [function(q, segments, lse, **options, **more, columns=c) for c in (None, early)]
 
         return of_inputs
 
     ours, theirs = both(
-        case, (run(mass_pallas.row_mass, tile=SMALL, interpret=True), run(row_mass))
+        case, (run(mass_pallas.row_mass, tile=SMALL, interpret=interpret), run(row_mass))
     )
     for got, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, expected, atol=tolerance(case))
@@ -191,28 +223,23 @@ def test_row_mass_equals_the_reference(name):
 
 
 @pytest.mark.parametrize(("groups", "n", "slots"), [(1, 1, 1), (3, 257, 200)])
-def test_select_equals_sorting(groups, n, slots):
+def test_select_equals_sorting(groups, n, slots, interpret):
     rng = np.random.default_rng(n)
-    kernel = lambda s, c: select_pallas.select(s, c, slots=slots, block=128, interpret=True)
+    kernel = lambda s, c: select_pallas.select(s, c, slots=slots, block=128, interpret=interpret)
     run = jax.jit(kernel)
-    reference = jax.jit(lambda s, c: select(s, c, slots=slots))
     for kind in ("random", "ties", "equal", "masked", "never", "odd"):
         for caps in ([0] * groups, [1] * groups, [n // 3] * groups, [n, -1, 2 * n][:groups]):
             scores, caps = draw(kind, groups, n, rng), np.asarray(caps, np.int32)
-            index, keep = run(scores, caps)
-            check(scores, caps, slots, index, keep)
-            expected, real = reference(scores, caps)
-            np.testing.assert_array_equal(keep, real)
-            np.testing.assert_array_equal(index[keep], expected[real])
+            check(scores, caps, slots, *run(scores, caps))
 
 
-def test_more_streams_and_more_slots_than_entries():
+def test_more_streams_and_more_slots_than_entries(interpret):
     rng = np.random.default_rng(0)
     scores = np.stack([draw(k, 2, 70, rng) for k in ("ties", "odd")])
     caps = np.asarray([[5, 60], [70, 1]], np.int32)
 
     def run(s, c):
-        pick = {"implementation": "pallas_interpret"}
+        pick = {"implementation": "pallas_interpret" if interpret else "pallas"}
         return select(s, c, slots=150, **pick), top_mask(s, c, **pick)
 
     (index, keep), mask = jax.jit(jax.vmap(run))(scores, caps)

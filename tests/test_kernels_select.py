@@ -59,18 +59,24 @@ def test_equals_sorting(kind, groups, n, slots):
 @pytest.mark.parametrize("implementation", [None, "pallas_interpret"])
 def test_few_of_many_equal_sorting(implementation):
     rng, (groups, n, most, slots) = np.random.default_rng(0), (3, 330, 20, 30)
-    run = jax.jit(lambda s, c: select(s, c, slots=slots, most=most, implementation=implementation))
+
+    @jax.jit
+    def run(s, c):
+        how = {"most": most, "implementation": implementation}
+        return *select(s, c, slots=slots, **how), top_mask(s, c, **how)
+
     text = run.lower(jnp.zeros((groups, n)), jnp.zeros((groups,), jnp.int32)).as_text()
     assert ("top_k" in text) == (implementation is None)
     for kind in ("random", "ties", "equal", "masked", "never", "odd"):
         for caps in ([0, 1, 20], [20, 20, 20], [-1, 300, 7]):
             scores, caps = draw(kind, groups, n, rng), np.asarray(caps, np.int32)
-            index, keep = run(scores, caps)
+            index, keep, mask = run(scores, caps)
             check(scores, np.minimum(caps, most), slots, index, keep)
+            np.testing.assert_array_equal(mask, expected_mask(scores, np.minimum(caps, most)))
 
 
 def test_many_of_few_are_not_sorted():
-    run = lambda s, c: select(s, c, slots=8, most=8)
+    run = lambda s, c: (select(s, c, slots=8, most=8), top_mask(s, c, most=8))
     lowered = jax.jit(run).lower(jnp.zeros((1, 100)), jnp.zeros((1,), jnp.int32))
     assert "top_k" not in lowered.as_text()
 

@@ -13,9 +13,10 @@ from jaxmem.experiments import _kernels_naive as naive
 from jaxmem.experiments._kernels_shapes import Inputs, Shape, rope_of, segments
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.mass import mass, row_mass
+from jaxmem.kernels.move import move
 from jaxmem.kernels.redundancy import neighbour_cosine
 from jaxmem.kernels.select import select
-from jaxmem.tokens import Tokens, take
+from jaxmem.tokens import Tokens
 from jaxmem.typing import Array, PyTree
 
 Run = Callable[[Inputs, Shape], Any]
@@ -89,7 +90,7 @@ def _row_mass(x: Inputs, shape: Shape, **how: Any) -> Array:
 
 def _select(x: Inputs, shape: Shape, **how: Any) -> Tokens:
     index, keep = select(x.scores, x.caps, slots=shape.slots, **how)
-    return take(x.slots, index, keep)
+    return move(x.slots, index, keep, **how)
 
 
 def _redundancy(x: Inputs, shape: Shape, **how: Any) -> Array:

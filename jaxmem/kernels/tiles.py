@@ -60,11 +60,12 @@ def logits(
     """
     rows, heads, dim = q.shape
     k = rotated_keys(segment, rope)
+    n, groups, _ = k.shape
     if joint:
-        k = k.astype(jnp.float32)
-        s = jnp.einsum("qgd,ngd->qn", q, k, preferred_element_type=jnp.float32)[None, None]
+        # Flat, or XLA on a CPU transposes the keys before the product.
+        q, k = q.reshape(rows, groups * dim), k.astype(jnp.float32).reshape(n, groups * dim)
+        s = jnp.einsum("qc,nc->qn", q, k, preferred_element_type=jnp.float32)[None, None]
     else:
-        n, groups, _ = k.shape
         shared = heads // groups
         q = q.reshape(rows, groups, shared, dim).transpose(1, 2, 0, 3)
         q = q.reshape(groups, shared * rows, dim)

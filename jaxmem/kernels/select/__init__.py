@@ -47,15 +47,16 @@ def select(
     _check(scores, caps)
     if slots < 0:
         raise ValueError(f"slots must not be negative, got {slots}.")
-    if most is not None:
-        if most < 0:
-            raise ValueError(f"most must not be negative, got {most}.")
-        caps = jnp.minimum(caps, most)
+    caps = _bounded(caps, most)
     return dispatch.call(_SELECT, implementation, scores, caps, slots=slots, most=most)
 
 
 def top_mask(
-    scores: Float[Array, "C N"], caps: Int[Array, "C"], *, implementation: str | None = None
+    scores: Float[Array, "C N"],
+    caps: Int[Array, "C"],
+    *,
+    most: int | None = None,
+    implementation: str | None = None,
 ) -> Bool[Array, "C N"]:
     """Return which entries are among the `caps[c]` best of their group, by the rules of `select`.
 
@@ -63,7 +64,8 @@ def top_mask(
       ValueError: if shapes do not fit, or there is no such implementation.
     """
     _check(scores, caps)
-    return dispatch.call(_TOP_MASK, implementation, scores, caps)
+    caps = _bounded(caps, most)
+    return dispatch.call(_TOP_MASK, implementation, scores, caps, most=most)
 
 
 def gate(
@@ -113,3 +115,12 @@ def _check(scores: Array, caps: Array) -> None:
             f"scores must be [C, N] with N > 0 and caps [C], got {scores.shape} and {caps.shape}; "
             "vmap over more axes."
         )
+
+
+def _bounded(caps: Int[Array, "C"], most: int | None) -> Int[Array, "C"]:
+    """Return the caps, or what of them the bound allows."""
+    if most is None:
+        return caps
+    if most < 0:
+        raise ValueError(f"most must not be negative, got {most}.")
+    return jnp.minimum(caps, most)

@@ -84,10 +84,12 @@ def top_mask(
     scores: Float[Array, "C N"],
     caps: Int[Array, "C"],
     *,
+    most: int | None = None,
     block: int | None = None,
     interpret: bool = False,
 ) -> Bool[Array, "C N"]:
     """See `jaxmem.kernels.select`. `block` overrides the size of a block, a power of two."""
+    del most  # the caps keep to it already
     groups, n = scores.shape
     block, blocks = _blocks(n, block)
     key = ordered(scores)

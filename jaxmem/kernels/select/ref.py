@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -9,6 +11,7 @@ from jax import lax
 from jaxmem.typing import Array, Bool, Float, Int
 
 FEW = 16  # `top_k` is faster than bisection for a 16th of the entries or less (docs/kernels.md)
+SMALL = 128  # up to so many entries all pairs are compared, which is faster than bisection
 NEVER = np.int32(-(2**31))  # key of an entry that may not be chosen; also the bits of -0.0
 
 
@@ -64,13 +67,32 @@ def _first_newer(level: Bool[Array, "C N"], room: Int[Array, "C"]) -> Int[Array,
     return jnp.where(too_many(jnp.zeros_like(room)), last + 1, 0)
 
 
-def top_mask(scores: Float[Array, "C N"], caps: Int[Array, "C"]) -> Bool[Array, "C N"]:
+def _ranked(key: Int[Array, "C N"], caps: Int[Array, "C"]) -> Bool[Array, "C N"]:
+    """Return which entries have fewer than `caps[c]` before them, by comparing all pairs."""
+    index = jnp.arange(key.shape[1], dtype=jnp.int32)
+    # j is before i if its key is larger, or equal and j newer: key_j >= key_i + (j <= i).
+    older = index[:, None] <= index[None, :]
+    bar = key[:, None, :] + older[None].astype(jnp.int32)
+    before = jnp.sum(key[:, :, None] >= bar, axis=1, dtype=jnp.int32)
+    return (before < caps[:, None]) & (key != NEVER)
+
+
+def top_mask(
+    scores: Float[Array, "C N"], caps: Int[Array, "C"], *, most: int | None = None
+) -> Bool[Array, "C N"]:
     """See `jaxmem.kernels.select`."""
+    groups, n = scores.shape
+    if _is_few(most, n):
+        index = few(scores, caps, most)
+        row = jnp.arange(groups, dtype=jnp.int32)[:, None]
+        return jnp.zeros((groups, n), bool).at[row, index].set(True, mode="drop")
     key, caps = ordered(scores), caps.astype(jnp.int32)
+    if n <= SMALL:
+        return _ranked(key, caps)
     t = _kth_largest(key, caps)[:, None]
     above, level = key > t, key == t
     room = caps - jnp.sum(above, axis=-1, dtype=jnp.int32)
-    index = jnp.arange(key.shape[1], dtype=jnp.int32)[None]
+    index = jnp.arange(n, dtype=jnp.int32)[None]
     return above | (level & (index >= _first_newer(level, room)[:, None]))
 
 
@@ -85,26 +107,29 @@ def compact(chosen: Bool[Array, "N"], slots: int) -> tuple[Int[Array, "K"], Bool
     return index, jnp.arange(slots, dtype=jnp.int32) < many
 
 
-def few(
-    scores: Float[Array, "C N"], caps: Int[Array, "C"], *, slots: int, most: int
-) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
-    """Return what `select` does, by `top_k` of each group: for caps of `most` or less."""
+def _is_few(most: int | None, n: int) -> TypeGuard[int]:
+    return most is not None and 0 < most * FEW <= n
+
+
+def few(scores: Float[Array, "C N"], caps: Int[Array, "C"], most: int) -> Int[Array, "C most"]:
+    """Return the chosen indices of each group by `top_k`, best first, and N behind them."""
     n, bits = scores.shape[1], lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     x = lax.bitcast_convert_type(jnp.where(bits == NEVER, 0, bits), jnp.float32)
     x = jnp.where(ordered(scores) == NEVER, -jnp.inf, x)
     # Equal ones come in the order of their indices: reversed, the newer first.
     value, back = lax.top_k(x[:, ::-1], most)
     real = (value > -jnp.inf) & (jnp.arange(most, dtype=jnp.int32)[None] < caps[:, None])
-    index = jnp.sort(jnp.where(real, n - 1 - back, n).ravel())
-    first = jnp.concatenate([jnp.ones((1,), bool), index[1:] != index[:-1]])
-    at, keep = compact(first & (index < n), slots)
-    return jnp.minimum(index[at], n - 1), keep
+    return jnp.where(real, n - 1 - back, n)
 
 
 def select(
     scores: Float[Array, "C N"], caps: Int[Array, "C"], *, slots: int, most: int | None = None
 ) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
     """See `jaxmem.kernels.select`."""
-    if most is not None and 0 < most * FEW <= scores.shape[1]:
-        return few(scores, caps, slots=slots, most=most)
-    return compact(jnp.any(top_mask(scores, caps), axis=0), slots)
+    n = scores.shape[1]
+    if not _is_few(most, n):
+        return compact(jnp.any(top_mask(scores, caps), axis=0), slots)
+    index = jnp.sort(few(scores, caps, most).ravel())
+    first = jnp.concatenate([jnp.ones((1,), bool), index[1:] != index[:-1]])
+    at, keep = compact(first & (index < n), slots)
+    return jnp.minimum(index[at], n - 1), keep
