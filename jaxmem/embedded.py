@@ -97,4 +97,5 @@ def embedded(path: str | Path | None = None) -> Model:
         ticks_per_second=float(tiny.TICKS),
         probes=PROBES,
         note=NOTE,
+        audio_tokens=config.pieces,
     )

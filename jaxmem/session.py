@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxmem.memory.base import Memory, Rows, Spec, State, nbytes
-from jaxmem.models.base import Model
+from jaxmem.models.base import Model, said_by
 from jaxmem.models.growing import Growing
 from jaxmem.models.program import layers_of
 from jaxmem.models.step import make_prefix
@@ -35,7 +35,7 @@ from jaxmem.stream import (
     stream,
 )
 from jaxmem.tokens import Tokens
-from jaxmem.typing import Array, Float, Int, PyTree
+from jaxmem.typing import Array, Bool, Float, Int, PyTree
 
 TOKENS_AT_ONCE = 4
 """Written between two looks at a growing answer: about a few words."""
@@ -130,6 +130,7 @@ def write_answer(
     prefix: Tokens | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
+    said: Bool[np.ndarray, "V"] | None = None,
 ) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "V"]]:
     """Write the answer of `jaxmem.stream.ask`, whose arguments these are, where it can be seen.
 
@@ -140,7 +141,8 @@ def write_answer(
       The tokens without an end token, and the logits of the first one.
     """
     more = {"program": program, "sampling": sampling, "key": key}
-    answer = begin_answer(model.params, carry, rows, max_new=model.max_new, prefix=prefix, **more)
+    first = {"max_new": model.max_new, "prefix": prefix, "said": said}
+    answer = begin_answer(model.params, carry, rows, **first, **more)
     first, (ids, done) = np.array(answer.first), so_far(answer, model.end)
     seen(ids, done)
     more |= {"steps": TOKENS_AT_ONCE, "end": model.end}
@@ -246,6 +248,7 @@ class Session:
         begin = time.perf_counter()
         rows = asked_rows(model, self.program, ids, self.pieces)
         more = {"prefix": self.prefix, "sampling": sampling, "key": key}
+        more["said"] = said_by(model, ids, sampling)
         if told is not None:
             growing = Growing(model.detokenize, told)
             words, first = write_answer(model, self.program, self.carry, rows, seen=growing, **more)

@@ -28,7 +28,7 @@ from jaxmem.models.program import Carry, Program, init_carry, make_program, spec
 from jaxmem.models.sampling import Sampling
 from jaxmem.models.step import chunk_step
 from jaxmem.tokens import Tokens
-from jaxmem.typing import Array, Float, Int, Params, PyTree
+from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 
 Encode = Callable[[Params, PyTree], Rows]
 """Turns one chunk of inputs (pixels, log-mel, ids) into rows; called inside the scan."""
@@ -162,6 +162,7 @@ def ask(
     prefix: Tokens | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
+    said: Bool[Array, "V"] | None = None,
 ) -> Answer:
     """Answer a question from a stream's carry, which is only read.
 
@@ -175,6 +176,7 @@ def ask(
       prefix: pinned tokens [L, P], or None.
       sampling: how tokens are drawn; None: greedily, always the likeliest.
       key: JAX key of the answer, with `sampling`; the same key gives the same answer.
+      said: tokens that a penalty of repetition counts from the begin (`models.base.said_by`).
 
     Returns:
       The answer.
@@ -183,9 +185,9 @@ def ask(
       ValueError: if there is `sampling` without a key.
     """
     weights, draw = decoder_of(params), {"sampling": sampling, "key": key}
-    begun = begin(weights, program, carry, question, room=max_new, prefix=prefix, **draw)
+    begun = begin(weights, program, carry, question, room=max_new, prefix=prefix, said=said, **draw)
     ends = end_ids(end)
-    ids, written, first, _ = extend(weights, program, begun, ends=ends, **draw)
+    ids, written, first, *_ = extend(weights, program, begun, ends=ends, **draw)
     ended = jnp.sum(jnp.isin(ids, ends) & (jnp.arange(max_new) < written), dtype=jnp.int32)
     return Answer(ids, written - ended, first)
 
@@ -201,10 +203,10 @@ def begin_answer(
     prefix: Tokens | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
+    said: Bool[Array, "V"] | None = None,
 ) -> Generation:
     """Return an answer with its first token, to be continued; the arguments are those of `ask`."""
-    draw = {"sampling": sampling, "key": key}
-    weights = decoder_of(params)
+    draw, weights = {"sampling": sampling, "key": key, "said": said}, decoder_of(params)
     return begin(weights, program, carry, question, room=max_new, prefix=prefix, **draw)
 
 

@@ -107,6 +107,24 @@ def test_question_behind_the_memory_equals_one_pass(name, chunks):
     np.testing.assert_allclose(h[:2], want[-2:], atol=2e-4, rtol=2e-4)
 
 
+def test_questions_at_one_moment_share_the_features():
+    """Side by side they pass the features through the decoder once, and answer as each alone."""
+    weights = small.params(CFG)
+    program = make_program(CFG, ma_lmm(32, P), SPEC)
+    carry = chunk_step(weights, program, init_carry(program), chunk(FRAMES[:3]))[0]
+    ids = [[i, 3, 1, 0] for i in range(8)]
+    rows = [question_rows(weights, np.array(q), program=program) for q in ids]
+    many = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    one = lambda rows: prefill(weights, program, carry, rows, room=1)[1]
+    first = jax.tree.map(lambda x: x[:1], many)
+    compiled = [jax.jit(jax.vmap(one)).lower(r).compile() for r in (many, first)]
+    flops = [c.cost_analysis()["flops"] for c in compiled]
+    assert flops[0] < 3 * flops[1]
+    together = compiled[0](many)
+    for row, alone in zip(together, rows, strict=True):
+        np.testing.assert_allclose(row, one(alone), atol=2e-5, rtol=2e-5)
+
+
 def test_star_forms_differ_as_documented(watched):
     """Released: weights restart, the stream's first frames come back. Published: neither."""
     released, published = watched["star"][-1].slots, watched["star_published"][-1].slots

@@ -47,18 +47,18 @@ def job(tmp_path, capsys):
 
 # Tokens of the clip: frames become 24 x 24 pixels, 3 x 3 tokens; "<0.5 seconds>" has 6.
 TOKENS = {
-    "qwen2_5_vl": 4 * 9,
     "qwen3_vl": 4 * (6 + 2 + 9),
     "qwen2_5_omni": 4 * (9 + 50),
     "llava_onevision": 7 * 9,
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOKENS)
 def test_a_checkpoint_streams_a_clip_and_answers(job, folder, clip, family):
-    """Several tokens per answer, in the report and on the terminal; nothing compiles meanwhile."""
+    """Through OmniMem, also where nothing is heard: several tokens per answer, in the report and on
+    the terminal; nothing compiles meanwhile."""
     where, dtype = folder(family), "bfloat16" if family == "qwen3_vl" else "float32"
-    words = ["--model", str(where), "--video", str(clip), "--dtype", dtype, "--memory", "recent"]
+    words = ["--model", str(where), "--video", str(clip), "--dtype", dtype, "--memory", "omnimem"]
     asks = ["--ask", "4.5: what is shown", "--ask", "end: what is shown now"]
     report, captured = job(*words, "--budget", "40", *asks)
     assert report["model"] == family and report["end"]["kind"] == "end"
@@ -77,10 +77,20 @@ def test_a_checkpoint_streams_a_clip_and_answers(job, folder, clip, family):
 
 def test_without_a_question_it_asks_the_models_own(job, folder, clip):
     words = ["--model", str(folder("qwen2_5_vl")), "--video", str(clip), "--dtype", "float32"]
-    report, _ = job(*words, "--seconds", "2", "--fps", "2", "--max-pixels", "128", "--json")
-    asked = [answer["question"] for answer in report["results"][0]["answers"]]
+    words += ["--top-k", "5", "--repetition-penalty", "1.2", "--json"]
+    report, captured = job(*words, "--seconds", "2", "--fps", "2", "--max-pixels", "128")
+    drawn = "answers are drawn: temperature 1, top-p 1, top-k 5, repetition penalty 1.2, seed 0"
+    assert drawn in " ".join(captured.err.split())
+    answers = report["results"][0]["answers"]
+    asked = [answer["question"] for answer in answers]
     assert asked[0] == "Describe the video in detail." and len(asked) == 2
     assert report["tokens"] == 2 * 1 and report["chunk_seconds"] == 1  # 8 x 8 pixels
+    assert report["model"] == "qwen2_5_vl" and report["compilations"]["streaming"] == 0
+    assert all(0 < len(answer["answer"].split()) <= 3 for answer in answers)
+
+
+def test_every_family_is_run():
+    assert {*TOKENS, "qwen2_5_vl"} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import cache
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmem.experiments import _flops, _price, benchmark
+from jaxmem.experiments._memories import Name
 from jaxmem.experiments._price import PriceConfig, nbytes
 from jaxmem.experiments._price_table import GPUS, Step, bound
 from jaxmem.experiments._shapes import FAMILIES, names, open_shapes, published
@@ -74,6 +76,18 @@ def test_flops_of_products_and_loops():
 price = cache(_price.price)
 
 
+@cache
+def counted(config):
+    """A price without compiling its programs: operations, bytes read and bytes held."""
+
+    def step(lowered, flops, *, held, read):
+        return Step(flops, 0.0, held, 0, held, read)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_price, "_step", step)
+        return _price.price(config)
+
+
 def tiny(golden, name, **more):
     folder = golden / "hf" / name
     if not folder.exists():
@@ -85,7 +99,7 @@ def tiny(golden, name, **more):
 def test_a_chunk_by_hand(golden, name):
     """Decoder, encoder and attention of a chunk and of a question, in closed form."""
     config = tiny(golden, name, memory="full")
-    found, shapes = price(config), open_shapes(config.model, jnp.float32)
+    found, shapes = counted(config), open_shapes(config.model, jnp.float32)
     decoder, rows, slots = shapes.config.decoder, found.rows, config.budget
     kernels = sum(
         leaf["kernel"].size
@@ -120,7 +134,7 @@ def test_encoder_by_hand(golden):
     per_picture += 2 * n * wide * (stack.width + wide)
     side, new = llava.vision.grid, llava.frame_side
     per_picture += 2 * wide * (new * side * side + new * side * new)
-    found, decoder = price(config), llava.decoder
+    found, decoder = counted(config), llava.decoder
     rows = pictures * llava.frame_tokens
     q, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     layer = 2 * decoder.width * (q + kv) + 3 * decoder.width * decoder.mlp_width
@@ -144,14 +158,23 @@ def test_bytes(golden):
 @pytest.mark.parametrize("memory", ["hermes", "rekv", "ma_lmm"])
 def test_memories_with_probes_a_bank_or_features(golden, memory):
     """What is watched costs what the memory asks for."""
-    found = price(tiny(golden, "llava_onevision", memory=memory, hours=0.01))
-    plain = price(tiny(golden, "llava_onevision", memory="recent"))
+    found = counted(tiny(golden, "llava_onevision", memory=memory, hours=0.01))
+    plain = counted(tiny(golden, "llava_onevision", memory="recent"))
     if memory == "ma_lmm":  # no decoder while the stream is watched
         assert found.chunk.flops < plain.chunk.flops < found.question.flops + plain.chunk.flops
         assert found.chunk.read_bytes < plain.chunk.read_bytes
     else:
         assert found.chunk.flops >= plain.chunk.flops
     assert (found.bank_bytes > 0) == (memory == "rekv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", get_args(Name))
+def test_any_memory_on_any_family(golden, memory):
+    """Chunk and question of every family are traced with every memory."""
+    for name in TINY:
+        found = counted(tiny(golden, name, memory=memory, hours=0.01))
+        assert found.question.flops > 0 and found.state_bytes > 0
 
 
 def test_roofline():

@@ -99,29 +99,34 @@ def test_new_options_leave_old_cells_valid(weights):
     mark = lambda config: evaluate.fingerprint(config, model, "ma_lmm")
     of = lambda **options: dataclasses.replace(plain, options=Memories(ma_lmm=MaLmm(**options)))
     told = {k: getattr(plain, k) for k in ("streams", "questions", "moments", "chunk_seconds")}
-    told |= {"difficulty": "standard", "options": {"grid": 4}}  # as it was before `sound` came
+    told |= {"difficulty": "standard", "options": {"grid": 4}}  # before `per_kind` came
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for leaf in jax.tree.leaves(model.params):
         digest.update(np.asarray(leaf).tobytes())
-    assert mark(plain) == mark(of(sound=False)) == digest.hexdigest()[:16]
-    marks = {mark(of(**o)) for o in ({}, {"sound": True}, {"audio_tokens": 2}, {"grid": 2})}
-    assert len(marks) == 4
+    assert mark(of(per_kind=False)) == digest.hexdigest()[:16]
+    pictures = {"per_kind": False}
+    options = ({}, pictures, pictures | {"audio_tokens": 2}, pictures | {"grid": 2})
+    assert len({mark(of(**o)) for o in options}) == 4
 
 
 def test_sound_takes_half_of_the_slots():
-    spec, rope = model_spec(embedded(), 20), embedded().decoder.rope
+    """Where a model hears and `per_kind` is left as it is."""
+    model = embedded()
+    spec, rope = model_spec(model, 20), model.decoder.rope
     for name in ("ma_lmm", "moviechat", "flash_vstream", "flash_vstream_qwen"):
-        heard = dataclasses.replace(getattr(Memories(), name), sound=True)
-        options = dataclasses.replace(Memories(), **{name: heard})
-        (chosen,) = choose((name,), options, Budget(256, None), spec, rope, None)
-        state = chosen.memory.init(spec)
-        assert state.slots[1].x.shape == (32, 4, 128)  # a second of sound is four rows
-        (frames,) = choose((name,), Memories(), Budget(128, None), spec, rope, None)
-        half = frames.memory.init(spec).slots
-        jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), state.slots[0], half)
+        silent = dataclasses.replace(getattr(Memories(), name), per_kind=False)
+        alone = dataclasses.replace(Memories(), **{name: silent})
+
+        def slots(options, many, model, name=name):
+            chosen = choose((name,), options, Budget(many, None), spec, rope, None, model)
+            return jax.tree.map(lambda x: x.shape, chosen[0].memory.init(spec).slots)
+
+        both = slots(Memories(), 256, model)
+        assert both[1].x == (32, 4, 128)  # a second of sound is four rows
+        assert both[0] == slots(alone, 128, model) == slots(Memories(), 128, None)
     with pytest.raises(ValueError, match="at least 1 token"):
-        none = Memories(ma_lmm=MaLmm(sound=True, audio_tokens=0))
-        choose(("ma_lmm",), none, Budget(64, None), spec, rope, None)
+        none = Memories(ma_lmm=MaLmm(audio_tokens=0))
+        choose(("ma_lmm",), none, Budget(64, None), spec, rope, None, model)
 
 
 def test_bad_arguments_are_status_2(capsys):

@@ -9,14 +9,14 @@ import pytest
 
 from jaxmem.models.chat import read_sampling
 from jaxmem.models.growing import Growing
-from jaxmem.models.sampling import Sampling, nucleus, sample
+from jaxmem.models.sampling import Sampling, candidates, likeliest, nucleus, penalised, sample
 
 LOGITS = jnp.array([0.1, 2.0, -1.0, 1.5, 2.0, -30.0, 0.7], jnp.float32)
 
 
-def draw(count, temperature, top_p, logits=LOGITS):
+def draw(count, temperature, top_p, logits=LOGITS, top_k=0):
     keys = jax.random.split(jax.random.key(3), count)
-    return np.asarray(jax.vmap(lambda key: sample(logits, key, temperature, top_p))(keys))
+    return np.asarray(jax.vmap(lambda key: sample(logits, key, temperature, top_p, top_k))(keys))
 
 
 def smallest_set(probabilities, top_p):
@@ -59,6 +59,49 @@ def test_frequencies_are_those_of_the_distribution():
     assert (np.abs(found - p) <= 4.5 * np.sqrt(p * (1 - p) / count)).all()
 
 
+def reference(logits, said, sampling):
+    """Probabilities of every token in float64, by sorting."""
+    x = np.asarray(logits, np.float64)
+    penalty = sampling.repetition_penalty
+    x = np.array(
+        [
+            v if not s else v * penalty if v < 0 else v / penalty
+            for v, s in zip(x, said, strict=True)
+        ]
+    )
+    x = x / sampling.temperature
+    if sampling.top_k:
+        x[x < np.sort(x)[-min(sampling.top_k, len(x))]] = -np.inf
+    p = np.exp(x - x.max())
+    p /= p.sum()
+    if sampling.top_p < 1:
+        p[~np.isin(np.arange(len(p)), list(smallest_set(p, sampling.top_p)))] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("sampling", [
+    Sampling(0.7, 0.8, 5, 1.3), Sampling(1.5, 1.0, 3), Sampling(0.9, 0.6, 0, 0.8),
+    Sampling(1.0, 1.0, 1, 2.0), Sampling(1.0, 0.95, 99, 1.1),
+])  # fmt: skip
+def test_order_of_penalty_temperature_k_and_p(sampling):
+    """The k likeliest after the penalty; the nucleus of what they share between them."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        logits, said = (2 * rng.normal(size=40)).astype(np.float32), rng.random(40) < 0.3
+        changed = penalised(jnp.asarray(logits), jnp.asarray(said), sampling.repetition_penalty)
+        found = candidates(changed, sampling.temperature, sampling.top_p, sampling.top_k)
+        expected = reference(logits, said, sampling)
+        np.testing.assert_allclose(jax.nn.softmax(found), expected, atol=1e-6)
+        assert ((np.asarray(found) > -np.inf) == (expected > 0)).all()
+
+
+def test_ties_with_the_kth_are_kept():
+    kept = [np.flatnonzero(likeliest(LOGITS, k)).tolist() for k in (0, 1, 3, 9)]
+    assert kept == [list(range(7)), [1, 4], [1, 3, 4], list(range(7))]
+    drawn = np.bincount(draw(4000, 1.0, 1.0, LOGITS, 3), minlength=7)
+    assert (drawn[[1, 3, 4]] > 800).all() and drawn.sum() == drawn[[1, 3, 4]].sum()
+
+
 def test_a_key_decides():
     twice = [draw(64, 1.0, 1.0).tolist() for _ in range(2)]
     assert twice[0] == twice[1] and len(set(twice[0])) > 2
@@ -73,6 +116,9 @@ def test_a_key_decides():
         ((float("nan"), 1), "temperature .* got nan"),
         ((1, 0), "top-p must be more than 0 and at most 1, got 0"),
         ((1, 1.1), "got 1.1"),
+        ((1, 1, -1), "top-k must be a whole number of at least 0, got -1"),
+        ((1, 1, 2.5), "top-k .* got 2.5"),
+        ((1, 1, 0, 0), "repetition penalty must be more than 0, got 0"),
     ],
 )
 def test_refused_numbers(numbers, message):
@@ -86,10 +132,13 @@ def test_what_a_checkpoint_says(tmp_path):
     for said, found in (
         ({"temperature": 0.3}, None),
         ({"do_sample": False, "top_p": 0.3}, None),
-        ({"do_sample": True}, Sampling(1.0, 1.0)),
-        ({"do_sample": True, "temperature": None, "top_p": 0.8, "top_k": 20}, Sampling(1.0, 0.8)),
-        ({"do_sample": True, "temperature": 1e-6}, Sampling(1e-6, 1.0)),
-    ):
+        ({"do_sample": True}, Sampling(1.0, 1.0, 50)),
+        ({"do_sample": True, "top_k": 0}, Sampling(1.0, 1.0, 0)),
+        ({"do_sample": True, "temperature": None, "top_p": 0.8, "top_k": 20},
+         Sampling(1.0, 0.8, 20)),
+        ({"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.05},
+         Sampling(1e-6, 1.0, 50, 1.05)),
+    ):  # fmt: skip
         file.write_text(json.dumps(said))
         assert read_sampling(tmp_path) == found
     file.write_text(json.dumps({"do_sample": True, "top_p": 3}))

@@ -82,7 +82,7 @@ def test_an_answer_can_be_seen_while_it_is_written(model):
     model = model._replace(max_new=6)
     session = Session(model, recent(40)).watch(pieces(2))
     question, key = "what is the last shape?", jax.random.key(5)
-    for more in ({}, {"sampling": Sampling(1.5, 0.95), "key": key}):
+    for more in ({}, {"sampling": Sampling(1.5, 0.95, 20, 9.0), "key": key}):
         parts, whole = [], session.ask(question, **more)
         with count_compilations() as counted:
             reply = session.ask(question, told=parts.append, **more)

@@ -115,5 +115,12 @@ def test_what_answers_are_drawn_with():
     assert sampling_of(some(temperature=0.2), own) == Sampling(0.2, 1.0)
     assert sampling_of(some(top_p=0.5), own) == Sampling(1.0, 0.5)
     assert sampling_of(some(sample=True, temperature=0.2), None) == Sampling(0.2, 1.0)
+    assert sampling_of(some(top_k=5), Sampling(0.7, 0.8, 20, 1.1)) == Sampling(1.0, 1.0, 5)
+    whole = Sampling(0.7, 0.8, 20, 1.1)
+    assert sampling_of(some(sample=True, top_k=5), whole) == Sampling(0.7, 0.8, 5, 1.1)
+    penalty = sampling_of(some(repetition_penalty=1.2), own)  # greedy, as without it
+    assert penalty == Sampling(0.0, 1.0, 0, 1.2) and penalty.greedy
+    drawn = sampling_of(some(repetition_penalty=1.2, top_p=0.5), own)
+    assert drawn == Sampling(1.0, 0.5, 0, 1.2)
     with pytest.raises(ValueError, match="--sample: the model says nothing of sampling"):
         sampling_of(some(sample=True), None)

@@ -112,7 +112,8 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     length = length_of(source, reader)
     spec = model_spec(model, job.chunk_pieces * model.tokens_per_piece)
     most = None if length is None else math.ceil(length / piece + 1) * model.tokens_per_piece
-    chosen = choose(job.names, job.config.memories, job.budget, spec, model.decoder.rope, most)
+    rope, options = model.decoder.rope, job.config.memories
+    chosen = choose(job.names, options, job.budget, spec, rope, most, model)
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
@@ -205,7 +206,10 @@ def drawn(job: Job) -> str:
     if job.sampling is None:
         return "greedily"
     found = job.sampling
-    return f"temperature {found.temperature:g}, top-p {found.top_p:g}, seed {job.config.seed}"
+    more = f", top-k {found.top_k}" if found.top_k else ""
+    if found.penalises:
+        more += f", repetition penalty {found.repetition_penalty:g}"
+    return f"temperature {found.temperature:g}, top-p {found.top_p:g}{more}, seed {job.config.seed}"
 
 
 def _ending(came: Came, reader: MediaReader) -> Ending:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxmem.experiments._memories import Chosen
 from jaxmem.experiments._questions import END, Planned
 from jaxmem.memory.base import Rows
-from jaxmem.models.base import Model
+from jaxmem.models.base import Model, said_by
 from jaxmem.models.growing import Growing
 from jaxmem.report.results import Answered
 from jaxmem.session import asked_rows, write_answer
@@ -106,6 +106,7 @@ def _write(
     rows = asked_rows(model, lane.program, ids, lane.pieces)
     key = None if lane.key is None else jax.random.fold_in(lane.key, len(lane.answers))
     more = {"prefix": lane.prefix, "sampling": lane.sampling, "key": key}
+    more["said"] = said_by(model, ids, lane.sampling)
     if model.max_new == 1:
         answer = ask(model.params, lane.carry, rows, program=lane.program, end=model.end, **more)
         said = np.asarray(answer.ids)[: int(answer.length)]

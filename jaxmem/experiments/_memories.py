@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxmem.experiments import _memory_options as opt
 from jaxmem.experiments._memory_builders import PROBES, Setting, build
@@ -21,6 +21,15 @@ class Budget(NamedTuple):
 
     slots: int | None
     nbytes: int | None
+
+
+class Makes(Protocol):
+    """What a model makes of a stream beside pictures; see `jaxmem.models.base.Model`."""
+
+    @property
+    def audio_tokens(self) -> int: ...
+    @property
+    def stamps(self) -> bool: ...
 
 
 class Chosen(NamedTuple):
@@ -78,6 +87,7 @@ def choose(
     spec: Spec,
     rope: Rope,
     capacity: int | None,
+    model: Makes | None = None,
 ) -> list[Chosen]:
     """Return the named memories, all within the bytes of the first one (`full` excepted).
 
@@ -88,12 +98,15 @@ def choose(
       spec: of the model.
       rope: of the model.
       capacity: tokens that the stream has at most, None where that is unknown.
+      model: what makes the stream's rows; None: one that is deaf and writes no time stamps.
 
     Raises:
       ValueError: if the budget holds no memory, or `full` cannot know its capacity.
     """
     allowed, out = budget.nbytes, []
     setting = Setting(rope, spec.chunk, spec.text_step)
+    if model is not None:
+        setting = setting._replace(audio=model.audio_tokens, stamps=model.stamps)
     for name in names:
         make = partial(build, name, setting=setting, options=options)
         fixed = name == "omnimem" and options.omnimem.table is not None

@@ -53,10 +53,14 @@ class Setting(NamedTuple):
     rope: Rope
     chunk: int  # tokens written at once
     step: tuple[int, ...] | None = None  # see `Spec.text_step`
+    audio: int = 0  # rows of sound in a second; 0: none comes
+    stamps: bool = False  # words stand between the frames
 
 
 def _omnimem(o: OmniMem, slots: int, setting: Setting) -> Memory:
     options = {k: v for k, v in asdict(o).items() if k != "table"}
+    if o.text is None and not setting.stamps:
+        options["text"] = 0
     return omnimem(slots if o.table is None else load_table(o.table), **options)
 
 
@@ -111,14 +115,14 @@ def _flexmem(o: opt.FlexMem, slots: int, setting: Setting) -> Memory:
 
 
 def _frames(frames: Callable[[Any, int], Memory]) -> Callable[[Any, int, Setting], Memory]:
-    """Return the builder of a memory of frames, which may have one of sound beside it."""
+    """Return the builder of a memory of frames, with one of sound beside it."""
 
     def make(o: Features, slots: int, setting: Setting) -> Memory:
-        if not o.sound:
+        tokens = setting.audio if o.audio_tokens is None else o.audio_tokens
+        if not o.per_kind or not setting.audio:
             return frames(o, slots)
         half = slots // 2
-        pieces = max(1, half // max(1, o.audio_tokens))
-        return with_sound(frames(o, slots - half), pieces, o.audio_tokens)
+        return with_sound(frames(o, slots - half), max(1, half // max(1, tokens)), tokens)
 
     return make
 

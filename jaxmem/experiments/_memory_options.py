@@ -80,8 +80,8 @@ class OmniMem:
     """Audio's part of the budget; the released tables give it 1/6."""
     joint: bool = False
     """Audio and vision compete for one cap."""
-    text: int = 0
-    """Slots for text tokens; the streams of this command carry none."""
+    text: int | None = None
+    """Slots for text tokens; None: a third of the budget where time stamps come, else none."""
     importance: Literal["mean_logit", "exact"] = "mean_logit"
     """Softmax of head-averaged logits (as released), or mean of the exact weights."""
     lam: float = 0.02

@@ -137,10 +137,10 @@ class StreamingLLM:
 class Features:
     """What the options of the memories before the decoder have in common."""
 
-    sound: bool = False
-    """Keep sound, too, in half of the slots; published: frames alone."""
-    audio_tokens: int = 4
-    """Rows of sound in a piece, which are kept together; the embedded model has 4 a second."""
+    per_kind: bool = True
+    """Sound has half of the slots, if the model hears; published (False): frames alone."""
+    audio_tokens: int | None = None
+    """Rows of sound in a piece, which are kept together; None: a second of it."""
 
 
 @dataclass(frozen=True)

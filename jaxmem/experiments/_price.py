@@ -134,7 +134,7 @@ def _program(config: PriceConfig, shapes: Shapes, chunk: Chunk, dtype: Any) -> P
         options = replace(options, full=replace(options.full, capacity=config.budget))
     tokens = math.ceil(config.hours * 3600 / config.chunk_seconds) * chunk.rows
     budget, rope = Budget(config.budget, None), shapes.config.decoder.rope
-    (chosen,) = choose((config.memory,), options, budget, spec, rope, tokens)
+    (chosen,) = choose((config.memory,), options, budget, spec, rope, tokens, shapes)
     return make_program(shapes.config.decoder, chosen.memory, chosen.spec)
 
 

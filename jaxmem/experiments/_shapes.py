@@ -44,6 +44,16 @@ class Shapes(NamedTuple):
     config: Any
     params: Params  # {"decoder", "vision", ...} of shapes
 
+    @property
+    def audio_tokens(self) -> int:
+        """Return the rows of sound in a second."""
+        return self.config.layout.ticks_per_second if self.family is qwen2_5_omni else 0
+
+    @property
+    def stamps(self) -> bool:
+        """Return whether words stand between the frames."""
+        return self.family is qwen3_vl
+
 
 class Chunk(NamedTuple):
     """What a stream writes at once."""

@@ -51,12 +51,17 @@ class StreamConfig:
     max_new: int = 128
     """Tokens of an answer of --model, at most."""
     sample: Annotated[bool, Flag] = False
-    """Draw answers as the checkpoint's generation_config.json says. Without this and the next two
+    """Draw answers as the checkpoint's generation_config.json says. Without this and the next four
     they are greedy."""
     temperature: float | None = None
     """Draw answers with this temperature (1)."""
     top_p: float | None = None
     """Draw each token from the smallest set whose probability reaches this (1)."""
+    top_k: int | None = None
+    """Draw each token from so many of the likeliest; 0: from all (0)."""
+    repetition_penalty: float | None = None
+    """Divide the logits of tokens in the prompt's text and the answer by this (1). Alone it leaves
+    answers greedy."""
     max_pixels: int | None = None
     """Pixels of a frame of --model, at most; None: as the checkpoint's settings say."""
     out: Path = Path("out/stream")
@@ -114,7 +119,7 @@ def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
     Raises:
       ValueError: if `--sample` finds nothing, or a number is outside its range.
     """
-    names = ("temperature", "top_p")
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if not (config.sample or given):
         return None
@@ -123,7 +128,9 @@ def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
             "--sample: the model says nothing of sampling (do_sample in generation_config.json); "
             "give a --temperature."
         )
-    return replace((own if config.sample else None) or Sampling(), **given)
+    greedy = not config.sample and set(given) == {"repetition_penalty"}
+    start = own if config.sample and own is not None else Sampling(0.0 if greedy else 1.0)
+    return replace(start, **given)
 
 
 def whole(name: str, seconds: float, piece: float) -> int:

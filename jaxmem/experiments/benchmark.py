@@ -120,7 +120,7 @@ def constancy(config: ConstancyConfig) -> Constancy:
     if len(names) > 1:
         raise ValueError(f"constancy is of one memory, got --memory {config.memory}.")
     budget, rope = parse_budget(config.budget), model.decoder.rope
-    (chosen,) = choose(names, config.options, budget, spec, rope, config.capacity)
+    (chosen,) = choose(names, config.options, budget, spec, rope, config.capacity, model)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"streaming {config.hours:g} hours", total=1.0)

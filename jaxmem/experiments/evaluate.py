@@ -34,8 +34,13 @@ from jaxmem.report.files import write_json, write_picture
 from jaxmem.session import model_spec
 
 FORMAT, VERSION = "jaxmem-recall", 1
-ADDED = {"sound": False, "audio_tokens": 4}
+ADDED = {
+    name: {"per_kind": False, "audio_tokens": None}
+    for name in ("flash_vstream", "flash_vstream_qwen", "moviechat", "ma_lmm")
+}
 """Options that came after the first cells, and what those cells were measured with."""
+SAME = {"text": {None: 0}}
+"""Values that mean another one here: the embedded model writes no time stamps."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,9 @@ def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     """Return what tells results of other settings or weights from these."""
     keys = ("streams", "questions", "moments", "chunk_seconds", "difficulty")
     told = {key: getattr(config, key) for key in keys}
-    options = asdict(getattr(config.options, name))
-    told["options"] = {k: v for k, v in options.items() if k not in ADDED or v != ADDED[k]}
+    options, added = asdict(getattr(config.options, name)), ADDED.get(name, {})
+    options = {k: SAME[k].get(v, v) if k in SAME else v for k, v in options.items()}
+    told["options"] = {k: v for k, v in options.items() if k not in added or v != added[k]}
     if config.options.bank != Bank():
         told["bank"] = asdict(config.options.bank)
     if config.options.bits:
@@ -118,7 +124,8 @@ def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> C
     spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
     # A bank and `full` hold the longest stream, so that all lengths share one program.
     budget = parse_budget("1" if plan.budget == "all" else plan.budget)
-    (chosen,) = choose((plan.name,), config.options, budget, spec, model.decoder.rope, tokens)
+    rope = model.decoder.rope
+    (chosen,) = choose((plan.name,), config.options, budget, spec, rope, tokens, model)
     return chosen
 
 

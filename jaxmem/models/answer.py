@@ -22,7 +22,7 @@ from jaxmem.models.layer import segment
 from jaxmem.models.program import Carry, Program
 from jaxmem.rope import angles, rotate
 from jaxmem.tokens import Tokens
-from jaxmem.typing import Array, Bool, Float, Hidden, Int, Num, Params, PyTree
+from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree
 
 
 class Context(NamedTuple):
@@ -46,7 +46,6 @@ class Dialogue(NamedTuple):
 
     context: tuple[Context, ...]
     tail: tuple[Tail, ...]
-    real: Bool[Array, "R"]  # slots of the tail that hold a token once they are written
     rows: Int[Array, ""]  # slots of the tail in use
     next: Num[Array, "A"]  # position of the next row, relative to where the question began
 
@@ -57,7 +56,6 @@ def _attend(
     turn: Float[Array, "Q 1 D/2"],
     context: Context,
     tail: Tail,
-    real: Bool[Array, "R"],
     first: Int[Array, ""],
 ) -> Float[Array, "Q H D"]:
     """Attend queries in rows `first`, `first` + 1, ... to context and tail.
@@ -72,7 +70,7 @@ def _attend(
     if window is not None:
         behind = jnp.sum(recalled.valid[:, 0], dtype=jnp.int32) + slot
     # Slots behind a row's own are later rows, or padding that a later row will be written over.
-    own = Segment(tail.k, tail.v, jnp.repeat(real[:, None], groups, 1), last=slot)
+    own = Segment(tail.k, tail.v, jnp.ones((len(tail.k), groups), bool), last=slot)
     rows = rotate(q, turn)
     parts = [recalled._replace(last=behind), own]
     parts += [] if context.pinned is None else [context.pinned]
@@ -115,26 +113,46 @@ def _context(view: View, prefix: Tokens | None, program: Program) -> Context:
     )
 
 
-def first_pass(
+def _alone(
     params: Params, program: Program, rows: Rows, prefix: Tokens | None
-) -> Float[Array, "L Q H D"]:
-    """Return every layer's queries (not rotated) of a question that sees only [prefix | itself]."""
+) -> tuple[Float[Array, "L Q H D"], Tokens]:
+    """Return every layer's queries (not rotated) and tokens of rows behind the prefix alone."""
     config, spec = program.config, program.spec
     t = jnp.arange(rows.kind.shape[0], dtype=jnp.int32)
     begin = jnp.full((spec.axes,), spec.prefix, spec.pos_dtype)
     real = (rows.kind != tk.EMPTY)[:, None]
+    place = (begin[None] + rows.rel.astype(begin.dtype))[:, None]
 
-    def layer(h: Hidden, item: PyTree) -> tuple[Hidden, Array]:
+    def layer(h: Hidden, item: PyTree) -> tuple[Hidden, tuple[Array, Tokens]]:
         index, pinned = item
         weights = layer_at(params, index)
         q, k, v = qkv(weights, config, h)
         parts = [Segment(k, v, real, rows.rel[:, None], rows.rel, last=t)]
         parts += [] if pinned is None else [segment(pinned, begin, rows.rel)]
         out, _ = attend(q, parts, rope=config.rope)
-        return finish(weights, config, h, out), q
+        tokens = Tokens(k, v, place, t[:, None], rows.kind[:, None].astype(jnp.int8))
+        return finish(weights, config, h, out), (q, tokens)
 
     index = jnp.arange(config.layers, dtype=jnp.int32)
     return jax.lax.scan(layer, rows.x, (index, prefix))[1]
+
+
+def first_pass(
+    params: Params, program: Program, rows: Rows, prefix: Tokens | None
+) -> Float[Array, "L Q H D"]:
+    """Return every layer's queries (not rotated) of a question that sees only [prefix | itself]."""
+    return _alone(params, program, rows, prefix)[0]
+
+
+def _features(params: Params, program: Program, carry: Carry, prefix: Tokens | None) -> View:
+    """Return what all layers read of a memory of features: a prompt, passed through the decoder.
+
+    It does not depend on the question, so under `vmap` over questions it is computed once.
+    """
+    rows: Rows = program.memory.recall(carry.state, carry.bank, None)  # type: ignore[assignment]
+    _, tokens = _alone(params, program, rows, prefix)
+    end = program.spec.prefix + rows.span.astype(program.spec.pos_dtype)
+    return View(tokens, jnp.broadcast_to(end, (program.config.layers, *end.shape)))
 
 
 def prefill(
@@ -161,7 +179,6 @@ def prefill(
       norm.
     """
     config, memory = program.config, program.memory
-    asked = rows.kind.shape[0]
     real_q = rows.kind != tk.EMPTY
     query = None
     if memory.reads.ask == "pass":
@@ -170,17 +187,12 @@ def prefill(
     if memory.scope == "stack":
         stacked = memory.recall(carry.state, carry.bank, query)
     elif memory.scope == "feature":
-        rows = _behind(memory.recall(carry.state, carry.bank, query), rows)  # type: ignore[arg-type]
+        stacked = _features(params, program, carry, prefix)
+        rows = rows._replace(after=None)  # it follows the features, which are numbered like text
     turn = angles(config.rope, rows.rel)[:, None]
-    size = rows.kind.shape[0]
-    real = jnp.pad(rows.kind != tk.EMPTY, (0, room), constant_values=True)
-    # An answer is written over the question's padding, which is behind its last real row.
-    real = real | (jnp.arange(size + room) >= size - asked)
 
     def recall(index: Array, q: Array, pinned: Tokens | None, window: int) -> View:
-        if program.layout is None:  # scope "feature": what is recalled is among the rows
-            begin = jnp.full((program.spec.axes,), program.spec.prefix, program.spec.pos_dtype)
-            return View(program.spec.empty(1), begin)
+        assert program.layout is not None
         mine = pool.read(program.layout, carry.state, index, window)
         asking = None
         if memory.reads.ask == "layer":
@@ -198,7 +210,7 @@ def prefill(
         dtype, extra = view.tokens.k.dtype, ((0, room), (0, 0), (0, 0))
         tail = Tail(jnp.pad(rotate(k, turn).astype(dtype), extra), jnp.pad(v.astype(dtype), extra))
         context = _context(view, pinned, program)
-        out = _attend(program, q, turn, context, tail, real, jnp.zeros((), jnp.int32))
+        out = _attend(program, q, turn, context, tail, jnp.zeros((), jnp.int32))
         return finish(weights, config, h, out), (context, tail)
 
     h, contexts, tails = rows.x, [], []
@@ -209,8 +221,9 @@ def prefill(
         h, (context, tail) = jax.lax.scan(lambda h, i, w=run.window: layer(h, i, w), h, items)
         contexts.append(context)
         tails.append(tail)
-    used = size - asked + jnp.sum(real_q, dtype=jnp.int32)
-    return Dialogue(tuple(contexts), tuple(tails), real, used, rows.span), h[size - asked :]
+    # An answer is written over the question's padding, which is behind its last real row.
+    used = jnp.sum(real_q, dtype=jnp.int32)
+    return Dialogue(tuple(contexts), tuple(tails), used, rows.span), h
 
 
 def _begin(base: Num[Array, "A"], question: Rows) -> Num[Array, "A"]:
@@ -218,17 +231,6 @@ def _begin(base: Num[Array, "A"], question: Rows) -> Num[Array, "A"]:
     if question.after is None:
         return base
     return jnp.broadcast_to(jnp.max(base + question.after.astype(base.dtype)), base.shape)
-
-
-def _behind(recalled: Rows, question: Rows) -> Rows:
-    """Return recalled embeddings with the question behind them, as one stretch of rows."""
-    place = question.rel + recalled.span[None].astype(question.rel.dtype)
-    return Rows(
-        x=jnp.concatenate([recalled.x.astype(question.x.dtype), question.x]),
-        rel=jnp.concatenate([recalled.rel.astype(place.dtype), place]),
-        kind=jnp.concatenate([recalled.kind.astype(jnp.int8), question.kind]),
-        span=recalled.span.astype(question.span.dtype) + question.span,
-    )
 
 
 def decode(
@@ -253,7 +255,7 @@ def decode(
                 jax.lax.dynamic_update_slice(tail.k, rotate(k, turn).astype(tail.k.dtype), at),
                 jax.lax.dynamic_update_slice(tail.v, v.astype(tail.v.dtype), at),
             )
-            out = _attend(program, q, turn, context, tail, dialogue.real, dialogue.rows)
+            out = _attend(program, q, turn, context, tail, dialogue.rows)
             return finish(weights, config, h, out), tail
 
         index = jnp.arange(run.first, run.stop, dtype=jnp.int32)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxmem.memory.base import Rows
 from jaxmem.models.decoder import DecoderConfig
 from jaxmem.models.sampling import Sampling
-from jaxmem.typing import Params, PyTree
+from jaxmem.typing import Bool, Int, Params, PyTree
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,30 @@ class Model(NamedTuple):
     after: Callable[[int], np.ndarray] | None = None
     # (height, width) of the frames -> `Fitted`, where the rows depend on that; see `fit`.
     fitted: Callable[[tuple[int, int]], Fitted] | None = None
+    audio_tokens: int = 0  # rows of sound in a second, rounded up; 0: the model is deaf
+    stamps: bool = False  # words stand between the frames (time stamps)
+
+
+def said_by(
+    model: Model, question: Int[np.ndarray, "Q"], sampling: Sampling | None
+) -> Bool[np.ndarray, "V"] | None:
+    """Return which tokens of a question's prompt a penalty of repetition counts; None without one.
+
+    Those are the template's text before the video and all that stands behind it: the question with
+    its template. The stream does not count: neither placeholders nor words between its frames.
+
+    Args:
+      model: that answers.
+      question: token ids behind the video.
+      sampling: how tokens are drawn.
+    """
+    if sampling is None or not sampling.penalises:
+        return None
+    said = np.zeros(model.decoder.vocab, bool)
+    said[question] = True
+    if model.prefix is not None:
+        said[model.prefix] = True
+    return said
 
 
 def fit(model: Model, size: tuple[int, int]) -> Model:

@@ -18,6 +18,8 @@ from jaxmem.models.sampling import Sampling
 from jaxmem.typing import Int
 
 Message = Mapping[str, Any]
+TOP_K = 50
+"""Of transformers, for a generation_config.json that samples and does not say."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ def _end(folder: Path) -> tuple[int, ...] | None:
 def read_sampling(directory: str | Path) -> Sampling | None:
     """Return how a checkpoint's generation_config.json draws tokens; None if it is greedy.
 
-    Of its settings only `do_sample`, `temperature` and `top_p` are read: `top_k` and penalties of
-    repetition are not applied.
+    Read are `do_sample`, `temperature`, `top_p`, `top_k` (50 where the file does not say, as in
+    transformers; 0 keeps all tokens) and `repetition_penalty`; nothing else of it is applied.
 
     Raises:
       ValueError: if a number is outside its range.
@@ -119,9 +121,10 @@ def read_sampling(directory: str | Path) -> Sampling | None:
     found = _optional(Path(directory), "generation_config.json")
     if not found.get("do_sample"):
         return None
-    given = {name: found[name] for name in ("temperature", "top_p") if found.get(name) is not None}
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
+    given = {name: found[name] for name in names if found.get(name) is not None}
     try:
-        return Sampling(**given)
+        return Sampling(**{"top_k": TOP_K, **given})
     except ValueError as error:
         raise ValueError(f"generation_config.json in {directory}: {error}") from None
 

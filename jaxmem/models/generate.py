@@ -16,9 +16,9 @@ from jaxmem.memory.base import Rows
 from jaxmem.models.answer import Dialogue, decode, prefill
 from jaxmem.models.decoder import embed, logits
 from jaxmem.models.program import Carry, Program
-from jaxmem.models.sampling import Sampling, sample
+from jaxmem.models.sampling import Sampling, penalised, sample
 from jaxmem.tokens import Tokens
-from jaxmem.typing import Array, Float, Int, Params, PyTree
+from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 
 
 class Generation(NamedTuple):
@@ -28,6 +28,7 @@ class Generation(NamedTuple):
     written: Int[Array, ""]  # tokens so far, an end token included
     first: Float[Array, "V"]  # logits of the first token
     dialogue: Dialogue
+    said: Bool[Array, "V"] | None = None  # tokens that a penalty of repetition counts
 
 
 def end_ids(end: int | tuple[int, ...] | None) -> Int[Array, "e"]:
@@ -45,6 +46,7 @@ def begin(
     prefix: Tokens | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
+    said: Bool[Array, "V"] | None = None,
 ) -> Generation:
     """Prefill a question and choose the first token of its answer.
 
@@ -57,12 +59,18 @@ def begin(
       prefix: pinned tokens [L, P], or None.
       sampling: how tokens are drawn; None: the likeliest.
       key: of the answer, with `sampling`.
+      said: tokens of the prompt that a penalty of repetition counts; None: none of them.
     """
     dialogue, h = prefill(params, program, carry, question, room=room, prefix=prefix)
     last = jnp.maximum(jnp.sum(question.kind != tk.EMPTY, dtype=jnp.int32) - 1, 0)
     first = logits(params, program.config, h[last])
-    ids = jnp.zeros((room,), jnp.int32).at[0].set(_choose(first, 0, sampling, key))
-    return Generation(ids, jnp.ones((), jnp.int32), first, dialogue)
+    if sampling is None or not sampling.penalises:
+        said = None
+    elif said is None:
+        said = jnp.zeros(first.shape, bool)
+    token, said = _choose(first, 0, sampling, key, said)
+    ids = jnp.zeros((room,), jnp.int32).at[0].set(token)
+    return Generation(ids, jnp.ones((), jnp.int32), first, dialogue, said)
 
 
 def extend(
@@ -90,18 +98,18 @@ def extend(
     until = room if most is None else jnp.minimum(generation.written + most, room)
 
     def more(loop: PyTree) -> Array:
-        i, ids, _ = loop
+        i, ids = loop[:2]
         return (i < until) & ~jnp.isin(ids[i - 1], ends)
 
     def body(loop: PyTree) -> PyTree:
-        i, ids, dialogue = loop
+        i, ids, dialogue, said = loop
         dialogue, out = decode(params, program, dialogue, embed(params, ids[i - 1]))
-        token = _choose(logits(params, program.config, out), i, sampling, key)
-        return i + 1, ids.at[i].set(token), dialogue
+        token, said = _choose(logits(params, program.config, out), i, sampling, key, said)
+        return i + 1, ids.at[i].set(token), dialogue, said
 
-    start = (generation.written, generation.ids, generation.dialogue)
-    written, ids, dialogue = jax.lax.while_loop(more, body, start)
-    return Generation(ids, written, generation.first, dialogue)
+    start = (generation.written, generation.ids, generation.dialogue, generation.said)
+    written, ids, dialogue, said = jax.lax.while_loop(more, body, start)
+    return Generation(ids, written, generation.first, dialogue, said)
 
 
 def _choose(
@@ -109,11 +117,16 @@ def _choose(
     number: int | Int[Array, ""],
     sampling: Sampling | None,
     key: Array | None,
-) -> Int[Array, ""]:
-    """Return the token that answers with `scores`, as number `number` of its answer."""
-    if sampling is None:
-        return jnp.argmax(scores).astype(jnp.int32)
-    if key is None:
+    said: Bool[Array, "V"] | None,
+) -> tuple[Int[Array, ""], Bool[Array, "V"] | None]:
+    """Return the token that answers with `scores` as number `number` of its answer, and `said`."""
+    if sampling is not None and said is not None:
+        scores = penalised(scores.astype(jnp.float32), said, sampling.repetition_penalty)
+    if sampling is None or sampling.greedy:
+        token = jnp.argmax(scores).astype(jnp.int32)
+    elif key is None:
         raise ValueError("sampling needs a key: give key=jax.random.key(seed).")
-    mine = jax.random.fold_in(key, number)
-    return sample(scores, mine, sampling.temperature, sampling.top_p)
+    else:
+        mine = jax.random.fold_in(key, number)
+        token = sample(scores, mine, sampling.temperature, sampling.top_p, sampling.top_k)
+    return token, None if said is None else said.at[token].set(True)

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.memory.base import Rows
 from jaxmem.models import siglip
 from jaxmem.models.decoder import DecoderConfig, linear
 from jaxmem.models.hf_config import (
@@ -30,7 +29,7 @@ from jaxmem.models.hf_config import (
     head_dim,
     rope_theta,
 )
-from jaxmem.models.prompt import Plan, fill, plan
+from jaxmem.models.prompt import Plan, plan
 from jaxmem.models.resize import resize_grid
 from jaxmem.models.siglip import SiglipConfig
 from jaxmem.models.weights import Weight, decoder_table, dense, under
@@ -277,11 +276,3 @@ def video_chunk(config: LlavaConfig, frames: int) -> Plan:
     count = frames * config.frame_tokens
     ids = np.full(count, config.video, np.int32)
     return plan(ids, positions(ids)[0], count, {config.video: (VISION, 0)})
-
-
-def prompt_rows(
-    params: Params, config: LlavaConfig, part: Plan, *features: Float[Array, "m E"]
-) -> Rows:
-    """Return the rows of a planned prompt from `image_features` and `video_features`, in order."""
-    del config
-    return fill(params["decoder"], part, jnp.concatenate(features) if features else None)

@@ -11,24 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 
 from jaxmem.memory.base import Rows
 from jaxmem.models import llava_onevision as family
-from jaxmem.models.base import MediaFormat, Model
+from jaxmem.models.base import MediaFormat
 from jaxmem.models.chat import Chat, around, read_chat
-from jaxmem.models.checkpoint import Place, load, read_json
+from jaxmem.models.checkpoint import read_json
 from jaxmem.models.decoder import DecoderConfig
 from jaxmem.models.llava_onevision import LlavaConfig
+from jaxmem.models.parts import RATE, Parts, Turn
 from jaxmem.models.preprocessor import Pixels, pixels_of, read_settings
 from jaxmem.tokens import EMPTY, VISION
 from jaxmem.typing import Array, Bool, Float, Int, Params, UInt
 
-RATE = 16_000  # of the sound that is read and dropped
-PROBES = ("Describe the video in detail.", "What is happening in the video now?")
-
-
-Turn = Callable[[str], tuple[np.ndarray, np.ndarray]]
 See = Callable[[Params, Any, Float[Array, "F Y X C"]], Float[Array, "m E"]]
 
 
@@ -75,85 +70,62 @@ def encode(see: See, config: LlavaConfig, pixels: Pixels, params: Params, inputs
     )
 
 
-def with_newline(config: LlavaConfig, params: Params) -> tuple[DecoderConfig, Params]:
+def with_newline(
+    video: int, decoder: DecoderConfig, params: Params
+) -> tuple[DecoderConfig, Params]:
     """Return the decoder and weights in which the video's placeholder token IS the newline vector.
 
     A stream has no end, so the newline behind the last frame is the first row of each question, and
     rows of a question are looked up by token. A tied output matrix is split off first: it keeps the
     placeholder's own row, and with it the checkpoint's logits.
     """
-    decoder, mine = config.decoder, dict(params["decoder"])
+    mine = dict(params["decoder"])
     table = mine["embedding"]["embedding"]
     if decoder.tied:
         decoder, mine["head"] = replace(decoder, tied=False), {"kernel": jnp.copy(table.T)}
-    put = jax.jit(lambda t, row: t.at[config.video].set(row.astype(t.dtype)), donate_argnums=0)
+    put = jax.jit(lambda t, row: t.at[video].set(row.astype(t.dtype)), donate_argnums=0)
     mine["embedding"] = {"embedding": put(table, params["newline"])}
     return decoder, {**params, "decoder": mine}
 
 
-def check_rate(fps: float) -> None:
-    """Raise a ValueError if a second does not hold a whole number of frames."""
-    if fps < 1 or fps != int(fps):
-        raise ValueError(f"fps must be a whole number of frames in each second, got {fps}.")
-
-
-def as_model(
-    directory: str | Path,
-    config: LlavaConfig,
-    decoder: DecoderConfig,
-    params: Params,
-    chat: Chat,
-    turn: Turn,
-    see: See,
-    *,
-    fps: float,
-    max_new: int,
-) -> Model:
-    """Return the model; arguments as in `load_model` and `encode`.
+def llava_parts(
+    directory: str | Path, config: LlavaConfig, chat: Chat, turn: Turn, see: See, fps: float
+) -> Parts:
+    """Return the parts of a model whose frames have one size; arguments as in `encode`.
 
     Args:
+      directory: the checkpoint.
+      config: of the model.
+      chat: tokenizer and chat template.
       turn: a question to the ids before the video, and to those behind it.
+      see: the tokens of frames.
+      fps: pictures per second.
+
+    Raises:
+      ValueError: if a second does not hold a whole number of frames.
     """
-    return Model(
-        name=Path(directory).resolve().name,
-        params=params,
-        decoder=decoder,
+    if fps < 1 or fps != int(fps):
+        raise ValueError(f"fps must be a whole number of frames in each second, got {fps}.")
+    return Parts(
+        decoder=config.decoder,
+        chat=chat,
+        turn=turn,
         media=MediaFormat(fps, (config.vision.side, config.vision.side), RATE, 1.0),
-        tokens_per_piece=int(fps) * config.frame_tokens,
         pack=pack,
         encode=partial(encode, see, config, read_pixels(directory)),
-        tokenize=lambda question: turn(question)[1],
-        detokenize=lambda ids: chat.text(ids).strip(),
-        end=chat.end,
-        max_new=max_new,
-        probes=PROBES,
-        prefix=turn("?")[0],
+        table=family.weight_table(config),
+        renames=family.RENAMES,
+        ignore=family.ignored(config),
+        tokens_per_piece=int(fps) * config.frame_tokens,
     )
 
 
-def load_model(
-    directory: str | Path,
-    *,
-    dtype: Any = jnp.bfloat16,
-    sharding: Place | Sharding | None = None,
-    fps: float = 1.0,
-    max_new: int = 128,
-) -> Model:
-    """Return the model of a checkpoint directory.
-
-    Its `prefix` holds the token ids that the chat template writes in front of the video.
-
-    Args:
-      directory: with config.json, safetensors, tokenizer.json and a chat template.
-      dtype: of the weights.
-      sharding: placement of the weights, see `checkpoint.load`.
-      fps: frames per second of a stream; whole numbers.
-      max_new: answer tokens at most.
+def read_parts(directory: str | Path, *, fps: float = 1.0) -> Parts:
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
 
     Raises:
-      ValueError: if something is missing or does not fit; nothing large is read before that.
+      ValueError: if something is missing or does not fit.
     """
-    check_rate(fps)
     config, chat = family.read_config(read_json(directory)), read_chat(directory)
     newline = np.array([config.video], np.int32)
 
@@ -161,9 +133,5 @@ def load_model(
         before, behind = around(chat, question, config.video)
         return before, np.concatenate([newline, behind])
 
-    turn("?")
-    table, ignore = family.weight_table(config), family.ignored(config)
-    more = {"dtype": dtype, "sharding": sharding, "renames": family.RENAMES, "ignore": ignore}
-    decoder, params = with_newline(config, load(directory, table, **more))
-    more = {"fps": fps, "max_new": max_new}
-    return as_model(directory, config, decoder, params, chat, turn, family.encode, **more)
+    parts = llava_parts(directory, config, chat, turn, family.encode, fps)
+    return replace(parts, settled=partial(with_newline, config.video))

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 
-from jaxmem.models import llava_onevision, llava_video
-from jaxmem.models.base import Model
+from jaxmem.models import llava_video
 from jaxmem.models.chat import Chat, read_chat, render
-from jaxmem.models.checkpoint import Place, load, read_json
-from jaxmem.models.llava_onevision_model import as_model, check_rate
+from jaxmem.models.checkpoint import read_json
+from jaxmem.models.llava_onevision_model import llava_parts
+from jaxmem.models.parts import Parts
 from jaxmem.typing import Int
 
 
@@ -40,38 +37,12 @@ def around(chat: Chat, question: str) -> tuple[Int[np.ndarray, "P"], Int[np.ndar
     return chat.ids(parts[0]), chat.ids(parts[1])
 
 
-def load_model(
-    directory: str | Path,
-    *,
-    dtype: Any = jnp.bfloat16,
-    sharding: Place | Sharding | None = None,
-    fps: float = 1.0,
-    max_new: int = 128,
-) -> Model:
-    """Return the model of a checkpoint directory.
-
-    Args:
-      directory: with config.json, safetensors, tokenizer.json and a chat template.
-      dtype: of the weights.
-      sharding: placement of the weights, see `checkpoint.load`.
-      fps: frames per second of a stream; whole numbers.
-      max_new: answer tokens at most.
+def read_parts(directory: str | Path, *, fps: float = 1.0) -> Parts:
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
 
     Raises:
-      ValueError: if something is missing or does not fit; nothing large is read before that.
+      ValueError: if something is missing or does not fit.
     """
-    check_rate(fps)
     config, chat = llava_video.read_config(read_json(directory)), read_chat(directory)
-    around(chat, "?")
-    params = load(
-        directory,
-        llava_onevision.weight_table(config),
-        dtype=dtype,
-        sharding=sharding,
-        renames=llava_onevision.RENAMES,
-        ignore=llava_onevision.ignored(config),
-    )
-    turn, more = partial(around, chat), {"fps": fps, "max_new": max_new}
-    return as_model(
-        directory, config, config.decoder, params, chat, turn, llava_video.encode, **more
-    )
+    turn = partial(around, chat)
+    return llava_parts(directory, config, chat, turn, llava_video.encode, fps)

@@ -28,16 +28,17 @@ from jaxmem.models.base import Model
 from jaxmem.models.chat import read_sampling
 from jaxmem.models.checkpoint import Place
 from jaxmem.models.hf_config import read_json
+from jaxmem.models.parts import Parts, open_model
 
-FAMILIES: dict[str, Callable[..., Model]] = {
-    **dict.fromkeys(llava_onevision.MODEL_TYPES, llava_onevision_model.load_model),
-    **dict.fromkeys(qwen2_5_vl.MODEL_TYPES, qwen2_5_vl_model.load_model),
-    **dict.fromkeys(qwen3_vl.MODEL_TYPES, qwen3_vl_model.load_model),
-    **dict.fromkeys(qwen2_5_omni.MODEL_TYPES, qwen2_5_omni_model.load_model),
-    **dict.fromkeys(llava_video.MODEL_TYPES, llava_video_model.load_model),
-    **dict.fromkeys(salmonn.MODEL_TYPES, salmonn_model.load_model),
+FAMILIES: dict[str, Callable[..., Parts]] = {
+    **dict.fromkeys(llava_onevision.MODEL_TYPES, llava_onevision_model.read_parts),
+    **dict.fromkeys(qwen2_5_vl.MODEL_TYPES, qwen2_5_vl_model.read_parts),
+    **dict.fromkeys(qwen3_vl.MODEL_TYPES, qwen3_vl_model.read_parts),
+    **dict.fromkeys(qwen2_5_omni.MODEL_TYPES, qwen2_5_omni_model.read_parts),
+    **dict.fromkeys(llava_video.MODEL_TYPES, llava_video_model.read_parts),
+    **dict.fromkeys(salmonn.MODEL_TYPES, salmonn_model.read_parts),
 }
-"""`model_type` of config.json to what loads it."""
+"""`model_type` of config.json to what reads such a directory, but for the weights."""
 ONE_SIZE = (*llava_onevision.MODEL_TYPES, *llava_video.MODEL_TYPES)
 DTYPES = ("bfloat16", "float16", "float32")
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
@@ -52,22 +53,26 @@ def load_model(
     fps: float = 1.0,
     max_new: int = 128,
     max_pixels: int | None = None,
+    **options: Any,
 ) -> Model:
     """Return the model of a checkpoint of any supported family.
 
     Give `base.fit` the size of the frames before a stream.
 
     Args:
-      where: directory as `save_pretrained` writes it, or "organisation/name" on Hugging Face.
+      where: directory as `save_pretrained` writes it, or "organisation/name" on Hugging Face: with
+        config.json, safetensors, tokenizer.json, a chat template and preprocessor settings.
       dtype: of the weights: bfloat16, float16 or float32.
       sharding: placement of the weights, see `checkpoint.load`.
-      fps: pictures per second of a stream.
+      fps: pictures per second of a stream; LLaVA takes whole numbers, Qwen2.5-Omni two of them or a
+        multiple in every piece of 2 s.
       max_new: answer tokens at most.
       max_pixels: of a frame; None: as the directory says. Not for families of one size.
+      options: of the family, see its `read_parts`.
 
     Raises:
       ValueError: if there is no such checkpoint, its family is not supported, or something of it is
-        missing or does not fit.
+        missing or does not fit; nothing large is read before that is known.
     """
     kind = as_dtype(dtype)
     directory = find(where)
@@ -77,17 +82,18 @@ def load_model(
             f"{directory} has model_type {found!r} in its config.json; supported are "
             f"{', '.join(FAMILIES)}."
         )
-    more = {} if max_pixels is None else {"max_pixels": max_pixels}
-    if more and found in ONE_SIZE:
+    if max_pixels is not None and found in ONE_SIZE:
         raise ValueError(
             f"a model of type {found} takes frames of one size: leave max_pixels out, got "
             f"{max_pixels}."
         )
-    model = FAMILIES[found](
-        directory, dtype=kind, sharding=sharding, fps=fps, max_new=max_new, **more
-    )
+    if max_pixels is not None:
+        options["max_pixels"] = max_pixels
+    sampling = read_sampling(directory)
+    parts = FAMILIES[found](directory, fps=fps, **options)
+    model = open_model(parts, directory, dtype=kind, sharding=sharding, max_new=max_new)
     # A downloaded directory has a name that says nothing.
-    return model._replace(name=Path(where).resolve().name, sampling=read_sampling(directory))
+    return model._replace(name=Path(where).resolve().name, sampling=sampling)
 
 
 def as_dtype(dtype: Any) -> Any:

@@ -12,10 +12,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Rows
 from jaxmem.models.decoder import DecoderConfig
 from jaxmem.models.hf_config import check_family, check_keys
-from jaxmem.models.prompt import Plan, fill
 from jaxmem.models.qwen2_5_omni_layout import OmniLayout
 from jaxmem.models.qwen2_5_vision import Qwen25VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen2_5_vision import read_config as read_vision
@@ -101,20 +99,3 @@ def encode(
     if clips:
         found.append(encode_audio(params["audio"], config.sound, clips)[0])
     return jnp.concatenate(found)
-
-
-def prompt_rows(
-    params: Params,
-    config: Qwen25OmniConfig,
-    part: Plan,
-    *,
-    images: Float[Array, "N I"] | None = None,
-    image_grids: Sequence[Grid] = (),
-    videos: Float[Array, "N I"] | None = None,
-    video_grids: Sequence[Grid] = (),
-    clips: Sequence[Float[Array, "J M"]] = (),
-) -> Rows:
-    """Return the rows of a planned prompt from its patches and log-mel frames."""
-    parts = ((images, image_grids, ()), (videos, video_grids, ()), (None, (), clips))
-    found = [encode(params, config, x, g, sound) for x, g, sound in parts if x is not None or sound]
-    return fill(params["decoder"], part, jnp.concatenate(found) if found else None)

@@ -7,29 +7,28 @@ then those of the sound. `<|vision_bos|><|audio_bos|>` end the prefix at one pos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 
 from jaxmem.memory.base import Rows
 from jaxmem.models import qwen2_5_omni as family
 from jaxmem.models import qwen2_5_omni_layout as lay
-from jaxmem.models.base import MediaFormat, Model
+from jaxmem.models.base import MediaFormat
 from jaxmem.models.chat import read_chat
-from jaxmem.models.checkpoint import Place, read_json
+from jaxmem.models.checkpoint import read_json
+from jaxmem.models.parts import Parts
 from jaxmem.models.preprocessor import read_settings
 from jaxmem.models.prompt import Plan, fill, plan
 from jaxmem.models.qwen2_5_omni import Qwen25OmniConfig
 from jaxmem.models.qwen2_5_omni_layout import OmniLayout
 from jaxmem.models.qwen_audio import QwenAudioConfig, token_count
 from jaxmem.models.qwen_clip import Clip, Size, read_clip
-from jaxmem.models.qwen_model import Inputs, Parts, as_model, read_weights, turn_of
+from jaxmem.models.qwen_model import Inputs, qwen_parts, turn_of
 from jaxmem.models.whisper_mel import LogMel
 from jaxmem.tokens import AUDIO, VISION
 from jaxmem.typing import Float, Int, Params
@@ -121,46 +120,27 @@ def read_mel(
     return mel
 
 
-def load_model(
-    directory: str | Path,
-    *,
-    dtype: Any = jnp.bfloat16,
-    sharding: Place | Sharding | None = None,
-    fps: float = 1.0,
-    max_new: int = 128,
-    max_pixels: int | None = None,
-) -> Model:
-    """Return the model of a checkpoint directory; give `fit` the frames' size before a stream.
-
-    Args:
-      directory: with config.json, safetensors, tokenizer.json, a chat template and preprocessor
-        settings.
-      dtype: of the weights.
-      sharding: placement of the weights, see `checkpoint.load`.
-      fps: pictures per second of a stream; two of them, or a multiple, in every piece of 2 s.
-      max_new: answer tokens at most.
-      max_pixels: of a frame; None: as the directory says.
+def read_parts(directory: str | Path, *, fps: float = 1.0, max_pixels: int | None = None) -> Parts:
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
 
     Raises:
-      ValueError: if something is missing or does not fit; nothing large is read before that.
+      ValueError: if something is missing or does not fit.
     """
     config, chat = family.read_config(read_json(directory)), read_chat(directory)
     omni = config.layout
     every = Fraction(omni.chunk_ticks, omni.ticks_per_second)
     clip = read_clip(directory, config.vision, fps, piece_seconds=every, max_pixels=max_pixels)
     mel = read_mel(directory, config.sound, omni.chunk_ticks, every)
-    parts = Parts(
-        name=Path(directory).resolve().name,
-        decoder=config.decoder,
-        chat=chat,
-        clip=clip,
-        layout=Layout(omni, clip),
-        turn=turn_of(chat, omni.video, add=(omni.audio_start, omni.audio_end)),
-        encode=partial(encode, config, clip),
+    parts = qwen_parts(
+        family,
+        config,
+        chat,
+        clip,
+        Layout(omni, clip),
+        turn_of(chat, omni.video, add=(omni.audio_start, omni.audio_end)),
+        partial(encode, config, clip),
+        media=MediaFormat(float(clip.fps), clip.resized, mel.rate, float(every), mel.past),
+        hear=partial(hear, mel),
+        steps=partial(steps, omni),
     )
-    parts.turn("?")
-    params = read_weights(directory, family, config, dtype, sharding)
-    media = MediaFormat(float(clip.fps), clip.resized, mel.rate, float(every), mel.past)
-    return as_model(
-        parts, params, max_new, media=media, hear=partial(hear, mel), steps=partial(steps, omni)
-    )
+    return replace(parts, audio_tokens=omni.ticks_per_second)

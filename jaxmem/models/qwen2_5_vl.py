@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.memory.base import Rows
 from jaxmem.models.decoder import DecoderConfig
 from jaxmem.models.hf_config import check_family
 from jaxmem.models.mrope import (
@@ -28,7 +26,7 @@ from jaxmem.models.mrope import (
     ticks,
     to_the_end,
 )
-from jaxmem.models.prompt import Plan, fill, plan
+from jaxmem.models.prompt import Plan, plan
 from jaxmem.models.qwen2_5_vision import (
     Qwen25VisionConfig,
     encode_vision,
@@ -170,24 +168,8 @@ def prompt_plan(config: Qwen25VLConfig, ids: Sequence[int] | np.ndarray, **media
 def encode(
     params: Params, config: Qwen25VLConfig, patches: Float[Array, "N I"], grids: Sequence[Grid]
 ) -> Float[Array, "m E"]:
-    """Return the features of pictures and videos, for `prompt_rows` and `prompt.fill`."""
+    """Return the features of pictures and videos, for `prompt.fill`."""
     return encode_vision(params["vision"], config.vision, patches, grids)[0]
-
-
-def prompt_rows(
-    params: Params,
-    config: Qwen25VLConfig,
-    part: Plan,
-    *,
-    images: Float[Array, "N I"] | None = None,
-    image_grids: Sequence[Grid] = (),
-    videos: Float[Array, "N I"] | None = None,
-    video_grids: Sequence[Grid] = (),
-) -> Rows:
-    """Return the rows of a planned prompt from the patches of its pictures and videos."""
-    pairs = ((images, image_grids), (videos, video_grids))
-    found = [encode(params, config, x, g) for x, g in pairs if x is not None]
-    return fill(params["decoder"], part, jnp.concatenate(found) if found else None)
 
 
 def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: Seconds) -> Plan:

@@ -184,11 +184,8 @@ class Encoded(NamedTuple):
     tapped: list[Float[Array, "N W"]]  # outputs of the blocks that were asked for
 
 
-def embed_patches(
-    params: Params, config: Qwen3VisionConfig, patches: Float[Array, "N I"]
-) -> Float[Array, "N W"]:
+def embed_patches(params: Params, patches: Float[Array, "N I"]) -> Float[Array, "N W"]:
     """Return the embedding of patches, before positions are added."""
-    del config
     return linear(patches.astype(params["patch"]["kernel"].dtype), params["patch"])
 
 
@@ -221,7 +218,7 @@ def encode_vision(
     def step(weights: Params, h: Array, _: Any) -> Array:
         return block(weights, config, h, turn, groups)
 
-    h = embed_patches(params, config, patches)
+    h = embed_patches(params, patches)
     h = h + learned_positions(params["positions"], config, grids)
     stops = sorted({*config.deep, *taps})
     h, outputs = through_blocks(params["blocks"], h, step, (None,) * config.depth, stops)

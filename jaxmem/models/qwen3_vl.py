@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.memory.base import Rows
 from jaxmem.models.decoder import DecoderConfig
 from jaxmem.models.hf_config import check_family, check_keys
 from jaxmem.models.mrope import grid_positions, join, to_the_end
-from jaxmem.models.prompt import Plan, fill, pad, plan
+from jaxmem.models.prompt import Plan, pad, plan
 from jaxmem.models.qwen3_vision import Encoded, Qwen3VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen3_vision import read_config as read_vision
 from jaxmem.models.qwen_decoder import read_decoder
@@ -142,25 +140,6 @@ def encode(
 ) -> Encoded:
     """Return the features of pictures and videos, for `prompt.fill`."""
     return encode_vision(params["vision"], config.vision, patches, grids)
-
-
-def prompt_rows(
-    params: Params,
-    config: Qwen3VLConfig,
-    part: Plan,
-    *,
-    images: Float[Array, "N I"] | None = None,
-    image_grids: Sequence[Grid] = (),
-    videos: Float[Array, "N I"] | None = None,
-    video_grids: Sequence[Grid] = (),
-) -> Rows:
-    """Return the rows of a planned prompt from the patches of its pictures and videos."""
-    pairs = ((images, image_grids), (videos, video_grids))
-    found = [encode(params, config, x, g) for x, g in pairs if x is not None]
-    if not found:
-        return fill(params["decoder"], part)
-    tokens = jnp.concatenate([each.tokens for each in found])
-    return fill(params["decoder"], part, tokens, jnp.concatenate([e.deep for e in found], axis=1))
 
 
 def stamp(frame: int, temporal: int, fps: Fraction | float) -> str:

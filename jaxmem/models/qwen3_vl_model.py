@@ -7,24 +7,22 @@ frame of patches (two pictures) with its words, which are rows of kind TEXT.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 
 from jaxmem.memory.base import Rows
 from jaxmem.models import qwen3_vl as family
-from jaxmem.models.base import Model
 from jaxmem.models.chat import Chat, read_chat
-from jaxmem.models.checkpoint import Place, read_json
+from jaxmem.models.checkpoint import read_json
+from jaxmem.models.parts import Parts
 from jaxmem.models.prompt import Plan, fill
 from jaxmem.models.qwen3_vl import Qwen3VLConfig
 from jaxmem.models.qwen_clip import Clip, Size, read_clip
-from jaxmem.models.qwen_model import Inputs, Parts, as_model, read_weights, turn_of
+from jaxmem.models.qwen_model import Inputs, qwen_parts, turn_of
 from jaxmem.typing import Int, Params
 
 LONGEST = "<999999.9 seconds>"
@@ -67,39 +65,15 @@ def encode(config: Qwen3VLConfig, clip: Clip, params: Params, inputs: Inputs) ->
     return fill(params["decoder"], inputs.plan, seen.tokens, seen.deep)
 
 
-def load_model(
-    directory: str | Path,
-    *,
-    dtype: Any = jnp.bfloat16,
-    sharding: Place | Sharding | None = None,
-    fps: float = 1.0,
-    max_new: int = 128,
-    max_pixels: int | None = None,
-) -> Model:
-    """Return the model of a checkpoint directory; give `fit` the frames' size before a stream.
-
-    Args:
-      directory: with config.json, safetensors, tokenizer.json, a chat template and preprocessor
-        settings.
-      dtype: of the weights.
-      sharding: placement of the weights, see `checkpoint.load`.
-      fps: pictures per second of a stream.
-      max_new: answer tokens at most.
-      max_pixels: of a frame; None: what the directory leaves to a frame of the longest video.
+def read_parts(directory: str | Path, *, fps: float = 1.0, max_pixels: int | None = None) -> Parts:
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
 
     Raises:
-      ValueError: if something is missing or does not fit; nothing large is read before that.
+      ValueError: if something is missing or does not fit.
     """
     config, chat = family.read_config(read_json(directory)), read_chat(directory)
     clip = read_clip(directory, config.vision, fps, max_pixels=max_pixels, whole_videos=True)
-    parts = Parts(
-        name=Path(directory).resolve().name,
-        decoder=config.decoder,
-        chat=chat,
-        clip=clip,
-        layout=Layout(config, clip, chat, len(chat.ids(LONGEST))),
-        turn=turn_of(chat, config.video, drop=(config.vision_start, config.vision_end)),
-        encode=partial(encode, config, clip),
-    )
-    parts.turn("?")
-    return as_model(parts, read_weights(directory, family, config, dtype, sharding), max_new)
+    layout = Layout(config, clip, chat, len(chat.ids(LONGEST)))
+    turn = turn_of(chat, config.video, drop=(config.vision_start, config.vision_end))
+    parts = qwen_parts(family, config, chat, clip, layout, turn, partial(encode, config, clip))
+    return replace(parts, stamps=True)

@@ -1,4 +1,4 @@
-"""What the `Model`s of the Qwen families share: pieces to plans, the prompt, the model.
+"""What the `Parts` of the Qwen families share: pieces to plans, the prompt, sizes of frames.
 
 A family adds its `Layout`, how the tokens of a piece stand in the prompt, and its encoder.
 """
@@ -6,28 +6,19 @@ A family adds its `Layout`, how the tokens of a piece stand in the prompt, and i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jax.sharding import Sharding
 
 from jaxmem.memory.base import Rows
-from jaxmem.models.base import Fitted, MediaFormat, Model
+from jaxmem.models.base import Fitted, MediaFormat
 from jaxmem.models.chat import Chat, around
-from jaxmem.models.checkpoint import Place, load
-from jaxmem.models.decoder import DecoderConfig
+from jaxmem.models.parts import RATE, Parts, Turn
 from jaxmem.models.prompt import Plan, pad, plan
 from jaxmem.models.qwen_clip import Clip, Size
 from jaxmem.typing import Float, Int, Params, UInt
 
-RATE = 16_000  # samples per second of sound that is read and dropped
-PROBES = ("Describe the video in detail.", "What is happening in the video now?")
-
-Turn = Callable[[str], tuple[np.ndarray, np.ndarray]]
-"""A question to the token ids before the video, and to those behind it."""
 Encode = Callable[[Params, Any], Rows]
 
 
@@ -90,38 +81,6 @@ def pack(
     return Inputs(part, frames, None if hear is None else hear(samples, past, start))
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a family has read from its directory, before the weights.
-
-    Attributes:
-      name: of the model.
-      decoder: of the language model.
-      chat: tokenizer and chat template.
-      clip: pictures to patches.
-      layout: pieces to rows.
-      turn: a question to the ids around the video.
-      encode: `Model.encode`.
-    """
-
-    name: str
-    decoder: DecoderConfig
-    chat: Chat
-    clip: Clip
-    layout: Layout
-    turn: Turn
-    encode: Encode
-
-
-def read_weights(
-    directory: str | Path, family: Any, config: Any, dtype: Any, sharding: Place | Sharding | None
-) -> Params:
-    """Return the weights of a family's table."""
-    table = family.weight_table(config)
-    more = {"renames": family.RENAMES, "ignore": family.IGNORE}
-    return load(directory, table, dtype=dtype, sharding=sharding, **more)
-
-
 def media_of(clip: Clip) -> MediaFormat:
     """Return the media of a model that does not hear.
 
@@ -131,42 +90,60 @@ def media_of(clip: Clip) -> MediaFormat:
     return MediaFormat(float(clip.fps), clip.resized, rate, float(clip.seconds * clip.per_piece))
 
 
-def as_model(
-    parts: Parts,
-    params: Params,
-    max_new: int,
+def fitted(layout: Layout, clip: Clip, size: Size) -> Fitted:
+    """Return what depends on the (height, width) of the frames.
+
+    Raises:
+      ValueError: if they are not cut into whole cells.
+    """
+    cell = clip.patch * clip.merge
+    if len(size) != 2 or min(size) < cell or any(side % cell for side in size):
+        raise ValueError(
+            f"frames of this model have sides that are multiples of {cell} pixels, got {size}: "
+            "resize them to model.media.size(height, width)."
+        )
+    return Fitted(layout.rows(size), partial(layout.after, size))
+
+
+def qwen_parts(
+    family: Any,
+    config: Any,
+    chat: Chat,
+    clip: Clip,
+    layout: Layout,
+    turn: Turn,
+    encode: Encode,
     *,
     media: MediaFormat | None = None,
     hear: Callable[[np.ndarray, np.ndarray, int], np.ndarray] | None = None,
     steps: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> Model:
-    """Return the model; its rows are known once `fit` has been given the frames' size."""
-    cell = parts.clip.patch * parts.clip.merge
+) -> Parts:
+    """Return the parts of a model whose rows are known once `fit` has the frames' size.
 
-    def fitted(size: Size) -> Fitted:
-        if len(size) != 2 or min(size) < cell or any(side % cell for side in size):
-            raise ValueError(
-                f"frames of {parts.name} have sides that are multiples of {cell} pixels, got "
-                f"{size}: resize them to model.media.size(height, width)."
-            )
-        return Fitted(parts.layout.rows(size), partial(parts.layout.after, size))
-
-    return Model(
-        name=parts.name,
-        params=params,
-        decoder=parts.decoder,
-        media=media_of(parts.clip) if media is None else media,
-        tokens_per_piece=0,
-        pack=partial(pack, parts.layout, hear),
-        encode=parts.encode,
-        tokenize=lambda question: parts.turn(question)[1],
-        detokenize=lambda ids: parts.chat.text(ids).strip(),
-        end=parts.chat.end,
-        max_new=max_new,
-        probes=PROBES,
-        prefix=parts.turn("?")[0],
+    Args:
+      family: module with `weight_table`, `RENAMES` and `IGNORE`.
+      config: of the family.
+      chat: tokenizer and chat template.
+      clip: pictures to patches.
+      layout: pieces to rows.
+      turn: a question to the ids around the video.
+      encode: `Model.encode`.
+      media: how video and sound are wanted; None: sound is dropped.
+      hear: see `pack`.
+      steps: `Model.steps`.
+    """
+    return Parts(
+        decoder=config.decoder,
+        chat=chat,
+        turn=turn,
+        media=media_of(clip) if media is None else media,
+        pack=partial(pack, layout, hear),
+        encode=encode,
+        table=family.weight_table(config),
+        renames=family.RENAMES,
+        ignore=family.IGNORE,
+        fitted=partial(fitted, layout, clip),
         steps=steps,
-        fitted=fitted,
     )
 
 

@@ -8,26 +8,26 @@ prompt over the whole video holds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 
 from jaxmem.memory.base import Rows
 from jaxmem.models import qwen3_vl, salmonn
 from jaxmem.models import salmonn_layout as lay
-from jaxmem.models.base import MediaFormat, Model
+from jaxmem.models.base import MediaFormat
 from jaxmem.models.chat import Chat, read_chat
-from jaxmem.models.checkpoint import Place, load, read_json
+from jaxmem.models.checkpoint import read_json
+from jaxmem.models.parts import Parts
 from jaxmem.models.prompt import Plan, fill
 from jaxmem.models.qwen3_vl_model import LONGEST
 from jaxmem.models.qwen_clip import Clip, Size, read_clip
-from jaxmem.models.qwen_model import Inputs, Parts, as_model, turn_of
+from jaxmem.models.qwen_model import Inputs, qwen_parts, turn_of
 from jaxmem.models.salmonn import SalmonnConfig
 from jaxmem.models.whisper_mel import LogMel
 from jaxmem.typing import Float, Int, Params
@@ -148,33 +148,26 @@ def _layout(config: SalmonnConfig, clip: Clip, sounds: int, chat: Chat, group: i
     return TimedLayout(config, clip, sounds, chat, len(chat.ids(LONGEST)), group)
 
 
-def load_model(
+def read_parts(
     directory: str | Path,
     *,
-    dtype: Any = jnp.bfloat16,
-    sharding: Place | Sharding | None = None,
     fps: float = 1.0,
-    max_new: int = 128,
     max_pixels: int | None = None,
     piece_seconds: float | None = None,
     group: int = 1,
-) -> Model:
-    """Return the model of a checkpoint directory; give `fit` the frames' size before a stream.
+) -> Parts:
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
 
     Args:
-      directory: with config.json, safetensors, tokenizer.json, a chat template and preprocessor
-        settings.
-      dtype: of the weights.
-      sharding: placement of the weights, see `checkpoint.load`.
-      fps: pictures per second of a stream.
-      max_new: answer tokens at most.
+      directory: the checkpoint.
+      fps: pictures per second.
       max_pixels: of a frame; None: as released.
       piece_seconds: length of a piece; None: what the audio encoder hears at once.
       group: frames (of two pictures) under one time stamp, with the Qwen3-VL base. The released
         layout takes 1 for videos of up to 256 frames, and as many more as keep within 256 stamps.
 
     Raises:
-      ValueError: if something is missing or does not fit; nothing large is read before that.
+      ValueError: if something is missing or does not fit.
     """
     raw = read_json(directory)
     config, chat = salmonn.read_config(raw), read_chat(directory)
@@ -192,19 +185,18 @@ def load_model(
         max_pixels=limit if max_pixels is None else max_pixels,
         whole_videos=timed,
     )
-    parts = Parts(
-        name=Path(directory).resolve().name,
-        decoder=config.decoder,
-        chat=chat,
-        clip=clip,
-        layout=_layout(config, clip, sounds, chat, group),
-        turn=turn_of(chat, config.base.video, drop=around if timed else None),
-        encode=partial(encode, config, clip, sounds),
-    )
-    parts.turn("?")
-    names = {"renames": config.family.RENAMES, "ignore": config.family.IGNORE}
-    table = salmonn.weight_table(config)
-    params = load(directory, table, dtype=dtype, sharding=sharding, **names)
     mel = LogMel(config.sound.mel_bins)
-    media = MediaFormat(float(clip.fps), clip.resized, mel.rate, float(every))
-    return as_model(parts, params, max_new, media=media, hear=partial(hear, config, mel))
+    parts = qwen_parts(
+        config.family,
+        config.base,
+        chat,
+        clip,
+        _layout(config, clip, sounds, chat, group),
+        turn_of(chat, config.base.video, drop=around if timed else None),
+        partial(encode, config, clip, sounds),
+        media=MediaFormat(float(clip.fps), clip.resized, mel.rate, float(every)),
+        hear=partial(hear, config, mel),
+    )
+    heard = math.ceil(config.per_second)
+    table = salmonn.weight_table(config)
+    return replace(parts, table=table, audio_tokens=heard, stamps=timed)

@@ -54,7 +54,9 @@ def make_program(window, block, topk, chunk, sinks, h, g, d, theta, piece) -> Pr
     """Return the static part of a file's stream; files of equal settings share compilations."""
     memory = rekv.rekv(window, block=block, topk=topk, chunk_blocks=chunk, sinks=sinks)
     config = DecoderConfig(1, 8, h, g, d, 8, 8, rope_1d(d, theta))
-    return Program(config, memory, Spec(1, g, h, d, 8, chunk=piece, bank=64), None)
+    return Program(
+        config, memory, Spec(1, g, h, d, 8, chunk=piece, bank=64, bank_space="device"), None
+    )
 
 
 @partial(jax.jit, static_argnames="program")
@@ -102,8 +104,7 @@ def asked(program, view, tail, q, first: int):
     context = answer._context(view, None, program)
     at = first + jnp.arange(q.shape[0], dtype=jnp.int32)
     turn = angles(program.config.rope, at[:, None])[:, None]
-    real = jnp.ones((tail.k.shape[0],), bool)
-    out = answer._attend(program, q, turn, context, tail, real, jnp.asarray(first, jnp.int32))
+    out = answer._attend(program, q, turn, context, tail, jnp.asarray(first, jnp.int32))
     return out.reshape(q.shape[0], -1)
 
 

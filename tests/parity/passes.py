@@ -1,6 +1,8 @@
 """What the parity tests share: reference checkpoints, the one pass, and the pass in chunks."""
 
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,14 @@ from jaxmem.memory.full import full
 from jaxmem.models.checkpoint import load, read_json
 from jaxmem.models.decoder import finish, layer_at, logits, qkv
 from jaxmem.models.layer import add_deep
-from jaxmem.models.prompt import Plan, cut, fill
+from jaxmem.models.prompt import Plan, cut, fill, pad
 from jaxmem.models.step import chunk_step, init_carry, make_program, spec_of
 from jaxmem.stream import ask
 
 FEATURES, HIDDEN, LOGITS = 2e-5, 1e-4, 1e-4
 TEXT_KIND = 1
+CHUNK = 13  # rows; cuts frames anywhere
+STEP = 32  # sizes are multiples of it, so that programs are shared
 
 
 class Reference:
@@ -81,62 +85,89 @@ def close(actual, expected, tolerance: float) -> None:
     assert worst <= tolerance, f"differs by {worst:.2e} of the largest magnitude {top:.3g}"
 
 
-def one_pass(params, config, rows):
-    """Every layer's input and output [T, E] (before DeepStack is added), and the logits."""
+class Passed(NamedTuple):
+    """Every layer's input and output (before DeepStack is added), and the logits."""
 
-    @jax.jit
-    def run(params, rows):
-        t = jnp.arange(rows.kind.shape[0], dtype=jnp.int32)
-        valid, h, inputs, outputs = jnp.ones((len(t), 1), bool), rows.x, [], []
-        for index in range(config.layers):
-            weights = layer_at(params, index)
-            q, k, v = qkv(weights, config, h)
-            part = Segment(k, v, valid, rows.rel[:, None], rows.rel, last=t)
-            out = finish(weights, config, h, attend(q, [part], rope=config.rope)[0])
-            inputs.append(h)
-            outputs.append(out)
-            h = add_deep(out, rows.deep, jnp.asarray(index))
-        return inputs, outputs, logits(params, config, h)
+    inputs: np.ndarray  # [L, T, E]
+    outputs: np.ndarray  # [L, T, E]
+    logits: np.ndarray  # [T, V]
 
-    return run(params, rows)
+
+@partial(jax.jit, static_argnames="config")
+def _one_pass(params, config, plan, features, deep):
+    rows = fill(params, plan, features, deep)
+    t = jnp.arange(rows.kind.shape[0], dtype=jnp.int32)
+    valid = jnp.ones((len(t), 1), bool)
+
+    def layer(h, index):
+        weights = layer_at(params, index)
+        q, k, v = qkv(weights, config, h)
+        part = Segment(k, v, valid, rows.rel[:, None], rows.rel, last=t)
+        out = finish(weights, config, h, attend(q, [part], rope=config.rope)[0])
+        return add_deep(out, rows.deep, index), (h, out)
+
+    h, (inputs, outputs) = jax.lax.scan(layer, rows.x, jnp.arange(config.layers))
+    return Passed(inputs, outputs, logits(params, config, h))
+
+
+def one_pass(params, config, plan, features=None, deep=None) -> Passed:
+    """Pass a whole plan; padded behind its end, so that prompts share a program."""
+    count, features, deep = len(plan.ids), longer(features, 0), longer(deep, 1)
+    found = _one_pass(params, config, pad(plan, -(-count // STEP) * STEP), features, deep)
+    inputs, outputs, out = (np.array(x) for x in found)
+    return Passed(inputs[:, :count], outputs[:, :count], out[:count])
+
+
+def longer(x, axis):
+    """Features padded to a multiple of `STEP`."""
+    if x is None:
+        return None
+    extra = [(0, 0)] * x.ndim
+    extra[axis] = (0, -x.shape[axis] % STEP)
+    return np.pad(x, extra)
 
 
 def bounds(total: int, size: int) -> list[int]:
     return list(range(size, total, size))
 
 
+@partial(jax.jit, static_argnames="program")
+def _step(params, carry, chunk, features, deep, *, program):
+    carry, h = chunk_step(params, program, carry, fill(params, chunk, features, deep))
+    return carry, logits(params, program.config, h)
+
+
+def chunks_of(plan, starts, size):
+    """The chunks of a plan, one after the other."""
+    chunks = cut(plan, starts, size)
+    return [Plan(*(x[k] for x in chunks)) for k in range(len(chunks.ids))]
+
+
+def program_of(config, plan, size):
+    """A program of `full` memory that prompts of about one length share."""
+    capacity = -(-(len(plan.ids) + 8) // STEP) * STEP
+    return make_program(config, full(capacity), spec_of(config, chunk=size))
+
+
 def in_chunks(params, config, plan, features, deep, starts, size):
     """Feed a plan through `full` memory; the logits of its rows, and what is needed to go on."""
-    spec = spec_of(config, chunk=size)
-    program = make_program(config, full(len(plan.ids) + 8), spec)
-    chunks = cut(plan, starts, size)
-
-    @jax.jit
-    def step(params, carry, chunk, features, deep):
-        carry, h = chunk_step(params, program, carry, fill(params, chunk, features, deep))
-        return carry, logits(params, config, h)
-
+    program = program_of(config, plan, size)
+    features, deep = longer(features, 0), longer(deep, 1)
     carry, found = init_carry(program), []
-    for k in range(len(chunks.ids)):
-        chunk = Plan(*(x[k] for x in chunks))
-        carry, out = step(params, carry, chunk, features, deep)
+    for chunk in chunks_of(plan, starts, size):
+        carry, out = _step(params, carry, chunk, features, deep, program=program)
         found.append(np.asarray(out)[chunk.kind != 0])
     return np.concatenate(found), carry, program
 
 
 def greedy(params, config, plan, features, deep, count: int) -> np.ndarray:
     """Answer with the prompt's last text rows as the question and the rest as the stream."""
-    total = len(plan.ids)
-    text = int(np.flatnonzero(plan.kind != TEXT_KIND)[-1]) + 1
-    size = 16
-    starts = [*bounds(text, size), text]
-    chunks = cut(plan, starts, size)
-    spec = spec_of(config, chunk=size)
-    program = make_program(config, full(total), spec)
-    parts = [Plan(*(x[k] for x in chunks)) for k in range(len(chunks.ids))]
+    text, size = int(np.flatnonzero(plan.kind != TEXT_KIND)[-1]) + 1, CHUNK
+    *parts, question = chunks_of(plan, [*bounds(text, size), text], size)
+    program = program_of(config, plan, size)
+    features, deep = longer(features, 0), longer(deep, 1)
     carry = init_carry(program)
-    step = jax.jit(lambda p, c, r: chunk_step(p, program, c, r)[0])
-    for part in parts[:-1]:
-        carry = step(params, carry, fill(params, part, features, deep))
-    answer = ask(params, carry, fill(params, parts[-1]), program=program, max_new=count)
+    for part in parts:
+        carry, _ = _step(params, carry, part, features, deep, program=program)
+    answer = ask(params, carry, fill(params, question), program=program, max_new=count)
     return np.asarray(answer.ids)

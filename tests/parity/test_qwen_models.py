@@ -3,8 +3,10 @@
 import json
 import shutil
 from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,17 +14,11 @@ from checkpoints import write_checkpoint
 from passes import LOGITS, Reference, close, one_pass
 
 from jaxmem.memory.full import full
-from jaxmem.models import (
-    qwen2_5_omni,
-    qwen2_5_omni_model,
-    qwen2_5_vl,
-    qwen2_5_vl_model,
-    qwen3_vl,
-    qwen3_vl_model,
-)
+from jaxmem.models import qwen2_5_omni, qwen2_5_omni_model, qwen2_5_vl, qwen3_vl
 from jaxmem.models import qwen2_5_omni_layout as lay
 from jaxmem.models.base import fit
 from jaxmem.models.chat import read_chat
+from jaxmem.models.load import load_model
 from jaxmem.models.preprocessor import Limits, Pixels, smart_resize
 from jaxmem.models.qwen_clip import Clip
 from jaxmem.models.vision_parts import patchify
@@ -72,8 +68,14 @@ def patches_of(pieces):
     return found, (len(frames) // 2, SIZE[0] // 4, SIZE[1] // 4)
 
 
+def encoded(ref, family, config, patches, grid, **more):
+    """What the encoders make of everything at once."""
+    run = jax.jit(partial(family.encode, config=config, grids=[grid]))
+    return run(ref.params, patches=patches, **more)
+
+
 def prompt_2_5(ref, folder, model, pieces, answer):
-    """The rows of one prompt over everything."""
+    """The plan of one prompt over everything, and its features."""
     family, config = qwen2_5_vl, ref.config
     patches, grid = patches_of(pieces)
     count = grid[0] * grid[1] * grid[2] // 4
@@ -81,7 +83,7 @@ def prompt_2_5(ref, folder, model, pieces, answer):
     assert ids.count(config.vision_start) == ids.count(config.vision_end) == 1
     gap = Fraction(2) / Fraction(model.media.fps)
     plan = family.prompt_plan(config, ids, videos=[grid], seconds=[gap])
-    return family.prompt_rows(ref.params, config, plan, videos=patches, video_grids=[grid])
+    return plan, encoded(ref, family, config, patches, grid)
 
 
 def prompt_3(ref, folder, model, pieces, answer):
@@ -95,7 +97,8 @@ def prompt_3(ref, folder, model, pieces, answer):
         video += [*chat.ids(words), config.vision_start, *seen, config.vision_end]
     ids = [*model.prefix, *video, *model.tokenize(QUESTION), *answer]
     plan = family.prompt_plan(config, ids, videos=[grid])
-    return family.prompt_rows(ref.params, config, plan, videos=patches, video_grids=[grid])
+    seen = encoded(ref, family, config, patches, grid)
+    return plan, seen.tokens, seen.deep
 
 
 def prompt_omni(ref, folder, model, pieces, answer):
@@ -114,14 +117,14 @@ def prompt_omni(ref, folder, model, pieces, answer):
     assert question[:2].tolist() == video[-2:].tolist()
     ids = [*model.prefix[:-2], *video, *question[2:], *answer]
     plan = lay.prompt_plan(config.layout, ids, videos=[grid], seconds=[gap], sounds=[count])
-    media = {"videos": patches, "video_grids": [grid], "clips": [jnp.concatenate(parts)]}
-    return family.prompt_rows(ref.params, config, plan, **media)
+    found = encoded(ref, family, config, patches, grid, clips=[jnp.concatenate(parts)])
+    return plan, found
 
 
 CASES = {
-    "qwen2_5_vl": ("qwen2_5_vl", qwen2_5_vl, qwen2_5_vl_model, prompt_2_5),
-    "qwen3_vl": ("qwen3_vl", qwen3_vl, qwen3_vl_model, prompt_3),
-    "qwen2_5_omni": ("qwen2_5_omni_thinker", qwen2_5_omni, qwen2_5_omni_model, prompt_omni),
+    "qwen2_5_vl": ("qwen2_5_vl", qwen2_5_vl, prompt_2_5),
+    "qwen3_vl": ("qwen3_vl", qwen3_vl, prompt_3),
+    "qwen2_5_omni": ("qwen2_5_omni_thinker", qwen2_5_omni, prompt_omni),
 }
 
 
@@ -129,33 +132,31 @@ CASES = {
     ("name", "fps"), [("qwen2_5_vl", 3.0), ("qwen3_vl", 2.0), ("qwen2_5_omni", 2.0)]
 )
 def test_stream_is_the_offline_prompt(golden, folder, name, fps):
-    """Chunks of up to two pieces, questions after one and five: logits and tokens of one pass."""
-    where, family, maker, prompt = CASES[name]
+    """One piece and padding, then two: logits and tokens of one pass."""
+    where, family, prompt = CASES[name]
     ref = Reference(golden / "hf" / where, family)
-    model = maker.load_model(folder(name), dtype=jnp.float32, fps=fps, max_new=3)
-    model = fit(model, SIZE)
+    model = fit(load_model(folder(name), dtype="float32", fps=fps, max_new=3), SIZE)
     assert model.end == (9, 1)
-    pieces = pieces_of(model, 5)
-    session = Session(model, full(5 * model.tokens_per_piece), chunk_pieces=2)
-    for start, stop in ((0, 1), (1, 5)):
-        session.watch(pieces[start:stop])
-        rows = asked_rows(model, session.program, model.tokenize(QUESTION), session.pieces)
-        more = {"program": session.program, "max_new": 3, "prefix": session.prefix}
-        answer = ask(model.params, session.carry, rows, **more)
-        whole = prompt(ref, folder(name), model, pieces[:stop], answer.ids[:-1].tolist())
-        out = one_pass(ref.params["decoder"], ref.config.decoder, whole)[2][-3:]
-        close(answer.first, out[0], LOGITS)
-        np.testing.assert_array_equal(answer.ids, jnp.argmax(out, -1))
+    pieces = pieces_of(model, 3)
+    session = Session(model, full(3 * model.tokens_per_piece), chunk_pieces=2)
+    session.watch(pieces[:1]).watch(pieces[1:])
+    rows = asked_rows(model, session.program, model.tokenize(QUESTION), session.pieces)
+    more = {"program": session.program, "max_new": 3, "prefix": session.prefix}
+    answer = ask(model.params, session.carry, rows, **more)
+    whole = prompt(ref, folder(name), model, pieces, answer.ids[:-1].tolist())
+    out = one_pass(ref.params["decoder"], ref.config.decoder, *whole).logits[-3:]
+    close(answer.first, out[0], LOGITS)
+    np.testing.assert_array_equal(answer.ids, out.argmax(-1))
 
 
 @pytest.fixture(scope="module")
 def silent(folder):
-    return qwen3_vl_model.load_model(folder("qwen3_vl"), dtype=jnp.bfloat16, fps=2.0)
+    return load_model(folder("qwen3_vl"), dtype="bfloat16", fps=2.0)
 
 
 @pytest.fixture(scope="module")
 def omni(folder):
-    return qwen2_5_omni_model.load_model(folder("qwen2_5_omni"), dtype=jnp.float32, fps=1.0)
+    return load_model(folder("qwen2_5_omni"), dtype="float32", fps=1.0)
 
 
 def test_stamps_are_text_and_know_where_the_chunk_lies(silent):
@@ -281,15 +282,15 @@ def test_refusals(folder, tmp_path):
     silent, sound = folder("qwen2_5_vl"), folder("qwen2_5_omni")
     name = "preprocessor_config.json"
     with pytest.raises(ValueError, match="does not say how large frames may be"):
-        qwen2_5_vl_model.load_model(changed(silent, tmp_path / "a", name))
+        load_model(changed(silent, tmp_path / "a", name))
     with pytest.raises(ValueError, match="patch_size of the preprocessor is 14"):
-        qwen2_5_vl_model.load_model(changed(silent, tmp_path / "b", name, patch_size=14))
+        load_model(changed(silent, tmp_path / "b", name, patch_size=14))
     with pytest.raises(ValueError, match="fps must be positive"):
-        qwen2_5_vl_model.load_model(silent, fps=0)
+        load_model(silent, fps=0)
     with pytest.raises(
         ValueError, match=r"pieces of 2 s, which must hold a multiple of 2 pictures"
     ):
-        qwen2_5_omni_model.load_model(sound, fps=1.5)
+        load_model(sound, fps=1.5)
     other = changed(sound, tmp_path / "c", "config.json", position_id_per_seconds=5)
     with pytest.raises(ValueError, match=r"200 log-mel frames, expected .* becomes 10 tokens"):
-        qwen2_5_omni_model.load_model(other)
+        load_model(other)

@@ -15,7 +15,6 @@ from qwen_cases import qwen3_vl as make_qwen3
 
 from jaxmem.models import llava_onevision, qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen3_vl
 from jaxmem.models.checkpoint import load, read_json
-from jaxmem.models.prompt import fill
 
 SEEDS = range(int(os.environ.get("PARITY_SEEDS", "4")))
 
@@ -93,7 +92,7 @@ def test_model(hf, tmp_path, name, seed):
     for number, (prompt, expected) in enumerate(zip(case.prompts, case.expected, strict=True)):
         plan, features, deep = planned(params, config, prompt)
         np.testing.assert_array_equal(plan.rel.T, expected.positions)
-        _, outputs, logits = one_pass(weights, decoder, fill(weights, plan, features, deep))
+        _, outputs, logits = one_pass(weights, decoder, plan, features, deep)
         assert len(outputs) == len(expected.layers) == decoder.layers
         for found, layer in zip(outputs, expected.layers, strict=True):
             close(found, layer, HIDDEN)

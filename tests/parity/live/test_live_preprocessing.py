@@ -1,8 +1,8 @@
 """Preprocessing against the installed transformers: sizes, patches, log-mel frames, prompts.
 
 transformers' video processors need torchvision, so videos are compared by what their pictures
-share: the size rule, the normalisation and the order of patches. Resampling itself is not compared:
-frames are resized while they are decoded, by another library than PIL.
+share: the size rule, the normalisation and the order of patches. Frames are resized while they are
+decoded, by another library than PIL: their pixels differ by less than a grey level on average.
 """
 
 from importlib import import_module
@@ -10,7 +10,10 @@ from importlib import import_module
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from av import VideoFrame
+from av.video.reformatter import ColorRange, VideoReformatter
 
+from jaxmem.data.media_video import _SCALING
 from jaxmem.models import llava_onevision
 from jaxmem.models.chat import around, read_chat, render
 from jaxmem.models.preprocessor import Limits, limits_of, pixels_of, read_settings, smart_resize
@@ -67,6 +70,31 @@ def test_patches(hf, tmp_path, patch, merge, temporal):
     found = patchify(pixels, patch=patch, temporal=temporal, merge=merge)
     np.testing.assert_array_equal(expected["image_grid_thw"], [[1, merge * 3, merge * 5]])
     np.testing.assert_allclose(found, expected["pixel_values"], atol=2e-6)
+
+
+@pytest.mark.parametrize("native", [(270, 480), (90, 130), (56, 84)])
+def test_resampling(hf, native):
+    """A frame at the size of the rule, in grey levels of 255, against the processor's bicubic."""
+    processor = hf.transformers.models.qwen2_vl.image_processing_pil_qwen2_vl
+    limits = {"min_pixels": 28**2 * 20, "max_pixels": 28**2 * 60}
+    rng, (height, width) = np.random.default_rng(0), native
+    y, x = np.mgrid[:height, :width]
+    picture = np.stack([127 + 90 * np.sin(x / 17), (3 * x + 5 * y) % 256, 2 * np.minimum(x, y)], -1)
+    picture[height // 3 : height // 2, width // 4 : width // 2] = 255 * rng.integers(2)
+    picture[: height // 5, : width // 5] = rng.integers(0, 256, (height // 5, width // 5, 3))
+    picture = np.clip(picture, 0, 255).astype(np.uint8)
+    make = processor.Qwen2VLImageProcessorPil(**limits, image_mean=[0] * 3, image_std=[1] * 3)
+    expected = make(images=[picture], return_tensors="np")
+    size = smart_resize(*native, cell=28, limits=Limits(*limits.values()))
+    assert tuple(expected["image_grid_thw"][0, 1:] * 14) == size
+    frame = VideoReformatter().reformat(
+        VideoFrame.from_ndarray(picture, format="rgb24"), width=size[1], height=size[0],
+        format="rgb24", interpolation=_SCALING, dst_color_range=ColorRange.JPEG, threads=1,
+    ).to_ndarray()  # fmt: skip
+    pixels = jnp.repeat(jnp.asarray(frame[None], jnp.float32), 2, axis=0)
+    found = np.asarray(patchify(pixels, patch=14, temporal=2, merge=2))
+    apart = np.abs(found - 255 * expected["pixel_values"])
+    assert apart.mean() < 1 and np.quantile(apart, 0.99) <= 4 and apart.max() < 40
 
 
 def test_siglip_pixels(hf, tmp_path):

@@ -1,0 +1,58 @@
+"""A live stream is saved by one process, and another one goes on with it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import small
+
+from jaxmem.memory.banked import bank
+from jaxmem.memory.recent import recent
+from jaxmem.saving import restore, save
+from jaxmem.stream import ask, branch, init_carry, make_program, question_rows, stream
+
+CFG = small.config()
+ROWS = small.stream_rows(CFG, 4, 8)
+HERE = Path(__file__).resolve().parent
+
+
+def program_of():
+    memory = bank(recent(8), 16, block=4, topk=2)
+    return make_program(CFG, memory, small.small_spec(CFG, 8))
+
+
+def go_on(carry, program):
+    """Return a question's numbers after the second half of the stream."""
+    weights = small.params(CFG)
+    rest = jax.tree.map(lambda x: x[2:], ROWS)
+    carry = stream(weights, carry, rest, program=program)
+    question = question_rows(weights, [3, 1, 4], program=program)
+    return np.asarray(ask(weights, carry, question, program=program).first)
+
+
+def test_a_stream_goes_on_in_another_process(tmp_path):
+    program, weights = program_of(), small.params(CFG)
+    half = jax.tree.map(lambda x: x[:2], ROWS)
+    carry = stream(weights, init_carry(program), half, program=program)
+    save(tmp_path / "live", carry)
+    program_text = (
+        "import sys, numpy as np, test_saving_process as t\n"
+        "program = t.program_of()\n"
+        "carry = t.restore(sys.argv[1], program)\n"
+        "np.save(sys.argv[2], t.go_on(carry, program))\n"
+    )
+    command = [sys.executable, "-c", program_text, str(tmp_path / "live"), str(tmp_path / "out")]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(HERE)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    fresh = go_on(init_carry(program), program)
+    here = go_on(branch(carry), program)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), here)
+    assert not np.allclose(fresh, here)
+
+
+__all__ = ["go_on", "program_of", "restore"]
