@@ -1,5 +1,7 @@
 """Attention over segments against a dense float64 formula, its gradient and its memory."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -21,15 +23,28 @@ def run(case, q, segments, implementation=None):
     return ref.attend(q, segments, rope=rope_of(case), window=case.window, tile=tile)
 
 
-def of_library(case):
+OPTIONAL = pytest.mark.skipif(
+    importlib.util.find_spec("tokamax") is None, reason="tokamax is not installed"
+)
+
+
+def of_library(case, name="jax_nn"):
     """One case for every way in which the library's function could be called wrongly."""
     known = ("per_head", "dim80", "dim128_bf16", "own_sets", "window", "nothing", "no_slots")
-    return pytest.param(case, "jax_nn", marks=() if case.name in known else pytest.mark.slow)
+    marks = [] if case.name in known else [pytest.mark.slow]
+    return pytest.param(case, name, marks=[*marks, OPTIONAL] if name == "tokamax" else marks)
+
+
+TOKAMAX = [c for c in CASES if c.name in ("dim80", "own_sets", "window", "nothing")]
 
 
 @pytest.mark.parametrize(
     ("case", "implementation"),
-    [*((case, None) for case in CASES), *map(of_library, CASES)],
+    [
+        *((case, None) for case in CASES),
+        *map(of_library, CASES),
+        *(of_library(case, "tokamax") for case in TOKAMAX),
+    ],
     ids=lambda x: getattr(x, "name", x),
 )
 def test_equals_the_dense_formula(case, implementation):
@@ -53,7 +68,12 @@ def test_equals_the_dense_formula(case, implementation):
 
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("grouped", Tile(8, 16)), ("nothing", Tile(64, 64)), ("grouped", "jax_nn")],
+    [
+        ("grouped", Tile(8, 16)),
+        ("nothing", Tile(64, 64)),
+        ("grouped", "jax_nn"),
+        pytest.param("grouped", "tokamax", marks=OPTIONAL),
+    ],
     ids=str,
 )
 def test_gradient_equals_that_of_one_tile(name, other):

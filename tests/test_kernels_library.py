@@ -1,5 +1,7 @@
 """Attention by jax.nn: what it takes, one segment, and cuDNN's calls without a GPU."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,15 @@ def test_what_cannot_be_expressed_is_said():
     other = q.update(dtype=jnp.float16)
     with pytest.raises(NotImplementedError, match="of one type"):
         jax.eval_shape(cudnn, other, segments)
+
+
+def test_without_tokamax_that_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokamax", None)
+    q, segments, _, _ = inputs((), (64, 4, 2, 128), 32)
+    with pytest.raises(NotImplementedError, match="tokamax is not installed"):
+        jax.eval_shape(
+            lambda *x: attend(*x, rope=rope_1d(128), implementation="tokamax"), q, segments
+        )
 
 
 def test_cudnn_takes_the_calls(monkeypatch):

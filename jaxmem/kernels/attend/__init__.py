@@ -15,6 +15,7 @@ _BACKENDS = {
     "xla": ref.attend,
     "jax_nn": partial(library.attend, implementation="xla"),
     "cudnn": partial(library.attend, implementation="cudnn"),
+    "tokamax": partial(library.attend, implementation="tokamax"),
     **dispatch.pallas("jaxmem.kernels.attend.pallas", "attend"),
 }
 

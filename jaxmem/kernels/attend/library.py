@@ -1,9 +1,10 @@
-"""Attention by `jax.nn.dot_product_attention`: its cuDNN kernels, or its dense XLA formulation.
+"""Attention by `jax.nn.dot_product_attention` (cuDNN, or dense XLA), or by tokamax's function.
 
 One call takes one array of keys, so every segment is a call of its own, and their outputs are
-merged by their log-sum-exps. That function rounds its log-sum-exp to the type of the queries (a
-weight would be wrong by 1 % in bfloat16), so the reference computes it, in float32: a pass over the
-keys without values, which XLA drops where there is one segment and nobody asks for it.
+merged by their log-sum-exps. JAX's function rounds its log-sum-exp to the type of the queries (a
+weight would be wrong by 1 % in bfloat16) and tokamax's returns none, so the reference computes it,
+in float32: a pass over the keys without values, which XLA drops where there is one segment and
+nobody asks for it.
 
 Which keys count is data, so masks are arrays. cuDNN adds them as a bias [rows, keys] in the type of
 the queries.
@@ -11,7 +12,8 @@ the queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Literal
 
 import jax
@@ -24,20 +26,21 @@ from jaxmem.kernels.tiles import tile_of
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float
 
-Library = Literal["cudnn", "xla"]
+Library = Literal["cudnn", "xla", "tokamax"]
 
 
 def _check(q: Float[Array, "Q H D"], segments: Sequence[Segment], implementation: Library) -> None:
     """Raise NotImplementedError for what a call cannot express, or not without large arrays."""
     rows, heads, dim = q.shape
     if any(x.dtype != q.dtype for s in segments for x in (s.k, s.v)):
-        raise NotImplementedError("jax.nn takes queries, keys and values of one type.")
+        raise NotImplementedError(f"{implementation} takes queries, keys and values of one type.")
     keys = max(s.k.shape[0] for s in segments)
-    if implementation == "cudnn":
-        if q.dtype not in (jnp.bfloat16, jnp.float16) or dim % 8 or dim > 128:
-            raise NotImplementedError(
-                f"cuDNN takes 16-bit floats and heads of 8, 16, ... 128, got {q.dtype}, {dim}."
-            )
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and dim % 8 == 0 and dim <= 128
+    if implementation == "cudnn" and not fits:
+        raise NotImplementedError(
+            f"cuDNN takes 16-bit floats and heads of 8, 16, ... 128, got {q.dtype}, {dim}."
+        )
+    if implementation != "xla":
         masks = rows * keys * (1 if all(s.valid.shape[1] == 1 for s in segments) else heads)
         if masks > q.size + sum(s.k.size + s.v.size for s in segments):
             raise NotImplementedError(
@@ -56,12 +59,26 @@ def _one(
         mask = jnp.repeat(mask, heads // mask.shape[0], axis=0)
     mask = jnp.broadcast_to(mask, (mask.shape[0], rows, mask.shape[2]))
     turned = rotated_queries(q, segment, rope)
+    if implementation == "tokamax":
+        return _tokamax()(turned, segment.k, segment.v, mask=mask)
     try:
         return jax.nn.dot_product_attention(
             turned, segment.k, segment.v, mask=mask[None], implementation=implementation
         )
     except RuntimeError as error:  # "cuDNN is not detected."
         raise NotImplementedError(str(error)) from error
+
+
+def _tokamax() -> Callable[..., Array]:
+    """Return tokamax's attention, which chooses among its kernels by itself."""
+    try:
+        attention = import_module("tokamax").dot_product_attention
+        flags = import_module("absl.flags").FLAGS
+    except ImportError as error:
+        raise NotImplementedError(f"tokamax is not installed: {error}") from error
+    if not flags.is_parsed():  # it would read the command line and end at options that are not its
+        flags.mark_as_parsed()
+    return attention
 
 
 def _merge(
@@ -88,11 +105,11 @@ def attend(
     window: int | None = None,
     implementation: Library = "cudnn",
 ) -> tuple[Float[Array, "Q H D"], Float[Array, "Q H"]]:
-    """See `jaxmem.kernels.attend`; `implementation` is that of jax.nn, "cudnn" or "xla".
+    """See `jaxmem.kernels.attend`; `implementation` is that of jax.nn ("cudnn", "xla"), or tokamax.
 
     Raises:
-      NotImplementedError: for types, head widths and sizes that it does not take, and for "cudnn"
-        where JAX finds no cuDNN.
+      NotImplementedError: for types, head widths and sizes that it does not take, for "cudnn"
+        where JAX finds no cuDNN, and for "tokamax" where it is not installed.
     """
     segments = [windowed(s, window) for s in segments if s.k.shape[0]]
     if not segments:
