@@ -62,9 +62,11 @@ def logits(
     k = rotated_keys(segment, rope)
     n, groups, _ = k.shape
     if joint:
-        # Flat, or XLA on a CPU transposes the keys before the product.
-        q, k = q.reshape(rows, groups * dim), k.astype(jnp.float32).reshape(n, groups * dim)
-        s = jnp.einsum("qc,nc->qn", q, k, preferred_element_type=jnp.float32)[None, None]
+        # A product for each KV head. As one product, XLA on a CPU transposes the keys first; with
+        # heads side by side in one row it is faster, but slows the attention that shares them.
+        k = k.astype(jnp.float32)
+        each = [jnp.einsum("qd,nd->qn", q[:, g], k[:, g]) for g in range(groups)]
+        s = sum(each[1:], start=each[0])[None, None]
     else:
         shared = heads // groups
         q = q.reshape(rows, groups, shared, dim).transpose(1, 2, 0, 3)
