@@ -89,6 +89,14 @@ def test_without_a_question_it_asks_the_models_own(job, folder, clip):
     assert all(0 < len(answer["answer"].split()) <= 3 for answer in answers)
 
 
+def test_what_comes_beside_pictures(folder):
+    """Rows of sound in a second, and whether words stand between the frames."""
+    found = {f: load_model(folder(f), dtype=jnp.float32) for f in FAMILIES}
+    beside = {f: (m.audio_tokens, m.stamps) for f, m in found.items()}
+    assert beside.pop("qwen2_5_omni") == (25, False) and beside.pop("qwen3_vl") == (0, True)
+    assert set(beside.values()) == {(0, False)}
+
+
 def test_every_family_is_run():
     assert {*TOKENS, "qwen2_5_vl"} == set(FAMILIES)
 

@@ -228,6 +228,8 @@ def packed(model, start, samples=CLIP):
 def test_rows_of_a_piece(model):
     """Frames and sound; with time stamps their longest words and the two tokens around each."""
     assert model("qwen2_5_vl").tokens_per_piece == 3 * 10 + 8
+    assert [model(b).audio_tokens for b in ("qwen2_5_vl", "qwen3_vl")] == [10, 10]
+    assert [model(b).stamps for b in ("qwen2_5_vl", "qwen3_vl")] == [False, True]
     timed = model("qwen3_vl")
     assert timed.tokens_per_piece == 3 * 10 + 8 + 3 * (11 + 2)
     assert timed.media.piece_seconds == 0.8 and timed.media.past_samples == 0
