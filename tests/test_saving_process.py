@@ -11,7 +11,7 @@ import small
 
 from jaxmem.memory.banked import bank
 from jaxmem.memory.recent import recent
-from jaxmem.saving import restore, save
+from jaxmem.saving import save
 from jaxmem.stream import ask, branch, init_carry, make_program, question_rows, stream
 
 CFG = small.config()
@@ -40,8 +40,9 @@ def test_a_stream_goes_on_in_another_process(tmp_path):
     save(tmp_path / "live", carry)
     program_text = (
         "import sys, numpy as np, test_saving_process as t\n"
+        "from jaxmem.saving import restore\n"
         "program = t.program_of()\n"
-        "carry = t.restore(sys.argv[1], program)\n"
+        "carry = restore(sys.argv[1], program)\n"
         "np.save(sys.argv[2], t.go_on(carry, program))\n"
     )
     command = [sys.executable, "-c", program_text, str(tmp_path / "live"), str(tmp_path / "out")]
@@ -53,6 +54,3 @@ def test_a_stream_goes_on_in_another_process(tmp_path):
     here = go_on(branch(carry), program)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), here)
     assert not np.allclose(fresh, here)
-
-
-__all__ = ["go_on", "program_of", "restore"]

@@ -91,9 +91,15 @@ def load_model(
         options["max_pixels"] = max_pixels
     sampling = read_sampling(directory)
     parts = FAMILIES[found](directory, fps=fps, **options)
-    model = open_model(parts, directory, dtype=kind, sharding=sharding, max_new=max_new)
-    # A downloaded directory has a name that says nothing.
-    return model._replace(name=Path(where).resolve().name, sampling=sampling)
+    return open_model(
+        parts,
+        directory,
+        name=Path(where).resolve().name,  # a downloaded directory has one that says nothing
+        dtype=kind,
+        sharding=sharding,
+        max_new=max_new,
+        sampling=sampling,
+    )
 
 
 def as_dtype(dtype: Any) -> Any:

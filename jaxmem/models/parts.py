@@ -15,6 +15,7 @@ from jaxmem.models.base import Fitted, MediaFormat, Model
 from jaxmem.models.chat import Chat
 from jaxmem.models.checkpoint import Place, load
 from jaxmem.models.decoder import DecoderConfig
+from jaxmem.models.sampling import Sampling
 from jaxmem.models.weights import Weight
 from jaxmem.typing import Params, PyTree
 
@@ -68,18 +69,22 @@ def open_model(
     parts: Parts,
     directory: str | Path,
     *,
+    name: str,
     dtype: Any,
     sharding: Place | Sharding | None,
     max_new: int,
+    sampling: Sampling | None,
 ) -> Model:
     """Read the weights of a directory and return its model.
 
     Args:
       parts: what its family has read of it.
       directory: the checkpoint.
+      name: of the model.
       dtype: of the weights.
       sharding: placement of the weights, see `checkpoint.load`.
       max_new: answer tokens at most.
+      sampling: the checkpoint's own.
 
     Raises:
       ValueError: if the template cannot write a question, or the weights do not fit.
@@ -91,7 +96,7 @@ def open_model(
     if parts.settled is not None:
         decoder, params = parts.settled(decoder, params)
     return Model(
-        name=Path(directory).resolve().name,
+        name=name,
         params=params,
         decoder=decoder,
         media=parts.media,
@@ -102,6 +107,7 @@ def open_model(
         detokenize=lambda ids: parts.chat.text(ids).strip(),
         end=parts.chat.end,
         max_new=max_new,
+        sampling=sampling,
         probes=PROBES,
         prefix=prefix,
         steps=parts.steps,

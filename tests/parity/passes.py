@@ -65,6 +65,20 @@ class Reference:
     def grids(self, name: str) -> list:
         return [tuple(grid) for grid in self[name].tolist()] if name in self else []
 
+    def encoded(self, encode) -> dict[str, tuple]:
+        """By "image" and "video": which blocks are known, and what `encode` makes of all of them.
+
+        `encode(params, config=, patches=, grids=, taps=)` is the family's encoder of pictures.
+        """
+        found, config = {}, self.config.vision
+        for name, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if key in self:
+                taps = [i for i in range(config.depth) if f"{name}_vis_block{i}_out" in self]
+                grids = self.grids(f"{name}_grid_thw")
+                run = jax.jit(partial(encode, config=config, grids=grids, taps=taps))
+                found[name] = taps, run(self.params["vision"], patches=self[key])
+        return found
+
     def grids_of(self, row: int, name: str, token: int) -> tuple[list, slice]:
         """The grids ("image" or "video") of a row, and where its features lie among all."""
         before = [int((self.ids(r) == token).sum()) for r in range(row + 1)]

@@ -1,9 +1,7 @@
 """Qwen2.5-VL against transformers: features, positions, hidden states, logits, tokens, streams."""
 
 from fractions import Fraction
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,19 +34,12 @@ def ref(golden):
 @pytest.fixture(scope="module")
 def encoded(ref):
     """Features of all pictures and of all videos, and the outputs of blocks that are known."""
-    found, config = {}, ref.config.vision
-    for name, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if key in ref:
-            taps = [i for i in range(config.depth) if f"{name}_vis_block{i}_out" in ref]
-            grids = ref.grids(f"{name}_grid_thw")
-            run = jax.jit(partial(encode_vision, config=config, grids=grids, taps=taps))
-            found[name] = (taps, *run(ref.params["vision"], patches=ref[key]))
-    return found
+    return ref.encoded(encode_vision)
 
 
 @pytest.fixture(scope="module")
 def features(encoded):
-    return {name: tokens for name, (_, tokens, _) in encoded.items()}
+    return {name: tokens for name, (_, (tokens, _)) in encoded.items()}
 
 
 def media_of(ref, row):
@@ -74,7 +65,7 @@ def test_vision_features(ref, features):
 
 
 def test_vision_blocks(ref, encoded):
-    config, (taps, _, found) = ref.config.vision, encoded["video"]
+    config, (taps, (_, found)) = ref.config.vision, encoded["video"]
     assert taps
     cell = config.merge**2
     order = ref["video_window_index"][:, None] * cell + np.arange(cell)

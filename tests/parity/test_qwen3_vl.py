@@ -1,9 +1,7 @@
 """Qwen3-VL against transformers: features, positions, hidden states, logits, tokens, streams."""
 
 from fractions import Fraction
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,14 +30,7 @@ def ref(golden):
 @pytest.fixture(scope="module")
 def encoded(ref):
     """What the encoder makes of all pictures and of all videos."""
-    found, config = {}, ref.config.vision
-    for name, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if key in ref:
-            taps = [i for i in range(config.depth) if f"{name}_vis_block{i}_out" in ref]
-            grids = ref.grids(f"{name}_grid_thw")
-            run = jax.jit(partial(encode_vision, config=config, grids=grids, taps=taps))
-            found[name] = (taps, run(ref.params["vision"], patches=ref[key]))
-    return found
+    return ref.encoded(encode_vision)
 
 
 def prompt(ref, encoded, row):
