@@ -7,8 +7,8 @@ Expected: omnimem close to `full` (the reference, which holds everything) and cl
           intervals of about +-14 points.
 """
 
-from jaxmem.experiments._memories import Memories, OmniMem
-from jaxmem.experiments.stream import StreamConfig
+from jaxmem.experiments.memories import Memories, OmniMem
+from jaxmem.experiments.stream.__main__ import StreamConfig
 
 
 def get_config() -> StreamConfig:

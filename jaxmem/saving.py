@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxmem.models.program import Carry, Program, init_carry, settled
+from jaxmem.decoder.program import Carry, Program, init_carry, settled
 from jaxmem.typing import Array, PyTree
 
 

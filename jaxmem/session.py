@@ -1,6 +1,6 @@
 """`Session`: a thin convenience for notebooks and command lines over the pure functions.
 
-It buffers pieces of video and sound into chunks, feeds them to `jaxmem.stream.stream`, and asks.
+It buffers pieces of video and sound into chunks, feeds them to `jaxmem.loop`, and asks.
 Everything it holds is reachable: `session.carry` is the live state, a plain pytree.
 """
 
@@ -14,12 +14,10 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from jaxmem.memory.base import Memory, Rows, Spec, State, nbytes
-from jaxmem.models.base import Model, said_by
-from jaxmem.models.growing import Growing
-from jaxmem.models.program import layers_of
-from jaxmem.models.step import make_prefix
-from jaxmem.stream import (
+from jaxmem.decoder.program import layers_of
+from jaxmem.decoder.step import make_prefix
+from jaxmem.kv import KV
+from jaxmem.loop import (
     Carry,
     Program,
     Sampling,
@@ -34,7 +32,9 @@ from jaxmem.stream import (
     spec_of,
     stream,
 )
-from jaxmem.tokens import Tokens
+from jaxmem.memory.base import Embeds, Memory, Spec, State, nbytes
+from jaxmem.models.base import Model, said_by
+from jaxmem.models.text_streamer import Growing
 from jaxmem.typing import Array, Bool, Float, Int, PyTree
 
 TOKENS_AT_ONCE = 4
@@ -89,7 +89,7 @@ def model_spec(model: Model, chunk: int) -> Spec:
     )
 
 
-def pinned(model: Model, program: Program) -> Tokens | None:
+def pinned(model: Model, program: Program) -> KV | None:
     """Return the keys and values of the text in front of every stream; None if there is none."""
     if model.prefix is None or not len(model.prefix):
         return None
@@ -97,12 +97,12 @@ def pinned(model: Model, program: Program) -> Tokens | None:
     steps = None if model.steps is None else model.steps(ids)
     rows = question_rows(model.params, ids, program=program, size=len(ids), steps=steps)
     # The stream begins at position P, whatever its prefix advances: the prefix ends right there.
-    rows = rows._replace(rel=rows.rel + (spec.prefix - rows.span)[None])
+    rows = rows._replace(pos=rows.pos + (spec.prefix - rows.advance)[None])
     more = {"axes": spec.axes, "dtype": spec.dtype, "pos_dtype": spec.pos_dtype}
     return make_prefix(decoder_of(model.params), model.decoder, rows, **more)
 
 
-def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> Rows:
+def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> Embeds:
     """Return a question as rows, placed where the model puts text behind a video.
 
     Args:
@@ -124,15 +124,15 @@ def write_answer(
     model: Model,
     program: Program,
     carry: Carry,
-    rows: Rows,
+    rows: Embeds,
     *,
     seen: Callable[[Int[np.ndarray, "m"], bool], None],
-    prefix: Tokens | None = None,
+    prefix: KV | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
     said: Bool[np.ndarray, "V"] | None = None,
 ) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "V"]]:
-    """Write the answer of `jaxmem.stream.ask`, whose arguments these are, where it can be seen.
+    """Write the answer of `jaxmem.loop`, whose arguments these are, where it can be seen.
 
     `seen` is called behind the first token and behind every `TOKENS_AT_ONCE` more, with all tokens
     so far, and whether these are all of the answer.
@@ -171,7 +171,7 @@ class Session:
         if not model.tokens_per_piece:
             raise ValueError(
                 f"the rows of a piece of {model.name} depend on the size of its frames: give "
-                "jaxmem.models.base.fit(model, (height, width)), and frames of that size."
+                "jaxmem.models.base(model, (height, width)), and frames of that size."
             )
         self.model, self.memory, self.chunk_pieces = model, memory, chunk_pieces
         self.spec = model_spec(model, chunk_pieces * model.tokens_per_piece)

@@ -10,7 +10,7 @@
 | A | position axes (1, or 3 for M-RoPE) | E | model width |
 | P | prefix tokens | U | width of a redundancy vector |
 
-Kinds of token are `int8` data, see `jaxmem.tokens`.
+Kinds of token are `int8` data, see `jaxmem.kv`.
 """
 
 from typing import Any

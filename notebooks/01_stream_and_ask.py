@@ -27,21 +27,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmem.data.files import held_out
-from jaxmem.data.media import open_media
-from jaxmem.embedded import embedded
+from jaxmem.data.world.files import held_out
+from jaxmem.data.media.media import open_media
+from jaxmem.models.tiny.embedded import embedded
 from jaxmem.kernels.attend import attend
-from jaxmem.memory import pool
-from jaxmem.memory.base import Rows, Seen, Spec, nbytes
-from jaxmem.memory.omnimem import omnimem
+from jaxmem.memory import layout as pool
+from jaxmem.memory.base import Embeds, Chunk, Spec, nbytes
+from jaxmem.memory.omnimem.omnimem import omnimem
 from jaxmem.memory.recent import recent
-from jaxmem.models.layer import segment
+from jaxmem.decoder.layer import segment
 from jaxmem.report.kept import kept
 from jaxmem.report.maps import memory_map
 from jaxmem.rope import rope_1d
 from jaxmem.session import Packer
-from jaxmem.stream import ask, init_carry, make_program, question_rows, spec_of, stream
-from jaxmem.tokens import VISION, Tokens, count
+from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of, stream
+from jaxmem.kv import VISION, KV, count
 
 SECONDS = int(os.environ.get("JAXMEM_NOTEBOOK_SECONDS", "60"))
 
@@ -106,7 +106,7 @@ memory_map(layers, seconds=float(SECONDS), title=f"{memory.name}, {SECONDS} s")
 
 # %% [markdown]
 # ## The same memory in somebody else's Flax module
-# The core (`jaxmem.tokens`, `jaxmem.memory`, `jaxmem.kernels`) imports JAX only. Here is a single
+# The core (`jaxmem.kv`, `jaxmem.memory`, `jaxmem.kernels`) imports JAX only. Here is a single
 # attention block that has never heard of our decoder: it asks the memory what to attend to, and
 # tells it what it saw.
 
@@ -126,16 +126,16 @@ class TheirAttention(nnx.Module):
         q, k, v = self.qkv(x).reshape(T, 3, self.heads, self.head_dim).transpose(1, 0, 2, 3)
         t = jnp.arange(T)
         kind = jnp.full((T,), VISION, jnp.int8)
-        rows = Rows(x, t[:, None], kind, span=jnp.array([T]))
+        rows = Embeds(x, t[:, None], kind, advance=jnp.array([T]))
         view = memory.view(state, None, rows)
         order = view.base + t
-        fresh = Tokens(k, v, order[:, None, None], order[:, None], kind[:, None])
+        fresh = KV(k, v, order[:, None, None], order[:, None], kind[:, None])
         segments = [
-            segment(view.tokens, view.base, rows.rel),
-            segment(fresh, view.base, rows.rel, last=t),
+            segment(view.tokens, view.base, rows.pos),
+            segment(fresh, view.base, rows.pos, last=t),
         ]
         y, _ = attend(q, segments, rope=self.rope)
-        seen = Seen(fresh, view.base, view.base + T, jnp.zeros((), jnp.int32))
+        seen = Chunk(fresh, view.base, view.base + T, jnp.zeros((), jnp.int32))
         state, _ = memory.write(state, seen)
         return x + self.out(y.reshape(T, -1)), state
 

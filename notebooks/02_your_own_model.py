@@ -29,12 +29,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jaxmem.data.files import held_out
-from jaxmem.data.media import open_media
+from jaxmem.data.world.files import held_out
+from jaxmem.data.media.media import open_media
 from jaxmem.memory.full import full
-from jaxmem.memory.omnimem import omnimem
+from jaxmem.memory.omnimem.omnimem import omnimem
 from jaxmem.memory.recent import recent
-from jaxmem.memory.snapkv import snapkv
+from jaxmem.memory.compression.snapkv import snapkv
 from jaxmem.models.base import fit
 from jaxmem.models.load import load_model
 from jaxmem.report.kept import kept

@@ -112,8 +112,8 @@ def cases():
 
     from jaxmem.kernels.attend import attend
     from jaxmem.kernels.attend import pallas as attend_pallas
-    from jaxmem.kernels.mass import mass, row_mass
     from jaxmem.kernels.move import move
+    from jaxmem.kernels.received import mass, row_mass
     from jaxmem.kernels.select import select
     from jaxmem.rope import rope_1d
 

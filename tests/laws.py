@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import tokens as tk
-from jaxmem.memory.base import Mass, Memory, Rows, Seen, Spec, State, tokens_of
+from jaxmem import kv as tk
+from jaxmem.kv import AUDIO, KV, TEXT, VISION
+from jaxmem.memory.base import Chunk, Embeds, Memory, Received, Spec, State, kv_of
 from jaxmem.memory.full import full
 from jaxmem.memory.last_frames import last_frames
-from jaxmem.memory.omnimem import omnimem
+from jaxmem.memory.omnimem.omnimem import omnimem
 from jaxmem.memory.random import random
 from jaxmem.memory.recent import recent
 from jaxmem.memory.uniform import uniform
-from jaxmem.tokens import AUDIO, TEXT, VISION, Tokens
 
 ALL_MEMORIES: dict[str, Callable[[int], Memory]] = {
     "full": full,
@@ -49,7 +49,7 @@ def memory_of(name: str, budget: int = BUDGET) -> Memory:
 class Stream(NamedTuple):
     """Everything a decoder would report about M tokens in order, or about chunks of them."""
 
-    tokens: Tokens  # [M], or [C, T] in chunks
+    tokens: KV  # [M], or [C, T] in chunks
     hidden: Any  # [M, E]
     base: Any  # [A] in chunks: position where a chunk begins
     end: Any  # [A] in chunks: position where the next one begins
@@ -62,12 +62,12 @@ def stream(length: int, seed: int = 0, spec: Spec = SPEC, kinds: Any = None) -> 
     time = np.cumsum((kinds == TEXT) & (np.roll(kinds, 1) != TEXT))
     shape = (length, spec.kv_heads, spec.head_dim)
     pos = np.stack([time] + [np.arange(length)] * (spec.axes - 1), axis=-1)
-    tokens = Tokens(
+    tokens = KV(
         k=rng.standard_normal(shape).astype(np.float32),
         v=rng.standard_normal(shape).astype(np.float32),
         pos=pos[:, None].astype(np.int32),
-        order=(2 * np.arange(length, dtype=np.int32) + 1)[:, None],  # gaps, as real clocks have
-        kind=kinds.astype(np.int8)[:, None],
+        index=(2 * np.arange(length, dtype=np.int32) + 1)[:, None],  # gaps, as real clocks have
+        modality=kinds.astype(np.int8)[:, None],
     )
     hidden = rng.standard_normal((length, spec.width)).astype(np.float32)
     return Stream(tokens, hidden, pos, pos + 1)
@@ -75,7 +75,7 @@ def stream(length: int, seed: int = 0, spec: Spec = SPEC, kinds: Any = None) -> 
 
 def cut(flat: Stream, cuts: Sequence[int], width: int) -> Stream:
     """Cut a stream into chunks of `cuts` valid rows, padded behind to `width` with garbage."""
-    assert sum(cuts) <= flat.tokens.kind.shape[0] and max(cuts) <= width
+    assert sum(cuts) <= flat.tokens.modality.shape[0] and max(cuts) <= width
     starts = np.concatenate([[0], np.cumsum(cuts)[:-1]])
     index = starts[:, None] + np.arange(width)[None]
     inside = np.arange(width)[None] < np.asarray(cuts)[:, None]
@@ -86,7 +86,9 @@ def cut(flat: Stream, cuts: Sequence[int], width: int) -> Stream:
         return np.where(inside.reshape(inside.shape + (1,) * (leaf.ndim - 1)), taken, garbage)
 
     tokens = jax.tree.map(rows, flat.tokens)
-    tokens = tokens._replace(kind=np.where(inside[..., None], tokens.kind, 0).astype(np.int8))
+    tokens = tokens._replace(
+        modality=np.where(inside[..., None], tokens.modality, 0).astype(np.int8)
+    )
     ends = np.concatenate([np.zeros_like(flat.end[:1]), flat.end]).astype(np.int32)
     return Stream(
         tokens, rows(flat.hidden), ends[starts], ends[starts + np.asarray(cuts, np.int64)]
@@ -106,48 +108,50 @@ def noise(order: jax.Array, salt: jax.Array) -> jax.Array:
     return ((x ^ (x >> 12)) >> 8).astype(jnp.float32) / 2.0**24
 
 
-def spread(tokens: Tokens, groups: int) -> Tokens:
+def spread(tokens: KV, groups: int) -> KV:
     """Return tokens as a memory of Gm = `groups` stores them: the same ones in every head."""
 
     def one(x):
         return jnp.broadcast_to(x, (x.shape[0], groups, *x.shape[2:]))
 
-    return tokens._replace(pos=one(tokens.pos), order=one(tokens.order), kind=one(tokens.kind))
+    return tokens._replace(
+        pos=one(tokens.pos), index=one(tokens.index), modality=one(tokens.modality)
+    )
 
 
-def of_head(tokens: Tokens, head: int) -> Tokens:
+def of_head(tokens: KV, head: int) -> KV:
     """Return what one KV head holds; everything, where all heads hold the same (Gm = 1)."""
-    if tokens.kind.shape[-1] == 1:
+    if tokens.modality.shape[-1] == 1:
         return tokens
     return jax.tree.map(lambda x: x[:, head : head + 1], tokens)
 
 
-def see(memory: Memory, state: State, chunk: Stream) -> Seen:
+def see(memory: Memory, state: State, chunk: Stream) -> Chunk:
     """Return what the decoder would report of one chunk; masses are noise of the order numbers."""
-    reads, tokens = memory.reads, chunk.tokens
-    rows = Rows(chunk.hidden, tokens.pos[:, 0] - chunk.base[None], tokens.kind[:, 0],
+    requires, tokens = memory.requires, chunk.tokens
+    rows = Embeds(chunk.hidden, tokens.pos[:, 0] - chunk.base[None], tokens.modality[:, 0],
                 chunk.end - chunk.base)  # fmt: skip
     held = memory.view(state, None, rows).tokens
-    tokens = spread(tokens, held.kind.shape[1])
+    tokens = spread(tokens, held.modality.shape[1])
     salt = jnp.sum(chunk.end)
 
     def mass(salt):
-        head = 977 * jnp.arange(tokens.kind.shape[1], dtype=jnp.int32)[None]
-        one = lambda t: jnp.where(tk.valid(t), noise(t.order + head, salt), 0.0).T
-        return Mass(one(held), one(tokens))
+        head = 977 * jnp.arange(tokens.modality.shape[1], dtype=jnp.int32)[None]
+        one = lambda t: jnp.where(tk.valid(t), noise(t.index + head, salt), 0.0).T
+        return Received(one(held), one(tokens))
 
-    return Seen(
+    return Chunk(
         tokens=tokens,
         base=chunk.base,
-        end=chunk.end,
+        next_pos=chunk.end,
         layer=jnp.zeros((), jnp.int32),
-        hidden=chunk.hidden if reads.hidden else None,
-        mass=mass(salt) if reads.mass else None,
-        rows=noise(tokens.order[:, 0], salt + 1) if reads.rows else None,
-        probe=jax.tree.map(lambda x: x[None], mass(salt + 2)) if reads.probe else None,
-        queries=project(chunk.hidden, SPEC.heads, SPEC.head_dim) if reads.queries else None,
+        hidden=chunk.hidden if requires.hidden else None,
+        mass=mass(salt) if requires.mass else None,
+        rows=noise(tokens.index[:, 0], salt + 1) if requires.rows else None,
+        probe=jax.tree.map(lambda x: x[None], mass(salt + 2)) if requires.probe else None,
+        queries=project(chunk.hidden, SPEC.heads, SPEC.head_dim) if requires.queries else None,
         output=project(np.eye(SPEC.width), SPEC.heads, SPEC.head_dim).transpose(1, 2, 0)
-        if reads.output
+        if requires.output
         else None,
     )
 
@@ -163,12 +167,12 @@ def step(memory: Memory, state: State, chunk: Stream) -> State:
     return memory.write(state, see(memory, state, chunk))[0]
 
 
-def scan(memory: Memory, state: State, chunks: Stream) -> tuple[State, Tokens]:
+def scan(memory: Memory, state: State, chunks: Stream) -> tuple[State, KV]:
     """Write chunks one after the other; return the final state and what was held after each."""
 
     def body(state, chunk):
         state = step(memory, state, chunk)
-        return state, tokens_of(state.slots)
+        return state, kv_of(state.slots)
 
     return jax.lax.scan(body, state, chunks)
 
@@ -193,17 +197,17 @@ def pick(tree: Any, i: int) -> Any:
 
 
 @cache
-def usual(memory: Memory) -> tuple[State, tuple[State, Tokens]]:
+def usual(memory: Memory) -> tuple[State, tuple[State, KV]]:
     """Return the start and `run_many` of the standard streams 0 and 1, shared by most laws."""
     start = memory.init(SPEC)
     chunks = side_by_side(standard(0), standard(1))
     return start, jax.device_get(run_many(memory, side_by_side(start, start), chunks))
 
 
-def held(tokens: Tokens) -> np.ndarray:
+def held(tokens: KV) -> np.ndarray:
     """Return the order numbers of the valid slots."""
     tokens = jax.device_get(tokens)
-    return tokens.order[:, 0][tokens.kind[:, 0] != 0]
+    return tokens.index[:, 0][tokens.modality[:, 0] != 0]
 
 
 def assert_same(a: Any, b: Any, what: str) -> None:
@@ -226,7 +230,7 @@ def check_static_and_ordered(memory: Memory) -> None:
     start, (final, trace) = usual(memory)
     shapes = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), tree)
     assert shapes(start) == shapes(pick(final, 0))
-    kind, order = trace.kind[0], trace.order[0]
+    kind, order = trace.modality[0], trace.index[0]
     for c in range(len(CUTS)):
         n = int((kind[c, :, 0] != 0).sum())
         assert (kind[c, :n] != 0).all(), f"hole after chunk {c}"
@@ -237,14 +241,14 @@ def check_static_and_ordered(memory: Memory) -> None:
 def check_subset(memory: Memory) -> None:
     """Kept tokens are written ones, bit by bit, and once dropped a token does not come back."""
     trace = pick(usual(memory)[1][1], 0)
-    groups = trace.kind.shape[-1]
+    groups = trace.modality.shape[-1]
     written = spread(stream(sum(CUTS)).tokens, groups)
     for head in range(groups):
         one = [of_head(pick(trace, c), head) for c in range(len(CUTS))]
         _check_subset(jax.device_get(of_head(written, head)), one)
 
 
-def _check_subset(flat: Tokens, trace: Sequence[Tokens]) -> None:
+def _check_subset(flat: KV, trace: Sequence[KV]) -> None:
     gone: set[int] = set()
     before: set[int] = set()
     for c, seen in enumerate(np.cumsum(CUTS)):
@@ -252,7 +256,7 @@ def _check_subset(flat: Tokens, trace: Sequence[Tokens]) -> None:
         n = len(held(tokens))
         source = (held(tokens) - 1) // 2
         assert n and source.max() < seen
-        for name in Tokens._fields:
+        for name in KV._fields:
             kept, written = getattr(tokens, name)[:n], getattr(flat, name)[source]
             np.testing.assert_array_equal(kept, written, err_msg=f"{name} after chunk {c}")
         now = set(source.tolist())
@@ -288,7 +292,7 @@ def check_scan_vmap_and_loop(memory: Memory) -> None:
     other = one(states[1], pick(standard(seed=1), 1))
     assert_same(jax.device_get(states[1]), before, "old state")
     assert_same(one(states[1], pick(standard(), 1)), states[2], "branch")
-    assert not np.array_equal(tokens_of(other.slots).k, tokens_of(states[2].slots).k)
+    assert not np.array_equal(kv_of(other.slots).k, kv_of(states[2].slots).k)
 
 
 def check_padding_and_room(memory: Memory, extra: int = 5) -> None:
@@ -297,12 +301,12 @@ def check_padding_and_room(memory: Memory, extra: int = 5) -> None:
     Windows of a flat pool are longer than a layer's own room; slots beyond it stay empty.
     """
     start, (short, _) = usual(memory)
-    assert int(start.notes.room) <= tokens_of(start.slots).kind.shape[0]
+    assert int(start.aux.capacity) <= kv_of(start.slots).modality.shape[0]
     lengthen = lambda x: np.concatenate([x, np.zeros((extra, *x.shape[1:]), x.dtype)])
     longer = start._replace(slots=jax.tree.map(lengthen, start.slots))
     long, trace = jax.device_get(run(memory, longer, standard(width=11)))
-    count = np.sum(trace.kind[..., 0] != 0, axis=1).max()
-    assert count <= int(start.notes.room), f"{count} slots filled of {start.notes.room}"
+    count = np.sum(trace.modality[..., 0] != 0, axis=1).max()
+    assert count <= int(start.aux.capacity), f"{count} slots filled of {start.notes.room}"
     cropped = jax.tree.map(lambda x: x[:-extra], long.slots)
     assert_same(long._replace(slots=cropped), pick(short, 0), "padding or longer arrays")
     for leaf in jax.tree.leaves(jax.tree.map(lambda x: x[-extra:], long.slots)):
@@ -313,31 +317,31 @@ def check_ample_budget(memory: Memory) -> None:
     """While the stream is no longer than the room, everything is kept as it came."""
     flat = stream(sum(CUTS))
     start, (_, trace) = usual(memory)
-    ample = [c for c, seen in enumerate(np.cumsum(CUTS)) if seen <= int(start.notes.room)]
+    ample = [c for c, seen in enumerate(np.cumsum(CUTS)) if seen <= int(start.aux.capacity)]
     assert ample, f"a room of {start.notes.room} tests nothing"
     for c in ample:
         seen = sum(CUTS[: c + 1])
         tokens = pick(pick(trace, 0), c)
         assert len(held(tokens)) == seen
         same = lambda kept, written, n=seen: np.testing.assert_array_equal(kept[:n], written[:n])
-        jax.tree.map(same, tokens, spread(flat.tokens, tokens.kind.shape[1]))
+        jax.tree.map(same, tokens, spread(flat.tokens, tokens.modality.shape[1]))
 
 
 def check_view(memory: Memory) -> None:
     """The next chunk begins behind the last, and a question reads without changing the state."""
     start, (final, _) = usual(memory)
     final = pick(final, 0)
-    row = Rows(
+    row = Embeds(
         x=jnp.zeros((1, SPEC.width)),
-        rel=jnp.zeros((1, SPEC.axes), SPEC.pos_dtype),
-        kind=jnp.full((1,), TEXT, jnp.int8),
-        span=jnp.ones((SPEC.axes,), SPEC.pos_dtype),
+        pos=jnp.zeros((1, SPEC.axes), SPEC.pos_dtype),
+        modality=jnp.full((1,), TEXT, jnp.int8),
+        advance=jnp.ones((SPEC.axes,), SPEC.pos_dtype),
     )
     assert memory.view(start, None, row).base.dtype == SPEC.pos_dtype
     np.testing.assert_array_equal(memory.view(final, None, row).base, standard().end[-1])
     before = jax.tree.map(np.copy, final)
-    if memory.reads.ask is None:
-        assert_same(memory.recall(final, None, None).tokens, tokens_of(final.slots), "recall")
+    if memory.requires.ask is None:
+        assert_same(memory.recall(final, None, None).tokens, kv_of(final.slots), "recall")
     assert_same(final, before, "state after a question")
 
 

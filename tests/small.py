@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import rope as rp
-from jaxmem.memory.base import Rows
-from jaxmem.models import decoder as dec
-from jaxmem.stream import spec_of
+from jaxmem.decoder import decoder as dec
+from jaxmem.loop import spec_of
+from jaxmem.memory.base import Embeds
 
 
 def config(layers=2, axes=3, qk_norm=True, bias=False, activation="swiglu"):
@@ -43,7 +43,7 @@ def stream_rows(cfg, chunks, size, *, seed=0, lengths=None):
         if axes == 3:
             rel[i, :, 1:] = rng.integers(0, 4, (size, 2))
         span[i] = rel[i, :n, 0].max(initial=-1) + 1
-    return Rows(*(jnp.asarray(a) for a in (x, rel, kind, span)))
+    return Embeds(*(jnp.asarray(a) for a in (x, rel, kind, span)))
 
 
 def chunk(rows, i):
@@ -52,12 +52,12 @@ def chunk(rows, i):
 
 def flat(rows):
     """All real rows of a stream in one list, with absolute positions, and where it ends."""
-    base = np.concatenate([np.zeros((1, rows.span.shape[1])), np.cumsum(rows.span, 0)])
+    base = np.concatenate([np.zeros((1, rows.advance.shape[1])), np.cumsum(rows.advance, 0)])
     xs, pos = [], []
     for i in range(rows.x.shape[0]):
-        real = np.asarray(rows.kind[i]) != 0
+        real = np.asarray(rows.modality[i]) != 0
         xs.append(np.asarray(rows.x[i])[real])
-        pos.append(np.asarray(rows.rel[i])[real] + base[i])
+        pos.append(np.asarray(rows.pos[i])[real] + base[i])
     return np.concatenate(xs), np.concatenate(pos), base[-1]
 
 

@@ -11,18 +11,19 @@ import small
 from laws import CUTS, LAWS, SPEC, held, pick, standard, stream
 from test_criticalkv import masses, norms
 
-from jaxmem import tokens as tk
-from jaxmem.memory import ragged, snapkv
-from jaxmem.memory.adakv import adakv
-from jaxmem.memory.base import Reads, nbytes
-from jaxmem.memory.criticalkv import criticalkv
-from jaxmem.memory.expected_attention import score as expected
-from jaxmem.models.answer import prefill
-from jaxmem.models.program import init_carry, make_program, spec_of
+from jaxmem import kv as tk
+from jaxmem.decoder.answer import prefill
+from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.loop import stream as small_stream
+from jaxmem.memory.base import Requires, nbytes
+from jaxmem.memory.compression import head_ragged as ragged
+from jaxmem.memory.compression import snapkv
+from jaxmem.memory.compression.adakv import adakv
+from jaxmem.memory.compression.criticalkv import criticalkv
+from jaxmem.memory.compression.expected_attention import score as expected
 from jaxmem.rope import rope_1d
-from jaxmem.stream import stream as small_stream
 
-BUDGET, MASS = 16, Reads(mass="softmax")
+BUDGET, MASS = 16, Requires(mass="softmax")
 ROPE = rope_1d(SPEC.head_dim)
 
 
@@ -40,11 +41,11 @@ MEMORIES = {
     "snapkv": adakv(
         BUDGET,
         partial(snapkv.score, window=3, kernel=5),
-        reads=Reads(mass="softmax", last=3),
+        reads=Requires(mass="softmax", last=3),
         audio_share=0.25,
     ),
     "expected": adakv(
-        BUDGET, partial(expected, rotary=ROPE, future=7), reads=Reads(queries=True), alpha=0.4
+        BUDGET, partial(expected, rotary=ROPE, future=7), reads=Requires(queries=True), alpha=0.4
     ),
 }
 
@@ -74,29 +75,29 @@ def test_laws_of_every_head(name):
     and no more slots in use than there are."""
     final, views = trace(name)
     written = laws.spread(stream(sum(CUTS)).tokens, 2)
-    most = views.tokens.kind.shape[1]
+    most = views.tokens.modality.shape[1]
     for g in range(2):
         tokens = [laws.of_head(pick(views.tokens, c), g) for c in range(len(CUTS))]
         for c, one in enumerate(tokens):
             n = len(held(one))
-            assert (one.kind[:n] != 0).all() and not one.k[n:].any()
+            assert (one.modality[:n] != 0).all() and not one.k[n:].any()
             assert (np.diff(held(one)) > 0).all()
             seen = sum(CUTS[: c + 1])
             if seen <= int(0.5 * BUDGET):
                 np.testing.assert_array_equal(held(one), 2 * np.arange(seen) + 1)
         laws._check_subset(laws.of_head(written, g), tokens)
-    used = np.sum(views.tokens.kind != 0, axis=(1, 2))
+    used = np.sum(views.tokens.modality != 0, axis=(1, 2))
     assert used.max() <= 2 * BUDGET
     if name in ("published", "critical", "most"):  # others divide by kind or round down
         assert (used[np.cumsum(CUTS) >= most] == 2 * BUDGET).all()
-    np.testing.assert_array_equal(np.sum(views.tokens.kind[-1] != 0, 0), final.notes.counts)
+    np.testing.assert_array_equal(np.sum(views.tokens.modality[-1] != 0, 0), final.aux.counts)
     np.testing.assert_array_equal(views.base, standard().end)
 
 
 def loop(name):
     """Yield what the heads hold after every chunk, by lists and dictionaries."""
     flat, chunks = stream(sum(CUTS)), standard()
-    kinds, weight = flat.tokens.kind[:, 0], norms(flat.tokens.v)
+    kinds, weight = flat.tokens.modality[:, 0], norms(flat.tokens.v)
     alpha = 0.5 if name == "mix" else 0.2
     kept, begin = [[], []], 0
     for c, cut in enumerate(CUTS):
@@ -138,7 +139,7 @@ def test_a_plain_loop_keeps_the_same(name):
     for c, kept in enumerate(loop(name)):
         for g in range(2):
             tokens = pick(views.tokens, c)
-            ours = tokens.order[:, g][tokens.kind[:, g] != 0]
+            ours = tokens.index[:, g][tokens.modality[:, g] != 0]
             np.testing.assert_array_equal((ours - 1) // 2, kept[g], err_msg=f"chunk {c} head {g}")
         differ += len(kept[0]) != len(kept[1])
     assert differ >= 3, "heads hold the same numbers"
@@ -159,7 +160,7 @@ def test_contiguous_positions_put_the_newest_token_before_the_chunk():
     memory = adakv(BUDGET, uneven, reads=MASS, per_kind=False, positions="contiguous")
     state, _ = laws.run(memory, memory.init(SPEC), standard())
     view = memory.recall(state, None, None)
-    counts = np.asarray(state.notes.counts)
+    counts = np.asarray(state.aux.counts)
     assert counts[0] != counts[1]
     np.testing.assert_array_equal(view.base, [counts.max()] * 3)
     for g, n in enumerate(counts):
@@ -188,7 +189,7 @@ def test_ample_budget_is_full_attention_in_the_decoder():
     weights = small.params(cfg)
     rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
     score = partial(snapkv.score, window=3, kernel=3)
-    memory = adakv(40, score, reads=Reads(mass="softmax", last=3), first=0.5, audio_share=0.5)
+    memory = adakv(40, score, reads=Requires(mass="softmax", last=3), first=0.5, audio_share=0.5)
     program = make_program(cfg, memory, spec_of(cfg, chunk=8))
     carry = small_stream(weights, init_carry(program), rows, program=program)
     question = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
@@ -196,7 +197,7 @@ def test_ample_budget_is_full_attention_in_the_decoder():
         weights, program, carry, question, room=1
     )[1]
     x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
+    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
     np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
 
 
@@ -207,7 +208,7 @@ def test_ample_budget_is_full_attention_in_the_decoder():
         ({"first": -0.5}, "first"),
         ({"most": 0.5}, "most"),
         ({"positions": "dense"}, "'dense'"),
-        ({"reads": Reads(window=4)}, "sliding window"),
+        ({"reads": Requires(window=4)}, "sliding window"),
         ({"audio_share": 2.0}, "audio_share"),
     ],
 )

@@ -11,30 +11,31 @@ import pytest
 import small
 from laws import CUTS, LAWS, SPEC, compiled, cut, memory_of, pick, standard
 
-from jaxmem import tokens as tk
-from jaxmem.experiments._memories import Budget, Memories, choose
+from jaxmem import kv as tk
+from jaxmem.decoder import decoder as dec
+from jaxmem.decoder.answer import prefill
+from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments._memory_options import Bank
-from jaxmem.memory import blocks, store
-from jaxmem.memory.adakv import adakv
-from jaxmem.memory.bank import append_spill, footprint, init_bank, of_layer
-from jaxmem.memory.bank import nbytes as bank_nbytes
-from jaxmem.memory.banked import RULES, bank
-from jaxmem.memory.base import Memory, Query, Reads, Spec, held, nbytes, tokens_of
-from jaxmem.memory.evict import evict
-from jaxmem.memory.flash_vstream import flash_vstream
-from jaxmem.memory.flexmem import flexmem
-from jaxmem.memory.hermes import hermes
-from jaxmem.memory.quantized import quantized, unpack
+from jaxmem.experiments.memories import Budget, Memories, choose
+from jaxmem.loop import ask, branch, init_carry, make_program, question_rows, spec_of, stream
+from jaxmem.memory.bank import host_memory as store
+from jaxmem.memory.bank import retrieval as blocks
+from jaxmem.memory.bank.bank import append_spill, footprint, init_bank, of_layer
+from jaxmem.memory.bank.bank import nbytes as bank_nbytes
+from jaxmem.memory.bank.block_table import shelve
+from jaxmem.memory.bank.with_bank import RULES, bank
+from jaxmem.memory.base import Memory, Question, Requires, Spec, held, kv_of, nbytes
+from jaxmem.memory.compression.adakv import adakv
+from jaxmem.memory.compression.snapkv import snapkv
+from jaxmem.memory.flash_vstream.flash_vstream import flash_vstream
+from jaxmem.memory.flexmem.flexmem import flexmem
+from jaxmem.memory.flexmem.memindex import MemIndex
+from jaxmem.memory.hermes.hermes import hermes
+from jaxmem.memory.parts.scored import evict
 from jaxmem.memory.recent import recent
-from jaxmem.memory.rekv import rekv
-from jaxmem.memory.relevance import MemIndex
-from jaxmem.memory.shelf import shelve
-from jaxmem.memory.snapkv import snapkv
-from jaxmem.models import decoder as dec
-from jaxmem.models.answer import prefill
-from jaxmem.models.step import chunk_step
+from jaxmem.memory.transforms.quantized import quantized, unpack
+from jaxmem.memory.video.rekv import rekv
 from jaxmem.saving import restore, save
-from jaxmem.stream import ask, branch, init_carry, make_program, question_rows, spec_of, stream
 
 ZERO = np.zeros((), np.int32)
 TOLD = ("order", "kind")
@@ -95,10 +96,10 @@ def stepper(memory):
 @partial(compiled, static_argnums=0)
 def everything(memory, state, bank):
     """What the memory holds, what waits in the open block, and what the bank has."""
-    mine, shelf = of_layer(bank, ZERO), state.notes.shelf
+    mine, shelf = of_layer(bank, ZERO), state.aux.shelf
     many = shelf.priority.shape[0]
     index = jnp.arange(many, dtype=jnp.int32)
-    stored = blocks.stored(mine, index, index < shelf.used, shelf.open.kind.shape[0])
+    stored = blocks.stored(mine, index, index < shelf.used, shelf.open.modality.shape[0])
     return held(memory, state), shelf.open, stored
 
 
@@ -114,14 +115,14 @@ def test_nothing_is_lost_while_there_is_room(name):
     for c, seen in enumerate(np.cumsum(CUTS)):
         carry = step(carry, pick(standard(), c))
         parts = jax.device_get(everything(memory, *carry))
-        for head in range(parts[0].kind.shape[1]):
+        for head in range(parts[0].modality.shape[1]):
             mine = [laws.of_head(part, head) for part in parts]
             numbers = [laws.held(part) for part in mine]
-            np.testing.assert_array_equal(np.sort(np.concatenate(numbers)), flat.order[:seen, 0])
+            np.testing.assert_array_equal(np.sort(np.concatenate(numbers)), flat.index[:seen, 0])
             for part, order in zip(mine, numbers, strict=True):
-                real = part.kind[:, 0] != 0
-                source = laws.of_head(laws.spread(flat, parts[0].kind.shape[1]), head)
-                for name_ in tk.Tokens._fields:
+                real = part.modality[:, 0] != 0
+                source = laws.of_head(laws.spread(flat, parts[0].modality.shape[1]), head)
+                for name_ in tk.KV._fields:
                     written = np.asarray(getattr(source, name_))[(order - 1) // 2]
                     np.testing.assert_array_equal(getattr(part, name_)[real], written)
         away = len(numbers[2])
@@ -135,7 +136,7 @@ def uneven(pool):
 
 def test_heads_that_hold_different_numbers_have_blocks_of_their_own():
     """Ada-KV: each head's tokens are where its own shelf says, and a question reads them all."""
-    reads = Reads(mass="softmax")
+    reads = Requires(mass="softmax")
     memory = bank(adakv(8, uneven, reads=reads), 48, block=4, topk=12, positions="contiguous")
     carry, step = (memory.init(SPEC_1), init_bank(memory, SPEC_1)), stepper(memory)
     assert carry[1].slots.k.shape == (1, 2 * 48, 1, SPEC.head_dim)
@@ -148,12 +149,12 @@ def test_heads_that_hold_different_numbers_have_blocks_of_their_own():
     flat = laws.stream(sum(CUTS)).tokens
     away = [laws.held(laws.of_head(held(memory, state), head)).size for head in (0, 1)]
     assert away[0] != away[1] and sum(away) == 16
-    entries = np.asarray(stored.slots.kind)[0, :, 0].reshape(2, 48)
+    entries = np.asarray(stored.slots.modality)[0, :, 0].reshape(2, 48)
     many = (entries != 0).sum(1)
     assert int(stored.count[0]) == many.sum() and many[0] != many[1] and not stored.lost[0]
     for head in (0, 1):
-        real = view.tokens.kind[:, head] != 0
-        np.testing.assert_array_equal(view.tokens.order[real, head], flat.order[:, 0])
+        real = view.tokens.modality[:, head] != 0
+        np.testing.assert_array_equal(view.tokens.index[real, head], flat.index[:, 0])
         np.testing.assert_array_equal(view.tokens.k[real, head], flat.k[:, head])
         np.testing.assert_array_equal(view.tokens.v[real, head], flat.v[:, head])
         np.testing.assert_array_equal(view.tokens.pos[real, head, 0], np.arange(sum(CUTS)))
@@ -168,11 +169,11 @@ def test_what_leaves_a_quantised_memory_is_what_it_held():
     kept, _, stored = jax.device_get(everything(memory, *carry))
     flat = laws.stream(sum(CUTS)).tokens
     order = laws.held(stored)
-    real = stored.kind[:, 0] != 0
+    real = stored.modality[:, 0] != 0
     assert stored.k.dtype == np.float32 and len(order) == 24
     error = np.abs(stored.k[real] - flat.k[(order - 1) // 2])
     assert 0 < error.max() < 0.05
-    inside = tokens_of(unpack(carry[0]._replace(notes=carry[0].notes.inner), 8).slots)
+    inside = kv_of(unpack(carry[0]._replace(aux=carry[0].aux.inner), 8).slots)
     np.testing.assert_allclose(kept.k, inside.k, atol=1e-6)
 
 
@@ -198,7 +199,7 @@ def shelved(which, shelf, bank, chunk):
     """Evict one chunk under rule number `which`."""
     rules = [*RULES.values(), odd_first]
     rule = lambda number, seed=None: jax.lax.switch(which, rules, number)
-    gone = chunk.tokens._replace(kind=chunk.tokens.kind.astype(jnp.int8))
+    gone = chunk.tokens._replace(modality=chunk.tokens.modality.astype(jnp.int8))
     shelf, spill = shelve(shelf, gone, rule, blocks.by_mean())
     return shelf, append_spill(bank, ZERO, spill)
 
@@ -209,13 +210,13 @@ def test_a_full_bank_follows_its_rule(evict):
     memory = bank(recent(4, sinks=0), 23, block=4)
     assert memory.bank == 20
     chunks = cut(laws.stream(100), [10] * 10, 10)
-    carry = (memory.init(SPEC_1).notes.shelf, init_bank(memory, SPEC_1))
+    carry = (memory.init(SPEC_1).aux.shelf, init_bank(memory, SPEC_1))
     index = np.arange(5, dtype=np.int32)
     for c in range(10):
         carry = shelved([*RULES, "odd"].index(evict), *carry, pick(chunks, c))
         full = 10 * (c + 1) // 4
         stored = jax.device_get(inside(carry[1], index, index < int(carry[0].used)))
-        arrivals = ((stored.order[:, 0] - 1) // 2)[stored.kind[:, 0] != 0].reshape(-1, 4)
+        arrivals = ((stored.index[:, 0] - 1) // 2)[stored.modality[:, 0] != 0].reshape(-1, 4)
         np.testing.assert_array_equal(np.diff(arrivals, axis=1), 1)
         have = sorted((arrivals[:, 0] // 4).tolist())
         assert have == rule_by_hand(evict, full, 5)
@@ -223,7 +224,7 @@ def test_a_full_bank_follows_its_rule(evict):
         assert int(carry[1].count[0]) == 4 * min(full, 5)
 
 
-QUERY = Query(jnp.asarray(np.random.default_rng(5).normal(size=(3, 4, 4)), jnp.float32),
+QUERY = Question(jnp.asarray(np.random.default_rng(5).normal(size=(3, 4, 4)), jnp.float32),
               jnp.asarray([True, True, False]), None)  # fmt: skip
 
 
@@ -271,7 +272,7 @@ def test_planted_evidence_comes_back_with_the_bank_and_not_without(space):
     for c in range(10):
         carry = step(carry, pick(chunks, c))
     read = compiled(lambda s, b: memory.recall(s, of_layer(b, ZERO), QUERY).tokens)(*carry)
-    alone = tokens_of(carry[0].slots)
+    alone = kv_of(carry[0].slots)
     assert not np.isin(planted, (laws.held(alone) - 1) // 2).any()
     got = (laws.held(read) - 1) // 2
     np.testing.assert_array_equal(got, [*planted, *range(72, 80)])
@@ -326,7 +327,7 @@ def test_recall_of_all_blocks_is_full_attention(scope):
     program, carry = watched(scope)
     question = small.chunk(small.stream_rows(CFG, 1, 4, seed=1), 0)
     x, pos, end = small.flat(ROWS)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
+    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
     want = np.asarray(small.one_pass(weights(), CFG, x, pos))[-4:]
     np.testing.assert_allclose(prefilled(program, carry, question), want, atol=1e-4)
     robbed = carry._replace(bank=carry.bank._replace(slots=init_carry(program).bank.slots))
@@ -345,7 +346,7 @@ def test_contiguous_positions_number_all_that_is_read():
     for axis in range(3):
         np.testing.assert_array_equal(view.tokens.pos[:n, 0, axis], 3 + np.arange(n))
     np.testing.assert_array_equal(view.base, [3 + n] * 3)
-    assert (np.diff(view.tokens.order[:n, 0]) > 0).all()
+    assert (np.diff(view.tokens.index[:n, 0]) > 0).all()
 
 
 def kinds(carry):
@@ -423,7 +424,7 @@ def test_streams_side_by_side():
     both = jax.tree.map(lambda *x: jnp.stack(x), ROWS, other)
     start = jax.tree.map(lambda x: jnp.stack([x, x]), init_carry(program))
     many = jax.vmap(lambda c, r: stream(weights(), c, r, program=program))(start, both)
-    np.testing.assert_array_equal(many.bank.slots.order[0], one.bank.slots.order)
+    np.testing.assert_array_equal(many.bank.slots.index[0], one.bank.slots.index)
     np.testing.assert_allclose(many.bank.slots.k[0], one.bank.slots.k, atol=1e-5)
     rows = question_rows(weights(), [3, 1], program=program)
     answers = jax.vmap(lambda c: ask(weights(), c, rows, program=program))(many)
@@ -482,13 +483,13 @@ def test_hermes_with_a_bank_loses_nothing():
     carry = init_carry(program)
     for i in range(5):
         carry = step(carry, small.chunk(rows, i))
-    parts = (carry.state.slots.tokens, carry.state.notes.shelf.open, carry.bank.slots)
+    parts = (carry.state.slots.tokens, carry.state.aux.shelf.open, carry.bank.slots)
     order, kind = (np.concatenate([getattr(p, n)[..., 0] for p in parts], 1) for n in TOLD)
     written = np.delete(np.arange(41), [8, 14, 23, 32, 40])  # one number a chunk stays free
     for layer in range(3):
         own = (kind[layer] != tk.EMPTY) & (kind[layer] != tk.SUMMARY)
         np.testing.assert_array_equal(np.sort(order[layer][own]), written)
-    assert (kind[2] == tk.SUMMARY).any() and not (carry.bank.slots.kind == tk.SUMMARY).any()
+    assert (kind[2] == tk.SUMMARY).any() and not (carry.bank.slots.modality == tk.SUMMARY).any()
 
 
 @pytest.mark.slow
@@ -506,7 +507,7 @@ def test_evidence_decides_an_answer():
     def told(memory):
         def recall(state, bank, query):
             view = memory.recall(state, bank, query)
-            jax.debug.callback(lambda x: heard.append(np.asarray(x)), view.tokens.order)
+            jax.debug.callback(lambda x: heard.append(np.asarray(x)), view.tokens.index)
             return view
 
         return memory._replace(recall=recall)

@@ -7,15 +7,15 @@ import pytest
 import small
 from laws import compiled
 
-from jaxmem.memory import store
-from jaxmem.memory.bank import nbytes
-from jaxmem.memory.banked import bank
-from jaxmem.memory.flexmem import flexmem
+from jaxmem.decoder.decoder import logits
+from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of, stream
+from jaxmem.memory.bank import host_memory as store
+from jaxmem.memory.bank.bank import nbytes
+from jaxmem.memory.bank.with_bank import bank
+from jaxmem.memory.flexmem.flexmem import flexmem
+from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.memory.recent import recent
-from jaxmem.memory.rekv import rekv
-from jaxmem.memory.relevance import MemIndex
-from jaxmem.models.decoder import logits
-from jaxmem.stream import ask, init_carry, make_program, question_rows, spec_of, stream
+from jaxmem.memory.video.rekv import rekv
 
 CFG = small.config(layers=1, axes=1)
 WEIGHTS = small.params(CFG)
@@ -69,8 +69,8 @@ def answered(program):
 def full_attention():
     """The same of one pass over everything, and its gradient."""
     asked = question_rows(WEIGHTS, [3, 1, 4], program=program_of(recent(8)), size=3)
-    real, (_, pos, end) = np.asarray(ROWS.kind) != 0, small.flat(ROWS)
-    places = np.concatenate([pos, np.asarray(asked.rel) + end])
+    real, (_, pos, end) = np.asarray(ROWS.modality) != 0, small.flat(ROWS)
+    places = np.concatenate([pos, np.asarray(asked.pos) + end])
 
     def heard(weights, x):
         rows = jnp.concatenate([x[real], asked.x])
@@ -96,7 +96,7 @@ def test_gradient_equals_that_of_full_attention(name, full_attention):
     got = compiled(jax.value_and_grad(heard, (0, 1)))(WEIGHTS, ROWS.x)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
     jax.tree.map(close, got, full_attention)
-    assert (np.abs(got[1][1])[np.asarray(ROWS.kind) != 0].max(-1) > 1e-4).all()
+    assert (np.abs(got[1][1])[np.asarray(ROWS.modality) != 0].max(-1) > 1e-4).all()
 
 
 def test_a_gradient_holds_the_bank_once_and_not_once_per_chunk():

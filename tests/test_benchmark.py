@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from jaxmem.embedded import embedded
-from jaxmem.experiments import benchmark, calibrate
-from jaxmem.experiments._constancy import measure
-from jaxmem.experiments._memories import NAMES, Budget, Memories, choose
+from jaxmem.experiments import calibrate
 from jaxmem.experiments._memory_options import Bank
-from jaxmem.memory.budgets import load_table
+from jaxmem.experiments.benchmark import __main__ as benchmark
+from jaxmem.experiments.benchmark.constancy import measure
+from jaxmem.experiments.memories import NAMES, Budget, Memories, choose
+from jaxmem.memory.omnimem.budgets import load_table
+from jaxmem.models.tiny.embedded import embedded
 from jaxmem.session import model_spec
 
 SPEC = model_spec(embedded(), 40)

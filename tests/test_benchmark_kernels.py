@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmem.experiments import _kernels, _kernels_measure, benchmark
-from jaxmem.experiments._kernels_ops import operations, pairs, with_attention
-from jaxmem.experiments._kernels_shapes import CI, SEVEN_B, inputs, shapes
+from jaxmem.experiments.benchmark import __main__ as benchmark
+from jaxmem.experiments.benchmark import kernels as _kernels
+from jaxmem.experiments.benchmark import kernels_measure as _kernels_measure
+from jaxmem.experiments.benchmark.kernels_ops import operations, pairs, with_attention
+from jaxmem.experiments.benchmark.kernels_shapes import CI, SEVEN_B, inputs, shapes
 
 SHAPE = CI[0]
 OPERATIONS = {op.name: op for op in operations()}

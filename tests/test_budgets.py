@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from jaxmem.memory import avba, budgets
 from jaxmem.memory.base import Spec, nbytes
-from jaxmem.memory.omnimem import omnimem
+from jaxmem.memory.omnimem import avba, budgets
+from jaxmem.memory.omnimem.omnimem import omnimem
 
 SPEC = Spec(layers=3, kv_heads=2, heads=4, head_dim=8, width=16)
 

@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from jaxmem.models import checkpoint as ck
-from jaxmem.models.checkpoint import Weight
-from jaxmem.models.decoder import DecoderConfig, init_decoder
+from jaxmem.decoder.decoder import DecoderConfig, init_decoder
+from jaxmem.models.hf import checkpoint as ck
+from jaxmem.models.hf.checkpoint import Weight
 from jaxmem.rope import rope_1d
 
 CONFIG = DecoderConfig(3, 24, 4, 2, 8, 32, 30, rope_1d(8), qkv_bias=True, qk_norm=True)

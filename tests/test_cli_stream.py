@@ -12,33 +12,26 @@ import jax.numpy as jnp
 import pytest
 from jax.errors import JaxRuntimeError
 
-from jaxmem.data.files import held_out
-from jaxmem.data.media import open_media
-from jaxmem.embedded import embedded
-from jaxmem.experiments import _job
-from jaxmem.experiments._config import load, parse
-from jaxmem.experiments._feed import hold_frames, segments
-from jaxmem.experiments._interrupt import Stop
-from jaxmem.experiments._memories import (
-    NAMES,
-    Budget,
-    Memories,
-    Setting,
-    build,
-    choose,
-)
-from jaxmem.experiments._output import show
-from jaxmem.experiments._price import nbytes as tree_bytes
-from jaxmem.experiments._questions import parse_ask
-from jaxmem.experiments._run import feed, open_lanes, put
-from jaxmem.experiments._screen import Screen
-from jaxmem.experiments._shapes import open_shapes
-from jaxmem.experiments._stream_config import StreamConfig
-from jaxmem.experiments._typed import Typed
-from jaxmem.experiments.stream import main
+from jaxmem.data.media.media import open_media
+from jaxmem.data.world.files import held_out
+from jaxmem.decoder.sampling import Sampling
+from jaxmem.experiments.benchmark.price import nbytes as tree_bytes
+from jaxmem.experiments.benchmark.shapes import open_shapes
+from jaxmem.experiments.memories import NAMES, Budget, Memories, Setting, build, choose
+from jaxmem.experiments.parsing import load, parse
+from jaxmem.experiments.stream import job as _job
+from jaxmem.experiments.stream.__main__ import main
+from jaxmem.experiments.stream.config import StreamConfig
+from jaxmem.experiments.stream.interrupt import Stop
+from jaxmem.experiments.stream.output import show
+from jaxmem.experiments.stream.questions import parse_ask
+from jaxmem.experiments.stream.run import feed, open_lanes, put
+from jaxmem.experiments.stream.screen import Screen
+from jaxmem.experiments.stream.segments import hold_frames, segments
+from jaxmem.experiments.stream.terminal import Typed
 from jaxmem.memory.base import nbytes
-from jaxmem.models import tiny
-from jaxmem.models.sampling import Sampling
+from jaxmem.models.tiny import tiny
+from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.numbers import size
 from jaxmem.session import Session, model_spec
 
@@ -139,8 +132,8 @@ def test_what_is_typed_meanwhile_is_answered_behind_the_segment(job, clip, monke
         lines.put("")
 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("jaxmem.experiments.stream.typed_lines", typed_lines)
-    monkeypatch.setattr("jaxmem.experiments.stream.show", show_and_type)
+    monkeypatch.setattr("jaxmem.experiments.stream.__main__.typed_lines", typed_lines)
+    monkeypatch.setattr("jaxmem.experiments.stream.__main__.show", show_and_type)
     report, captured = job(
         *["--video", str(clip), "--compare", "omnimem,recent"],
         *["--ask", "end: which shape is there now?"],
@@ -165,7 +158,7 @@ def test_answers_of_several_tokens_grow_and_can_be_drawn(job, clip, weights, mon
         grown.setdefault(question, []).append(part)
         grows(screen, name, question, part)
 
-    monkeypatch.setattr("jaxmem.experiments._source.load_model", load)
+    monkeypatch.setattr("jaxmem.experiments.stream.source.load_model", load)
     monkeypatch.setattr(Screen, "grows", note)
     monkeypatch.setattr(_job, "warm_up", lambda *a, **k: None)  # saves two compilations
     words = ["--model", "any", "--video", str(clip), "--seconds", "2", "--no-prompt"]
@@ -188,14 +181,14 @@ def test_no_room_on_the_device_is_2(job, clip, weights, golden, monkeypatch):
 
     words = ["--video", str(clip), "--dtype", "float32", "--no-prompt"]
     where = str(golden / "hf" / "qwen2_5_vl")
-    monkeypatch.setattr("jaxmem.experiments._source.load_model", full)
+    monkeypatch.setattr("jaxmem.experiments.stream.source.load_model", full)
     _, captured = job("--model", where, *words, status=2)
     shapes = open_shapes(where, jnp.dtype("float32")).params
     assert f"while loading: --model {where} in float32 with --memory omnimem" in captured.err
     assert f"--budget 32 needs {size(tree_bytes(shapes))} of weights" in captured.err
 
     model = embedded(weights)
-    monkeypatch.setattr("jaxmem.experiments._source.load_model", lambda *a, **k: model)
+    monkeypatch.setattr("jaxmem.experiments.stream.source.load_model", lambda *a, **k: model)
     monkeypatch.setattr(_job, "warm_up", full)
     report, captured = job("--model", "any", *words, "--memory", "recent", status=2)
     spec = model_spec(model, model.tokens_per_piece)
@@ -240,7 +233,7 @@ def test_interrupted_streams_are_reported(job, clip, monkeypatch):
 def test_config_file_is_overridden_by_the_command_line(tmp_path):
     path = tmp_path / "x.py"
     path.write_text(
-        "from jaxmem.experiments.stream import StreamConfig\n"
+        "from jaxmem.experiments.stream.config import StreamConfig\n"
         "get_config = lambda: StreamConfig(seconds=3, memory='recent', ask=('end: a',))\n"
     )
     words = ["--config", str(path), "--seconds", "2", "--recent.sinks", "7"]

@@ -9,9 +9,9 @@ import time
 import pytest
 from rich.console import Console
 
-from jaxmem.experiments import _typed
-from jaxmem.experiments._screen import Bar, Screen
-from jaxmem.experiments._typed import Typed, typed_lines
+from jaxmem.experiments.stream import terminal as _typed
+from jaxmem.experiments.stream.screen import Bar, Screen
+from jaxmem.experiments.stream.terminal import Typed, typed_lines
 
 pty = pytest.importorskip("pty")
 termios = pytest.importorskip("termios")

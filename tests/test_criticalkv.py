@@ -10,20 +10,21 @@ import pytest
 import small
 from laws import CUTS, LAWS, SPEC, held, pick, standard, stream
 
-from jaxmem import tokens as tk
-from jaxmem.memory import evict, snapkv, tova
-from jaxmem.memory.base import Reads
-from jaxmem.memory.criticalkv import criticalkv
-from jaxmem.models.answer import prefill
-from jaxmem.models.program import init_carry, make_program, spec_of
-from jaxmem.stream import stream as small_stream
+from jaxmem import kv as tk
+from jaxmem.decoder.answer import prefill
+from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.loop import stream as small_stream
+from jaxmem.memory.base import Requires
+from jaxmem.memory.compression import snapkv, tova
+from jaxmem.memory.compression.criticalkv import criticalkv
+from jaxmem.memory.parts import scored as evict
 
 BUDGET = 16
-MASS = Reads(mass="softmax")
+MASS = Requires(mass="softmax")
 attention = lambda pool: pool.received
 MEMORIES = {
     "snapkv": criticalkv(
-        BUDGET, partial(snapkv.score, window=3, kernel=5), reads=Reads(mass="softmax", last=3),
+        BUDGET, partial(snapkv.score, window=3, kernel=5), reads=Requires(mass="softmax", last=3),
         audio_share=0.25,
     ),
     "shared": criticalkv(BUDGET, tova.score, reads=MASS, per_kind=False),
@@ -57,7 +58,7 @@ def masses(tokens, chunks, c, head):
 @pytest.mark.parametrize(("per_kind", "first"), [(False, 0.5), (True, 0.25)])
 def test_a_plain_loop_keeps_the_same(per_kind, first):
     flat, chunks = stream(sum(CUTS)), standard()
-    kinds, weight = flat.tokens.kind[:, 0], norms(flat.tokens.v)
+    kinds, weight = flat.tokens.modality[:, 0], norms(flat.tokens.v)
     memory = criticalkv(
         BUDGET, attention, reads=MASS, first=first, per_kind=per_kind, audio_share=0.25
     )
@@ -118,7 +119,7 @@ def test_in_the_decoder():
         weights, program, carry, question, room=1
     )[1]
     x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
+    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
     np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import small
 
-from jaxmem.experiments import evaluate
+from jaxmem.decoder.step import chunk_step
+from jaxmem.experiments.evaluate import __main__ as evaluate
+from jaxmem.kv import AUDIO, VISION
+from jaxmem.loop import init_carry, make_program, stream
 from jaxmem.memory.full import full
-from jaxmem.memory.hermes import hermes
-from jaxmem.memory.omnimem import omnimem
-from jaxmem.memory.watch import watch
-from jaxmem.models import tiny
-from jaxmem.models.step import chunk_step
+from jaxmem.memory.hermes.hermes import hermes
+from jaxmem.memory.omnimem.omnimem import omnimem
+from jaxmem.memory.transforms.recorded import watch
+from jaxmem.models.tiny import tiny
 from jaxmem.report import diagnostics as report
-from jaxmem.stream import init_carry, make_program, stream
-from jaxmem.tokens import AUDIO, VISION
 
 CFG = small.config()
 SPEC = small.small_spec(CFG, 8)
@@ -25,9 +25,9 @@ WEIGHTS = small.params(CFG)
 ROWS = small.stream_rows(CFG, 4, 8, lengths=[8, 8, 5, 8])
 
 WHOLE = report.Whole(
-    order=np.array([0, 1, 2, 4, 5, 7]),
+    index=np.array([0, 1, 2, 4, 5, 7]),
     time=np.array([0.0, 0.5, 1.0, 2.0, 2.5, 3.5]),
-    kind=np.array([VISION, AUDIO, VISION, VISION, AUDIO, VISION], np.int8),
+    modality=np.array([VISION, AUDIO, VISION, VISION, AUDIO, VISION], np.int8),
 )
 
 
@@ -62,9 +62,9 @@ def test_watched_memory_streams_as_it_does_and_tells_the_mass():
     ):
         np.testing.assert_array_equal(x, y)
     chunk = jax.tree.map(lambda x: x[0], ROWS)
-    mass = chunk_step(WEIGHTS, watched, two, chunk)[0].state.notes.mass[:, 0]  # [L, S]
-    held = np.asarray(two.state.slots.tokens.kind).reshape(CFG.layers, -1) != 0
-    mass, rows = np.asarray(mass), int(jnp.sum(chunk.kind != 0))
+    mass = chunk_step(WEIGHTS, watched, two, chunk)[0].state.aux.mass[:, 0]  # [L, S]
+    held = np.asarray(two.state.slots.tokens.modality).reshape(CFG.layers, -1) != 0
+    mass, rows = np.asarray(mass), int(jnp.sum(chunk.modality != 0))
     assert np.all(mass[~held] == 0) and np.all(mass[held] > 0)
     assert np.all(mass.sum(1) < rows) and np.all(mass.sum(1) > 0.2 * rows)
 

@@ -10,14 +10,14 @@ import pytest
 import small
 from laws import CUTS, LAWS, SPEC, held, pick, standard, stream
 
+from jaxmem import kv as tk
 from jaxmem import rope as rp
-from jaxmem import tokens as tk
-from jaxmem.memory import evict
-from jaxmem.memory import expected_attention as ea
-from jaxmem.memory.base import Reads
-from jaxmem.models.decoder import layer_at, qkv
-from jaxmem.models.program import init_carry, make_program, spec_of
-from jaxmem.models.step import chunk_step
+from jaxmem.decoder.decoder import layer_at, qkv
+from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.decoder.step import chunk_step
+from jaxmem.memory.base import Requires
+from jaxmem.memory.compression import expected_attention as ea
+from jaxmem.memory.parts import scored as evict
 
 BUDGET = 16
 ROPE = rp.Rope((1.0, 0.1), (0, 1))
@@ -84,7 +84,7 @@ def expected(flat, pool, rows, end, head, *, sinks=4, step=(1, 1, 1), covariance
 )
 def test_a_plain_loop_keeps_the_same(name, options):
     flat, chunks = stream(sum(CUTS)), standard()
-    kinds, memory = flat.tokens.kind[:, 0], MEMORIES[name]
+    kinds, memory = flat.tokens.modality[:, 0], MEMORIES[name]
     shared = name in ("published", "plain")
     kept = [list(range(CUTS[0])) for _ in range(2)]
     trace = pick(laws.usual(memory)[1][1], 0)
@@ -118,7 +118,7 @@ def test_contiguous_positions_compare_keys_where_they_are_read():
         chunk = pick(laws.cut(source, [20], 20), 0)._replace(end=np.full(3, 20))
         memory = memory_of(per_kind=False, positions=positions)
         states.append(laws.step(memory, memory.init(SPEC), chunk))
-    np.testing.assert_array_equal(*(s.slots.tokens.order for s in states))
+    np.testing.assert_array_equal(*(s.slots.tokens.index for s in states))
     np.testing.assert_array_equal(memory.view(states[1], None, None).base, [20] * 3)
 
 
@@ -132,7 +132,7 @@ def test_the_decoder_reports_queries_before_rotation():
         jax.debug.callback(lambda q: pools.append(np.asarray(q)), pool.queries)
         return -pool.tokens.k[..., 0].T
 
-    memory = evict.evict(12, score, name="reader", reads=Reads(queries=True))
+    memory = evict.evict(12, score, name="reader", reads=Requires(queries=True))
     program = make_program(cfg, memory, spec_of(cfg, chunk=8))
     step = laws.compiled(chunk_step, static_argnums=1)
     jax.block_until_ready(step(weights, program, init_carry(program), rows))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxmem.data import features as f
+from jaxmem.data.world import features as f
 
 
 def test_frames_are_causal_and_stream():

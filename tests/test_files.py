@@ -9,15 +9,15 @@ import av
 import numpy as np
 import pytest
 
-from jaxmem.data import files
-from jaxmem.data.features import log_mel
-from jaxmem.data.files import held_out, read_questions, write_questions, write_video
-from jaxmem.data.media import open_media
-from jaxmem.data.questions import TYPES, questions
-from jaxmem.data.render import PATCH, SIZE, frames
-from jaxmem.data.scene import LEVELS, Difficulty, patches
-from jaxmem.data.sounds import RATE, sound
-from jaxmem.data.world import split_seed, world
+from jaxmem.data.media.media import open_media
+from jaxmem.data.world import files
+from jaxmem.data.world.features import log_mel
+from jaxmem.data.world.files import held_out, read_questions, write_questions, write_video
+from jaxmem.data.world.questions import TYPES, questions
+from jaxmem.data.world.render import PATCH, SIZE, frames
+from jaxmem.data.world.scene import LEVELS, Difficulty, patches
+from jaxmem.data.world.sounds import RATE, sound
+from jaxmem.data.world.world import split_seed, world
 
 SECONDS = 10
 CLEAR = Difficulty(event_rate=0.4, moving=0.0, babble=0.0, distractor_rate=0.0, cut_rate=0.0)

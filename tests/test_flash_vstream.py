@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import small
 
-from jaxmem.memory import star
-from jaxmem.memory.base import Rows, Seen, nbytes
-from jaxmem.memory.flash_vstream import flash_vstream
-from jaxmem.memory.flash_vstream_qwen import Sizes, flash_vstream_qwen
-from jaxmem.memory.ma_lmm import ma_lmm
-from jaxmem.memory.moviechat import moviechat
+from jaxmem.decoder import decoder as dec
+from jaxmem.decoder.answer import prefill
+from jaxmem.decoder.step import chunk_step, init_carry, make_program
+from jaxmem.loop import question_rows
+from jaxmem.memory.base import Chunk, Embeds, nbytes
+from jaxmem.memory.features.ma_lmm import ma_lmm
+from jaxmem.memory.features.moviechat import moviechat
+from jaxmem.memory.features.with_audio import with_sound
+from jaxmem.memory.flash_vstream import star
+from jaxmem.memory.flash_vstream.flash_vstream import flash_vstream
+from jaxmem.memory.flash_vstream.flash_vstream_qwen import Sizes, flash_vstream_qwen
 from jaxmem.memory.recent import recent
-from jaxmem.memory.sound import with_sound
-from jaxmem.models import decoder as dec
-from jaxmem.models.answer import prefill
-from jaxmem.models.step import chunk_step, init_carry, make_program
-from jaxmem.stream import question_rows
 
 CFG = small.config()
 P, E, CHUNK = 4, 24, 15  # tokens of a frame; rows of a chunk: three frames, sound and text
@@ -52,7 +52,7 @@ def chunk(frames, junk=0.0):
     flat = np.concatenate(rows)
     x[: len(flat)], kind[: len(kinds)] = flat, kinds
     rel = np.arange(CHUNK)[:, None].repeat(3, 1)
-    return Rows(*map(jnp.asarray, (x, rel, kind, np.full((3,), len(flat)))))
+    return Embeds(*map(jnp.asarray, (x, rel, kind, np.full((3,), len(flat)))))
 
 
 def watch(memory, lengths=(3, 3, 2, 0, 3, 3), junk=0.0):
@@ -62,7 +62,7 @@ def watch(memory, lengths=(3, 3, 2, 0, 3, 3), junk=0.0):
         rows = chunk(FRAMES[at : at + n], junk)
         at += n
         zero = jnp.zeros((3,), jnp.int32)
-        seen = Seen(None, zero, rows.span, jnp.int32(0), hidden=rows.x, kind=rows.kind)
+        seen = Chunk(None, zero, rows.advance, jnp.int32(0), hidden=rows.x, modality=rows.modality)
         state, spill = write(state, seen)
         assert spill is None
         states.append(state)
@@ -96,11 +96,11 @@ def test_question_behind_the_memory_equals_one_pass(name, chunks):
     rows = MEMORIES[name].recall(carry.state, None, None)
     question = question_rows(weights, np.array([3, 1]), program=program)
     _, h = jax.jit(lambda c, r: prefill(weights, program, c, r, room=1))(carry, question)
-    real = np.asarray(rows.kind) != 0
+    real = np.asarray(rows.modality) != 0
     assert real.any() and (real.all() == (name == "qwen"))  # also with slots that hold nothing
     assert not real[real.sum() :].any() and not np.asarray(rows.x)[~real].any()
     tail = np.asarray(dec.embed(weights, jnp.asarray([3, 1])))
-    places = np.asarray(rows.rel)[real], np.asarray(rows.span) + np.arange(2)[:, None]
+    places = np.asarray(rows.pos)[real], np.asarray(rows.advance) + np.arange(2)[:, None]
     want = small.one_pass(
         weights, CFG, np.concatenate([np.asarray(rows.x)[real], tail]), np.concatenate(places) * 1.0
     )
@@ -147,14 +147,14 @@ def test_qwen_details_are_frames_of_the_bank_at_their_time(watched):
     memory, state = MEMORIES["qwen_published"], watched["qwen_published"][-1]
     rows, held = memory.recall(state, None, None), state.slots
     details = np.asarray(rows.x)[: QWEN.details * P].reshape(-1, P, E)
-    time = np.asarray(rows.rel)[: QWEN.details * P : P, 0]
+    time = np.asarray(rows.pos)[: QWEN.details * P : P, 0]
     assert (time >= len(FRAMES) - QWEN.bank).all()
     np.testing.assert_array_equal(details, FRAMES[time])
     n = QWEN.details * P
-    synopsis = np.asarray(rows.rel)[n:]
+    synopsis = np.asarray(rows.pos)[n:]
     np.testing.assert_array_equal(synopsis[:, 0], np.round(held.times) + n)
     np.testing.assert_array_equal(synopsis[:, 1:], n)
-    assert int(rows.span[0]) == n + QWEN.synopsis
+    assert int(rows.advance[0]) == n + QWEN.synopsis
     # Times are those of the stream: their weighted mean is that of all its frames.
     assert float(held.weights.sum()) == len(FRAMES)
     mean = float((held.weights * held.times).sum() / held.weights.sum())
@@ -208,7 +208,7 @@ def test_moviechat_averages_fragments(watched):
     rows = MEMORIES["breakpoint"].recall(watched["breakpoint"][-1], None, None)
     want = np.concatenate([np.concatenate(long), FRAMES[12], FRAMES[13]])
     np.testing.assert_allclose(rows.x[: 5 * P], want, atol=1e-5)
-    assert int(rows.span[0]) == 5 * P
+    assert int(rows.advance[0]) == 5 * P
 
 
 def test_sound_is_kept_beside_frames(watched):
@@ -217,14 +217,14 @@ def test_sound_is_kept_beside_frames(watched):
     state, (a, b, c) = loud.init(SPEC), np.eye(3, E, dtype=np.float32)
     for row in (a, b, b + 0.1 * c):
         rows = chunk(FRAMES[:1])
-        x = rows.x.at[jnp.argmax(rows.kind == 3)].set(row)
-        seen = Seen(None, None, None, jnp.int32(0), hidden=x, kind=rows.kind)
+        x = rows.x.at[jnp.argmax(rows.modality == 3)].set(row)
+        seen = Chunk(None, None, None, jnp.int32(0), hidden=x, modality=rows.modality)
         state, _ = loud.write(state, seen)
     prompt = loud.recall(state, None, None)
-    kinds = np.asarray(prompt.kind)
+    kinds = np.asarray(prompt.modality)
     np.testing.assert_array_equal(kinds, [2] * 3 * P + [3] * 2 + [0] * P)
-    np.testing.assert_array_equal(prompt.rel[:14, 0], np.arange(14))
-    assert int(prompt.span[0]) == 14
+    np.testing.assert_array_equal(prompt.pos[:14, 0], np.arange(14))
+    assert int(prompt.advance[0]) == 14
     np.testing.assert_allclose(prompt.x[3 * P : 3 * P + 2], [a, b + 0.05 * c], atol=1e-6)
     plain = ma_lmm(4, P)
     assert nbytes(loud, SPEC) > nbytes(plain, SPEC) + 2 * E * 4

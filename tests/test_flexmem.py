@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.memory import clips
-from jaxmem.memory.bank import append_spill, init_bank
-from jaxmem.memory.base import Mass, Rows, Seen, Spec, at_layer, nbytes, slots
-from jaxmem.memory.flexmem import flexmem
-from jaxmem.memory.relevance import MemIndex
+from jaxmem.kv import AUDIO, KV, TEXT, VISION
+from jaxmem.memory.bank.bank import append_spill, init_bank
+from jaxmem.memory.base import Chunk, Embeds, Received, Spec, at_layer, nbytes, slots
+from jaxmem.memory.flexmem import clips
+from jaxmem.memory.flexmem.flexmem import flexmem
+from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.rope import rope_1d
-from jaxmem.tokens import AUDIO, TEXT, VISION, Tokens
 
 L, T, W = 3, 12, 3
 SPEC = Spec(layers=L, kv_heads=1, heads=1, head_dim=2, width=2, chunk=T, prefix=2, bank=10 * 6)
@@ -36,12 +36,12 @@ def see(view, c, new, rng, scale=1.0):
     spread = lambda x: np.broadcast_to(x[None, :, None], (L, T, 1))
     k = rng.normal(size=(L, T, 1, 2)).astype(np.float32)
     pos = np.asarray(view.base)[:, None, None] + np.arange(T, dtype=np.int32)[None, :, None, None]
-    received = Mass(mass[:1, :, None], mass[0, :, None])
-    probe = Mass(mass[2][:, None, None, :1], np.where(kind != 0, mass[2], 0)[:, None, None])
-    return Seen(
-        tokens=Tokens(k, k, pos, spread(order.astype(np.int32)), spread(kind)),
+    received = Received(mass[:1, :, None], mass[0, :, None])
+    probe = Received(mass[2][:, None, None, :1], np.where(kind != 0, mass[2], 0)[:, None, None])
+    return Chunk(
+        tokens=KV(k, k, pos, spread(order.astype(np.int32)), spread(kind)),
         base=view.base,
-        end=view.base + np.int32(new),
+        next_pos=view.base + np.int32(new),
         layer=np.arange(L),
         mass=received,
         rows=mass[1],
@@ -50,7 +50,7 @@ def see(view, c, new, rng, scale=1.0):
     )
 
 
-ROW = Rows(
+ROW = Embeds(
     np.zeros((T, 2), np.float32), np.zeros((T, 1), np.int32), np.ones(T, np.int8), np.ones(1)
 )
 look = jax.jit(lambda memory, state, bank: memory.view(state, bank, ROW), static_argnums=0)
@@ -79,7 +79,7 @@ def run(memory, news=NEWS, spec=SPEC, scale=1.0):
 
 def orders(tokens):
     """The arrival numbers that every layer holds, in its order."""
-    kind, order = np.asarray(tokens.kind)[..., 0], np.asarray(tokens.order)[..., 0]
+    kind, order = np.asarray(tokens.modality)[..., 0], np.asarray(tokens.index)[..., 0]
     for l in range(len(kind)):
         n = (kind[l] != 0).sum()
         assert (kind[l, :n] != 0).all() and (np.diff(order[l, :n]) > 0).all()
@@ -148,7 +148,7 @@ def test_is_the_plain_loop(per_kind, long_term, bank):
     assert orders(recall(memory, state, store, None).tokens) == recalled
     held = orders(look(memory, state, store).tokens)
     np.testing.assert_array_equal(views[-1].base[:, 0], [2 + len(x) for x in held])
-    assert int(state.notes.book.count) == sum(n > 0 for n in NEWS)
+    assert int(state.aux.book.count) == sum(n > 0 for n in NEWS)
 
 
 def test_padding_is_no_clip():
@@ -156,7 +156,7 @@ def test_padding_is_no_clip():
     *_, before, bank = run(memory, (12, 5))
     *_, after, bank_after = run(memory, (12, 5, 0, 0))
     jax.tree.map(np.testing.assert_array_equal, before.slots, after.slots)
-    jax.tree.map(np.testing.assert_array_equal, before.notes, after.notes)
+    jax.tree.map(np.testing.assert_array_equal, before.aux, after.aux)
     np.testing.assert_array_equal(bank.count, bank_after.count)
 
 
@@ -164,11 +164,11 @@ def test_recall_reads_the_chosen_clips_only():
     memory = flexmem(T, **SMALL)
     *_, state, bank = run(memory)
     view = jax.device_get(recall(memory, state, bank, None))
-    wanted = np.isin(bank.slots.order[0], np.asarray(view.tokens.order)[0]).reshape(1, -1, 1, 1)
+    wanted = np.isin(bank.slots.index[0], np.asarray(view.tokens.index)[0]).reshape(1, -1, 1, 1)
     broken = bank.slots._replace(k=np.where(wanted, bank.slots.k, np.nan).astype(np.float32))
     again = recall(memory, state, bank._replace(slots=broken), None)
     assert np.isfinite(again.tokens.k[:, : len(orders(view.tokens)[0])]).all()
-    used = np.asarray(view.tokens.kind)[..., 0] != 0
+    used = np.asarray(view.tokens.modality)[..., 0] != 0
     np.testing.assert_array_equal(np.asarray(again.tokens.k)[used], view.tokens.k[used])
 
 
@@ -178,7 +178,7 @@ def test_audio_keeps_its_part_of_a_clip():
         memory = flexmem(T, per_kind=per_kind, **{**SMALL, "shallow": 0})
         *_, bank = run(memory, scale=1e-3)
         parts = [(kinds_of(c, new) == AUDIO).sum() for c, new in enumerate(NEWS)]
-        got = (bank.slots.kind[0, : bank.count[0], 0] == AUDIO).sum()
+        got = (bank.slots.modality[0, : bank.count[0], 0] == AUDIO).sum()
         want = sum(min(-(-a // 2), new // 2) for a, new in zip(parts, NEWS, strict=True))
         assert (got == want) if per_kind else (got < want / 2), (got, want)
 
@@ -191,7 +191,7 @@ def test_kept_positions():
     starts = 2 + np.cumsum((0, *NEWS))[:-1]
     recalled = recall(memory, state, bank, None).tokens
     for tokens in (views[-1].tokens, recalled):
-        order, used = np.asarray(tokens.order)[..., 0], np.asarray(tokens.kind)[..., 0] != 0
+        order, used = np.asarray(tokens.index)[..., 0], np.asarray(tokens.modality)[..., 0] != 0
         arrival = starts[order // (T + 1)] + order % (T + 1)
         np.testing.assert_array_equal(np.asarray(tokens.pos)[..., 0, 0][used], arrival[used])
 
@@ -229,11 +229,11 @@ def test_sizes():
     spec = Spec(28, 4, 28, 128, 3584, chunk=1680, prefix=14, bank=2 * 840)
     memory = flexmem()
     assert slots(memory, spec) == (5040,) * 28
-    assert memory.spill is not None and memory.spill(spec).kind.shape == (840, 1)
+    assert memory.spill is not None and memory.spill(spec).modality.shape == (840, 1)
     token = 2 * 4 * 128 * 4 + 9  # key, value, position, order, kind
     assert 0 <= nbytes(memory, spec) - 28 * 5040 * token < 1000
     view = jax.eval_shape(
-        lambda: memory.view(memory.init(spec), init_bank(memory, spec), ROW).tokens.kind
+        lambda: memory.view(memory.init(spec), init_bank(memory, spec), ROW).tokens.modality
     )
     assert view.shape == (28, 5040, 1)
 

@@ -9,13 +9,13 @@ import pytest
 import small
 from laws import compiled
 
-from jaxmem.memory import relevance
-from jaxmem.memory.base import Query
-from jaxmem.memory.flexmem import flexmem
-from jaxmem.memory.relevance import MemIndex, fit_layers
-from jaxmem.models.answer import first_pass, prefill
-from jaxmem.models.step import chunk_step, make_prefix
-from jaxmem.stream import ask, init_carry, make_program, probe_rows, question_rows, spec_of, stream
+from jaxmem.decoder.answer import first_pass, prefill
+from jaxmem.decoder.step import chunk_step, make_prefix
+from jaxmem.loop import ask, init_carry, make_program, probe_rows, question_rows, spec_of, stream
+from jaxmem.memory.base import Question
+from jaxmem.memory.flexmem import memindex as relevance
+from jaxmem.memory.flexmem.flexmem import flexmem
+from jaxmem.memory.flexmem.memindex import MemIndex, fit_layers
 
 CFG = small.config(axes=1)
 
@@ -34,7 +34,7 @@ def watch(memory, rows, *, chunk, prefix=None, bank=40):
     spec = spec_of(CFG, chunk=chunk, bank=bank, prefix=0 if prefix is None else 2)
     program = make_program(CFG, memory, spec)
     probes = probe_rows(weights(), [[3, 1, 4]], program=program)
-    more = {"prefix": prefix, "probes": probes if memory.reads.probe else None}
+    more = {"prefix": prefix, "probes": probes if memory.requires.probe else None}
     run = compiled(lambda carry, rows: stream(weights(), carry, rows, program=program, **more))
     return program, run(init_carry(program), rows), more
 
@@ -72,7 +72,7 @@ def test_vmap_and_padding(reader):
     behind = lambda x: jnp.pad(
         x, [(0, 0), (0, 0), (0, 3)] + [(0, 0)] * (x.ndim - 3), constant_values=5 * (x.ndim > 3)
     )
-    longer = both._replace(x=behind(both.x), rel=behind(both.rel), kind=behind(both.kind))
+    longer = both._replace(x=behind(both.x), pos=behind(both.pos), modality=behind(both.modality))
     program = make_program(CFG, program.memory, spec_of(CFG, chunk=11, bank=40, prefix=2))
     start = jax.tree.map(lambda x: jnp.stack([x, x]), init_carry(program))
     one = lambda c, r: stream(weights(), c, r, program=program, **more)
@@ -101,7 +101,7 @@ def test_ample_budget_is_full_attention(reader, positions):
     question = small.chunk(small.stream_rows(CFG, 1, 4, seed=1), 0)
     h = compiled(lambda c, r: prefill(weights(), program, c, r, room=1)[1])(carry, question)
     x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
+    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
     np.testing.assert_allclose(h, small.one_pass(weights(), CFG, x, pos)[-4:], atol=1e-4)
 
 
@@ -117,19 +117,19 @@ def test_a_question_asked_afterwards_reads_by_its_last_row():
 
     short = question_rows(weights(), [7, 8, 9], program=program, size=3)
     picked = []
-    index, book = MemIndex(CFG.rope, (0, 1), keys=2), carry.state.notes.book
+    index, book = MemIndex(CFG.rope, (0, 1), keys=2), carry.state.aux.book
 
     @compiled
     def told(carry, rows):
-        query = Query(first_pass(weights(), program, rows, prefix), rows.kind != 0, prefix)
+        query = Question(first_pass(weights(), program, rows, prefix), rows.modality != 0, prefix)
         many = jnp.minimum(book.rows, 2)
-        score = relevance.scores(index, carry.state.notes.keys, many, query)
+        score = relevance.scores(index, carry.state.aux.keys, many, query)
         return memory.recall(carry.state, carry.bank, query), score
 
     for rows in (question, short):  # padding of the question changes nothing
         view, score = told(carry, rows)
-        used = np.asarray(view.tokens.kind)[0, :, 0] != 0
-        picked.append(np.asarray(view.tokens.order)[0, :, 0][used].tolist())
+        used = np.asarray(view.tokens.modality)[0, :, 0] != 0
+        picked.append(np.asarray(view.tokens.index)[0, :, 0][used].tolist())
         best = np.sort(np.argsort(-np.asarray(score)[:7])[:2])
         got = np.unique([int(np.searchsorted(np.cumsum(LENGTHS) + np.arange(7) + 1, o, "right"))
                          for o in picked[-1]])  # fmt: skip
@@ -147,14 +147,14 @@ def test_row_mass_counts_what_the_view_says():
 
         def view(*a, name=name):
             out = memory.view(*a)
-            empty = jnp.zeros(out.tokens.kind.shape[:2], bool)
+            empty = jnp.zeros(out.tokens.modality.shape[:2], bool)
             return out._replace(counted=empty if name == "none" else None)
 
         watched = memory._replace(view=view)
-        report = watched._replace(write=lambda s, seen: (s._replace(notes=seen.rows), None))
+        report = watched._replace(write=lambda s, seen: (s._replace(aux=seen.rows), None))
         reporting = make_program(CFG, report, program.spec)
         step = lambda c, r, p=reporting, m=more: chunk_step(weights(), p, c, r, None, m["probes"])
-        seen[name] = np.asarray(compiled(step)(carry, small.chunk(rows, 1))[0].state.notes)
+        seen[name] = np.asarray(compiled(step)(carry, small.chunk(rows, 1))[0].state.aux)
     assert (seen["none"] == 0).all() and (seen["all"] > 0).all()
 
 
@@ -165,11 +165,13 @@ def test_layers_are_fitted_on_a_stream():
     rows = small.stream_rows(CFG, 7, 8, lengths=LENGTHS)
     program, carry, _ = watch(memory, rows, chunk=8)
     question = question_rows(weights(), [3, 1, 4], program=program)
-    notes = carry.state.notes
+    notes = carry.state.aux
 
     @compiled
     def scores(question):
-        query = Query(first_pass(weights(), program, question, None), question.kind != 0, None)
+        query = Question(
+            first_pass(weights(), program, question, None), question.modality != 0, None
+        )
         return relevance.layer_scores(index, notes.keys, jnp.minimum(notes.book.rows, 2), query)
 
     r = scores(question)

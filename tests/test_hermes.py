@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import small
 
-from jaxmem import tokens as tk
-from jaxmem.memory import bands
-from jaxmem.memory.base import Mass, Rows, Seen, Spec
+from jaxmem import kv as tk
+from jaxmem.decoder.step import chunk_step, init_carry, make_program
+from jaxmem.kv import KV
+from jaxmem.loop import probe_rows
+from jaxmem.memory.base import Chunk, Embeds, Received, Spec
 from jaxmem.memory.full import full
-from jaxmem.memory.guidance import guidance
-from jaxmem.memory.hermes import LLAVA, PAPER, hermes, importance
-from jaxmem.models.step import chunk_step, init_carry, make_program
-from jaxmem.stream import probe_rows
-from jaxmem.tokens import Tokens
+from jaxmem.memory.hermes import bands
+from jaxmem.memory.hermes.guidance import guidance
+from jaxmem.memory.hermes.hermes import LLAVA, PAPER, hermes, importance
 
 L, M, T, P = 10, 12, 6, 3
 SPEC = Spec(layers=L, kv_heads=1, heads=1, head_dim=2, width=2, axes=1, chunk=T, prefix=P)
@@ -27,7 +27,7 @@ published = partial(hermes, per_kind=False)
 def rows_of(new, size):
     kind = np.where(np.arange(size) < new, tk.VISION, tk.EMPTY).astype(np.int8)
     rel = np.arange(size, dtype=np.int32)[:, None]
-    return Rows(np.zeros((size, 2), np.float32), rel, kind, np.full((1,), new, np.int32))
+    return Embeds(np.zeros((size, 2), np.float32), rel, kind, np.full((1,), new, np.int32))
 
 
 def see(view, chunk, new, size, *, seed):
@@ -36,23 +36,23 @@ def see(view, chunk, new, size, *, seed):
     draw = rng.random((4, L, M + T, 1, 2)).astype(np.float32)
     behind = lambda x: np.pad(x[:, :new], [(0, 0), (0, size - new)] + [(0, 0)] * (x.ndim - 2))
     view = jax.device_get(view)
-    held = view.tokens.kind[..., 0] != 0
+    held = view.tokens.modality[..., 0] != 0
     rel = np.arange(size, dtype=np.int32)[None, :, None, None]
     order = np.where(np.arange(size) < new, chunk * (T + 1) + np.arange(size), 0)
     spread = lambda x: np.broadcast_to(x[None, :, None], (L, size, 1))
     mass = lambda x, n: np.moveaxis(x[:, :n, 0], 2, 1)[:, :, None]
-    return Seen(
-        tokens=Tokens(
+    return Chunk(
+        tokens=KV(
             k=behind(draw[0]),
             v=behind(draw[1]),
             pos=view.base[:, None, None] + rel,
-            order=spread(order.astype(np.int32)),
-            kind=spread(rows_of(new, size).kind),
+            index=spread(order.astype(np.int32)),
+            modality=spread(rows_of(new, size).modality),
         ),
         base=view.base,
-        end=view.base + np.int32(new),
+        next_pos=view.base + np.int32(new),
         layer=np.arange(L),
-        probe=Mass(np.where(held[:, None, None], mass(draw[2], M), 0.0).astype(np.float32),
+        probe=Received(np.where(held[:, None, None], mass(draw[2], M), 0.0).astype(np.float32),
                    mass(behind(draw[3]), size)),
         probe_rows=np.full((L, 2), 3),
     )  # fmt: skip
@@ -126,17 +126,17 @@ def test_laws(positions):
     for c, (state, longer) in enumerate(zip(states[1:], padded[1:], strict=True)):
         t = state.slots.tokens
         n = min(sum(NEWS[: c + 1]), M if c else P + M)
-        held = t.kind[..., 0] != 0
+        held = t.modality[..., 0] != 0
         np.testing.assert_array_equal(held, np.broadcast_to(np.arange(M) < n, held.shape))
-        assert (np.diff(t.order[:, :n, 0], axis=1) > 0).all()
+        assert (np.diff(t.index[:, :n, 0], axis=1) > 0).all()
         assert not t.k[~held].any() and not t.pos[~held].any()
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, longer)
-        assert (t.kind[:7] != tk.SUMMARY).all()
-    assert (states[-1].slots.tokens.kind[DEEP] == tk.SUMMARY).any(1).all()
+        assert (t.modality[:7] != tk.SUMMARY).all()
+    assert (states[-1].slots.tokens.modality[DEEP] == tk.SUMMARY).any(1).all()
     # A chunk of padding changes nothing.
     jax.tree.map(np.testing.assert_array_equal, states[3], states[4])
 
-    ends = np.stack([s.notes.end[:, 0] for s in states])
+    ends = np.stack([s.aux.next_pos[:, 0] for s in states])
     if positions == "keep":
         np.testing.assert_array_equal(ends[-1], P + sum(NEWS))
     else:
@@ -154,17 +154,17 @@ def test_summary_is_the_mean_of_what_was_dropped():
     for l in range(7, L):
         pool = {n: np.concatenate([getattr(before, n)[l, :11], getattr(chunk, n)[l]])
                 for n in ("k", "v", "order", "pos")}  # fmt: skip
-        gone = ~np.isin(pool["order"][:, 0], after.order[l, : M - 1, 0])
+        gone = ~np.isin(pool["order"][:, 0], after.index[l, : M - 1, 0])
         assert gone.sum() == 17 - (M - 1)
         np.testing.assert_allclose(after.k[l, -1], pool["k"][gone].mean(0), rtol=1e-5)
         np.testing.assert_allclose(after.v[l, -1], pool["v"][gone].mean(0), rtol=1e-5)
-        assert after.order[l, -1, 0] == chunk.order[l, -1, 0] + 1
+        assert after.index[l, -1, 0] == chunk.index[l, -1, 0] + 1
         assert after.pos[l, -1, 0, 0] == after.pos[l, -2, 0, 0] + 1
 
 
 def test_without_summary_deep_layers_keep_one_token_more():
     states, _ = run(published(M, summary=False), (6, 6, 6))
-    assert (states[-1].slots.tokens.kind == tk.VISION).all()
+    assert (states[-1].slots.tokens.modality == tk.VISION).all()
 
 
 def test_lazy_closes_gaps_only_near_the_limit():
@@ -222,15 +222,15 @@ def test_audio_has_a_budget_of_its_own():
     state = memory.init(SPEC)
     for c in range(4):
         seen = see(look(memory, state, rows_of(T, T)), c, T, T, seed=3)
-        kind = seen.tokens.kind.copy()
+        kind = seen.tokens.modality.copy()
         kind[:, [1, 4]] = tk.AUDIO
         mass = seen.probe.chunk.copy()
         mass[..., [1, 4]] = 0.0  # nobody attends to sound
         seen = seen._replace(
-            tokens=seen.tokens._replace(kind=kind), probe=seen.probe._replace(chunk=mass)
+            tokens=seen.tokens._replace(modality=kind), probe=seen.probe._replace(chunk=mass)
         )
         state = jax.device_get(write(memory, state, seen))
-    kinds = state.slots.tokens.kind[..., 0]
+    kinds = state.slots.tokens.modality[..., 0]
     assert np.all((kinds == tk.AUDIO).sum(1) == 3)
     assert np.all((kinds != tk.EMPTY).sum(1) == M)
 

@@ -13,12 +13,12 @@ import pytest
 
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.attend import pallas as attend_pallas
-from jaxmem.kernels.mass import mass, row_mass
 from jaxmem.kernels.move import move
+from jaxmem.kernels.received import mass, row_mass
 from jaxmem.kernels.segment import Segment
 from jaxmem.kernels.select import select, top_mask
+from jaxmem.kv import KV
 from jaxmem.rope import mrope_sectioned, rope_1d
-from jaxmem.tokens import Tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
 SHAPE = jax.ShapeDtypeStruct
@@ -158,7 +158,7 @@ def pool(n, heads=4, dim=128, dtype=jnp.bfloat16):
     """Return shapes of a pool of n tokens, with a flag and a redundancy vector per token."""
     kv = SHAPE((n, heads, dim), dtype)
     number, kind = SHAPE((n, 1), jnp.int32), SHAPE((n, 1), jnp.int8)
-    tokens = Tokens(kv, kv, SHAPE((n, 1, 3), jnp.int32), number, kind)
+    tokens = KV(kv, kv, SHAPE((n, 1, 3), jnp.int32), number, kind)
     return tokens, SHAPE((n, 3584), jnp.bfloat16), SHAPE((n,), bool)
 
 

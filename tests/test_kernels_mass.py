@@ -8,7 +8,7 @@ import pytest
 from kernel_cases import CASES, build, dense_logits, dense_weights, on_device, rope_of, split
 
 from jaxmem.kernels.attend import attend
-from jaxmem.kernels.mass import mass, ref, row_mass
+from jaxmem.kernels.received import mass, ref, row_mass
 from jaxmem.kernels.segment import Segment
 from jaxmem.kernels.tiles import Tile
 from jaxmem.rope import rope_1d

@@ -8,7 +8,7 @@ import pytest
 from jaxmem.kernels.move import move
 from jaxmem.kernels.move import pallas as move_pallas
 from jaxmem.kernels.select import select
-from jaxmem.tokens import Tokens, take
+from jaxmem.kv import KV, take
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
 BOTH = pytest.mark.parametrize(
@@ -19,12 +19,12 @@ BOTH = pytest.mark.parametrize(
 def pool(n, rng, dtype=jnp.float32):
     """A pool and two arrays of a policy's own, none of whose rows is zero."""
     normal = lambda *shape: rng.normal(size=shape) + 10
-    tokens = Tokens(
+    tokens = KV(
         k=jnp.asarray(normal(n, 2, 20), dtype),
         v=jnp.asarray(normal(n, 2, 20), dtype),
         pos=jnp.asarray(rng.integers(1, 99, (n, 1, 3)), jnp.int32),
-        order=jnp.arange(1, n + 1, dtype=jnp.int32)[:, None],
-        kind=jnp.full((n, 1), 2, jnp.int8),
+        index=jnp.arange(1, n + 1, dtype=jnp.int32)[:, None],
+        modality=jnp.full((n, 1), 2, jnp.int8),
     )
     return tokens, jnp.asarray(normal(n)), jnp.ones((n, 2), bool)
 

@@ -16,8 +16,8 @@ from test_kernels_select import check, draw, expected_mask
 from jaxmem.kernels import dispatch
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.attend import pallas as attend_pallas
-from jaxmem.kernels.mass import mass, row_mass
-from jaxmem.kernels.mass import pallas as mass_pallas
+from jaxmem.kernels.received import mass, row_mass
+from jaxmem.kernels.received import pallas as mass_pallas
 from jaxmem.kernels.select import pallas as select_pallas
 from jaxmem.kernels.select import select, top_mask
 from jaxmem.kernels.tiles import Tile

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_cases import CASES, build
 
-from jaxmem.kernels.redundancy import neighbour_cosine, similarity_to_recent, unit
+from jaxmem.kernels.similarity import neighbour_cosine, similarity_to_recent, unit
 
 
 def expected(x, n):

@@ -22,19 +22,8 @@ from laws import ALL_MEMORIES, LAWS, memory_of
 import jaxmem.memory
 from jaxmem.experiments import _memory_options as opt
 from jaxmem.experiments import _peer_options as peer
-from jaxmem.experiments._memories import NAMES, PROBES, Memories, Setting, build
-from jaxmem.memory.avba import recorder
-from jaxmem.memory.banked import bank
-from jaxmem.memory.base import Memory
-from jaxmem.memory.ma_lmm import ma_lmm
-from jaxmem.memory.omnimem import omnimem
-from jaxmem.memory.positions import ruled
-from jaxmem.memory.quantized import quantized
-from jaxmem.memory.recent import recent
-from jaxmem.memory.sound import with_sound
-from jaxmem.memory.watch import watch
-from jaxmem.saving import restore, save
-from jaxmem.stream import (
+from jaxmem.experiments.memories import NAMES, PROBES, Memories, Setting, build
+from jaxmem.loop import (
     ask,
     branch,
     init_carry,
@@ -44,6 +33,17 @@ from jaxmem.stream import (
     spec_of,
     stream,
 )
+from jaxmem.memory.bank.with_bank import bank
+from jaxmem.memory.base import Memory
+from jaxmem.memory.features.ma_lmm import ma_lmm
+from jaxmem.memory.features.with_audio import with_sound
+from jaxmem.memory.omnimem.avba import recorder
+from jaxmem.memory.omnimem.omnimem import omnimem
+from jaxmem.memory.parts.positions import ruled
+from jaxmem.memory.recent import recent
+from jaxmem.memory.transforms.quantized import quantized
+from jaxmem.memory.transforms.recorded import watch
+from jaxmem.saving import restore, save
 
 BARE = {
     "test_memories": (*ALL_MEMORIES,),
@@ -124,7 +124,7 @@ def weights():
 
 def probes_of(name, program):
     """Return as many short probes as the memory reads, or None."""
-    if program.memory.reads.probe is None:
+    if program.memory.requires.probe is None:
         return None
     count = PROBES.get(name, 2)  # combinators are around HERMES
     return probe_rows(weights(), [[1, 2, 3], [4, 5]][:count], program=program)
@@ -180,7 +180,9 @@ def padded(rows):
     behind = lambda x, fill: np.pad(
         x, [(0, 0), (0, 3)] + [(0, 0)] * (x.ndim - 2), constant_values=fill
     )
-    return rows._replace(x=behind(rows.x, 7), rel=behind(rows.rel, 7), kind=behind(rows.kind, 0))
+    return rows._replace(
+        x=behind(rows.x, 7), pos=behind(rows.pos, 7), modality=behind(rows.modality, 0)
+    )
 
 
 @pytest.mark.parametrize("name", at_leisure([*WIDE, "with_sound", "quantized"], {"flexmem"}))
@@ -278,7 +280,7 @@ def test_every_memory_is_under_the_laws():
 def test_every_combinator_is_under_the_laws():
     """A function of the library that takes a memory first and returns one is a combinator."""
     found = set()
-    for info in pkgutil.iter_modules(jaxmem.memory.__path__):
+    for info in pkgutil.iter_modules(jaxmem.memory):
         module = importlib.import_module(f"jaxmem.memory.{info.name}")
         for name, function in inspect.getmembers(module, inspect.isfunction):
             types = {k: v for k, v in function.__annotations__.items() if k != "return"}

@@ -7,21 +7,21 @@ import pytest
 
 LEVELS = {
     "typing": 0,
-    "tokens": 1,
+    "kv": 1,
     "rope": 1,
     "kernels": 2,
     "memory": 3,
-    "models": 4,
-    "stream": 5,
-    "session": 5,
-    "embedded": 5,
-    "saving": 5,
-    "training": 5,
+    "decoder": 4,
     "data": 5,
-    "report": 6,
-    "experiments": 7,
+    "models": 5,
+    "loop": 6,
+    "session": 6,
+    "saving": 6,
+    "training": 6,
+    "report": 7,
+    "experiments": 8,
 }
-CORE = ("typing", "tokens", "rope", "kernels", "memory")
+CORE = ("typing", "kv", "rope", "kernels", "memory")
 CORE_PACKAGES = {"jax", "jaxtyping", "numpy"}
 ROOT = Path(__file__).resolve().parent.parent / "jaxmem"
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

@@ -11,17 +11,17 @@ import pytest
 import small
 from laws import CUTS, LAWS, SPEC, compiled, pick, standard
 
+from jaxmem import kv as tk
 from jaxmem import rope as rp
-from jaxmem import tokens as tk
-from jaxmem.memory.base import Memory, Query, Reads
+from jaxmem.decoder.answer import prefill
+from jaxmem.decoder.decoder import layer_at, qkv
+from jaxmem.decoder.layer import layer_step
+from jaxmem.loop import init_carry, make_program, spec_of
+from jaxmem.loop import stream as small_stream
+from jaxmem.memory.base import Memory, Question, Requires
 from jaxmem.memory.full import full
-from jaxmem.memory.livevlm import _bucket, livevlm, page_scores
-from jaxmem.memory.positions import start
-from jaxmem.models.answer import prefill
-from jaxmem.models.decoder import layer_at, qkv
-from jaxmem.models.layer import layer_step
-from jaxmem.stream import init_carry, make_program, spec_of
-from jaxmem.stream import stream as small_stream
+from jaxmem.memory.parts.positions import start
+from jaxmem.memory.video.livevlm import _bucket, livevlm, page_scores
 
 BUDGET = 16
 OPTIONS = {
@@ -68,11 +68,11 @@ def test_writing_against_a_plain_loop(name):
     by_score_alone = 0
     for c in range(len(CUTS)):
         seen, state = jax.device_get(write(state, pick(chunks, c)))
-        for g in range(state.slots.tokens.kind.shape[1]):
+        for g in range(state.slots.tokens.modality.shape[1]):
             before = zip(held[g].items(), seen.mass.memory[g], strict=False)
             pool = {o: (kind, mass) for (o, kind), mass in before}
             for t in range(CUTS[c]):
-                order, kind = seen.tokens.order[t, g], seen.tokens.kind[t, g]
+                order, kind = seen.tokens.index[t, g], seen.tokens.modality[t, g]
                 pool[int(order)] = (int(kind), seen.mass.chunk[g, t])
             numbers = sorted(pool)
             mass = np.asarray([pool[o][1] for o in numbers], np.float32)
@@ -96,7 +96,7 @@ def test_writing_against_a_plain_loop(name):
 def question(rows, seed=0):
     rng = np.random.default_rng(seed)
     q = rng.normal(size=(rows + 2, SPEC.heads, SPEC.head_dim)).astype(np.float32)
-    return Query(jnp.asarray(q), jnp.arange(rows + 2) < rows, None)
+    return Question(jnp.asarray(q), jnp.arange(rows + 2) < rows, None)
 
 
 @pytest.mark.parametrize("name", MEMORIES)
@@ -124,10 +124,10 @@ def test_reading_against_a_plain_loop(name, chunks):
     np.testing.assert_array_equal(tk.count(view.tokens), len(slots))
     for got, want in zip(view.tokens, tokens, strict=True):
         np.testing.assert_array_equal(got[: len(slots)], want[slots])
-    np.testing.assert_array_equal(view.base, state.notes.end)
+    np.testing.assert_array_equal(view.base, state.aux.next_pos)
     most = math.ceil((BUDGET - int(BUDGET * options["short"])) / page)
     room = math.ceil(0.4 * most) * page + int(BUDGET * options["short"])
-    assert view.tokens.kind.shape[0] == min(BUDGET, room)
+    assert view.tokens.modality.shape[0] == min(BUDGET, room)
 
 
 def test_page_scores_are_attention_over_pages():
@@ -165,17 +165,17 @@ def test_buckets_are_exact_where_a_product_leaves_32_bits():
 
 @pytest.mark.parametrize("kinds", [(2, 1, 2, 3, 2, 1, 0, 0), (1, 3, 1, 1, 3, 0, 0, 0)])
 def test_the_last_rows_of_a_kind_are_asked(kinds):
-    """What `Reads(kind=, last=)` makes the decoder report, against attention by hand."""
+    """What `Requires(kind=, last=)` makes the decoder report, against attention by hand."""
     cfg = small.config(layers=1, axes=1)
     weights, rows = small.params(cfg), small.chunk(small.stream_rows(cfg, 1, 8), 0)
-    rows = rows._replace(kind=jnp.asarray(kinds, jnp.int8))
-    memory = full(8)._replace(reads=Reads(mass="softmax", last=2, kind=tk.VISION))
+    rows = rows._replace(modality=jnp.asarray(kinds, jnp.int8))
+    memory = full(8)._replace(requires=Requires(mass="softmax", last=2, modality=tk.VISION))
     seen = masses(memory, cfg, weights, rows)
     n = sum(kind != 0 for kind in kinds)
     asked = [t for t in range(n) if kinds[t] == tk.VISION] or list(range(n))
 
     q, k, _ = qkv(layer_at(weights, 0), cfg, rows.x)
-    q, k = (np.asarray(rp.rope(z, rows.rel[:, None], cfg.rope)) for z in (q, k))
+    q, k = (np.asarray(rp.rope(z, rows.pos[:, None], cfg.rope)) for z in (q, k))
     want = np.zeros(8)
     for t in asked[-2:]:
         for h in range(cfg.heads):
@@ -207,7 +207,7 @@ def test_ample_budget_is_full_attention_in_the_decoder(per_head):
         weights, program, carry, asked, room=1
     )[1]
     x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, asked.x]), np.concatenate([pos, np.asarray(asked.rel) + end])
+    x, pos = np.concatenate([x, asked.x]), np.concatenate([pos, np.asarray(asked.pos) + end])
     np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
 
 

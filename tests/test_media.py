@@ -20,8 +20,8 @@ import av
 import numpy as np
 import pytest
 
-from jaxmem.data.media import Event, Piece, open_media
-from jaxmem.data.prefetch import prefetch
+from jaxmem.data.media.media import Event, Piece, open_media
+from jaxmem.data.media.prefetch import prefetch
 
 CLIPS = Path(__file__).resolve().parent.parent.parent / "shared" / "clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder of real clips is absent")
@@ -797,7 +797,7 @@ def test_pipe_of_an_mp4_with_its_index_at_the_end(tmp_path):
 def test_standard_input(tmp_path):
     path = h264(tmp_path / "a.ts", options={})
     code = (
-        "from jaxmem.data.media import open_media\n"
+        "from jaxmem.data.media.media import open_media\n"
         "with open_media('-') as r: print(len(list(r)), r.end.kind, r.info.source)"
     )
     root = str(Path(__file__).resolve().parent.parent)
@@ -970,7 +970,7 @@ def test_large_frames_are_never_rgb_at_full_size(tmp_path):
 
 
 def test_events_are_bounded():
-    from jaxmem.data.media_demux import Log
+    from jaxmem.data.media.demux import Log
 
     log = Log()
     for i in range(5000):

@@ -22,13 +22,13 @@ from laws import (
     stream,
 )
 
-from jaxmem.memory.frames import frame
+from jaxmem.kv import AUDIO, TEXT, VISION
 from jaxmem.memory.full import full
 from jaxmem.memory.last_frames import last_frames
+from jaxmem.memory.parts.units import frame
 from jaxmem.memory.random import random
 from jaxmem.memory.recent import recent
 from jaxmem.memory.uniform import uniform
-from jaxmem.tokens import AUDIO, TEXT, VISION
 
 KEPT = ["full", "recent", "last_frames", "uniform", "random"]  # made by `keep`
 
@@ -47,7 +47,7 @@ def arrivals(tokens):
 def after_chunks(trace):
     """Return the arrival numbers held after each chunk."""
     trace = jax.device_get(trace)
-    return [arrivals(pick(trace, c)) for c in range(trace.kind.shape[0])]
+    return [arrivals(pick(trace, c)) for c in range(trace.modality.shape[0])]
 
 
 def watch(memory, flat, cuts, width=8):
@@ -76,14 +76,14 @@ def test_kept_set_does_not_depend_on_how_the_stream_is_cut(name):
     usual = pick(laws.usual(memory_of(name))[1][0], 0)
     laws.assert_same(one, usual, "other cut")
     laws.assert_same(two, usual, "third cut")
-    assert int(one.notes.overflow) == sum(CUTS) - len(steps[0][-1])
+    assert int(one.aux.dropped) == sum(CUTS) - len(steps[0][-1])
 
 
 def test_full_keeps_the_newest_and_counts_what_was_lost():
     final, trace = laws.usual(memory_of("full"))[1]
     for kept, seen in zip(after_chunks(pick(trace, 0)), np.cumsum(CUTS), strict=True):
         np.testing.assert_array_equal(kept, np.arange(max(0, seen - 16), seen))
-    assert int(final.notes.overflow[0]) == sum(CUTS) - 16
+    assert int(final.aux.dropped[0]) == sum(CUTS) - 16
 
 
 def test_recent_keeps_sinks_and_a_window():
@@ -132,8 +132,8 @@ def test_frame_numbers_follow_the_rule(tokens_per_frame):
         for c in range(10):
             tokens = jax.tree.map(lambda x, c=c, chunks=chunks: x[c], chunks.tokens)
             numbers, cursor = number(cursor, tokens, jnp.int32(room))
-            got += np.asarray(numbers)[tokens.kind[:, 0] != 0].tolist()
-        kinds, times = flat.tokens.kind[:, 0], flat.tokens.pos[:, 0, 0]
+            got += np.asarray(numbers)[tokens.modality[:, 0] != 0].tolist()
+        kinds, times = flat.tokens.modality[:, 0], flat.tokens.pos[:, 0, 0]
         np.testing.assert_array_equal(got, frames_by_hand(kinds, times, room, tokens_per_frame))
 
 
@@ -154,7 +154,7 @@ def test_last_frames_are_whole_and_last(most):
     flats = [irregular(sum(CUTS), seed) for seed in (5, 6)]
     _, _, *steps = watch_two(memory, [cut(flat, CUTS, 8) for flat in flats])
     for flat, held_after in zip(flats, steps, strict=True):
-        number = frames_by_hand(flat.tokens.kind[:, 0], flat.tokens.pos[:, 0, 0], 16)
+        number = frames_by_hand(flat.tokens.modality[:, 0], flat.tokens.pos[:, 0, 0], 16)
         for kept, seen in zip(held_after, np.cumsum(CUTS), strict=True):
             np.testing.assert_array_equal(kept, last_by_hand(number[:seen], 16, most))
 
@@ -203,7 +203,7 @@ def test_random_is_uniform_over_the_stream():
     def sample(key):
         memory = random(budget, key)
         state, _ = laws.scan(memory, memory.init(SPEC), chunks)
-        return state.slots.tokens.order[:, 0], state.slots.tokens.kind[:, 0]
+        return state.slots.tokens.index[:, 0], state.slots.tokens.modality[:, 0]
 
     order, kind = compiled(jax.vmap(sample))(jax.random.split(jax.random.key(0), keys))
     assert np.asarray(kind).all()
@@ -229,7 +229,7 @@ def test_priorities_stay_exact_where_float32_is_not():
     """Far into a stream, neighbours differ by one part in 2^32."""
     memory = memory_of("full")
     start = memory.init(SPEC)
-    late = start._replace(notes=start.notes._replace(cursor=np.uint32(3_000_000_000)))
+    late = start._replace(aux=start.aux._replace(cursor=np.uint32(3_000_000_000)))
     _, _, steps, _ = watch_two(memory, [standard(), standard()], [late, late])
     np.testing.assert_array_equal(steps[-1], np.arange(sum(CUTS) - 16, sum(CUTS)))
 
@@ -256,4 +256,4 @@ def test_wrong_sizes_are_refused(build, message):
 
 def test_last_frames_slots_follow_from_the_frames():
     memory = last_frames(3, 4, extra_per_frame=3)
-    assert memory.init(SPEC).slots.tokens.kind.shape == (21, 1)
+    assert memory.init(SPEC).slots.tokens.modality.shape == (21, 1)

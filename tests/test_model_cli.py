@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from checkpoints import FAMILIES, write_checkpoint
 
-from jaxmem.data.files import held_out
-from jaxmem.experiments.stream import main
+from jaxmem.data.world.files import held_out
+from jaxmem.experiments.stream.__main__ import main
 from jaxmem.models.load import FILES, load_model
 
 pytest.importorskip("tokenizers")

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from laws import CUTS, LAWS, SPEC, compiled, cut, held, pick, run, see, standard, stream
 
-from jaxmem import tokens as tk
-from jaxmem.memory import avba, projection, scores
+from jaxmem import kv as tk
+from jaxmem.kv import AUDIO, SUMMARY, TEXT, VISION
 from jaxmem.memory.base import nbytes, slots
-from jaxmem.memory.omnimem import gather, omnimem
-from jaxmem.memory.sketch import agreement
-from jaxmem.tokens import AUDIO, SUMMARY, TEXT, VISION
+from jaxmem.memory.omnimem import avba
+from jaxmem.memory.omnimem import sign_sketch as projection
+from jaxmem.memory.omnimem.omnimem import gather, omnimem
+from jaxmem.memory.omnimem.sketch import agreement
+from jaxmem.memory.parts import scores
 
 CAPS = [[3, 8], [5, 2]]  # (audio, visual) of two layers
 
@@ -63,7 +65,7 @@ def test_ample_caps_keep_everything():
 
 def kinds_held(trace):
     """Return [chunks, 5], how many tokens of each kind are held after each chunk."""
-    kind = np.asarray(trace.kind[..., 0])
+    kind = np.asarray(trace.modality[..., 0])
     return np.stack([np.sum(kind == k, axis=1) for k in range(5)], axis=1)
 
 
@@ -72,7 +74,7 @@ def test_caps_hold_and_are_used_up_in_every_layer(layer):
     assert slots(pair(), SPEC) == (15, 11)
     _, trace = run(pair(), pair().init(SPEC.at(layer)), standard())
     counts = kinds_held(trace)
-    flat = stream(sum(CUTS)).tokens.kind[:, 0]
+    flat = stream(sum(CUTS)).tokens.modality[:, 0]
     for c, seen in enumerate(np.cumsum(CUTS)):
         for kind, cap in zip((AUDIO, VISION, TEXT), (*CAPS[layer], 4), strict=True):
             assert counts[c, kind] == min(cap, np.sum(flat[:seen] == kind))
@@ -85,22 +87,22 @@ def test_joint_cap_lets_one_kind_take_all():
 @pytest.mark.parametrize(("absent", "present"), [(AUDIO, VISION), (VISION, AUDIO)])
 def test_a_stream_without_one_kind_leaves_its_cap_empty(absent, present):
     final = watch(pair(), [TEXT, *[present] * 9])
-    kind = np.asarray(final.slots.tokens.kind[:, 0])
+    kind = np.asarray(final.slots.tokens.modality[:, 0])
     assert np.sum(kind == present) == CAPS[0][0 if present == AUDIO else 1]
     assert np.sum(kind == absent) == 0 and np.sum(kind == TEXT) == 4
 
 
 def test_summaries_compete_as_vision():
-    kind = np.asarray(watch(pair(), [SUMMARY, VISION]).slots.tokens.kind)
+    kind = np.asarray(watch(pair(), [SUMMARY, VISION]).slots.tokens.modality)
     assert np.sum(kind != 0) == CAPS[0][1] and {SUMMARY, VISION} <= set(kind[kind != 0])
 
 
 def test_text_overflow_drops_the_oldest_and_is_counted():
     final = watch(pair(), [TEXT, VISION, VISION, VISION])
     tokens = final.slots.tokens
-    text = np.asarray(tokens.order)[np.asarray(tokens.kind) == TEXT]
+    text = np.asarray(tokens.index)[np.asarray(tokens.modality) == TEXT]
     np.testing.assert_array_equal(text, 2 * np.asarray([48, 52, 56, 60]) + 1)
-    assert int(final.notes.overflow) == 16 - 4
+    assert int(final.aux.dropped) == 16 - 4
 
 
 def one_chunk(hidden, kinds, memory, importance=None):
@@ -135,7 +137,7 @@ def test_exact_repeats_give_finite_scores():
 
 def test_without_importance_the_least_similar_stay():
     memory = variant("similarity")
-    assert memory.reads.mass is None and memory.reads.hidden
+    assert memory.requires.mass is None and memory.requires.hidden
     hidden = np.random.default_rng(1).standard_normal((40, SPEC.width)).astype(np.float32)
     kept = one_chunk(hidden, np.full(40, VISION), memory)
     unit = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
@@ -168,10 +170,10 @@ def test_importance_is_averaged_with_the_past_and_a_silent_chunk_leaves_it():
     old = 0.5 * (np.asarray(state.slots.imp)[:8] + np.asarray(second.mass.memory[0, :8]))
     np.testing.assert_allclose(pool.importance[:8], old, rtol=1e-6)
     np.testing.assert_allclose(pool.importance[8:12], second.mass.chunk[0, :4], rtol=1e-6)
-    kind = jnp.zeros_like(second.tokens.kind)
+    kind = jnp.zeros_like(second.tokens.modality)
     nothing = second._replace(
-        tokens=second.tokens._replace(kind=kind),
-        end=state.notes.end,
+        tokens=second.tokens._replace(modality=kind),
+        end=state.aux.next_pos,
         mass=jax.tree.map(jnp.zeros_like, second.mass),
     )
     same, _ = write(state, nothing)
@@ -261,20 +263,20 @@ def test_recorder_streams_as_its_memory_and_averages_its_signals():
     want, _ = run(plain, plain.init(SPEC), chunks)
     got, _ = run(recorded, recorded.init(SPEC), chunks)
     jax.tree.map(np.testing.assert_array_equal, got.slots, want.slots)
-    jax.tree.map(np.testing.assert_array_equal, got.notes.inner, want.notes)
-    assert int(got.notes.seen) == sum(c > 0 for c in CUTS)
+    jax.tree.map(np.testing.assert_array_equal, got.aux.inner, want.aux)
+    assert int(got.aux.seen) == sum(c > 0 for c in CUTS)
 
     state, rows, write, pooled = plain.init(SPEC), [], compiled(plain.write), compiled(gather)
     for c in range(len(CUTS)):
         seen = see(plain, state, pick(chunks, c))
         pool = pooled(state.slots, seen)
         if CUTS[c] and sum(n > 0 for n in CUTS[:c]) >= 2:
-            kind = np.asarray(pool.kind)
+            kind = np.asarray(pool.modality)
             rows.append([signal(pool, g) for g in ([AUDIO], [VISION], [AUDIO, VISION])])
             assert np.sum(kind == AUDIO) >= 2
         state, _ = write(state, seen)
     mean = np.mean(rows, axis=0)
-    stacked = got._replace(notes=jax.tree.map(lambda x: x[None], got.notes))
+    stacked = got._replace(aux=jax.tree.map(lambda x: x[None], got.aux))
     signals = avba.signals_of([stacked, stacked])
     np.testing.assert_allclose(signals.entropy_audio, mean[0, :1], rtol=1e-5)
     np.testing.assert_allclose(signals.entropy_visual, mean[1, :1], rtol=1e-5)
@@ -285,7 +287,7 @@ def test_recorder_streams_as_its_memory_and_averages_its_signals():
 
 def signal(pool, group):
     """Return the normalised entropy of importance and the mean cosine of a group's tokens."""
-    mine = np.isin(np.asarray(pool.kind), group)
+    mine = np.isin(np.asarray(pool.modality), group)
     p = np.asarray(pool.importance, np.float64)[mine]
     p = p[p > 0] / p.sum()
     return -np.sum(p * np.log(p)) / np.log(mine.sum()), np.asarray(pool.redundancy)[mine].mean()
@@ -297,7 +299,7 @@ def test_recorder_refuses_what_it_cannot_record():
     recorded = avba.recorder(omnimem(16, text=4), skip=99)
     final, _ = run(recorded, recorded.init(SPEC), standard())
     with pytest.raises(ValueError, match="no chunk was recorded"):
-        avba.signals_of(final._replace(notes=jax.tree.map(lambda x: x[None], final.notes)))
+        avba.signals_of(final._replace(aux=jax.tree.map(lambda x: x[None], final.aux)))
 
 
 def test_next_chunk_begins_behind_the_prefix():

@@ -9,24 +9,24 @@ import pytest
 import small
 from laws import CUTS, LAWS, SPEC, compiled, cut, held, pick, standard, stream
 
-from jaxmem import tokens as tk
-from jaxmem.memory.h2o import h2o
-from jaxmem.memory.infinipot_v import infinipot_v
-from jaxmem.memory.knorm import keydiff, knorm
+from jaxmem import kv as tk
+from jaxmem.decoder.answer import prefill
+from jaxmem.loop import init_carry, make_program, spec_of
+from jaxmem.loop import stream as small_stream
+from jaxmem.memory.compression.h2o import h2o
+from jaxmem.memory.compression.knorm import keydiff, knorm
+from jaxmem.memory.compression.snapkv import snapkv
+from jaxmem.memory.compression.tova import tova
 from jaxmem.memory.last_frames import last_frames
-from jaxmem.memory.omnimem import omnimem
-from jaxmem.memory.positions import ruled
+from jaxmem.memory.omnimem.omnimem import omnimem
+from jaxmem.memory.parts.positions import ruled
 from jaxmem.memory.random import random
 from jaxmem.memory.recent import recent
-from jaxmem.memory.rekv import rekv
-from jaxmem.memory.snapkv import snapkv
 from jaxmem.memory.streaming_llm import streaming_llm
-from jaxmem.memory.tova import tova
 from jaxmem.memory.uniform import uniform
-from jaxmem.models.answer import prefill
+from jaxmem.memory.video.infinipot_v import infinipot_v
+from jaxmem.memory.video.rekv import rekv
 from jaxmem.rope import rope_1d
-from jaxmem.stream import init_carry, make_program, spec_of
-from jaxmem.stream import stream as small_stream
 
 BUDGET = 16
 ROPE = rope_1d(SPEC.head_dim)
@@ -60,7 +60,7 @@ def after(memory, chunks):
 
 def of_heads(tokens):
     """Return the arrival numbers that every head holds; the stream's order is 2 * arrival + 1."""
-    groups = tokens.kind.shape[1]
+    groups = tokens.modality.shape[1]
     return [(held(laws.of_head(tokens, g)) - 1) // 2 for g in range(groups)]
 
 
@@ -82,12 +82,12 @@ def test_knorm_is_the_smallest_norms_of_the_whole_stream():
 def test_audio_has_its_own_part_of_the_budget():
     """Loud pictures cannot push sound out: the audio part holds audio's own best."""
     flat = stream(sum(CUTS))
-    quiet = flat.tokens.kind[:, 0] == tk.AUDIO
+    quiet = flat.tokens.modality[:, 0] == tk.AUDIO
     k = flat.tokens.k * np.where(quiet, 100.0, 1.0)[:, None, None].astype(np.float32)
     chunks = cut(flat._replace(tokens=flat.tokens._replace(k=k)), CUTS, 8)
     for per_kind, want in ((True, 4), (False, 0)):
         memory = knorm(BUDGET, per_kind=per_kind, audio_share=0.25)
-        kinds = after(memory, chunks).slots.tokens.kind
+        kinds = after(memory, chunks).slots.tokens.modality
         np.testing.assert_array_equal(np.sum(kinds == tk.AUDIO, axis=0), [want, want])
 
 
@@ -103,7 +103,7 @@ def test_h2o_adds_up_what_every_row_gave():
             before = sorted(total)
             for i, number in enumerate(before):
                 total[number] += seen.mass.memory[g, i]
-            for t, number in enumerate(seen.tokens.order[: CUTS[c], g].tolist()):
+            for t, number in enumerate(seen.tokens.index[: CUTS[c], g].tolist()):
                 total[number] = seen.mass.chunk[g, t]
             numbers = sorted(total)
             newest = numbers[-8:]
@@ -141,7 +141,7 @@ PLACED = {
 def test_positions_are_a_choice(name):
     kept, numbered = PLACED[name](), PLACED[name](positions="contiguous")
     one, two = after(kept, standard()), after(numbered, standard())
-    laws.assert_same(one.slots.tokens.order, two.slots.tokens.order, "the same tokens")
+    laws.assert_same(one.slots.tokens.index, two.slots.tokens.index, "the same tokens")
     view = numbered.recall(two, None, None)
     held = int(tk.count(two.slots.tokens))
     np.testing.assert_array_equal(view.tokens.pos[:held, 0, 1], np.arange(held))
@@ -180,7 +180,7 @@ def test_ample_budget_is_full_attention_in_the_decoder(name):
         weights, program, carry, question, room=1
     )[1]
     x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
+    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
     want = small.one_pass(weights, cfg, x, pos)[-4:]
     np.testing.assert_allclose(h, want, atol=1e-4)
 

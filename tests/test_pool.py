@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.memory import pool
+from jaxmem.memory import layout as pool
 from jaxmem.memory.base import State
-from jaxmem.memory.pool import Run, cut_runs, make_layout
+from jaxmem.memory.layout import Run, cut_runs, make_layout
 
 TABLE = [18, 7, 7, 9, 3, 3, 4, 3, 12]
 
@@ -48,7 +48,7 @@ def test_windows_stay_inside_and_apart():
             state = pool.write(layout, state, jnp.asarray(l), full)
     for l, s in enumerate(pool.layers(layout, state)):
         np.testing.assert_array_equal(s.slots, np.full(TABLE[l], l + 1.0))
-        assert s.notes == l + 1
+        assert s.aux == l + 1
 
 
 def test_read_is_empty_beyond_the_room():

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jaxmem.data.prefetch import prefetch
+from jaxmem.data.media.prefetch import prefetch
 
 
 def threads():

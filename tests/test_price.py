@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.experiments import _flops, _price, benchmark
-from jaxmem.experiments._memories import Name
-from jaxmem.experiments._price import PriceConfig, nbytes
-from jaxmem.experiments._price_table import GPUS, Step, bound
-from jaxmem.experiments._shapes import FAMILIES, names, open_shapes, published
+from jaxmem.experiments.benchmark import __main__ as benchmark
+from jaxmem.experiments.benchmark import flops as _flops
+from jaxmem.experiments.benchmark import price as _price
+from jaxmem.experiments.benchmark.price import PriceConfig, nbytes
+from jaxmem.experiments.benchmark.price_table import GPUS, Step, bound
+from jaxmem.experiments.benchmark.shapes import FAMILIES, names, open_shapes, published
+from jaxmem.experiments.memories import Name
+from jaxmem.loop import spec_of
 from jaxmem.memory import base
 from jaxmem.memory.full import full
-from jaxmem.stream import spec_of
 
 PARAMETERS = {  # of the safetensors files' index, or the model card
     "qwen2.5-vl:3b": 3_754_622_976,

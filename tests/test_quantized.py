@@ -10,14 +10,14 @@ import pytest
 import small
 from laws import LAWS, SPEC, memory_of, standard
 
-from jaxmem.memory.base import nbytes, tokens_of
-from jaxmem.memory.flash_vstream import flash_vstream
+from jaxmem.decoder.step import chunk_step, init_carry, make_program
+from jaxmem.loop import probe_rows
+from jaxmem.memory.base import kv_of, nbytes
+from jaxmem.memory.flash_vstream.flash_vstream import flash_vstream
 from jaxmem.memory.full import full
-from jaxmem.memory.hermes import hermes
-from jaxmem.memory.quantized import pack, quantized, unpack
+from jaxmem.memory.hermes.hermes import hermes
 from jaxmem.memory.recent import recent
-from jaxmem.models.step import chunk_step, init_carry, make_program
-from jaxmem.stream import probe_rows
+from jaxmem.memory.transforms.quantized import pack, quantized, unpack
 
 INNER = ("recent", "uniform", "random", "omnimem")
 SHAPES = ("static_and_ordered", "scan_vmap_and_loop", "padding_and_room")
@@ -46,10 +46,10 @@ def grids(kept, written, bits):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_keeps_the_same_tokens_and_rounds_them_within_their_grid(bits):
     plain, coded = final(memory_of("recent")), final(quantized(memory_of("recent"), bits))
-    exact, held = tokens_of(plain.slots), tokens_of(unpack(coded, bits).slots)
+    exact, held = kv_of(plain.slots), kv_of(unpack(coded, bits).slots)
     for name in ("pos", "order", "kind"):
         np.testing.assert_array_equal(getattr(held, name), getattr(exact, name))
-    real = exact.kind[:, 0] != 0
+    real = exact.modality[:, 0] != 0
     flat = laws.stream(sum(laws.CUTS)).tokens
     keys, values = grids(exact, flat, bits)
     # Keys move to a wider grid when a record comes: a few roundings, never many.
@@ -63,7 +63,7 @@ def test_staying_costs_nothing(bits):
     """A token that is read and written a hundred times is rounded once."""
     state = final(quantized(full(16), bits), jax.tree.map(lambda x: x[:2], standard()))
     first = state
-    step = jax.jit(lambda s: pack(unpack(s, bits), s.notes, bits))
+    step = jax.jit(lambda s: pack(unpack(s, bits), s.aux, bits))
     for _ in range(100):
         state = step(state)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), first)
@@ -77,7 +77,7 @@ def test_bytes_follow():
     for bits, share in ((8, 0.56), (4, 0.31)):
         coded = nbytes(quantized(recent(1000), bits), spec)
         assert coded < share * plain
-    tokens = tokens_of(jax.eval_shape(lambda: quantized(recent(1000), 4).init(spec)).slots)
+    tokens = kv_of(jax.eval_shape(lambda: quantized(recent(1000), 4).init(spec)).slots)
     assert tokens.k.dtype == jnp.uint8 and tokens.k.shape == (1000, 2, 32)
 
 
@@ -90,7 +90,7 @@ def test_outputs_stay_close_in_the_decoder(make):
     def outputs(memory):
         program = make_program(cfg, memory, spec)
         probes = None
-        if memory.reads.probe:
+        if memory.requires.probe:
             probes = probe_rows(weights, [[1, 2, 3], [4, 5]], program=program)
         one = jax.jit(lambda c, r: chunk_step(weights, program, c, r, None, probes))
         carry = init_carry(program)

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmem.embedded import embedded
-from jaxmem.experiments import evaluate
-from jaxmem.experiments._memories import Budget, Memories, choose
 from jaxmem.experiments._peer_options import MaLmm
-from jaxmem.experiments._recall_streams import streams
-from jaxmem.models import tiny
+from jaxmem.experiments.evaluate import __main__ as evaluate
+from jaxmem.experiments.evaluate.recall_streams import streams
+from jaxmem.experiments.memories import Budget, Memories, choose
+from jaxmem.models.tiny import tiny
+from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report import recall as report
 from jaxmem.session import model_spec
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.memory import relevance
-from jaxmem.memory.base import Query
-from jaxmem.memory.relevance import MemIndex, best_layers, fit_layers, published
+from jaxmem.kv import KV
+from jaxmem.memory.base import Question
+from jaxmem.memory.flexmem import memindex as relevance
+from jaxmem.memory.flexmem.memindex import MemIndex, best_layers, fit_layers, published
 from jaxmem.rope import rope_1d
-from jaxmem.tokens import Tokens
 
 
 def plain_scores(index, keys, many, query):
@@ -22,7 +22,7 @@ def plain_scores(index, keys, many, query):
         return np.concatenate([a * np.cos(angle) - b * np.sin(angle),
                                b * np.cos(angle) + a * np.sin(angle)])  # fmt: skip
 
-    pinned = query.prefix.kind.shape[1]
+    pinned = query.prefix.modality.shape[1]
     last = int(np.sum(query.valid)) - 1
     place = 0 if index.query == "zero" else pinned + index.keys + last
     clip_count, heads = keys.shape[0], query.q.shape[2]
@@ -53,9 +53,9 @@ def test_memindex_is_the_plain_loop(index):
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))
     keys, many = draw(5, 2, 3, 2, 4), np.array([3, 3, 2, 0, 3])
     where = jnp.broadcast_to(jnp.arange(2)[None, :, None], (3, 2, 1))
-    sink = Tokens(draw(3, 2, 2, 4), draw(3, 2, 2, 4), where[..., None], where,
+    sink = KV(draw(3, 2, 2, 4), draw(3, 2, 2, 4), where[..., None], where,
                   jnp.ones((3, 2, 1), jnp.int8))  # fmt: skip
-    query = Query(draw(3, 6, 4, 4), jnp.arange(6) < 4, sink)
+    query = Question(draw(3, 6, 4, 4), jnp.arange(6) < 4, sink)
     got = relevance.layer_scores(index, keys, jnp.asarray(many), query)
     want = plain_scores(index, np.asarray(keys), many, query)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
@@ -81,7 +81,7 @@ def test_fitting_the_layers():
 
 
 def test_wrong_inputs_are_refused():
-    query = Query(jnp.zeros((2, 4, 4, 4)), jnp.ones(4, bool), None)
+    query = Question(jnp.zeros((2, 4, 4, 4)), jnp.ones(4, bool), None)
     keys = jnp.zeros((3, 1, 5, 2, 4))
     with pytest.raises(ValueError, match="prefix="):
         relevance.layer_scores(MemIndex(rope_1d(4), (0,)), keys, jnp.full(3, 5), query)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxmem import tokens as tk
-from jaxmem.data.atomic import complete
+from jaxmem import kv as tk
+from jaxmem.data.world.atomic import complete
+from jaxmem.kv import AUDIO, EMPTY, VISION
 from jaxmem.memory.base import State
 from jaxmem.report import tables
 from jaxmem.report.compare import comparison
@@ -26,7 +27,6 @@ from jaxmem.report.results import (
     median_and_worst,
     start_and_end,
 )
-from jaxmem.tokens import AUDIO, EMPTY, VISION
 
 LAYERS = [
     Kept(np.array([0.0, 0.0, 5.0, 9.5]), np.array([VISION, VISION, AUDIO, AUDIO], np.int8)),
@@ -124,7 +124,7 @@ def layer(order, kind, ticks):
     pos[:, 0, 0] = ticks
     return State(
         empty._replace(
-            pos=pos, order=np.array(order)[:, None], kind=np.array(kind, np.int8)[:, None]
+            pos=pos, index=np.array(order)[:, None], modality=np.array(kind, np.int8)[:, None]
         ),
         (),
     )

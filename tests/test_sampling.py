@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.models.chat import read_sampling
-from jaxmem.models.growing import Growing
-from jaxmem.models.sampling import Sampling, candidates, likeliest, nucleus, penalised, sample
+from jaxmem.decoder.sampling import Sampling, candidates, likeliest, nucleus, penalised, sample
+from jaxmem.models.hf.chat import read_sampling
+from jaxmem.models.text_streamer import Growing
 
 LOGITS = jnp.array([0.1, 2.0, -1.0, 1.5, 2.0, -30.0, 0.7], jnp.float32)
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import small
 
-from jaxmem.memory.banked import bank
+from jaxmem.loop import ask, branch, init_carry, make_program, question_rows, stream
+from jaxmem.memory.bank.with_bank import bank
 from jaxmem.memory.recent import recent
 from jaxmem.saving import save
-from jaxmem.stream import ask, branch, init_carry, make_program, question_rows, stream
 
 CFG = small.config()
 ROWS = small.stream_rows(CFG, 4, 8)

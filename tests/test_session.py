@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmem.embedded import embedded
+from jaxmem.loop import Sampling, ask, init_carry, stream
 from jaxmem.memory.full import full
 from jaxmem.memory.recent import recent
+from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.compilations import count_compilations
 from jaxmem.session import Packer, Session, asked_rows
-from jaxmem.stream import Sampling, ask, init_carry, stream
 
 
 def pieces(count, seed=0):
@@ -36,7 +36,7 @@ def test_pieces_per_chunk_change_nothing(model):
     kept = [s.layers() for s in sessions]
     for a, b in zip(*kept, strict=True):
         n = 6 * model.tokens_per_piece
-        np.testing.assert_array_equal(a.slots.tokens.kind[:n], b.slots.tokens.kind[:n])
+        np.testing.assert_array_equal(a.slots.tokens.modality[:n], b.slots.tokens.modality[:n])
         np.testing.assert_array_equal(a.slots.tokens.pos[:n], b.slots.tokens.pos[:n])
         np.testing.assert_allclose(a.slots.tokens.k[:n], b.slots.tokens.k[:n], atol=2e-4)
 

@@ -10,13 +10,13 @@ import pytest
 import small
 from laws import compiled
 
-from jaxmem.memory.base import Memory, Reads, Rows, State, View
+from jaxmem.decoder import decoder as dec
+from jaxmem.decoder.answer import decode, first_pass, prefill
+from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program
+from jaxmem.loop import question_rows
+from jaxmem.memory.base import Embeds, Memory, Requires, State, View
 from jaxmem.memory.full import full
 from jaxmem.memory.recent import recent
-from jaxmem.models import decoder as dec
-from jaxmem.models.answer import decode, first_pass, prefill
-from jaxmem.models.step import chunk_step, init_carry, make_prefix, make_program
-from jaxmem.stream import question_rows
 
 CFG = small.config()
 WEIGHTS = small.params(CFG)
@@ -47,7 +47,7 @@ def watch(program, prefix=None):
     for i in range(2):
         rows = small.chunk(ROWS, i)
         carry, h = step(carry, rows)
-        out.append(np.asarray(h)[np.asarray(rows.kind) != 0])
+        out.append(np.asarray(h)[np.asarray(rows.modality) != 0])
     return carry, out
 
 
@@ -76,7 +76,7 @@ def test_prefix_is_seen_and_never_moves():
     P = 4
     x = np.random.default_rng(9).normal(size=(P, CFG.width)).astype(np.float32)
     at = np.repeat(np.arange(P)[:, None], 3, 1)
-    prompt = small.Rows(
+    prompt = small.Embeds(
         jnp.asarray(x), jnp.asarray(at), jnp.ones((P,), jnp.int8), jnp.full((3,), P)
     )
     prefix = compiled(lambda rows: make_prefix(WEIGHTS, CFG, rows))(prompt)
@@ -96,8 +96,8 @@ def test_stack_scope_equals_layer_scope():
     carry, got = run(make_program(CFG, stacked(memory), spec))
     flat, expected = run(make_program(CFG, memory, spec))
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    order = np.asarray(carry.state.slots.tokens.order).reshape(-1)
-    np.testing.assert_array_equal(order, np.asarray(flat.state.slots.tokens.order).reshape(-1))
+    order = np.asarray(carry.state.slots.tokens.index).reshape(-1)
+    np.testing.assert_array_equal(order, np.asarray(flat.state.slots.tokens.index).reshape(-1))
 
 
 @pytest.mark.parametrize("last", [None, 2])
@@ -116,7 +116,7 @@ def test_reported_mass_and_rows(last):
         )
         return base.write(state, seen)
 
-    memory = base._replace(write=write, reads=Reads(mass="softmax", rows=True, last=last))
+    memory = base._replace(write=write, requires=Requires(mass="softmax", rows=True, last=last))
     watch(make_program(CFG, memory, small.small_spec(CFG, SIZE)))
     jax.effects_barrier()
     for on_memory, on_chunk, rows in told.values():  # of the second chunk: 5 real rows
@@ -145,7 +145,7 @@ def test_probes_are_a_pass_behind_the_chunk():
     spec = small.small_spec(CFG, SIZE)
     words = small.chunk(small.stream_rows(CFG, 1, SIZE, seed=4, lengths=[3]), 0)
     probes = jax.tree.map(lambda x: jnp.stack([x, x]), words)
-    probing = base._replace(write=write, reads=Reads(probe="causal"))
+    probing = base._replace(write=write, requires=Requires(probe="causal"))
     program = make_program(CFG, probing, spec)
     step = compiled(lambda c, r: chunk_step(WEIGHTS, program, c, r, probes=probes))
     plain = make_program(CFG, base, spec)
@@ -159,7 +159,7 @@ def test_probes_are_a_pass_behind_the_chunk():
     from_probe = {layer: masses[-1] for layer, masses in told.items()}
 
     told.clear()
-    telling = make_program(CFG, base._replace(write=write, reads=Reads(mass="softmax")), spec)
+    telling = make_program(CFG, base._replace(write=write, requires=Requires(mass="softmax")), spec)
     compiled(lambda c, r: chunk_step(WEIGHTS, telling, c, r))(other, words)
     jax.effects_barrier()
     for layer, masses in told.items():
@@ -173,7 +173,7 @@ def test_probes_are_a_pass_behind_the_chunk():
 
 def test_a_memory_that_reads_probes_needs_them():
     program = make_program(
-        CFG, full(8)._replace(reads=Reads(probe="embedding")), small.small_spec(CFG, SIZE)
+        CFG, full(8)._replace(requires=Requires(probe="embedding")), small.small_spec(CFG, SIZE)
     )
     with pytest.raises(ValueError, match="pass probes="):
         chunk_step(WEIGHTS, program, init_carry(program), small.chunk(ROWS, 0))
@@ -187,7 +187,7 @@ def banked(ask=None, told=None) -> Memory:
     base = full(1)
 
     def view(state, bank, rows):
-        return View(bank.slots, state.notes.end)
+        return View(bank.slots, state.aux.next_pos)
 
     def recall(state, bank, query):
         if ask is not None:
@@ -195,14 +195,14 @@ def banked(ask=None, told=None) -> Memory:
         return view(state, bank, None)
 
     def write(state, seen):
-        return state._replace(notes=state.notes._replace(end=seen.end)), seen.tokens
+        return state._replace(aux=state.aux._replace(next_pos=seen.next_pos)), seen.tokens
 
     return base._replace(
         view=view,
         recall=recall,
         write=write,
         spill=lambda spec: spec.empty(spec.chunk),
-        reads=Reads(ask=ask),
+        requires=Requires(ask=ask),
         name="banked",
     )
 
@@ -226,7 +226,7 @@ def test_a_full_bank_keeps_the_oldest_and_counts():
     carry, _ = watch(make_program(CFG, banked(), small.small_spec(CFG, SIZE, bank=10, **SPACE)))
     np.testing.assert_array_equal(carry.bank.count, [10, 10])
     np.testing.assert_array_equal(carry.bank.lost, [3, 3])
-    np.testing.assert_array_equal(carry.bank.slots.order[0, :8, 0], np.arange(8))
+    np.testing.assert_array_equal(carry.bank.slots.index[0, :8, 0], np.arange(8))
 
 
 @pytest.mark.parametrize("ask", ["layer", "pass"])
@@ -265,24 +265,24 @@ def test_feature_scope_answers_from_embeddings():
     """Features held before the decoder are prefilled with the question: one pass over both."""
 
     class Notes(NamedTuple):
-        room: jax.Array
+        capacity: jax.Array
         count: jax.Array
 
     def init(spec):
-        slots = Rows(
+        slots = Embeds(
             jnp.zeros((24, spec.width)), jnp.zeros((24, 3), jnp.int32), jnp.zeros(24, jnp.int8),
             jnp.zeros(3, jnp.int32),
         )  # fmt: skip
         return State(slots, Notes(jnp.array(24), jnp.array(0)))
 
     def write(state, seen):
-        at = state.notes.count
+        at = state.aux.count
         x = jax.lax.dynamic_update_slice(state.slots.x, seen.hidden, (at, 0))
-        kind = jax.lax.dynamic_update_slice(state.slots.kind, seen.kind, (at,))
-        count = at + jnp.sum(seen.kind != 0)
+        kind = jax.lax.dynamic_update_slice(state.slots.modality, seen.modality, (at,))
+        count = at + jnp.sum(seen.modality != 0)
         rel = jnp.repeat(jnp.arange(24)[:, None], 3, 1)
-        slots = Rows(x, rel, kind, jnp.full((3,), count))
-        return State(slots, Notes(state.notes.room, count)), None
+        slots = Embeds(x, rel, kind, jnp.full((3,), count))
+        return State(slots, Notes(state.aux.capacity, count)), None
 
     memory = Memory(
         init, lambda *a: None, write, lambda s, bank, q: s.slots, scope="feature", name="features"
@@ -298,14 +298,14 @@ def test_feature_scope_answers_from_embeddings():
 
 
 def test_stack_scope_cannot_recall_layer_by_layer():
-    memory = stacked(full(8))._replace(reads=Reads(ask="layer"))
+    memory = stacked(full(8))._replace(requires=Requires(ask="layer"))
     with pytest.raises(ValueError, match="use scope 'layer'"):
         make_program(CFG, memory, small.small_spec(CFG, SIZE))
 
 
 def test_statistics_need_no_array_of_rows_by_pool():
     """A chunk step of 2048 rows over 8192 slots compiles to far less than rows times pool."""
-    from jaxmem.memory.omnimem import omnimem
+    from jaxmem.memory.omnimem.omnimem import omnimem
 
     cfg = small.config()
     program = make_program(cfg, omnimem(8192, text=0), small.small_spec(cfg, 2048))

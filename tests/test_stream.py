@@ -9,16 +9,16 @@ import pytest
 import small
 from laws import ALL_MEMORIES, memory_of
 
-from jaxmem import tokens as tk
-from jaxmem.memory import pool
-from jaxmem.memory.base import tokens_of
+from jaxmem import kv as tk
+from jaxmem.decoder import decoder as dec
+from jaxmem.decoder.answer import decode, prefill
+from jaxmem.decoder.step import chunk_step
+from jaxmem.loop import ask, branch, init_carry, make_program, question_rows, stream
+from jaxmem.memory import layout as pool
+from jaxmem.memory.base import kv_of
 from jaxmem.memory.full import full
-from jaxmem.models import decoder as dec
-from jaxmem.models.answer import decode, prefill
-from jaxmem.models.step import chunk_step
 from jaxmem.report.compilations import count_compilations
 from jaxmem.saving import restore, save
-from jaxmem.stream import ask, branch, init_carry, make_program, question_rows, stream
 
 SIZE, CHUNKS = 10, 4
 CFG = small.config()
@@ -61,7 +61,7 @@ def test_scan_equals_loop_and_shapes_stay(program):
 
 def test_padding_changes_nothing(program):
     pad = lambda x, axis: jnp.pad(x, [(0, 3 if a == axis else 0) for a in range(x.ndim)])
-    wide = ROWS._replace(x=pad(ROWS.x, 1), rel=pad(ROWS.rel, 1), kind=pad(ROWS.kind, 1))
+    wide = ROWS._replace(x=pad(ROWS.x, 1), pos=pad(ROWS.pos, 1), modality=pad(ROWS.modality, 1))
     a = stream(WEIGHTS, init_carry(program), ROWS, program=program)
     b = stream(WEIGHTS, init_carry(program), wide, program=program)
     close(a, b)
@@ -94,11 +94,11 @@ def test_branches_are_independent(program):
 def test_slots_are_dense_and_ordered(program):
     carry = stream(WEIGHTS, init_carry(program), ROWS, program=program)
     for state in pool.layers(program.layout, carry.state):
-        tokens = tokens_of(state.slots)
-        valid = np.asarray(tokens.kind[:, 0]) != tk.EMPTY
+        tokens = kv_of(state.slots)
+        valid = np.asarray(tokens.modality[:, 0]) != tk.EMPTY
         n = valid.sum()
         assert valid[:n].all() and not valid[n:].any()
-        assert (np.diff(np.asarray(tokens.order[:n, 0])) > 0).all()
+        assert (np.diff(np.asarray(tokens.index[:n, 0])) > 0).all()
 
 
 def test_one_compilation_for_a_whole_stream(program):
@@ -152,7 +152,7 @@ def test_full_memory_is_full_attention(axes, bias, activation):
     for i in range(CHUNKS):
         chunk = small.chunk(rows, i)
         carry, h = step(carry, chunk)
-        streamed.append(np.asarray(h)[np.asarray(chunk.kind) != 0])
+        streamed.append(np.asarray(h)[np.asarray(chunk.modality) != 0])
     ids = np.array([3, 1, 4, 1, 5])
     question = question_rows(weights, ids, program=program)
     ask_rows = jax.jit(lambda carry, rows: prefill(weights, program, carry, rows, room=2))
@@ -180,7 +180,7 @@ def test_positions_stay_exact_after_ten_hours():
     start = init_carry(program)
     late = start._replace(
         state=start.state._replace(
-            notes=start.state.notes._replace(end=start.state.notes.end + 10 * 3600 * 100)
+            aux=start.state.aux._replace(next_pos=start.state.aux.next_pos + 10 * 3600 * 100)
         )
     )
     question = question_rows(WEIGHTS, np.array([3, 1, 4]), program=program)
@@ -261,4 +261,4 @@ def test_gradient_flows_through_what_is_kept(program):
 
 
 def discrete_of(carry):
-    return tokens_of(carry.state.slots).order
+    return kv_of(carry.state.slots).index

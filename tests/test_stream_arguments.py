@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxmem.experiments._config import split
-from jaxmem.experiments._memories import (
+from jaxmem.decoder.sampling import Sampling
+from jaxmem.experiments.memories import (
     NAMES,
     Budget,
     Memories,
@@ -16,12 +16,12 @@ from jaxmem.experiments._memories import (
     parse_budget,
     parse_names,
 )
-from jaxmem.experiments._questions import END, parse_ask
-from jaxmem.experiments._stream_config import StreamConfig, sampling_of
+from jaxmem.experiments.parsing import split
+from jaxmem.experiments.stream.config import StreamConfig, sampling_of
+from jaxmem.experiments.stream.questions import END, parse_ask
 from jaxmem.memory.base import Spec, nbytes, slots
-from jaxmem.memory.budgets import save_table
-from jaxmem.models import tiny
-from jaxmem.models.sampling import Sampling
+from jaxmem.memory.omnimem.budgets import save_table
+from jaxmem.models.tiny import tiny
 
 SETTING = Setting(tiny.decoder_config(tiny.TinyConfig()).rope, 20, (1, 0, 0))
 
@@ -29,8 +29,8 @@ SETTING = Setting(tiny.decoder_config(tiny.TinyConfig()).rope, 20, (1, 0, 0))
 def test_every_memory_has_a_name():
     from typing import get_args
 
-    from jaxmem.experiments._memories import Name
     from jaxmem.experiments._memory_builders import _BUILD
+    from jaxmem.experiments.memories import Name
 
     assert get_args(Name) == NAMES == tuple(_BUILD)
     for name in NAMES:

@@ -11,11 +11,11 @@ import pytest
 import small
 from laws import CUTS, LAWS, SPEC, compiled, pick, standard
 
-from jaxmem import tokens as tk
-from jaxmem.memory.streaming_vlm import contiguous, streaming_vlm
-from jaxmem.stream import ask, init_carry, make_program, question_rows, spec_of
-from jaxmem.stream import stream as small_stream
-from jaxmem.tokens import AUDIO, TEXT, VISION, Tokens
+from jaxmem import kv as tk
+from jaxmem.kv import AUDIO, KV, TEXT, VISION
+from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of
+from jaxmem.loop import stream as small_stream
+from jaxmem.memory.video.streaming_vlm import contiguous, streaming_vlm
 
 BUDGET = 16
 SIZES = {"sinks": 1, "text": 3, "audio_share": 0.25}
@@ -47,7 +47,7 @@ def test_kept_tokens_against_plain_lists(per_kind, window):
     memory = streaming_vlm(BUDGET, window=window, per_kind=per_kind, positions="keep", **SIZES)
     trace = jax.device_get(laws.run(memory, memory.init(SPEC), standard())[1])
     sizes = (1, 3, window, *((9, 3) if per_kind else (12, None)))
-    kinds, orders = standard().tokens.kind[..., 0], standard().tokens.order[..., 0]
+    kinds, orders = standard().tokens.modality[..., 0], standard().tokens.index[..., 0]
     written, now = [], 0
     for c, rows in enumerate(CUTS):
         now += rows > 0  # a chunk of padding is no second of video
@@ -90,12 +90,12 @@ def chunk_of(pieces, view, order, width):
     n, rng = len(kinds), np.random.default_rng(order)
     base = np.asarray(view.base)
     pad = lambda x: np.pad(x, [(0, width - n)] + [(0, 0)] * (x.ndim - 1))
-    tokens = Tokens(
+    tokens = KV(
         k=rng.normal(size=(width, 2, 4)).astype(np.float32),
         v=rng.normal(size=(width, 2, 4)).astype(np.float32),
         pos=pad(rel)[:, None] + base.astype(np.int32),
-        order=pad(order + np.arange(n, dtype=np.int32))[:, None],
-        kind=pad(np.asarray(kinds, np.int8))[:, None],
+        index=pad(order + np.arange(n, dtype=np.int32))[:, None],
+        modality=pad(np.asarray(kinds, np.int8))[:, None],
     )
     return laws.Stream(tokens, np.zeros((width, 6), np.float32), base, base + np.int32(end))
 
@@ -126,12 +126,12 @@ def test_positions_are_those_of_the_surviving_prompt(prefix):
         pos, kinds, end = numbered(prompt, prefix)
         for view in (memory.view(state, None, None), memory.recall(state, None, None)):
             n = len(kinds)
-            np.testing.assert_array_equal(view.tokens.kind[:n, 0], kinds)
-            assert not np.asarray(view.tokens.kind[n:]).any()
+            np.testing.assert_array_equal(view.tokens.modality[:n, 0], kinds)
+            assert not np.asarray(view.tokens.modality[n:]).any()
             np.testing.assert_array_equal(view.tokens.pos[:n, 0], pos, err_msg=f"chunk {c}")
             np.testing.assert_array_equal(view.base, [end] * 3)
     assert words > 9
-    np.testing.assert_array_equal(state.notes.end, [prefix] * 3)
+    np.testing.assert_array_equal(state.aux.next_pos, [prefix] * 3)
 
 
 def test_axes_that_text_does_not_advance_stay():
@@ -140,7 +140,7 @@ def test_axes_that_text_does_not_advance_stay():
     clock = np.asarray([3, 9, 9.5, 11.25, 12, 40, 7], np.float32)
     image = np.asarray([0, 5, 6, 0, 0, 2, 7], np.float32)
     pos = np.stack([clock, image], axis=1)[:, None]
-    tokens = Tokens(np.zeros((7, 1, 2)), np.zeros((7, 1, 2)), pos, kind.astype(np.int32), kind)
+    tokens = KV(np.zeros((7, 1, 2)), np.zeros((7, 1, 2)), pos, kind.astype(np.int32), kind)
     chunk = jnp.asarray([0, 1, 1, 1, 1, 1, 0])
     first = jnp.asarray([2.0, 2.0])
     tokens, base = contiguous(tokens, chunk, first, jnp.asarray([1, 0]))
@@ -159,7 +159,7 @@ def test_far_positions_never_grow():
         base = np.asarray(memory.view(state, None, None).base)
         rel = np.arange(8, dtype=np.int32)[:, None, None]
         tokens = chunk.tokens._replace(pos=rel + base)
-        state = step(state, chunk._replace(tokens=tokens, base=base, end=base + 8))
+        state = step(state, chunk._replace(tokens=tokens, base=base, next_pos=base + 8))
         tops.append(int(memory.view(state, None, None).base[0]))
     assert max(tops) <= BUDGET + 8 and len(set(tops[4:])) == 1
 

@@ -10,12 +10,12 @@ import pytest
 import small
 from laws import CUTS, LAWS, SPEC, compiled, pick, standard
 
-from jaxmem import tokens as tk
-from jaxmem.memory.base import Mass, Rows
-from jaxmem.memory.streammem import TEMPLATE, merge_frames, streammem
-from jaxmem.models.step import chunk_step
-from jaxmem.stream import init_carry, make_program, probe_rows, spec_of
-from jaxmem.stream import stream as small_stream
+from jaxmem import kv as tk
+from jaxmem.decoder.step import chunk_step
+from jaxmem.loop import init_carry, make_program, probe_rows, spec_of
+from jaxmem.loop import stream as small_stream
+from jaxmem.memory.base import Embeds, Received
+from jaxmem.memory.video.streammem import TEMPLATE, merge_frames, streammem
 
 BUDGET, FRAME = 16, 2
 MEMORIES = {
@@ -52,17 +52,17 @@ def frames_of(kind):
 
 def plain(memory, name, seen, held, head):
     """One write in one KV head, token by token; `held` and the result: order -> token."""
-    group = 0 if seen.tokens.kind.shape[1] == 1 else head
+    group = 0 if seen.tokens.modality.shape[1] == 1 else head
     shared = name in ("usual", "plain", "heads")
     audio = round(BUDGET * 0.25) if shared else 0
     fresh = {}
-    for t in range(seen.tokens.kind.shape[0]):
-        if seen.tokens.kind[t, 0]:
-            fresh[int(seen.tokens.order[t, group])] = {
+    for t in range(seen.tokens.modality.shape[0]):
+        if seen.tokens.modality[t, 0]:
+            fresh[int(seen.tokens.index[t, group])] = {
                 "k": seen.tokens.k[t, head],
                 "v": seen.tokens.v[t, head],
                 "pos": seen.tokens.pos[t, group],
-                "kind": int(seen.tokens.kind[t, group]),
+                "kind": int(seen.tokens.modality[t, group]),
                 "score": seen.probe.chunk[0, group, t],
             }
     for i, order in enumerate(sorted(held)):
@@ -70,8 +70,8 @@ def plain(memory, name, seen, held, head):
     pool = held | fresh
     visual = [o for o in pool if pool[o]["kind"] != tk.AUDIO or not shared]
     if name != "plain" and len(visual) > BUDGET - audio:
-        for rows in frames_of(seen.tokens.kind[:, 0]):
-            members = [int(seen.tokens.order[t, group]) for t in rows]
+        for rows in frames_of(seen.tokens.modality[:, 0]):
+            members = [int(seen.tokens.index[t, group]) for t in rows]
             alpha = np.asarray([fresh[o]["score"] if name != "mean" else 1.0 for o in members])
             alpha = alpha / alpha.sum()
             mean = {x: sum(a * fresh[o][x] for a, o in zip(alpha, members, strict=True))
@@ -100,9 +100,9 @@ def test_against_a_plain_loop(name):
         for head in range(2):
             held[head] = plain(memory, name, seen, held[head], head)
             want, n = held[head], len(held[head])
-            group = 0 if tokens.kind.shape[1] == 1 else head
-            np.testing.assert_array_equal(tokens.order[:n, group], list(want))
-            assert not tokens.kind[n:].any()
+            group = 0 if tokens.modality.shape[1] == 1 else head
+            np.testing.assert_array_equal(tokens.index[:n, group], list(want))
+            assert not tokens.modality[n:].any()
             for field, at in (("k", head), ("v", head), ("pos", group), ("kind", group)):
                 expected = np.stack([want[o][field] for o in want])
                 got = getattr(tokens, field)[:n, at]
@@ -115,18 +115,18 @@ def test_prototype_positions_stay_exact_late_in_a_stream():
     memory, chunk = MEMORIES["published"], pick(standard(), 0)
     kind = np.full((8, 1), tk.VISION, np.int8)
     late = lambda x: np.asarray(x) + np.asarray(2**30 + 1, np.int32)
-    tokens = chunk.tokens._replace(pos=np.full((8, 1, 3), 5, np.int32), kind=kind)
+    tokens = chunk.tokens._replace(pos=np.full((8, 1, 3), 5, np.int32), modality=kind)
     chunk = chunk._replace(tokens=tokens._replace(pos=late(tokens.pos)))
     state, step = memory.init(SPEC), compiled(partial(laws.step, memory))
     for _ in range(3):
         state = step(state, chunk)
-    assert np.sum(state.slots.tokens.kind == tk.SUMMARY) >= 4
+    assert np.sum(state.slots.tokens.modality == tk.SUMMARY) >= 4
     np.testing.assert_array_equal(state.slots.tokens.pos, late(5))
 
 
 def test_underflowed_attention_weighs_a_frame_evenly():
     memory, chunk = streammem(2, 4, per_kind=False), pick(standard(), 0)
-    tokens = chunk.tokens._replace(kind=np.full((8, 1), tk.VISION, np.int8))
+    tokens = chunk.tokens._replace(modality=np.full((8, 1), tk.VISION, np.int8))
 
     @compiled
     def write(state, chunk):
@@ -135,7 +135,7 @@ def test_underflowed_attention_weighs_a_frame_evenly():
         return memory.write(state, seen._replace(probe=nothing))[0].slots.tokens
 
     tokens = write(memory.init(SPEC), chunk._replace(tokens=tokens))
-    np.testing.assert_array_equal(tokens.kind, tk.SUMMARY)
+    np.testing.assert_array_equal(tokens.modality, tk.SUMMARY)
     want = chunk.tokens.k.reshape(2, 4, 2, 4).mean(1)
     np.testing.assert_allclose(tokens.k, want, atol=1e-6)
 
@@ -161,7 +161,7 @@ def test_merging_against_a_plain_loop(delta):
     kind = np.pad(np.asarray(kind, np.int8), (0, size - n))
     rel = np.arange(size)[:, None].astype(np.int32)
     deep = np.stack([2 * x, x + 1])
-    rows = Rows(x, rel, kind, np.asarray([n], np.int32), deep)
+    rows = Embeds(x, rel, kind, np.asarray([n], np.int32), deep)
 
     kept, image = [], [t for t in range(n) if kind[t] == tk.VISION]
     frames = [image[i : i + 2] for i in range(0, len(image), 2)]
@@ -181,14 +181,14 @@ def test_merging_against_a_plain_loop(delta):
     kept = sorted(out)
 
     got = jax.jit(partial(merge_frames, frame=2, delta=delta))(rows)
-    np.testing.assert_array_equal(got.kind[: len(kept)], kind[kept])
-    np.testing.assert_array_equal(got.rel[: len(kept)], rel[kept])
-    assert not np.asarray(got.kind[len(kept) :]).any()
+    np.testing.assert_array_equal(got.modality[: len(kept)], kind[kept])
+    np.testing.assert_array_equal(got.pos[: len(kept)], rel[kept])
+    assert not np.asarray(got.modality[len(kept) :]).any()
     want = np.stack([out[t] for t in kept])
     np.testing.assert_allclose(got.x[: len(kept)], want, atol=1e-5)
-    np.testing.assert_allclose(got.deep[0, : len(kept)], 2 * want, atol=1e-5)
-    np.testing.assert_allclose(got.deep[1, : len(kept)], want + 1, atol=1e-5)
-    np.testing.assert_array_equal(got.span, rows.span)
+    np.testing.assert_allclose(got.deepstack[0, : len(kept)], 2 * want, atol=1e-5)
+    np.testing.assert_allclose(got.deepstack[1, : len(kept)], want + 1, atol=1e-5)
+    np.testing.assert_array_equal(got.advance, rows.advance)
 
 
 def test_in_the_decoder():
@@ -199,7 +199,7 @@ def test_in_the_decoder():
     probes = probe_rows(weights, [[1, 2, 3]], program=program)
     watch = compiled(lambda c, r: small_stream(weights, c, r, program=program, probes=probes))
     carry = watch(init_carry(program), rows)
-    kinds = np.asarray(carry.state.slots.tokens.kind)
+    kinds = np.asarray(carry.state.slots.tokens.modality)
     assert kinds.shape[0] == 24 and (kinds != 0).all() and (kinds == tk.SUMMARY).any()
     fewer = compiled(jax.vmap(lambda rows: merge_frames(rows, 2, -1.0)))(rows)
     merged = watch(init_carry(program), fewer)
@@ -243,8 +243,8 @@ def test_attention_decides():
     def write(state, chunk):
         seen = laws.see(memory, state, chunk)
         loud = jnp.zeros((1, 1, 8)).at[0, 0, jnp.asarray([1, 3, 4, 6])].set(1.0)
-        probe = Mass(seen.probe.memory[:, :, :4], loud)
+        probe = Received(seen.probe.memory[:, :, :4], loud)
         return memory.write(state, seen._replace(probe=probe))[0]
 
     state = write(memory.init(SPEC), pick(chunks, 0))
-    np.testing.assert_array_equal((state.slots.tokens.order[:, 0] - 1) // 2, [1, 3, 4, 6])
+    np.testing.assert_array_equal((state.slots.tokens.index[:, 0] - 1) // 2, [1, 3, 4, 6])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxmem.data import scene as w
-from jaxmem.data import synthetic as sy
-from jaxmem.data.questions import _ASK
+from jaxmem.data.world import scene as w
+from jaxmem.data.world import synthetic as sy
+from jaxmem.data.world.questions import _ASK
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +244,8 @@ def test_sound(stream):
 
 
 def test_all_voices_sound_different():
-    from jaxmem.data import sounds
-    from jaxmem.data.features import log_mel
+    from jaxmem.data.world import sounds
+    from jaxmem.data.world.features import log_mel
 
     rng = np.random.default_rng(0)
     means = []

@@ -9,12 +9,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxmem.data.jaxmem_streams import Builder
-from jaxmem.data.questions import questions
-from jaxmem.data.reading import example
-from jaxmem.data.render import frames
-from jaxmem.data.scene import Difficulty
-from jaxmem.data.sounds import sound
-from jaxmem.data.world import SPLITS, split_seed, world
+from jaxmem.data.world.questions import questions
+from jaxmem.data.world.reading import example
+from jaxmem.data.world.render import frames
+from jaxmem.data.world.scene import Difficulty
+from jaxmem.data.world.sounds import sound
+from jaxmem.data.world.world import SPLITS, split_seed, world
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_reading_needs_nothing_of_the_builder(folder):
     code = f"""
 import sys
 import tensorflow_datasets as tfds
-from jaxmem.data.reading import example
+from jaxmem.data import example
 print(example(tfds.builder_from_directory({str(folder)!r}).as_data_source("test")[0]).seed)
 assert not {{"tensorflow", "jaxmem.data.jaxmem_streams", "jax"}} & set(sys.modules)
 """

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import small
 
-from jaxmem import tokens as tk
+from jaxmem import kv as tk
 from jaxmem.data.timechat_drop import drop, drop_chunks, start
-from jaxmem.memory.base import Rows
+from jaxmem.decoder.answer import prefill
+from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.loop import stream
+from jaxmem.memory.base import Embeds
 from jaxmem.memory.full import full
-from jaxmem.models.answer import prefill
-from jaxmem.models.program import init_carry, make_program, spec_of
-from jaxmem.stream import stream
 
 FRAME, WIDTH = 4, 5
 KINDS = (tk.TEXT, *[tk.VISION] * FRAME, tk.AUDIO, tk.AUDIO)
@@ -41,7 +41,9 @@ def chunks_of(kind, x, cuts, size):
         )
         rel = np.arange(cut, dtype=np.int32)[:, None]
         rel = np.concatenate([rel, np.full((size - cut, 1), 77, np.int32)])
-        out.append(Rows(pad(x, 9.0), rel, pad(kind, 0), np.array([cut], np.int32), pad(x, 9)[None]))
+        out.append(
+            Embeds(pad(x, 9.0), rel, pad(kind, 0), np.array([cut], np.int32), pad(x, 9)[None])
+        )
         begin += cut
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
 
@@ -60,9 +62,9 @@ def survivors(kind, x, patches, method, threshold):
 
 def left(rows):
     """Return the features and places of all real rows of chunks."""
-    real = np.asarray(rows.kind) != tk.EMPTY
-    begin = np.cumsum(np.asarray(rows.span)) - np.asarray(rows.span)[:, 0]
-    return np.asarray(rows.x)[real], (np.asarray(rows.rel)[..., 0] + begin[:, None])[real]
+    real = np.asarray(rows.modality) != tk.EMPTY
+    begin = np.cumsum(np.asarray(rows.advance)) - np.asarray(rows.advance)[:, 0]
+    return np.asarray(rows.x)[real], (np.asarray(rows.pos)[..., 0] + begin[:, None])[real]
 
 
 @pytest.mark.parametrize(("method", "threshold"), [("feature", 0.9), ("pixel", 0.15)])
@@ -79,11 +81,11 @@ def test_a_plain_loop_drops_the_same(method, threshold, cuts):
     np.testing.assert_array_equal(places, want)
     np.testing.assert_array_equal(features, x[want])
     np.testing.assert_array_equal(last.x, x[patches[-1]])
-    for rows_k, real in zip(np.asarray(rows.x), np.asarray(rows.kind) != 0, strict=True):
+    for rows_k, real in zip(np.asarray(rows.x), np.asarray(rows.modality) != 0, strict=True):
         assert (np.diff(real.astype(int)) <= 0).all(), "padding is not last"
         assert not rows_k[~real].any()
-    np.testing.assert_array_equal(rows.deep[:, 0], rows.x)
-    np.testing.assert_array_equal(rows.span[:, 0], cuts)
+    np.testing.assert_array_equal(rows.deepstack[:, 0], rows.x)
+    np.testing.assert_array_equal(rows.advance[:, 0], cuts)
 
 
 def test_relative_drops_a_part_of_what_can_be_compared():
@@ -96,7 +98,7 @@ def test_relative_drops_a_part_of_what_can_be_compared():
             cosine[a] = x[a] @ x[b] / (np.linalg.norm(x[a]) * np.linalg.norm(x[b]))
     dropped = sorted(cosine, key=lambda i: -cosine[i])[: len(cosine) // 2]
     want = np.setdiff1d(np.arange(28), dropped)
-    np.testing.assert_array_equal(np.asarray(after.rel)[np.asarray(after.kind) != 0, 0], want)
+    np.testing.assert_array_equal(np.asarray(after.pos)[np.asarray(after.modality) != 0, 0], want)
 
 
 def test_pixels_may_be_compared_for_other_rows():
@@ -105,8 +107,8 @@ def test_pixels_may_be_compared_for_other_rows():
     rows = jax.tree.map(lambda a: a[0], chunks_of(kind, x, [21], 21))
     pixels = jnp.ones((21, 2))
     after, _ = drop(rows, start(FRAME, 2), method="pixel", threshold=0.01, pixels=pixels)
-    assert int(jnp.sum(after.kind == tk.VISION)) == FRAME
-    assert int(jnp.sum(after.kind == tk.AUDIO)) == 6
+    assert int(jnp.sum(after.modality == tk.VISION)) == FRAME
+    assert int(jnp.sum(after.modality == tk.AUDIO)) == 6
 
 
 def test_in_front_of_a_memory():
@@ -115,9 +117,9 @@ def test_in_front_of_a_memory():
     weights = small.params(cfg)
     rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
     x = rows.x.at[1:].set(rows.x[:-1])  # what stood still, stands still
-    rows = rows._replace(x=x, kind=jnp.where(rows.kind == 0, 0, tk.VISION).astype(jnp.int8))
+    rows = rows._replace(x=x, modality=jnp.where(rows.modality == 0, 0, tk.VISION).astype(jnp.int8))
     kept, _ = drop_chunks(rows, start(8, cfg.width), method="feature", threshold=0.99)
-    many = int(jnp.sum(kept.kind != 0))
+    many = int(jnp.sum(kept.modality != 0))
     assert 8 <= many < 20
 
     program = make_program(cfg, full(32), spec_of(cfg, chunk=8))
@@ -127,7 +129,7 @@ def test_in_front_of_a_memory():
         weights, program, carry, question, room=1
     )[1]
     x, pos, end = small.flat(kept)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.rel) + end])
+    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
     np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
 
 

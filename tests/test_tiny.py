@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmem import tokens
-from jaxmem.data import synthetic as sy
-from jaxmem.models import tiny
-from jaxmem.models.decoder import DecoderConfig
+from jaxmem import kv as tokens
+from jaxmem.data.world import synthetic as sy
+from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.models.tiny import tiny
 
 SMALL = tiny.TinyConfig(width=32, layers=2, heads=2, kv_heads=1, mlp_width=48, stem_width=24)
 

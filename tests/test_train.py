@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.data import synthetic as sy
+from jaxmem.data.world import synthetic as sy
+from jaxmem.decoder import decoder
 from jaxmem.experiments import train as command
-from jaxmem.experiments._config import read
-from jaxmem.models import decoder, tiny
+from jaxmem.experiments.parsing import read
+from jaxmem.models.tiny import tiny
 from jaxmem.rope import angles, rotate
 from jaxmem.training import batches, loop, losses, optimizers
 from jaxmem.training.evaluation import evaluate, wilson

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxmem.models.whisper_mel import LogMel, mel_filters
+from jaxmem.models.encoders.whisper_mel import LogMel, mel_filters
 
 
 def test_log_mel_is_whispers():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import small
 
+from jaxmem.decoder import decoder as dec
+from jaxmem.decoder.step import chunk_step, init_carry, make_program
 from jaxmem.memory.full import full
-from jaxmem.models import decoder as dec
-from jaxmem.models.hf_config import decoder_config
-from jaxmem.models.step import chunk_step, init_carry, make_program
+from jaxmem.models.hf.config import decoder_config
 from jaxmem.rope import mrope_sectioned, rope, rope_1d, yarn
 
 # Qwen2.5: 32,768 positions are 5215 / theta^(2i/128) turns of pair i. 32 turns are pair 23.6, one
@@ -82,7 +82,7 @@ def test_the_decoder_turns_and_weighs_as_transformers_does():
     got = step(init_carry(program))
     layer, m = dec.layer_at(weights, 0), 0.1 * math.log(8.0) + 1.0
     q, k, v = dec.qkv(layer, plain, rows.x)
-    q, k = (m * rope(x, rows.rel[:, None], cfg.rope) for x in (q, k))
+    q, k = (m * rope(x, rows.pos[:, None], cfg.rope) for x in (q, k))
     k, v = (jnp.repeat(x, 2, axis=1) for x in (k, v))
     logits = jnp.einsum("qhd,khd->hqk", q, k) / math.sqrt(cfg.head_dim)
     causal = np.tril(np.ones((8, 8), bool))[None]

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.kernels.select import top_mask
-from jaxmem.memory.base import Rows
-from jaxmem.tokens import EMPTY, VISION, take
+from jaxmem.kv import EMPTY, VISION, take
+from jaxmem.memory.base import Embeds
 from jaxmem.typing import Array, Bool, Float, Int
 
 Method = Literal["feature", "pixel"]
@@ -46,14 +46,14 @@ def start(frame: int, width: int) -> Last:
 
 
 def drop(
-    rows: Rows,
+    rows: Embeds,
     last: Last,
     *,
     method: Method,
     threshold: float,
     relative: bool = False,
     pixels: Float[Array, "T E"] | None = None,
-) -> tuple[Rows, Last]:
+) -> tuple[Embeds, Last]:
     """Empty the vision rows that look like the same patch of the previous frame.
 
     "feature": the cosine with it is larger than `threshold`. "pixel": the mean absolute difference
@@ -79,7 +79,7 @@ def drop(
     """
     x = rows.x if pixels is None else pixels
     _check(x, rows, last, method, threshold, relative)
-    x, vision = jax.lax.stop_gradient(x).astype(jnp.float32), rows.kind == VISION
+    x, vision = jax.lax.stop_gradient(x).astype(jnp.float32), rows.modality == VISION
 
     # Vision rows without gaps, behind the F before them: entry F + j is row j, entry j its past.
     size, many = last.x.shape[0], jnp.sum(vision, dtype=jnp.int32)
@@ -98,10 +98,10 @@ def drop(
 
     new = jax.lax.dynamic_slice_in_dim(seen, many, size)
     last = Last(new, jnp.minimum(last.count + many, size))
-    return compact(rows, (rows.kind != EMPTY) & ~repeated), last
+    return compact(rows, (rows.modality != EMPTY) & ~repeated), last
 
 
-def drop_chunks(rows: Rows, last: Last, **options) -> tuple[Rows, Last]:
+def drop_chunks(rows: Embeds, last: Last, **options) -> tuple[Embeds, Last]:
     """Return `drop` of K chunks, stacked on a leading axis, one after the other.
 
     Args:
@@ -111,7 +111,7 @@ def drop_chunks(rows: Rows, last: Last, **options) -> tuple[Rows, Last]:
     """
     pixels = options.pop("pixels", None)
 
-    def step(last: Last, chunk: tuple[Rows, Array | None]) -> tuple[Last, Rows]:
+    def step(last: Last, chunk: tuple[Embeds, Array | None]) -> tuple[Last, Embeds]:
         kept, last = drop(chunk[0], last, pixels=chunk[1], **options)
         return last, kept
 
@@ -119,14 +119,14 @@ def drop_chunks(rows: Rows, last: Last, **options) -> tuple[Rows, Last]:
     return kept, last
 
 
-def compact(rows: Rows, keep: Bool[Array, "T"]) -> Rows:
+def compact(rows: Embeds, keep: Bool[Array, "T"]) -> Embeds:
     """Return the kept rows in order, and empty rows behind them; positions and span as they are."""
     index = jnp.argsort(~keep, stable=True)
-    x, rel, kind = take((rows.x, rows.rel, rows.kind), index, keep[index])
-    deep = rows.deep
+    x, rel, kind = take((rows.x, rows.pos, rows.modality), index, keep[index])
+    deep = rows.deepstack
     if deep is not None:
         deep = take(deep.swapaxes(0, 1), index, keep[index]).swapaxes(0, 1)
-    return Rows(x, rel, kind, rows.span, deep)
+    return Embeds(x, rel, kind, rows.advance, deep)
 
 
 def _alike(a: Float[Array, "T E"], b: Float[Array, "T E"], method: Method) -> Float[Array, "T"]:
@@ -137,13 +137,16 @@ def _alike(a: Float[Array, "T E"], b: Float[Array, "T E"], method: Method) -> Fl
     return jnp.sum(a * b, axis=-1) / jnp.maximum(length, 1e-8)
 
 
-def _check(x: Array, rows: Rows, last: Last, method: str, threshold: float, relative: bool) -> None:
+def _check(
+    x: Array, rows: Embeds, last: Last, method: str, threshold: float, relative: bool
+) -> None:
     if method not in ("feature", "pixel"):
         raise ValueError(f'method must be "feature" or "pixel", got {method!r}.')
     if relative and not 0.0 <= threshold <= 1.0:
         raise ValueError(f"with relative=True threshold is a part, 0 to 1, got {threshold}.")
-    if x.shape != (rows.kind.shape[0], last.x.shape[1]):
+    if x.shape != (rows.modality.shape[0], last.x.shape[1]):
         raise ValueError(
-            f"compared are {x.shape}, expected [T, E] = {(rows.kind.shape[0], last.x.shape[1])}: "
+            f"compared are {x.shape}, expected [T, E] = "
+            f"{(rows.modality.shape[0], last.x.shape[1])}: "
             "one row for each row of the chunk, as wide as start(frame, width) was given."
         )

@@ -12,38 +12,39 @@ import jax
 from jaxmem.experiments import _memory_options as opt
 from jaxmem.experiments._memory_options import NAMES, Memories, OmniMem
 from jaxmem.experiments._peer_options import Features
-from jaxmem.memory import blocks, relevance
-from jaxmem.memory import flash_vstream as fv
-from jaxmem.memory import flash_vstream_qwen as fq
-from jaxmem.memory import hermes as he
-from jaxmem.memory.adakv import adakv
-from jaxmem.memory.banked import bank
-from jaxmem.memory.base import Memory, Reads
-from jaxmem.memory.budgets import load_table
-from jaxmem.memory.criticalkv import criticalkv
-from jaxmem.memory.expected_attention import expected_attention
-from jaxmem.memory.flexmem import flexmem
+from jaxmem.memory.bank import retrieval as blocks
+from jaxmem.memory.bank.with_bank import bank
+from jaxmem.memory.base import Memory, Requires
+from jaxmem.memory.compression.adakv import adakv
+from jaxmem.memory.compression.criticalkv import criticalkv
+from jaxmem.memory.compression.expected_attention import expected_attention
+from jaxmem.memory.compression.h2o import h2o
+from jaxmem.memory.compression.knorm import keydiff, knorm
+from jaxmem.memory.compression.snapkv import score as snapkv_score
+from jaxmem.memory.compression.snapkv import snapkv
+from jaxmem.memory.compression.tova import tova
+from jaxmem.memory.features.ma_lmm import ma_lmm
+from jaxmem.memory.features.moviechat import moviechat
+from jaxmem.memory.features.with_audio import with_sound
+from jaxmem.memory.flash_vstream import flash_vstream as fv
+from jaxmem.memory.flash_vstream import flash_vstream_qwen as fq
+from jaxmem.memory.flexmem import memindex as relevance
+from jaxmem.memory.flexmem.flexmem import flexmem
 from jaxmem.memory.full import full
-from jaxmem.memory.h2o import h2o
-from jaxmem.memory.infinipot_v import infinipot_v
-from jaxmem.memory.knorm import keydiff, knorm
+from jaxmem.memory.hermes import hermes as he
 from jaxmem.memory.last_frames import last_frames
-from jaxmem.memory.livevlm import livevlm
-from jaxmem.memory.ma_lmm import ma_lmm
-from jaxmem.memory.moviechat import moviechat
-from jaxmem.memory.omnimem import omnimem
-from jaxmem.memory.quantized import quantized
+from jaxmem.memory.omnimem.budgets import load_table
+from jaxmem.memory.omnimem.omnimem import omnimem
 from jaxmem.memory.random import random
 from jaxmem.memory.recent import recent
-from jaxmem.memory.rekv import rekv
-from jaxmem.memory.snapkv import score as snapkv_score
-from jaxmem.memory.snapkv import snapkv
-from jaxmem.memory.sound import with_sound
 from jaxmem.memory.streaming_llm import streaming_llm
-from jaxmem.memory.streaming_vlm import streaming_vlm
-from jaxmem.memory.streammem import streammem
-from jaxmem.memory.tova import tova
+from jaxmem.memory.transforms.quantized import quantized
 from jaxmem.memory.uniform import uniform
+from jaxmem.memory.video.infinipot_v import infinipot_v
+from jaxmem.memory.video.livevlm import livevlm
+from jaxmem.memory.video.rekv import rekv
+from jaxmem.memory.video.streaming_vlm import streaming_vlm
+from jaxmem.memory.video.streammem import streammem
 from jaxmem.rope import Rope
 
 
@@ -87,7 +88,7 @@ def _over_snapkv(factory: Callable[..., Memory]) -> Callable[[Any, int, Setting]
         options = asdict(o)
         window, kernel = min(options.pop("window"), max(1, slots // 2)), options.pop("kernel")
         score = partial(snapkv_score, window=window, kernel=kernel)
-        return factory(slots, score, reads=Reads(mass="softmax", last=window), **options)
+        return factory(slots, score, reads=Requires(mass="softmax", last=window), **options)
 
     return make
 

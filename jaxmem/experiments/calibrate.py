@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jaxmem.data.files import held_out
-from jaxmem.data.media import open_media
-from jaxmem.data.prefetch import prefetch
-from jaxmem.embedded import embedded
-from jaxmem.memory import avba, budgets
+from jaxmem.data.media.media import open_media
+from jaxmem.data.media.prefetch import prefetch
+from jaxmem.data.world.files import held_out
 from jaxmem.memory.base import Memory, State
-from jaxmem.memory.omnimem import omnimem
+from jaxmem.memory.omnimem import avba, budgets
+from jaxmem.memory.omnimem.omnimem import omnimem
 from jaxmem.models.base import Model
+from jaxmem.models.tiny.embedded import embedded
 from jaxmem.session import Session
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxmem.experiments._config import read
-from jaxmem.models import tiny
+from jaxmem.experiments.parsing import read
+from jaxmem.models.tiny import tiny
 from jaxmem.training.evaluation import Score, evaluate
 from jaxmem.training.loop import TrainConfig, scaled, train
 

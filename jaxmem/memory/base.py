@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmem import tokens as tk
-from jaxmem.tokens import Tokens
+from jaxmem import kv as tk
+from jaxmem.kv import KV
 from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
 
 Scope = Literal["layer", "stack", "feature"]
@@ -66,7 +66,7 @@ class Spec:
         """Return how far a text token advances each position axis."""
         return (1,) * self.axes if self.text_step is None else self.text_step
 
-    def empty(self, slots: int, groups: int = 1) -> Tokens:
+    def empty(self, slots: int, groups: int = 1) -> KV:
         """Return `slots` empty slots of this spec."""
         return tk.empty(
             slots,
@@ -83,73 +83,75 @@ class State(NamedTuple):
     """What a memory of scope "layer" or "stack" threads through time.
 
     The split tells the loop what is a slot: at rest the slots of all layers lie in one flat pool
-    that holds exactly the sum of the layers' budgets (see `jaxmem.memory.pool`).
+    that holds exactly the sum of the layers' budgets (see `jaxmem.memory.layout`).
     """
 
-    slots: PyTree  # `Tokens`, or a NamedTuple with a field `tokens`: every leaf [S, ...]
-    notes: PyTree  # everything else (room, caps, cursors, keys); a NamedTuple with `room`
+    slots: PyTree  # `KV`, or a NamedTuple with a field `tokens`: every leaf [S, ...]
+    aux: PyTree  # everything else (room, caps, cursors, keys); a NamedTuple with `room`
 
 
-class Rows(NamedTuple):
+class Embeds(NamedTuple):
     """Rows that enter the decoder: a chunk, a question or a probe. Padding rows come last."""
 
     x: Float[Array, "T E"]  # embeddings (several probes: leading axis n everywhere)
-    rel: Num[Array, "T A"]  # positions relative to where the rows begin
-    kind: Int[Array, "T"]  # int8, EMPTY = padding
-    span: Num[Array, "A"]  # how far the rows advance the position
-    deep: Float[Array, "n T E"] | None = None  # DeepStack: added after layer l < n
+    pos: Num[Array, "T A"]  # positions relative to where the rows begin
+    modality: Int[Array, "T"]  # int8, EMPTY = padding
+    advance: Num[Array, "A"]  # how far the rows advance the position
+    deepstack: Float[Array, "n T E"] | None = None  # DeepStack: added after layer l < n
     # A question: it begins at max(base + after) on every axis; None: at the base.
-    after: Num[Array, "A"] | None = None
+    start: Num[Array, "A"] | None = None
 
 
 class View(NamedTuple):
     """What rows attend to, and the position where they begin."""
 
-    tokens: Tokens
+    tokens: KV
     base: Num[Array, "A"]
     probe: Num[Array, "A"] | None = None  # where a probe begins, if not behind the chunk
-    far: Tokens | None = None  # a segment whose queries stand at `far_pos`, whatever their row
+    far: KV | None = None  # a segment whose queries stand at `far_pos`, whatever their row
     far_pos: Num[Array, "A"] | None = None
     probing: Bool[Array, "n"] | None = None  # which probes pass through this layer; None: all
-    counted: Bool[Array, "S"] | None = None  # slots whose mass `reads.rows` adds up; None: all
+    counted: Bool[Array, "S"] | None = None  # slots whose mass `requires.rows` adds up; None: all
 
 
-class Mass(NamedTuple):
+class Received(NamedTuple):
     """Attention mass received: float32 column sums over valid rows, mean over heads of a group."""
 
     memory: Float[Array, "Gm S"]
     chunk: Float[Array, "Gm T"]
 
 
-class Seen(NamedTuple):
-    """What one layer saw while a chunk passed: the fresh tokens and what `Reads` asked for.
+class Chunk(NamedTuple):
+    """What one layer saw while a chunk passed: the fresh tokens and what `Requires` asked for.
 
     In scope "feature" no decoder has run: `tokens` is None, `hidden` and `kind` are the chunk.
     """
 
-    tokens: Tokens  # [T] fresh keys and values, padding last
+    tokens: KV  # [T] fresh keys and values, padding last
     base: Num[Array, "A"]  # position where the chunk began
-    end: Num[Array, "A"]  # base + span: where the next chunk begins under the "keep" rule
+    next_pos: Num[Array, "A"]  # base + span: where the next chunk begins under the "keep" rule
     layer: Int[Array, ""]
     hidden: Float[Array, "T E"] | None = None  # layer input, before its normalisation
-    mass: Mass | None = None
+    mass: Received | None = None
     rows: Float[Array, "T"] | None = None  # a row's mass on the memory
-    probe: Mass | None = None  # leading axis [n]: sums over a probe's valid rows; 0 if not passed
+    probe: Received | None = (
+        None  # leading axis [n]: sums over a probe's valid rows; 0 if not passed
+    )
     probe_rows: Int[Array, "n"] | None = None  # valid rows of each probe
-    kind: Int[Array, "T"] | None = None  # scope "feature" only
+    modality: Int[Array, "T"] | None = None  # scope "feature" only
     queries: Float[Array, "T H D"] | None = None  # the chunk's, before rotation
     output: Float[Array, "H D E"] | None = None  # the layer's output projection
 
 
-class Query(NamedTuple):
+class Question(NamedTuple):
     """The queries of a question, for memories that recall by them (not rotated)."""
 
     q: Float[Array, "Q H D"]
     valid: Bool[Array, "Q"]
-    prefix: Tokens | None
+    prefix: KV | None
 
 
-class Reads(NamedTuple):
+class Requires(NamedTuple):
     """Static: what the forward pass must report for a memory, and how it reads.
 
     Attributes:
@@ -172,7 +174,7 @@ class Reads(NamedTuple):
     hidden: bool = False
     mass: Literal["softmax", "mean_logit"] | None = None
     last: int | None = None
-    kind: int | None = None
+    modality: int | None = None
     rows: bool = False
     probe: Literal["embedding", "causal"] | None = None
     window: int | None = None
@@ -190,25 +192,25 @@ class Memory(NamedTuple):
     """
 
     init: Callable[[Spec], State]
-    view: Callable[[State, PyTree, Rows], View]  # (state, bank or None, rows)
-    write: Callable[[State, Seen], tuple[State, PyTree]]  # -> (state, spill or None)
-    recall: Callable[[State, PyTree, Query | None], View]  # scope "feature": -> Rows
-    reads: Reads = Reads()
+    view: Callable[[State, PyTree, Embeds], View]  # (state, bank or None, rows)
+    write: Callable[[State, Chunk], tuple[State, PyTree]]  # -> (state, spill or None)
+    recall: Callable[[State, PyTree, Question | None], View]  # scope "feature": -> Rows
+    requires: Requires = Requires()
     scope: Scope = "layer"
     name: str = "memory"
     spill: Callable[[Spec], PyTree] | None = None  # an empty spill of one layer; None: none is made
     bank: int | None = None  # entries per layer of its bank; None: `Spec.bank`
-    held: Callable[[State], Tokens] | None = None  # its tokens as numbers; None: those of `slots`
+    held: Callable[[State], KV] | None = None  # its tokens as numbers; None: those of `slots`
 
 
-def tokens_of(slots: PyTree) -> Tokens:
-    """Return the `Tokens` of a state's slots, which are `Tokens` or hold a field `tokens`."""
-    return slots if isinstance(slots, Tokens) else slots.tokens
+def kv_of(slots: PyTree) -> KV:
+    """Return the `KV` of a state's slots, which are `KV` or hold a field `tokens`."""
+    return slots if isinstance(slots, KV) else slots.tokens
 
 
-def held(memory: Memory, state: State) -> Tokens:
+def held(memory: Memory, state: State) -> KV:
     """Return the tokens that a state holds, with keys and values as the policy knows them."""
-    return tokens_of(state.slots) if memory.held is None else memory.held(state)
+    return kv_of(state.slots) if memory.held is None else memory.held(state)
 
 
 def at_layer(tree: PyTree, layer: Int[Array, ""] | int) -> PyTree:
@@ -245,6 +247,6 @@ def slots(memory: Memory, spec: Spec) -> tuple[int, ...]:
             "use nbytes() to compare it with others."
         )
     if memory.scope == "layer":
-        return tuple(tokens_of(s.slots).kind.shape[0] for s in shapes(memory, spec))
-    kind = tokens_of(shapes(memory, spec)[0].slots).kind
+        return tuple(kv_of(s.slots).modality.shape[0] for s in shapes(memory, spec))
+    kind = kv_of(shapes(memory, spec)[0].slots).modality
     return (kind.shape[1],) * spec.layers

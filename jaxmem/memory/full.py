@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from jaxmem.memory.base import Memory
-from jaxmem.memory.keep import keep, newest
+from jaxmem.memory.parts.prioritized import keep, newest
 
 
 def full(capacity: int) -> Memory:
     """Return the memory that holds everything, up to `capacity` tokens of every layer.
 
     Up to the capacity a stream is the same as attention over everything seen. Beyond it the newest
-    tokens win, and `state.notes.overflow` counts those that were lost: 0 means exact.
+    tokens win, and `state.aux.overflow` counts those that were lost: 0 means exact.
 
     Args:
       capacity: S, slots of every layer.

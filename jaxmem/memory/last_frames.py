@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jaxmem.memory.base import Memory
-from jaxmem.memory.frames import frame
-from jaxmem.memory.keep import keep, newest
-from jaxmem.memory.positions import Rule
+from jaxmem.memory.parts.positions import Rule
+from jaxmem.memory.parts.prioritized import keep, newest
+from jaxmem.memory.parts.units import frame
 
 
 def last_frames(
@@ -18,7 +18,7 @@ def last_frames(
 ) -> Memory:
     """Return the memory that holds the last whole frames.
 
-    A frame comes with the text before it and the sound after it, see `jaxmem.memory.frames.frame`;
+    A frame comes with the text before it and the sound after it, see `jaxmem.memory.parts.units`;
     text and sound stay exactly as long as their frame does. A frame that does not fit entirely is
     dropped. The frame that is arriving counts as one of the last.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 
-from jaxmem.memory import frames
 from jaxmem.memory.base import Memory, Spec
-from jaxmem.memory.keep import keep
-from jaxmem.memory.positions import Rule
+from jaxmem.memory.parts import units as frames
+from jaxmem.memory.parts.positions import Rule
+from jaxmem.memory.parts.prioritized import keep
 from jaxmem.typing import Array, PyTree, UInt
 
 
@@ -31,7 +31,7 @@ def random(
       budget: S, slots of every layer.
       key: a JAX random key, `jax.random.key(0)`.
       unit: sample single tokens or whole frames.
-      tokens_per_frame: vision tokens of a frame, see `jaxmem.memory.frames.frame`.
+      tokens_per_frame: vision tokens of a frame, see `jaxmem.memory.parts.units`.
       per_layer: draw independently in each layer instead of holding the same tokens in all.
       positions: "keep" the position of arrival, or renumber ("contiguous").
 

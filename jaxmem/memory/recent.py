@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.memory.base import Memory
-from jaxmem.memory.keep import keep, newest
-from jaxmem.memory.positions import Rule
+from jaxmem.memory.parts.positions import Rule
+from jaxmem.memory.parts.prioritized import keep, newest
 from jaxmem.typing import Array, PyTree, UInt
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.memory import positions as places
 from jaxmem.memory.base import Memory
-from jaxmem.memory.keep import keep, newest
+from jaxmem.memory.parts import positions as places
+from jaxmem.memory.parts.prioritized import keep, newest
 from jaxmem.typing import Array, PyTree, UInt
 
 

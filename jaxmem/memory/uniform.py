@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxmem.memory import frames
 from jaxmem.memory.base import Memory
-from jaxmem.memory.keep import keep
-from jaxmem.memory.positions import Rule
+from jaxmem.memory.parts import units as frames
+from jaxmem.memory.parts.positions import Rule
+from jaxmem.memory.parts.prioritized import keep
 from jaxmem.typing import Array, PyTree, UInt
 
 GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio, rounded to the nearest odd number
@@ -40,7 +40,7 @@ def uniform(
       budget: S, slots of every layer.
       unit: "token" spaces single tokens and fills every slot; "frame" spaces whole frames with
         their text and sound, as uniform frame sampling does, and may leave slots empty.
-      tokens_per_frame: vision tokens of a frame, see `jaxmem.memory.frames.frame`.
+      tokens_per_frame: vision tokens of a frame, see `jaxmem.memory.parts.units`.
       positions: "keep" the position of arrival, or renumber ("contiguous").
 
     Raises:

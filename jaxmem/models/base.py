@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.memory.base import Rows
-from jaxmem.models.decoder import DecoderConfig
-from jaxmem.models.sampling import Sampling
+from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.decoder.sampling import Sampling
+from jaxmem.memory.base import Embeds
 from jaxmem.typing import Bool, Int, Params, PyTree
 
 
@@ -54,7 +54,7 @@ class Model(NamedTuple):
     #  past float32 [past_samples], pieces of the stream before this chunk) -> inputs
     pack: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], PyTree]
     # Device side, inside the scan: (params, inputs) -> rows
-    encode: Callable[[Params, PyTree], Rows]
+    encode: Callable[[Params, PyTree], Embeds]
     tokenize: Callable[[str], np.ndarray]  # question -> ids; ValueError on unknown words
     detokenize: Callable[[np.ndarray], str]
     end: int | tuple[int, ...] | None = None  # token or tokens that end an answer
@@ -69,7 +69,7 @@ class Model(NamedTuple):
     note: str = ""  # what a user should know, printed in reports
     # How far text tokens advance the position, in text steps: ids [Q] -> [Q]; None: one each.
     steps: Callable[[np.ndarray], np.ndarray] | None = None
-    # `Rows.after` of a question behind so many pieces: -> [A]; None: at the end of the last chunk.
+    # `Embeds.start` of a question after so many pieces: -> [A]; None: at the end of the last chunk.
     after: Callable[[int], np.ndarray] | None = None
     # (height, width) of the frames -> `Fitted`, where the rows depend on that; see `fit`.
     fitted: Callable[[tuple[int, int]], Fitted] | None = None

@@ -10,25 +10,21 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
-from jaxmem.models import (
-    llava_onevision,
-    llava_onevision_model,
-    llava_video,
-    llava_video_model,
-    qwen2_5_omni,
-    qwen2_5_omni_model,
-    qwen2_5_vl,
-    qwen2_5_vl_model,
-    qwen3_vl,
-    qwen3_vl_model,
-    salmonn,
-    salmonn_model,
-)
 from jaxmem.models.base import Model
-from jaxmem.models.chat import read_sampling
-from jaxmem.models.checkpoint import Place
-from jaxmem.models.hf_config import read_json
-from jaxmem.models.parts import Parts, open_model
+from jaxmem.models.hf.chat import read_sampling
+from jaxmem.models.hf.checkpoint import Place
+from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.family import Parts, open_model
+from jaxmem.models.llava import onevision as llava_onevision
+from jaxmem.models.llava import onevision_stream as llava_onevision_model
+from jaxmem.models.llava import video as llava_video
+from jaxmem.models.llava import video_stream as llava_video_model
+from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_vl, qwen3_vl
+from jaxmem.models.qwen import qwen2_5_omni_stream as qwen2_5_omni_model
+from jaxmem.models.qwen import qwen2_5_vl_stream as qwen2_5_vl_model
+from jaxmem.models.qwen import qwen3_vl_stream as qwen3_vl_model
+from jaxmem.models.salmonn import salmonn
+from jaxmem.models.salmonn import stream as salmonn_model
 
 FAMILIES: dict[str, Callable[..., Parts]] = {
     **dict.fromkeys(llava_onevision.MODEL_TYPES, llava_onevision_model.read_parts),

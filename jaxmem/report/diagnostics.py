@@ -17,17 +17,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich.table import Table
 
+from jaxmem.kv import KIND_NAMES
 from jaxmem.report.recall import AGES, age_name
 from jaxmem.report.style import FAINT, INK, KIND_COLOURS, figure, plain, titles
-from jaxmem.tokens import KIND_NAMES
 
 
 class Whole(NamedTuple):
     """All N tokens of a stream."""
 
-    order: np.ndarray  # int [N], arrival numbers, ascending
+    index: np.ndarray  # int [N], arrival numbers, ascending
     time: np.ndarray  # float [N], seconds
-    kind: np.ndarray  # int8 [N]
+    modality: np.ndarray  # int8 [N]
 
 
 class Diagnosis(NamedTuple):
@@ -46,7 +46,7 @@ class Diagnosis(NamedTuple):
 
 def held(whole: Whole, order: np.ndarray) -> np.ndarray:
     """Return which tokens [N] of the stream a layer holds; merged tokens hold their own number."""
-    return np.isin(whole.order, order)
+    return np.isin(whole.index, order)
 
 
 def against_oracle(mass: np.ndarray, kept: np.ndarray) -> tuple[float, float, float]:
@@ -82,7 +82,7 @@ def by_age(values: np.ndarray, age: np.ndarray) -> tuple[float | None, ...]:
 
 def count_kinds(whole: Whole, kept: np.ndarray) -> np.ndarray:
     """Return the kept tokens of each kind."""
-    return np.bincount(whole.kind[kept], minlength=len(KIND_NAMES)).astype(float)
+    return np.bincount(whole.modality[kept], minlength=len(KIND_NAMES)).astype(float)
 
 
 def share_ages(whole: Whole, kept: np.ndarray, seconds: float, classes: int = 16) -> np.ndarray:

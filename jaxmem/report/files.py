@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxmem.data.atomic import complete
+from jaxmem.data.world.atomic import complete
 
 
 def write_json(path: str | Path, document: Any) -> Path:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmem.memory.base import State, tokens_of
-from jaxmem.tokens import EMPTY, KIND_NAMES
+from jaxmem.kv import EMPTY, KIND_NAMES
+from jaxmem.memory.base import State, kv_of
 
 
 class Kept(NamedTuple):
@@ -29,16 +29,16 @@ def kept(
       seconds_per_tick: of position axis 0, where it is a clock. None: a token's time is taken from
         its arrival number, which assumes that tokens arrived at an even rate.
     """
-    tokens = [tokens_of(state.slots) for state in layers]
+    tokens = [kv_of(state.slots) for state in layers]
     if seconds_per_tick is not None:
         times = [np.asarray(t.pos)[..., 0] * seconds_per_tick for t in tokens]
     else:
-        orders = [np.asarray(t.order, np.float64) for t in tokens]
+        orders = [np.asarray(t.index, np.float64) for t in tokens]
         latest = max((float(o.max(initial=0)) for o in orders), default=0.0)
         times = [o * (seconds / max(latest + 1, 1)) for o in orders]
     out = []
     for time, token in zip(times, tokens, strict=True):
-        kind = np.asarray(token.kind)
+        kind = np.asarray(token.modality)
         held = kind != EMPTY
         out.append(Kept(np.asarray(time, np.float64)[held], kind[held]))
     return out

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from jaxmem.kv import AUDIO, KIND_NAMES, SUMMARY, TEXT, VISION
 from jaxmem.report.kept import Kept
 from jaxmem.report.results import Answered
 from jaxmem.report.style import (
@@ -26,7 +27,6 @@ from jaxmem.report.style import (
     time_axis,
     titles,
 )
-from jaxmem.tokens import AUDIO, KIND_NAMES, SUMMARY, TEXT, VISION
 
 BINS = 480
 """Columns of a map at most: about one per two pixels of a screen."""

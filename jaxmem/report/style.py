@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from jaxmem.kv import AUDIO, SUMMARY, TEXT, VISION
 from jaxmem.report.numbers import clock
-from jaxmem.tokens import AUDIO, SUMMARY, TEXT, VISION
 
 # Okabe and Ito 2008.
 KIND_COLOURS: Mapping[int, str] = {

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmem.data import synthetic
-from jaxmem.data.features import BINS, log_mel
-from jaxmem.models import tiny
+from jaxmem.data.world import synthetic
+from jaxmem.data.world.features import BINS, log_mel
+from jaxmem.models.tiny import tiny
 
 WORDS_MAX = 4  # of a tokenised question, `<ask>` included
 Leaf = Any  # a numpy array while the batch is made, a JAX array inside jit

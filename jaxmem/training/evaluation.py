@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxmem.data.synthetic import Split, level, split_seed
-from jaxmem.models import tiny
+from jaxmem.data.world.synthetic import Split, level, split_seed
+from jaxmem.models.tiny import tiny
 from jaxmem.training import batches, losses
 from jaxmem.typing import Params
 

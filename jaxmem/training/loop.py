@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from jaxmem.data.synthetic import level, split_seed
-from jaxmem.models import tiny
+from jaxmem.data.world.synthetic import level, split_seed
+from jaxmem.models.tiny import tiny
 from jaxmem.training import batches, losses
 from jaxmem.training.optimizers import optimizer
 from jaxmem.typing import Params

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.models import tiny
-from jaxmem.models.decoder import embed, finish, linear, logits, qkv, rms_norm
+from jaxmem.decoder.decoder import embed, finish, linear, logits, qkv, rms_norm
+from jaxmem.models.tiny import tiny
 from jaxmem.rope import angles, rotate
 from jaxmem.training.batches import Batch
 from jaxmem.typing import Array, Float, Params

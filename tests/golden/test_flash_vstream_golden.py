@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.memory import clusters as cl
-from jaxmem.memory import flash_vstream_qwen as qwen
-from jaxmem.memory import star
-from jaxmem.memory import synopsis as syn
-from jaxmem.memory.feature_rows import pool_grid, rows_of
-from jaxmem.memory.semantic import Attention, attend_groups
+from jaxmem.memory.features import clusters as cl
+from jaxmem.memory.features.frames import pool_grid, rows_of
+from jaxmem.memory.flash_vstream import flash_vstream_qwen as qwen
+from jaxmem.memory.flash_vstream import star
+from jaxmem.memory.flash_vstream import synopsis as syn
+from jaxmem.memory.flash_vstream.semantic import Attention, attend_groups
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -159,8 +159,8 @@ def test_star_offline(load):
     np.testing.assert_array_equal(order, z["sorted_clusters"])
     rows = rows_of(star.blocks_of(held), jnp.ones((1,), jnp.int32))
     np.testing.assert_allclose(rows.x, z["memory"], **CLOSE)
-    np.testing.assert_array_equal(rows.rel[:, 0], np.arange(len(z["memory"])))
-    assert int(rows.span[0]) == len(z["memory"])
+    np.testing.assert_array_equal(rows.pos[:, 0], np.arange(len(z["memory"])))
+    assert int(rows.advance[0]) == len(z["memory"])
 
 
 def test_star_streaming(load):

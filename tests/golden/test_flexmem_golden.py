@@ -11,21 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from weights import decoder_config, decoder_params, read
 
-from jaxmem import tokens as tk
+from jaxmem import kv as tk
+from jaxmem.decoder.answer import first_pass, prefill
+from jaxmem.decoder.decoder import logits
+from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program, spec_of
 from jaxmem.kernels.attend import attend
-from jaxmem.kernels.mass import mass, row_mass
+from jaxmem.kernels.received import mass, row_mass
 from jaxmem.kernels.segment import Segment
-from jaxmem.memory import blocks, clips, relevance
-from jaxmem.memory.bank import append_spill, init_bank
-from jaxmem.memory.base import Mass, Query, Rows, Seen, Spec, State, at_layer
-from jaxmem.memory.flexmem import flexmem, pathways
-from jaxmem.memory.relevance import MemIndex
-from jaxmem.models.answer import first_pass, prefill
-from jaxmem.models.decoder import logits
-from jaxmem.models.step import chunk_step, init_carry, make_prefix, make_program, spec_of
+from jaxmem.kv import KV
+from jaxmem.loop import question_rows
+from jaxmem.memory.bank import retrieval as blocks
+from jaxmem.memory.bank.bank import append_spill, init_bank
+from jaxmem.memory.base import Chunk, Embeds, Question, Received, Spec, State, at_layer
+from jaxmem.memory.flexmem import clips
+from jaxmem.memory.flexmem import memindex as relevance
+from jaxmem.memory.flexmem.flexmem import flexmem, pathways
+from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.rope import rope_1d
-from jaxmem.stream import question_rows
-from jaxmem.tokens import Tokens
 
 PAD = 3  # rows of padding behind a clip
 
@@ -45,7 +47,7 @@ def sizes(z):
     return int(z["n_visual"]), int(z["preratio"]), int(z["decratio"])
 
 
-def clip_pass(z) -> Seen:
+def clip_pass(z) -> Chunk:
     """What the layer of a scores file reports, from its weights and its input."""
     h, g, d = (int(z[name]) for name in ("num_heads", "num_kv_heads", "head_dim"))
     rope, p, n = rope_1d(d, float(z["rope_theta"])), int(z["n_sink"]), int(z["n_visual"])
@@ -87,10 +89,10 @@ def clip_pass(z) -> Seen:
         at, t = place[begin + n :], jnp.arange(len(q) - n)
         own = [part(k[:n], v[:n], begin, at), part(k[n:], v[n:], begin + n, at, t)]
         chunk = passed(q[n:], at, own)[3][int(begin > p)]
-        probe = Mass(jnp.zeros((1, 1, 1, 1)), chunk[None, None])
-    tokens = Tokens(k[:n], v[:n], at[:n, None], t[:, None], np.full((n, 1), tk.VISION, np.int8))
+        probe = Received(jnp.zeros((1, 1, 1, 1)), chunk[None, None])
+    tokens = KV(k[:n], v[:n], at[:n, None], t[:, None], np.full((n, 1), tk.VISION, np.int8))
     chunk = got[int(begin > p)]
-    return Seen(tokens, at[0], at[0], jnp.zeros(()), mass=Mass(chunk[None], chunk[None]),
+    return Chunk(tokens, at[0], at[0], jnp.zeros(()), mass=Received(chunk[None], chunk[None]),
                 rows=rows[None], probe=probe)  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def test_schedule(schedule):
         long_term=standard,
     )
     spec = Spec(layers, 1, 1, 2, 2, chunk=n, prefix=p, bank=many * (n // local_ratio))
-    rows = Rows(
+    rows = Embeds(
         jnp.zeros((n, 2)), jnp.arange(n)[:, None], jnp.full((n,), 2, jnp.int8), jnp.full(1, n)
     )
 
@@ -158,9 +160,10 @@ def test_schedule(schedule):
         kind = jnp.full((layers, n, 1), tk.VISION, jnp.int8)
         probe = jnp.broadcast_to((g / n)[:, None, None, None], (layers, 1, 1, n))
         score = jax.random.uniform(jax.random.key(c), (layers, 1, n))
-        tokens = Tokens(one, one, pos, order, kind)
-        seen = Seen(tokens, view.base, view.base + n, jnp.arange(layers), mass=Mass(score, score),
-                    rows=score[:, 0], probe=Mass(probe, probe))  # fmt: skip
+        tokens = KV(one, one, pos, order, kind)
+        seen = Chunk(tokens, view.base, view.base + n, jnp.arange(layers),
+                     mass=Received(score, score),
+                    rows=score[:, 0], probe=Received(probe, probe))  # fmt: skip
         state, spill = memory.write(state, seen)
         for l in range(layers):
             bank = append_spill(bank, jnp.int32(l), at_layer(spill, l))
@@ -169,8 +172,8 @@ def test_schedule(schedule):
     def seen_clips(view):
         """The clips of a view, local memories first: (local, context)."""
         order, held = (
-            np.asarray(view.tokens.order)[..., 0],
-            np.asarray(view.tokens.kind)[..., 0] != 0,
+            np.asarray(view.tokens.index)[..., 0],
+            np.asarray(view.tokens.modality)[..., 0] != 0,
         )
         clip = np.where(held, order // (n + 1), -1)
         assert (clip == clip[:1]).all(), "layers read different clips"
@@ -191,10 +194,10 @@ def test_schedule(schedule):
             expected = z[name][c]
             np.testing.assert_array_equal(got, expected[expected >= 0], err_msg=f"{name} {c}")
     if standard:
-        np.testing.assert_allclose(state.notes.relevance, z["g_total"], rtol=1e-5)
+        np.testing.assert_allclose(state.aux.relevance, z["g_total"], rtol=1e-5)
         recalled = memory.recall(state, bank, None).tokens
-        held = np.asarray(recalled.kind)[0, :, 0] != 0
-        ids = np.unique(np.asarray(recalled.order)[0, :, 0][held] // (n + 1))
+        held = np.asarray(recalled.modality)[0, :, 0] != 0
+        ids = np.unique(np.asarray(recalled.index)[0, :, 0][held] // (n + 1))
         np.testing.assert_array_equal(ids, z["final_recall"])
     else:
         view, _, _ = step(state, bank, jnp.int32(many), jnp.zeros((layers,)))
@@ -211,11 +214,11 @@ def test_memindex(memindex):
     sink = jnp.asarray(z["sink_key"].transpose(0, 2, 1, 3))
     p = sink.shape[1]
     where = jnp.broadcast_to(jnp.arange(p)[None, :, None], (layers, p, 1))
-    prefix = Tokens(sink, sink, where[..., None], where, jnp.full((layers, p, 1), 1, jnp.int8))
+    prefix = KV(sink, sink, where[..., None], where, jnp.full((layers, p, 1), 1, jnp.int8))
     q = z["query"].transpose(0, 2, 1, 3)
     asked = q.shape[1]
     q = jnp.asarray(np.concatenate([q, np.full_like(q[:, :2], 7)], 1))  # a padded question
-    query = Query(q, jnp.arange(asked + 2) < asked, prefix)
+    query = Question(q, jnp.arange(asked + 2) < asked, prefix)
     # Lines of the ledger that no clip has filled yet hold nothing.
     keys = jnp.pad(keys, [(0, 4)] + [(0, 0)] * 4)
     held = jnp.where(jnp.arange(many + 4) < many, index.keys, 0)
@@ -230,15 +233,15 @@ def test_memindex(memindex):
 
 def watched(memory):
     """The memory, with what each write saw beside the state's notes."""
-    inner = lambda state: State(state.slots, state.notes[0])
+    inner = lambda state: State(state.slots, state.aux[0])
 
     def write(state, seen):
         after, spill = memory.write(inner(state), seen)
-        return State(after.slots, (after.notes, seen)), spill
+        return State(after.slots, (after.aux, seen)), spill
 
     view = lambda state, bank, rows: memory.view(inner(state), bank, rows)
     recall = lambda state, bank, query: memory.recall(inner(state), bank, query)
-    init = lambda spec: State(memory.init(spec).slots, (memory.init(spec).notes, None))
+    init = lambda spec: State(memory.init(spec).slots, (memory.init(spec).aux, None))
     return memory._replace(init=init, view=view, write=write, recall=recall)
 
 
@@ -273,16 +276,16 @@ def test_stream(stream):
     rel = jnp.arange(n, dtype=jnp.int32)[:, None]
     carry = init_carry(program)
     for c, x in enumerate(z["clip_features"]):
-        rows = Rows(jnp.asarray(x), rel, kind, jnp.full((1,), n, jnp.int32))
+        rows = Embeds(jnp.asarray(x), rel, kind, jnp.full((1,), n, jnp.int32))
         carry = step(carry, rows)
-        notes, seen = carry.state.notes
+        notes, seen = carry.state.aux
         carry = carry._replace(state=State(carry.state.slots, (notes, None)))
         begin = c * (n + 1)
-        local = np.asarray(carry.bank.slots.order)[:, c * (n // local_ratio) :, 0]
+        local = np.asarray(carry.bank.slots.index)[:, c * (n // local_ratio) :, 0]
         own = local[:, : n // local_ratio] - begin
         np.testing.assert_array_equal(own, z["local_idx"][c])
         held = min(c + 1, int(z["preblk"])) * (n // context_ratio)
-        newest = np.asarray(carry.state.slots.order)[:, held - n // context_ratio : held, 0]
+        newest = np.asarray(carry.state.slots.index)[:, held - n // context_ratio : held, 0]
         np.testing.assert_array_equal(newest - begin, z["context_idx"][c])
         if index is not None:
             kept = z["index_idx"][c][np.asarray(index.layers)]
@@ -297,10 +300,10 @@ def test_stream(stream):
     query = None
     if fast:  # the released code retrieves by the question and then passes the whole tail
         asking = text(z["question_ids"])
-        query = Query(first_pass(params, program, asking, prefix), asking.kind != 0, prefix)
+        query = Question(first_pass(params, program, asking, prefix), asking.modality != 0, prefix)
     view = jax.jit(program.memory.recall)(carry.state, carry.bank, query)
-    held = np.asarray(view.tokens.kind)[0, :, 0] != 0
-    ids = np.unique(np.asarray(view.tokens.order)[0, :, 0][held] // (n + 1))
+    held = np.asarray(view.tokens.modality)[0, :, 0] != 0
+    ids = np.unique(np.asarray(view.tokens.index)[0, :, 0][held] // (n + 1))
     np.testing.assert_array_equal(ids, z["recalled"])
     keys = np.asarray(view.tokens.k)[3][held].transpose(1, 0, 2)
     np.testing.assert_allclose(keys, z["answer_prefix_key_l3"], rtol=1e-4, atol=5e-5)

@@ -8,25 +8,20 @@ import numpy as np
 import pytest
 from weights import read
 
-from jaxmem import tokens as tk
+from jaxmem import kv as tk
+from jaxmem.decoder.answer import decode, prefill
+from jaxmem.decoder.decoder import DecoderConfig, embed, logits
+from jaxmem.decoder.program import Carry
+from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program, spec_of
 from jaxmem.kernels.select import select
-from jaxmem.memory import bands, positions
-from jaxmem.memory.base import Rows, State
-from jaxmem.memory.hermes import (
-    LLAVA,
-    QWEN,
-    attention_received,
-    hermes,
-    importance,
-)
-from jaxmem.memory.merge import Slots, shrink
-from jaxmem.models.answer import decode, prefill
-from jaxmem.models.decoder import DecoderConfig, embed, logits
-from jaxmem.models.program import Carry
-from jaxmem.models.step import chunk_step, init_carry, make_prefix, make_program, spec_of
+from jaxmem.kv import KV
+from jaxmem.loop import probe_rows, question_rows
+from jaxmem.memory.base import Embeds, State
+from jaxmem.memory.hermes import bands
+from jaxmem.memory.hermes.hermes import LLAVA, QWEN, attention_received, hermes, importance
+from jaxmem.memory.hermes.merge import Slots, shrink
+from jaxmem.memory.parts import positions
 from jaxmem.rope import mrope_sectioned, rope, rope_1d
-from jaxmem.stream import probe_rows, question_rows
-from jaxmem.tokens import Tokens
 
 SMOOTHING = np.asarray([0.1, 0.3, 0.4])
 MODES = ["lazy", "lazy_compact", "eager"]
@@ -123,12 +118,12 @@ def test_positions_keys_and_summaries(golden, name):
 
     for l, kept in enumerate(kept_of(z)):
         n = pos.shape[1] - p
-        pool = Tokens(
+        pool = KV(
             k=jnp.asarray(k[l, p:]),
             v=jnp.asarray(v[l, p:]),
             pos=jnp.asarray(pos[l, p:, None]),
-            order=jnp.arange(n, dtype=jnp.int32)[:, None],
-            kind=jnp.full((n, 1), tk.VISION, jnp.int8),
+            index=jnp.arange(n, dtype=jnp.int32)[:, None],
+            modality=jnp.full((n, 1), tk.VISION, jnp.int8),
         )
         index = jnp.asarray(np.resize(kept, m))
         keep = jnp.arange(m) < len(kept)
@@ -139,7 +134,7 @@ def test_positions_keys_and_summaries(golden, name):
         next_ = z["next_offset" if "next_offset" in z else "next_start"][l]
         np.testing.assert_array_equal(begin, np.full_like(begin, next_))
         kinds = [tk.VISION] * len(kept) + [tk.SUMMARY] * (m - len(kept))
-        np.testing.assert_array_equal(out.kind[:, 0], kinds)
+        np.testing.assert_array_equal(out.modality[:, 0], kinds)
 
 
 def decoder(z, w):
@@ -207,7 +202,7 @@ def chunk_rows(z, s):
     behind = lambda a, fill: np.concatenate([a, np.full((PAD, *a.shape[1:]), fill, a.dtype)])
     span = np.full(rel.shape[1], np.floor(rel.max()) + 1, rel.dtype)
     kind = np.where(np.arange(n + PAD) < n, tk.VISION, tk.EMPTY).astype(np.int8)
-    return Rows(*(jnp.asarray(a) for a in (behind(x, 5.0), behind(rel, 77), kind, span)))
+    return Embeds(*(jnp.asarray(a) for a in (behind(x, 5.0), behind(rel, 77), kind, span)))
 
 
 class Run:
@@ -236,8 +231,8 @@ class Run:
     def scored(self, before, seen):
         """What a write computes on its way: attention, raw and smoothed scores [L, S + T]."""
         band, mix = band_of(self.z), QWEN if "mrope_section" in self.z else LLAVA
-        n = jnp.sum(before.slots.tokens.kind[..., 0] != 0, axis=1)
-        valid = n + jnp.sum(seen.tokens.kind[..., 0] != 0, axis=1)
+        n = jnp.sum(before.slots.tokens.modality[..., 0] != 0, axis=1)
+        valid = n + jnp.sum(seen.tokens.modality[..., 0] != 0, axis=1)
         attention = attention_received(seen, n, band)
         valid = jnp.arange(attention.shape[1])[None] < valid[:, None]
         raw = importance(attention, valid, mix, band)
@@ -253,7 +248,7 @@ class Run:
 
     def write(self, carry, s):
         carry = self.step(carry, chunk_rows(self.z, s), self.probes(s))
-        return carry._replace(state=carry.state.slots), carry.state.notes
+        return carry._replace(state=carry.state.slots), carry.state.aux
 
 
 def check_cache(run, state, s):
@@ -264,13 +259,13 @@ def check_cache(run, state, s):
     expected = z[f"s{s}_pos_after"]
     expected = (expected if expected.ndim == 3 else expected[:, None]).swapaxes(1, 2)
     p, n = int(z["prefix_len"]), expected.shape[1] - int(z["prefix_len"])
-    held = np.asarray(tokens.kind[..., 0]) != 0
+    held = np.asarray(tokens.modality[..., 0]) != 0
     np.testing.assert_array_equal(held, np.broadcast_to(np.arange(held.shape[1]) < n, held.shape))
     if run.program.spec.pos_dtype == jnp.int32:
         np.testing.assert_array_equal(record[:, :n], expected[:, p:])
     else:  # fractional seconds, summed in float32 in another order
         np.testing.assert_allclose(record[:, :n], expected[:, p:], atol=1e-5)
-    order = np.asarray(tokens.order)[:, :n, 0]
+    order = np.asarray(tokens.index)[:, :n, 0]
     assert (np.diff(order, axis=1) > 0).all()
     if f"s{s}_k_after" not in z:
         return
@@ -333,7 +328,7 @@ def test_stream(golden, name):
     for s in range(int(z["num_steps"])):
         before = carry.state
         starts = z[f"s{s}_start_pos" if f"s{s}_start_pos" in z else f"s{s}_offset"]
-        np.testing.assert_array_equal(before.notes.end[:, 0], starts)
+        np.testing.assert_array_equal(before.aux.next_pos[:, 0], starts)
         carry, seen = run.write(carry, s)
         if int(z["compressed"][s]):
             check_scores(run, before, seen, s)
@@ -360,9 +355,9 @@ def received(run, carry, s, attention, probes, n):
     report = memory._replace(view=everywhere, write=lambda state, seen: (State(state, seen), None))
     program = make_program(run.config, report, run.spec)
     seen = jax.jit(
-        lambda c, r, p: chunk_step(run.params, program, c, r, run.prefix, p)[0].state.notes
+        lambda c, r, p: chunk_step(run.params, program, c, r, run.prefix, p)[0].state.aux
     )(carry, chunk_rows(run.z, s), probes)
-    filled = int(jnp.sum(carry.state.slots.tokens.kind[0, :, 0] != 0))
+    filled = int(jnp.sum(carry.state.slots.tokens.modality[0, :, 0] != 0))
     both = jnp.concatenate([seen.probe.memory[..., 0, :filled], seen.probe.chunk[..., 0, :]], -1)
     return np.asarray(both[..., :n] / seen.probe_rows[..., None])
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import weights
 
-from jaxmem import tokens as tk
-from jaxmem.memory.base import Seen, Spec
-from jaxmem.memory.infinipot_v import infinipot_v, static
+from jaxmem import kv as tk
+from jaxmem.kv import KV
+from jaxmem.memory.base import Chunk, Spec
 from jaxmem.memory.recent import recent
-from jaxmem.tokens import Tokens
+from jaxmem.memory.video.infinipot_v import infinipot_v, static
 
 BASELINES = ("uniform", "swa")
 
@@ -27,7 +27,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("file", files, ids=[f.stem for f in files])
 
 
-def seen_of(z, groups: int) -> Seen:
+def seen_of(z, groups: int) -> Chunk:
     """Return every layer's chunk, leading axis L: the file's vision tokens, behind its prefix."""
     first, layers = int(z["system_size"]), int(z["num_layers"])
     k, v = (z[name][:, :, first:].transpose(0, 2, 1, 3) for name in "kv")
@@ -35,8 +35,8 @@ def seen_of(z, groups: int) -> Seen:
     index = np.broadcast_to(np.arange(n, dtype=np.int32)[None, :, None], (layers, n, groups))
     kind = np.full(index.shape, tk.VISION, np.int8)
     zero = np.zeros((layers, 1), np.int32)
-    tokens = Tokens(k, v, index[..., None], index, kind)
-    return Seen(tokens, zero, zero + n, np.arange(layers, dtype=np.int32))
+    tokens = KV(k, v, index[..., None], index, kind)
+    return Chunk(tokens, zero, zero + n, np.arange(layers, dtype=np.int32))
 
 
 def spec_of(z) -> Spec:
@@ -51,7 +51,7 @@ def start(memory, spec):
 
 def assert_kept(z, tokens) -> None:
     first = int(z["system_size"])
-    order = np.asarray(tokens.order).transpose(0, 2, 1)
+    order = np.asarray(tokens.index).transpose(0, 2, 1)
     np.testing.assert_array_equal(
         np.broadcast_to(order, z["kept_indices"].shape), z["kept_indices"]
     )

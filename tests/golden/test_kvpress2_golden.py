@@ -16,11 +16,13 @@ from test_kvpress_golden import (
     table,
 )
 
-from jaxmem.memory import evict, knorm, snapkv, values
-from jaxmem.memory import expected_attention as ea
-from jaxmem.memory.adakv import adakv
-from jaxmem.memory.base import Memory, Reads, Spec
-from jaxmem.memory.criticalkv import criticalkv
+from jaxmem.memory.base import Memory, Requires, Spec
+from jaxmem.memory.compression import expected_attention as ea
+from jaxmem.memory.compression import knorm, snapkv
+from jaxmem.memory.compression import value_norm as values
+from jaxmem.memory.compression.adakv import adakv
+from jaxmem.memory.compression.criticalkv import criticalkv
+from jaxmem.memory.parts import scored as evict
 
 FORMS = {
     "expected_attention": {},
@@ -38,16 +40,16 @@ def expected(z, name):
 
 
 def base(z, name):
-    """Return what a score wraps: the score, and what it reads."""
+    """Return what a score wraps: the score, and what it requires."""
     window, kernel = int(z["window_size"]), int(z["kernel_size"])
     return {
         "snapkv": (
             lambda pool: snapkv.score(pool, window, kernel),
-            Reads(mass="softmax", last=window),
+            Requires(mass="softmax", last=window),
         ),
-        "knorm": (knorm.norm_score, Reads()),
-        "expected": (expected(z, "expected_attention"), Reads(queries=True)),
-        "expected_novnorm": (expected(z, "expected_attention_novnorm"), Reads(queries=True)),
+        "knorm": (knorm.norm_score, Requires()),
+        "expected": (expected(z, "expected_attention"), Requires(queries=True)),
+        "expected_novnorm": (expected(z, "expected_attention_novnorm"), Requires(queries=True)),
     }[name]
 
 
@@ -88,7 +90,7 @@ def test_expected_attention(file, name):
     state, ours = run(z, memory, lambda pool, seen: score(pool))
     sinks = np.arange(z["keys"].shape[1]) < int(z["n_sink"])
     assert_close(ours, z[f"score.{name}"], np.tile(sinks, (len(ours), 1)))
-    np.testing.assert_array_equal(state.slots.tokens.order.T, z[f"kept.{name}"])
+    np.testing.assert_array_equal(state.slots.tokens.index.T, z[f"kept.{name}"])
 
 
 @pytest.mark.parametrize("name", ["snapkv", "expected"])
@@ -104,11 +106,11 @@ def test_criticalkv(file, name):
         norm = jnp.pad(values.output_norm(seen).T, ((0, 0), (kept, 0)))
         norm = jnp.roll(norm, -kept, axis=1)
         stage = jnp.full((len(theirs), 1), int(kept * first), jnp.int32)
-        return values.two_stage(score(pool), norm, pool.tokens.kind, stage)
+        return values.two_stage(score(pool), norm, pool.tokens.modality, stage)
 
     state, ours = run(z, memory, weighed)
     assert_close(ours, theirs, certain)
-    np.testing.assert_array_equal(state.slots.tokens.order.T, z[f"kept.critical_{name}"])
+    np.testing.assert_array_equal(state.slots.tokens.index.T, z[f"kept.critical_{name}"])
 
 
 @pytest.mark.parametrize("name", ["ada_snapkv", "ada_knorm", "ada_expected", "criticalada_snapkv"])
@@ -124,6 +126,6 @@ def test_adakv(file, name):
     tokens = memory.recall(state, None, None).tokens
     mask = np.zeros(z[f"keep_mask.{name}"].shape, np.int32)
     for g, ours in enumerate(mask):
-        held = np.asarray(tokens.kind)[:, g] != 0
-        ours[np.asarray(tokens.order)[held, g]] = 1
+        held = np.asarray(tokens.modality)[:, g] != 0
+        ours[np.asarray(tokens.index)[held, g]] = 1
     np.testing.assert_array_equal(mask, z[f"keep_mask.{name}"])

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import weights
 
-from jaxmem import tokens as tk
+from jaxmem import kv as tk
+from jaxmem.decoder.layer import segment
 from jaxmem.kernels.attend import attend
-from jaxmem.kernels.mass import mass
-from jaxmem.memory import evict, knorm, snapkv, tova
-from jaxmem.memory.base import Mass, Memory, Seen, Spec
+from jaxmem.kernels.received import mass
+from jaxmem.kv import KV
+from jaxmem.memory.base import Chunk, Memory, Received, Spec
+from jaxmem.memory.compression import knorm, snapkv, tova
+from jaxmem.memory.parts import scored as evict
 from jaxmem.memory.streaming_llm import streaming_llm
-from jaxmem.models.layer import segment
 from jaxmem.rope import rope, rope_1d
-from jaxmem.tokens import Tokens
 
 PADDED = 64
 PUBLISHED = {"per_kind": False}
@@ -70,7 +71,7 @@ def padded(x):
     return np.concatenate([x, np.full((PADDED - len(x), *x.shape[1:]), 3, x.dtype)])
 
 
-def chunk_of(z, groups: int) -> Tokens:
+def chunk_of(z, groups: int) -> KV:
     """Return the file's tokens with their keys turned back."""
     k, v = (jnp.asarray(padded(z[name].transpose(1, 0, 2))) for name in ("keys", "values"))
     n = z["keys"].shape[1]
@@ -81,16 +82,16 @@ def chunk_of(z, groups: int) -> Tokens:
     order = np.where(index < n, index, 0)
     turned = rope(k, -pos, table(z))
     pos = jnp.broadcast_to(pos, (PADDED, groups, 1))
-    return Tokens(turned, v, pos, spread(order), spread(kind))
+    return KV(turned, v, pos, spread(order), spread(kind))
 
 
-def seen_of(z, memory: Memory, held: Tokens) -> Seen:
+def seen_of(z, memory: Memory, held: KV) -> Chunk:
     """Return what the decoder reports of the file's tokens."""
-    fresh = chunk_of(z, held.kind.shape[1])
+    fresh = chunk_of(z, held.modality.shape[1])
     n = z["keys"].shape[1]
     end = jnp.full((1,), n, jnp.int32)
-    seen = Seen(fresh, jnp.zeros((1,), jnp.int32), end, jnp.zeros((), jnp.int32))
-    if memory.reads.mass is None:
+    seen = Chunk(fresh, jnp.zeros((1,), jnp.int32), end, jnp.zeros((), jnp.int32))
+    if memory.requires.mass is None:
         return seen
     q = jnp.asarray(padded(queries(z)))
     row = jnp.arange(PADDED, dtype=jnp.int32)
@@ -99,10 +100,10 @@ def seen_of(z, memory: Memory, held: Tokens) -> Seen:
         segment(fresh, seen.base, row[:, None], last=row),
     ]
     _, lse = attend(q, parts, rope=table(z))
-    counted = (row < n) & (row >= n - memory.reads.last)
-    reduce = "kv_head" if held.kind.shape[1] > 1 else "head_mean"
+    counted = (row < n) & (row >= n - memory.requires.last)
+    reduce = "kv_head" if held.modality.shape[1] > 1 else "head_mean"
     sums = mass(q, parts, lse, rope=table(z), rows=counted, reduce=reduce)
-    return seen._replace(mass=Mass(*sums))
+    return seen._replace(mass=Received(*sums))
 
 
 @pytest.mark.parametrize("name", ["snapkv", "tova", "knorm", "keydiff", "streamingllm"])
@@ -129,6 +130,6 @@ def test_scores_and_kept_sets(file, name):
         np.testing.assert_array_equal(plain, np.arange(n)[None] < np.full((heads, 1), n - always))
         close = {"atol": 1e-6} if name == "keydiff" else {"rtol": 1e-5, "atol": 1e-7}
         np.testing.assert_allclose(ours[plain], theirs[plain], **close)
-    kept = np.asarray(state.slots.tokens.order).T
-    assert np.asarray(state.slots.tokens.kind).all()
+    kept = np.asarray(state.slots.tokens.index).T
+    assert np.asarray(state.slots.tokens.modality).all()
     np.testing.assert_array_equal(np.broadcast_to(kept, z[f"kept.{name}"].shape), z[f"kept.{name}"])

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import weights
 
-from jaxmem import tokens as tk
+from jaxmem import kv as tk
+from jaxmem.decoder.step import Program, layer_step
 from jaxmem.kernels.attend import attend
-from jaxmem.kernels.mass import mass
+from jaxmem.kernels.received import mass
 from jaxmem.kernels.segment import Segment
-from jaxmem.memory import avba, scores
-from jaxmem.memory.base import Mass, Rows, Seen, Spec, State
-from jaxmem.memory.omnimem import Slots, gather, omnimem
-from jaxmem.models.step import Program, layer_step
+from jaxmem.kv import KV
+from jaxmem.memory.base import Chunk, Embeds, Received, Spec, State
+from jaxmem.memory.omnimem import avba
+from jaxmem.memory.omnimem.omnimem import Slots, gather, omnimem
+from jaxmem.memory.parts import scores
 from jaxmem.rope import rope_1d
-from jaxmem.tokens import Tokens
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # Sizes are rounded up, so that the files share a few compilations (and every chunk is padded).
@@ -69,21 +70,21 @@ def padded(x, n: int, fill=0):
     return out
 
 
-def tokens_of(z, rows: slice, n: int) -> Tokens:
+def kv_of(z, rows: slice, n: int) -> KV:
     """Return pool rows as tokens, padded to `n`; `order` is the pool index."""
     order = np.arange(len(z["modality"]), dtype=np.int32)[rows]
     k = padded(z["k_pool"].transpose(1, 0, 2)[rows], n)
-    return Tokens(
+    return KV(
         k=k,
         v=k,
         pos=padded(z["positions"].T[rows].astype(np.int32)[:, None], n),
-        order=padded(order[:, None], n),
-        kind=padded(z["modality"][rows].astype(np.int8)[:, None], n),
+        index=padded(order[:, None], n),
+        modality=padded(z["modality"][rows].astype(np.int8)[:, None], n),
     )
 
 
 @partial(jax.jit, static_argnames="form")
-def masses(q, held: Tokens, fresh: Tokens, form: str) -> Mass:
+def masses(q, held: KV, fresh: KV, form: str) -> Received:
     """Return the attention that recorded, already rotated queries and keys give."""
     segments = [
         Segment(held.k, held.v, tk.valid(held)),
@@ -91,8 +92,8 @@ def masses(q, held: Tokens, fresh: Tokens, form: str) -> Mass:
     ]
     rope = rope_1d(q.shape[-1])
     _, lse = attend(q, segments, rope=rope)
-    real = fresh.kind[:, 0] != tk.EMPTY
-    return Mass(*mass(q, segments, lse, rope=rope, rows=real, form=form, reduce="head_mean"))
+    real = fresh.modality[:, 0] != tk.EMPTY
+    return Received(*mass(q, segments, lse, rope=rope, rows=real, form=form, reduce="head_mean"))
 
 
 @cache
@@ -104,7 +105,7 @@ def writer(**more):
 pooled = jax.jit(gather, static_argnames=("carry", "exact"))
 
 
-def replay(z, table, **more) -> tuple[State, Seen]:
+def replay(z, table, **more) -> tuple[State, Chunk]:
     """Return the state before the file's step, and what the layer sees of its chunk."""
     m, c = int(z["n_memory"]), int(z["n_chunk"])
     room = ROOM * (1 + (len(z["modality"]) + int(np.sum(table))) // ROOM)
@@ -113,23 +114,23 @@ def replay(z, table, **more) -> tuple[State, Seen]:
     hidden = z["pool_hidden"]
     stored = padded(z.get("stored_importance", np.zeros(m, np.float32)), room)
     vectors = hidden[:m] / np.linalg.norm(hidden[:m], axis=1, keepdims=True)
-    slots = Slots(tokens_of(z, slice(0, m), room), stored, padded(vectors, room))
+    slots = Slots(kv_of(z, slice(0, m), room), stored, padded(vectors, room))
 
     # Padding rows hold anything but zeros: nothing may read them.
     size = CHUNK * (1 + c // CHUNK)
-    fresh = tokens_of(z, slice(m, m + c), size)
+    fresh = kv_of(z, slice(m, m + c), size)
     chunk_hidden = padded(hidden[m:], size, 7.0)
     q = padded(z["q_chunk"].transpose(1, 0, 2), size, 3.0)
     end = np.zeros((3,), np.int32)
-    seen = Seen(fresh, end, end, np.zeros((), np.int32), hidden=chunk_hidden)
-    if memory.reads.mass is not None:
-        seen = seen._replace(mass=masses(q, slots.tokens, fresh, memory.reads.mass))
-    return State(slots, state.notes), seen
+    seen = Chunk(fresh, end, end, np.zeros((), np.int32), hidden=chunk_hidden)
+    if memory.requires.mass is not None:
+        seen = seen._replace(mass=masses(q, slots.tokens, fresh, memory.requires.mass))
+    return State(slots, state.aux), seen
 
 
 def kept(state: State) -> np.ndarray:
     tokens = state.slots.tokens
-    return np.asarray(tokens.order)[np.asarray(tokens.kind) != tk.EMPTY]
+    return np.asarray(tokens.index)[np.asarray(tokens.modality) != tk.EMPTY]
 
 
 def test_kept_set(select_file):
@@ -231,11 +232,11 @@ def test_two_chunks_through_one_layer(golden):
     begin, size = 0, max(int(z["chunk1"]), int(z["chunk2"]))
     for i, length in enumerate((int(z["chunk1"]), int(z["chunk2"])), start=1):
         cut = slice(begin, begin + length)
-        rows = Rows(
+        rows = Embeds(
             x=padded(z["hidden"][cut], size),
-            rel=padded(z["positions"].T[cut].astype(np.int32), size),
-            kind=padded(z["modality"][cut].astype(np.int8), size),
-            span=np.zeros((3,), np.int32),
+            pos=padded(z["positions"].T[cut].astype(np.int32), size),
+            modality=padded(z["modality"][cut].astype(np.int8), size),
+            advance=np.zeros((3,), np.int32),
         )
         n = len(kept(state))
         out, pool, state = step(state, rows, np.int32(begin))

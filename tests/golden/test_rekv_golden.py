@@ -12,16 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import weights
 
-from jaxmem import tokens as tk
+from jaxmem import kv as tk
+from jaxmem.decoder import answer
+from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.decoder.layer import fresh_tokens, segment
+from jaxmem.decoder.program import Program
 from jaxmem.kernels.attend import attend
-from jaxmem.memory import blocks, rekv
-from jaxmem.memory.bank import append_spill, init_bank
-from jaxmem.memory.base import Query, Rows, Seen, Spec, at_layer
-from jaxmem.memory.positions import numbered
-from jaxmem.models import answer
-from jaxmem.models.decoder import DecoderConfig
-from jaxmem.models.layer import fresh_tokens, segment
-from jaxmem.models.program import Program
+from jaxmem.memory.bank import retrieval as blocks
+from jaxmem.memory.bank.bank import append_spill, init_bank
+from jaxmem.memory.base import Chunk, Embeds, Question, Spec, at_layer
+from jaxmem.memory.parts.positions import numbered
+from jaxmem.memory.video import rekv
 from jaxmem.rope import angles, rope_1d, rotate
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -65,17 +66,17 @@ def write_piece(program, carry, q, k, v, kind, clock):
     (state, bank), memory = carry, program.memory
     row = jnp.arange(kind.shape[0], dtype=jnp.int32)
     n = jnp.sum(kind != tk.EMPTY, dtype=jnp.int32)
-    rows = Rows(jnp.zeros((kind.shape[0], 8)), row[:, None], kind, n[None])
+    rows = Embeds(jnp.zeros((kind.shape[0], 8)), row[:, None], kind, n[None])
     view = memory.view(state, at_layer(bank, LAYER), rows)
     fresh = fresh_tokens(k, v, view, rows, clock)
-    far_pos = jnp.broadcast_to(view.far_pos[None], rows.rel.shape)
+    far_pos = jnp.broadcast_to(view.far_pos[None], rows.pos.shape)
     parts = [
-        segment(view.tokens, view.base, rows.rel, last=tk.count(view.tokens) + row),
-        segment(fresh, view.base, rows.rel, last=row),
+        segment(view.tokens, view.base, rows.pos, last=tk.count(view.tokens) + row),
+        segment(fresh, view.base, rows.pos, last=row),
         segment(view.far, jnp.zeros_like(view.base), far_pos),
     ]
-    out, _ = attend(q, parts, rope=program.config.rope, window=memory.reads.window)
-    state, spill = memory.write(state, Seen(fresh, view.base, view.base + rows.span, LAYER))
+    out, _ = attend(q, parts, rope=program.config.rope, window=memory.requires.window)
+    state, spill = memory.write(state, Chunk(fresh, view.base, view.base + rows.advance, LAYER))
     return (state, append_spill(bank, LAYER, spill)), out
 
 
@@ -122,18 +123,18 @@ def test_stream_and_question(file, entry):
     n = z["local_k"].shape[2]
     for ours, theirs in ((state.slots.k, "local_k"), (state.slots.v, "local_v")):
         np.testing.assert_array_equal(np.asarray(ours)[:n].transpose(1, 0, 2), z[theirs][entry])
-    assert not np.asarray(state.slots.kind)[n:].any()
+    assert not np.asarray(state.slots.modality)[n:].any()
 
     q, k, v = split(z, z["x_question"][entry], z["x_question"].shape[1])
-    query = Query(q, jnp.ones((q.shape[0],), bool), None)
+    query = Question(q, jnp.ones((q.shape[0],), bool), None)
     mine = at_layer(bank, LAYER)
     many = z["block_scores"].shape[1]
     assert many == (len(z["x"][entry]) - int(z["n_init"])) // int(z["block_size"])
     if "block_repr" in z:
         theirs = z["block_repr"][entry].reshape(many, -1, int(z["head_dim"]))
-        ours = np.repeat(state.notes.blocks[:many], theirs.shape[1] // k.shape[1], axis=1)
+        ours = np.repeat(state.aux.blocks[:many], theirs.shape[1] // k.shape[1], axis=1)
         np.testing.assert_allclose(ours, theirs, **CLOSE)
-    score = blocks.scores(state.notes.blocks, query)
+    score = blocks.scores(state.aux.blocks, query)
     np.testing.assert_allclose(score[:many], z["block_scores"][entry], **CLOSE)
     mean, _ = blocks.pooled(score, jnp.asarray(many), int(z["chunk_size"]))
     theirs = z["chunked_scores"][entry]
@@ -162,8 +163,8 @@ def test_stream_and_question(file, entry):
     # Blocks may also be chosen from outside.
     chosen = jnp.asarray(z["external_blocks"][entry])
     keep, block = jnp.ones(chosen.shape, bool), int(z["block_size"])
-    tokens = blocks.read(state.notes.sink, mine, chosen, keep, block)
-    tokens, base = numbered(tokens, state.notes.start)
+    tokens = blocks.read(state.aux.sink, mine, chosen, keep, block)
+    tokens, base = numbered(tokens, state.aux.start)
     q, k, v = split(z, z["x_question"][entry], z["x_question"].shape[1])
     view = view._replace(tokens=tokens, base=base)
     out = asked(program, view, turned(program, k, v), q, 0)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from weights import decoder_config, decoder_params, read
 
-from jaxmem.memory import pool
-from jaxmem.memory.base import Rows
-from jaxmem.memory.omnimem import omnimem
-from jaxmem.models.answer import decode, prefill
-from jaxmem.models.decoder import embed, logits
-from jaxmem.models.step import chunk_step, init_carry, make_program, spec_of
+from jaxmem.decoder.answer import decode, prefill
+from jaxmem.decoder.decoder import embed, logits
+from jaxmem.decoder.step import chunk_step, init_carry, make_program, spec_of
+from jaxmem.memory import layout as pool
+from jaxmem.memory.base import Embeds
+from jaxmem.memory.omnimem.omnimem import omnimem
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def rows_of(parts, start, stop, size, span=(0, 0, 0)):
     cut = lambda a: np.pad(a[start:stop], [(0, pad)] + [(0, 0)] * (a.ndim - 1))
     deep = np.stack([cut(d) for d in deep])
     fields = (cut(x), cut(pos), cut(kind), np.asarray(span, np.int32), deep)
-    return Rows(*(jnp.asarray(field) for field in fields))
+    return Embeds(*(jnp.asarray(field) for field in fields))
 
 
 def test_stream_question_and_decoding(file):
@@ -57,9 +57,9 @@ def test_stream_question_and_decoding(file):
         carry = step(carry, rows_of(parts, start, min(start + size, end), size))
         for l, state in enumerate(pool.layers(program.layout, carry.state)):
             tokens = state.slots.tokens
-            held = np.asarray(tokens.kind[:, 0]) != 0
+            held = np.asarray(tokens.modality[:, 0]) != 0
             # `order` skips one number per chunk, which the clock keeps free.
-            order = np.asarray(tokens.order[held, 0])
+            order = np.asarray(tokens.index[held, 0])
             arrived = order - order // (size + 1)
             np.testing.assert_array_equal(arrived, file[f"kept_global_c{i}_l{l}"])
             kept = file[f"importance_c{i}_l{l}"][file[f"kept_c{i}_l{l}"]]
@@ -68,7 +68,7 @@ def test_stream_question_and_decoding(file):
     total = len(parts[0])
     follow = np.asarray(file["decode_positions"]).reshape(-1)
     question = rows_of(parts, end, total, total - end + 3, span=[follow[0]] * 3)
-    question = question._replace(deep=None)
+    question = question._replace(deepstack=None)
     dialogue, h = prefill(weights, program, carry, question, room=len(follow))
     out = logits(weights, config, h[: total - end])
     np.testing.assert_allclose(out, file["logits"], rtol=1e-4, atol=2e-5)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.models.decoder import DecoderConfig
+from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.rope import mrope_interleaved, mrope_sectioned, rope_1d
 
 LINEAR = {

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmem.decoder.decoder import finish, layer_at, logits, qkv
+from jaxmem.decoder.layer import add_deep
+from jaxmem.decoder.step import chunk_step, init_carry, make_program, spec_of
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
+from jaxmem.loop import ask
 from jaxmem.memory.full import full
-from jaxmem.models.checkpoint import load, read_json
-from jaxmem.models.decoder import finish, layer_at, logits, qkv
-from jaxmem.models.layer import add_deep
-from jaxmem.models.prompt import Plan, cut, fill, pad
-from jaxmem.models.step import chunk_step, init_carry, make_program, spec_of
-from jaxmem.stream import ask
+from jaxmem.models.hf.checkpoint import load, read_json
+from jaxmem.models.hf.prompt import Plan, cut, fill, pad
 
 FEATURES, HIDDEN, LOGITS = 2e-5, 1e-4, 1e-4
 TEXT_KIND = 1
@@ -110,15 +110,15 @@ class Passed(NamedTuple):
 @partial(jax.jit, static_argnames="config")
 def _one_pass(params, config, plan, features, deep):
     rows = fill(params, plan, features, deep)
-    t = jnp.arange(rows.kind.shape[0], dtype=jnp.int32)
+    t = jnp.arange(rows.modality.shape[0], dtype=jnp.int32)
     valid = jnp.ones((len(t), 1), bool)
 
     def layer(h, index):
         weights = layer_at(params, index)
         q, k, v = qkv(weights, config, h)
-        part = Segment(k, v, valid, rows.rel[:, None], rows.rel, last=t)
+        part = Segment(k, v, valid, rows.pos[:, None], rows.pos, last=t)
         out = finish(weights, config, h, attend(q, [part], rope=config.rope)[0])
-        return add_deep(out, rows.deep, index), (h, out)
+        return add_deep(out, rows.deepstack, index), (h, out)
 
     h, (inputs, outputs) = jax.lax.scan(layer, rows.x, jnp.arange(config.layers))
     return Passed(inputs, outputs, logits(params, config, h))
@@ -170,13 +170,13 @@ def in_chunks(params, config, plan, features, deep, starts, size):
     carry, found = init_carry(program), []
     for chunk in chunks_of(plan, starts, size):
         carry, out = _step(params, carry, chunk, features, deep, program=program)
-        found.append(np.asarray(out)[chunk.kind != 0])
+        found.append(np.asarray(out)[chunk.modality != 0])
     return np.concatenate(found), carry, program
 
 
 def greedy(params, config, plan, features, deep, count: int) -> np.ndarray:
     """Answer with the prompt's last text rows as the question and the rest as the stream."""
-    text, size = int(np.flatnonzero(plan.kind != TEXT_KIND)[-1]) + 1, CHUNK
+    text, size = int(np.flatnonzero(plan.modality != TEXT_KIND)[-1]) + 1, CHUNK
     *parts, question = chunks_of(plan, [*bounds(text, size), text], size)
     program = program_of(config, plan, size)
     features, deep = longer(features, 0), longer(deep, 1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from passes import FEATURES, HIDDEN, close
 
-from jaxmem.models import siglip, whisper
-from jaxmem.models.checkpoint import load, read_json
+from jaxmem.models.encoders import siglip, whisper
+from jaxmem.models.hf.checkpoint import load, read_json
 
 
 def opened(folder, family):

@@ -11,15 +11,15 @@ import pytest
 from passes import LOGITS, Reference, close, one_pass
 from safetensors.numpy import load_file, save_file
 
+from jaxmem.loop import Sampling, ask
 from jaxmem.memory.full import full
-from jaxmem.models import llava_onevision as family
 from jaxmem.models.base import said_by
-from jaxmem.models.chat import around, read_chat
-from jaxmem.models.checkpoint import load
-from jaxmem.models.llava_onevision_model import read_pixels
+from jaxmem.models.hf.chat import around, read_chat
+from jaxmem.models.hf.checkpoint import load
+from jaxmem.models.llava import onevision as family
+from jaxmem.models.llava.onevision_stream import read_pixels
 from jaxmem.models.load import load_model
 from jaxmem.session import Session, asked_rows
-from jaxmem.stream import Sampling, ask
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")

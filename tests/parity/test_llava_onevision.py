@@ -17,9 +17,9 @@ from passes import (
     one_pass,
 )
 
-from jaxmem.models import llava_onevision as family
-from jaxmem.models import siglip
-from jaxmem.models.prompt import fill
+from jaxmem.models.encoders import siglip
+from jaxmem.models.hf.prompt import fill
+from jaxmem.models.llava import onevision as family
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def test_projector_and_features(reference, pixels, features):
 
 
 def test_positions(reference, prompt):
-    np.testing.assert_array_equal(prompt.rel[:, 0], reference.at("position_ids", 0))
-    assert prompt.span.tolist() == [len(reference.ids(0))]
+    np.testing.assert_array_equal(prompt.pos[:, 0], reference.at("position_ids", 0))
+    assert prompt.advance.tolist() == [len(reference.ids(0))]
 
 
 def test_hidden_states_and_logits(reference, prompt, features):
@@ -95,9 +95,9 @@ def test_streamed_frame_by_frame(reference, pixels, prompt):
     out, _, _ = in_chunks(reference.params["decoder"], decoder, prompt, features, None, starts, 16)
     close(out, reference.at("logits", 0), LOGITS)
     part = family.video_chunk(config, 2)
-    offline = prompt.rel[first : first + 2 * n] - first
-    np.testing.assert_array_equal(part.rel, offline)
-    assert part.span.tolist() == [2 * n] and part.place.tolist() == list(range(2 * n))
+    offline = prompt.pos[first : first + 2 * n] - first
+    np.testing.assert_array_equal(part.pos, offline)
+    assert part.advance.tolist() == [2 * n] and part.place.tolist() == list(range(2 * n))
 
 
 def test_greedy_tokens(reference, prompt, features):
@@ -111,8 +111,8 @@ def test_positions_of_a_long_stream(reference):
     """Ten hours at one frame a second are exact int32 positions."""
     part = family.video_chunk(reference.config, 1)
     n, hours = reference.config.frame_tokens, 36_000
-    assert part.rel.dtype == np.int32 and part.span[0] == n
-    assert int(part.span[0]) * hours + int(part.rel[-1, 0]) == n * hours + n - 1 < 2**31
+    assert part.pos.dtype == np.int32 and part.advance[0] == n
+    assert int(part.advance[0]) * hours + int(part.pos[-1, 0]) == n * hours + n - 1 < 2**31
     assert 196 * hours < 2**31
 
 
@@ -120,7 +120,7 @@ def test_text_only_prompt(reference):
     ids = reference.ids(0)[:5]
     rows = fill(reference.params["decoder"], family.prompt_plan(reference.config, ids))
     close(rows.x, reference.at("lm0_in", 0)[:5], 1e-6)
-    assert rows.deep is None
+    assert rows.deepstack is None
 
 
 def numpy_picture(config, projected, newline, size, best):

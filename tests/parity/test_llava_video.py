@@ -13,11 +13,13 @@ from checkpoints import tokenizer_of
 from passes import LOGITS, Reference, close, one_pass
 from safetensors.numpy import load_file, save_file
 
+from jaxmem.loop import ask
 from jaxmem.memory.full import full
-from jaxmem.models import llava_onevision, llava_video, load
-from jaxmem.models.llava_onevision import project, prompt_plan, video_chunk
+from jaxmem.models import load
+from jaxmem.models.llava import onevision as llava_onevision
+from jaxmem.models.llava import video as llava_video
+from jaxmem.models.llava.onevision import project, prompt_plan, video_chunk
 from jaxmem.session import Session, asked_rows
-from jaxmem.stream import ask
 
 pytest.importorskip("jinja2")
 
@@ -200,8 +202,8 @@ def test_stream_in_chunks_is_one_pass(reference, config, model):
 def test_ten_hours(config):
     """A chunk after ten hours is laid out like the first; positions stay exact integers."""
     part = video_chunk(config, 2)
-    assert part.rel[:, 0].tolist() == list(range(24)) and part.span.tolist() == [24]
-    assert (part.kind == 2).all() and 36_000 * 210 < 2**31
+    assert part.pos[:, 0].tolist() == list(range(24)) and part.advance.tolist() == [24]
+    assert (part.modality == 2).all() and 36_000 * 210 < 2**31
 
 
 def test_refusals(raw, tower, folder, tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from passes import FEATURES, close
 
-from jaxmem.models import qformer
-from jaxmem.models.checkpoint import load, read_json
-from jaxmem.models.weights import abstract
+from jaxmem.models.encoders import qformer
+from jaxmem.models.hf.checkpoint import load, read_json
+from jaxmem.models.hf.weights import abstract
 
 
 @pytest.fixture(scope="module")

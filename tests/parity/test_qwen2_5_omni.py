@@ -21,9 +21,9 @@ from passes import (
     one_pass,
 )
 
-from jaxmem.models import qwen2_5_omni as family
-from jaxmem.models import qwen2_5_omni_layout as lay
-from jaxmem.models.qwen_audio import encode_audio, token_count
+from jaxmem.models.qwen import qwen2_5_omni as family
+from jaxmem.models.qwen import qwen2_5_omni_layout as lay
+from jaxmem.models.qwen.audio import encode_audio, token_count
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +162,10 @@ def stream(layout, chunks, grid, seconds, sounds, begin):
     for chunk in range(chunks):
         count = min(left, layout.chunk_ticks)
         part = lay.video_chunk(layout, chunk, rows, columns, seconds, count, end=frames)
-        assert part.rel.dtype == part.span.dtype == np.int32
+        assert part.pos.dtype == part.advance.dtype == np.int32
         ids.append(part.ids)
-        pos.append(at + part.rel)
-        at, left = at + part.span, left - count
+        pos.append(at + part.pos)
+        at, left = at + part.advance, left - count
     behind = at + lay.after_video(layout, chunks, grid, seconds, sounds)
     return np.concatenate(ids), np.concatenate(pos), behind
 

@@ -18,9 +18,9 @@ from passes import (
     one_pass,
 )
 
-from jaxmem.models import qwen2_5_vl as family
-from jaxmem.models.qwen2_5_vision import encode_vision
-from jaxmem.models.vision_parts import patchify, window_groups
+from jaxmem.models.encoders.vision_parts import patchify, window_groups
+from jaxmem.models.qwen import qwen2_5_vl as family
+from jaxmem.models.qwen.qwen2_5_vision import encode_vision
 
 RULES = {"4.50": "position_ids_v4_50", "4.57": "position_ids_v4_57", "5.23": "position_ids"}
 LOGIT_NAMES = {"4.50": "logits_v4_50_positions", "5.23": "logits"}
@@ -147,9 +147,9 @@ def stream_positions(config, frames, per_chunk, h, w, seconds, begin):
     for first in range(0, frames, per_chunk):
         count = min(per_chunk, frames - first)
         part = family.video_chunk(config, first, (count, h, w), seconds)
-        assert part.rel.dtype == part.span.dtype == np.int32
-        found.append(at + part.rel)
-        at = at + part.span
+        assert part.pos.dtype == part.advance.dtype == np.int32
+        found.append(at + part.pos)
+        at = at + part.advance
     return np.concatenate(found), at + family.after_video(config, frames, h, w, seconds)
 
 

@@ -18,8 +18,8 @@ from passes import (
     one_pass,
 )
 
-from jaxmem.models import qwen3_vl as family
-from jaxmem.models.qwen3_vision import corners, embed_patches, encode_vision
+from jaxmem.models.qwen import qwen3_vl as family
+from jaxmem.models.qwen.qwen3_vision import corners, embed_patches, encode_vision
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def prompt(ref, encoded, row):
         media[f"{name}s"], mine = ref.grids_of(row, name, token)
         if name in encoded:
             tokens.append(encoded[name][1].tokens[mine])
-            deep.append(encoded[name][1].deep[:, mine])
+            deep.append(encoded[name][1].deepstack[:, mine])
     plan = family.prompt_plan(ref.config, ref.ids(row), **media)
     return plan, jnp.concatenate(tokens), jnp.concatenate(deep, axis=1)
 
@@ -48,7 +48,7 @@ def prompt(ref, encoded, row):
 def test_vision(ref, encoded):
     for name, (taps, found) in encoded.items():
         close(found.tokens, ref[f"{name}_features"], FEATURES)
-        for i, deep in enumerate(found.deep):
+        for i, deep in enumerate(found.deepstack):
             close(deep, ref[f"{name}_deepstack{i}"], FEATURES)
         for tap, h in zip(taps, found.tapped, strict=True):
             close(h, ref[f"{name}_vis_block{tap}_out"], FEATURES)
@@ -130,12 +130,12 @@ def test_ten_hours(ref):
     for first in range(0, frames, per_chunk):
         stamps = words[first : first + per_chunk]
         part = family.video_chunk(config, stamps, (per_chunk, *grid), size)
-        assert part.rel.dtype == part.span.dtype == np.int32
-        real = part.kind != 0
+        assert part.pos.dtype == part.advance.dtype == np.int32
+        real = part.modality != 0
         assert np.all(real[: real.sum()])
-        found.append(at + part.rel[real])
+        found.append(at + part.pos[real])
         ids += part.ids[real].tolist()
-        at = at + part.span
+        at = at + part.advance
     whole, after = family.positions(config, [*ids, 9], videos=[(frames, *grid)])
     np.testing.assert_array_equal(np.concatenate(found), whole[7:-1])
     np.testing.assert_array_equal(at, whole[-1])

@@ -13,19 +13,20 @@ import pytest
 from checkpoints import write_checkpoint
 from passes import LOGITS, Reference, close, one_pass
 
+from jaxmem.kv import AUDIO, TEXT, VISION
+from jaxmem.loop import ask
 from jaxmem.memory.full import full
-from jaxmem.models import qwen2_5_omni, qwen2_5_omni_model, qwen2_5_vl, qwen3_vl
-from jaxmem.models import qwen2_5_omni_layout as lay
 from jaxmem.models.base import fit
-from jaxmem.models.chat import read_chat
+from jaxmem.models.encoders.vision_parts import patchify
+from jaxmem.models.encoders.whisper_mel import LogMel
+from jaxmem.models.hf.chat import read_chat
+from jaxmem.models.hf.preprocessor import Limits, Pixels, smart_resize
 from jaxmem.models.load import load_model
-from jaxmem.models.preprocessor import Limits, Pixels, smart_resize
-from jaxmem.models.qwen_clip import Clip
-from jaxmem.models.vision_parts import patchify
-from jaxmem.models.whisper_mel import LogMel
+from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_vl, qwen3_vl
+from jaxmem.models.qwen import qwen2_5_omni_layout as lay
+from jaxmem.models.qwen import qwen2_5_omni_stream as qwen2_5_omni_model
+from jaxmem.models.qwen.clip import Clip
 from jaxmem.session import Packer, Session, asked_rows
-from jaxmem.stream import ask
-from jaxmem.tokens import AUDIO, TEXT, VISION
 
 pytest.importorskip("jinja2")
 
@@ -169,11 +170,11 @@ def test_stamps_are_text_and_know_where_the_chunk_lies(silent):
     last = plans[-1]  # 10.2 s and 11.2 s
     ids = read_ids(model, "<10.2 seconds>")
     assert last.ids[: len(ids)].tolist() == ids and len(ids) == 7
-    assert np.bincount(last.kind, minlength=3).tolist() == [8, 2 * 9, 20]
-    assert last.kind[-8:].tolist() == [0] * 8 and plans[0].kind[-10:].tolist() == [0] * 10
-    assert plans[0].span.tolist() == [2 * (6 + 2 + 5)] * 3 and last.span.tolist() == [28] * 3
-    assert set(last.kind[:27][last.place[:27] < 0].tolist()) == {TEXT}
-    assert last.place[last.kind == VISION].tolist() == list(range(20))
+    assert np.bincount(last.modality, minlength=3).tolist() == [8, 2 * 9, 20]
+    assert last.modality[-8:].tolist() == [0] * 8 and plans[0].modality[-10:].tolist() == [0] * 10
+    assert plans[0].advance.tolist() == [2 * (6 + 2 + 5)] * 3 and last.advance.tolist() == [28] * 3
+    assert set(last.modality[:27][last.place[:27] < 0].tolist()) == {TEXT}
+    assert last.place[last.modality == VISION].tolist() == list(range(20))
 
 
 def read_ids(model, text):
@@ -192,12 +193,14 @@ def test_padding_and_chunks_change_no_row(omni):
     mel = np.concatenate([single[0].mel, single[1].mel])
     np.testing.assert_array_equal(double[0].mel, mel)
     np.testing.assert_array_equal(double[1].mel[:200], single[2].mel)
-    span, n = single[0].plan.span, model.tokens_per_piece
+    span, n = single[0].plan.advance, model.tokens_per_piece
     assert n == 60 and span.tolist() == [50, 0, 0]
-    np.testing.assert_array_equal(double[0].plan.rel[n:], single[1].plan.rel + span)
-    np.testing.assert_array_equal(double[1].plan.rel[:n], single[2].plan.rel)
-    assert not double[1].plan.kind[n:].any() and double[1].plan.span.tolist() == span.tolist()
-    place = double[0].plan.place[double[0].plan.kind == AUDIO]
+    np.testing.assert_array_equal(double[0].plan.pos[n:], single[1].plan.pos + span)
+    np.testing.assert_array_equal(double[1].plan.pos[:n], single[2].plan.pos)
+    assert (
+        not double[1].plan.modality[n:].any() and double[1].plan.advance.tolist() == span.tolist()
+    )
+    place = double[0].plan.place[double[0].plan.modality == AUDIO]
     assert place.tolist() == list(range(20, 120))  # behind the features of all frames
     assert double[1].plan.place[n - 1] == 69  # also where half the frames are padding
 
@@ -233,14 +236,16 @@ def test_ten_hours(silent, omni):
     packed = [model.pack(*one_chunk(model, pieces[0]), start) for start in (0, hours)]
     words = read_ids(model, "<36000.2 seconds>")
     assert packed[1].plan.ids[: len(words)].tolist() == words and len(words) == 10
-    assert packed[0].plan.span.tolist() == [13] * 3 and packed[1].plan.span.tolist() == [17] * 3
+    assert (
+        packed[0].plan.advance.tolist() == [13] * 3 and packed[1].plan.advance.tolist() == [17] * 3
+    )
     model = fit(omni, SIZE)
     chunk = one_chunk(model, pieces_of(model, 1)[0])
     first, late = (model.pack(*chunk, start).plan for start in (0, 18_000))
-    away = np.where(late.kind == AUDIO, 18_000 * 50, 0)  # sound is at its tick on every axis
-    np.testing.assert_array_equal(late.rel - away[:, None] * np.array([[0, 1, 1]]), first.rel)
-    np.testing.assert_array_equal(late.span, [50, 0, 0])
-    assert late.rel.dtype == np.int32
+    away = np.where(late.modality == AUDIO, 18_000 * 50, 0)  # sound is at its tick on every axis
+    np.testing.assert_array_equal(late.pos - away[:, None] * np.array([[0, 1, 1]]), first.pos)
+    np.testing.assert_array_equal(late.advance, [50, 0, 0])
+    assert late.pos.dtype == np.int32
 
 
 def one_chunk(model, piece):

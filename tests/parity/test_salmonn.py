@@ -12,19 +12,20 @@ from checkpoints import write_checkpoint
 from passes import FEATURES, LOGITS, close, one_pass
 from safetensors.numpy import load_file, save_file
 
+from jaxmem.kv import AUDIO, TEXT, VISION
+from jaxmem.loop import ask
 from jaxmem.memory.full import full
-from jaxmem.models import qwen3_vl, salmonn
 from jaxmem.models.base import fit
-from jaxmem.models.checkpoint import read_json
+from jaxmem.models.encoders.vision_parts import patchify
+from jaxmem.models.encoders.whisper_mel import LogMel
+from jaxmem.models.hf.checkpoint import read_json
+from jaxmem.models.hf.preprocessor import Limits, smart_resize
+from jaxmem.models.hf.prompt import Plan
 from jaxmem.models.load import load_model
-from jaxmem.models.preprocessor import Limits, smart_resize
-from jaxmem.models.prompt import Plan
-from jaxmem.models.salmonn_model import MAX_PIXELS
-from jaxmem.models.vision_parts import patchify
-from jaxmem.models.whisper_mel import LogMel
+from jaxmem.models.qwen import qwen3_vl
+from jaxmem.models.salmonn import salmonn
+from jaxmem.models.salmonn.stream import MAX_PIXELS
 from jaxmem.session import Session, asked_rows
-from jaxmem.stream import ask
-from jaxmem.tokens import AUDIO, TEXT, VISION
 
 pytest.importorskip("jinja2")
 
@@ -234,7 +235,7 @@ def test_rows_of_a_piece(model):
     assert timed.tokens_per_piece == 3 * 10 + 8 + 3 * (11 + 2)
     assert timed.media.piece_seconds == 0.8 and timed.media.past_samples == 0
     plan = packed(timed, 0).plan
-    assert np.bincount(plan.kind).tolist() == [3 * 5, 3 * (6 + 2), 3 * 10, 8]
+    assert np.bincount(plan.modality).tolist() == [3 * 5, 3 * (6 + 2), 3 * 10, 8]
     assert packed(timed, 0).mel.shape == (1, 80, 16)
 
 
@@ -243,28 +244,28 @@ def test_ten_hours(model):
     late = 45_000  # pieces of 0.8 s
     one, two = (packed(model("qwen2_5_vl"), start).plan for start in (0, late))
     np.testing.assert_array_equal(one.ids, two.ids)
-    grown = np.zeros_like(one.rel)
-    grown[one.kind == AUDIO, 2] = 8 * late
-    np.testing.assert_array_equal(two.rel, one.rel + grown)
-    assert one.span.tolist() == two.span.tolist() == [8, 0, 0]
+    grown = np.zeros_like(one.pos)
+    grown[one.modality == AUDIO, 2] = 8 * late
+    np.testing.assert_array_equal(two.pos, one.pos + grown)
+    assert one.advance.tolist() == two.advance.tolist() == [8, 0, 0]
     one, two = (packed(model("qwen3_vl"), start).plan for start in (0, late))
-    assert two.span.tolist() == [n + 3 * 4 for n in one.span.tolist()]  # "36000.1", "0.1"
-    assert (one.rel >= 0).all() and two.rel.max() < 100
+    assert two.advance.tolist() == [n + 3 * 4 for n in one.advance.tolist()]  # "36000.1", "0.1"
+    assert (one.pos >= 0).all() and two.pos.max() < 100
 
 
 def test_one_stamp_for_a_group(folder, model):
     timed = load_model(folder("qwen3_vl"), dtype=jnp.bfloat16, fps=FPS, group=3)
     inputs = packed(fit(timed, SIZE), 1)
     rows = jax.eval_shape(timed.encode, timed.params, inputs)
-    assert rows.x.dtype == rows.deep.dtype == jnp.bfloat16
+    assert rows.x.dtype == rows.deepstack.dtype == jnp.bfloat16
     plan = inputs.plan  # pictures 6 to 11: 8.5 / 7.5 s
     words = model("qwen3_vl").tokenize("what <1.1 seconds>")[1:-3]
     assert plan.ids[: len(words) + 1].tolist() == [*words.tolist(), 1]
-    kinds = plan.kind[len(words) + 1 :]
+    kinds = plan.modality[len(words) + 1 :]
     assert kinds[: 3 * 10 + 9].tolist() == [VISION] * 30 + [AUDIO] * 8 + [TEXT]
-    begin = plan.rel[len(words) + 1]
-    assert (plan.rel[len(words) + 21] - begin).tolist() == [2, 0, 0]  # the third frame
-    assert (plan.rel[len(words) + 31] - begin).tolist() == [5] * 3  # sound, behind five columns
+    begin = plan.pos[len(words) + 1]
+    assert (plan.pos[len(words) + 21] - begin).tolist() == [2, 0, 0]  # the third frame
+    assert (plan.pos[len(words) + 31] - begin).tolist() == [5] * 3  # sound, behind five columns
 
 
 def test_short_pieces_are_heard_with_silence(folder):
@@ -278,14 +279,14 @@ def test_short_pieces_are_heard_with_silence(folder):
     config = config_of(folder, "qwen2_5_vl")
     heard = heard_by(config, short.params, inputs.mel)[0, :4]
     rows = jax.jit(short.encode)(short.params, inputs)
-    assert rows.kind.tolist() == [VISION] * 10 + [AUDIO] * 4
+    assert rows.modality.tolist() == [VISION] * 10 + [AUDIO] * 4
     close(rows.x[10:], heard, 1e-6)
 
 
 def test_deep_features_are_the_frames_alone(model):
     timed = model("qwen3_vl")
     rows = jax.jit(timed.encode)(timed.params, packed(timed, 0))
-    kind, deep = np.asarray(rows.kind), np.abs(np.asarray(rows.deep)).max((0, 2))
+    kind, deep = np.asarray(rows.modality), np.abs(np.asarray(rows.deepstack)).max((0, 2))
     assert (deep[kind == VISION] > 0).all() and not deep[kind != VISION].any()
 
 

@@ -5,10 +5,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from jaxmem.models import salmonn
-from jaxmem.models import salmonn_layout as lay
-from jaxmem.models.checkpoint import read_json
-from jaxmem.tokens import TEXT
+from jaxmem.kv import TEXT
+from jaxmem.models.hf.checkpoint import read_json
+from jaxmem.models.salmonn import layout as lay
+from jaxmem.models.salmonn import salmonn
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def test_the_worked_example(golden, make):
         config, ids[: opens[0] - words].tolist(), video, ids[closes[-1] + 1 :].tolist()
     )
     np.testing.assert_array_equal(plan.ids, ids)
-    np.testing.assert_array_equal(plan.rel.T, positions)
-    np.testing.assert_array_equal(plan.kind, TEXT + visual + 2 * audio)
-    assert plan.span.tolist() == [len(ids) + delta] * 3
+    np.testing.assert_array_equal(plan.pos.T, positions)
+    np.testing.assert_array_equal(plan.modality, TEXT + visual + 2 * audio)
+    assert plan.advance.tolist() == [len(ids) + delta] * 3
     assert plan.place[visual == 1].tolist() == list(range(visual.sum()))
     assert plan.place[audio == 1].tolist() == list(range(visual.sum(), (visual + audio).sum()))
 
@@ -107,7 +107,7 @@ def test_sound_and_frames_on_one_clock(make):
             sounds = lay.shares(config, ends, seconds)
             part = lay.aligned_video(config, ends, sounds, cells, seconds)
             parts.append(part.pos + base)
-            base = base + part.span
+            base = base + part.advance
         np.testing.assert_array_equal(np.concatenate(parts), pos)
         shift = lay.text_after(config, frames, cells, seconds)
         assert np.max(base + shift) == whole.pos.max() + 1 and np.abs(shift).max() <= 40
@@ -121,7 +121,7 @@ def test_text_after_ten_hours(make):
         part = lay.aligned_video(config, [frames - 1, frames], [1], (2, 3), seconds)
         shift = lay.text_after(config, frames, (2, 3), seconds)
         last = int((frames - 1) * seconds * 2)
-        end, begin = int(frames * seconds * 2), last + part.span[0]
+        end, begin = int(frames * seconds * 2), last + part.advance[0]
         assert begin == end and shift.tolist() == [max(last + 1, end) - end, 2, 3]
         sound = part.pos[part.ids == 4][0] + [last, 0, 0]
         assert sound.tolist() == [int((frames - 1) * seconds * 2), 0, sound[0]]

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxmem.data.questions import questions
-from jaxmem.data.render import SIZE, frames
-from jaxmem.data.scene import level
-from jaxmem.data.sounds import RATE, sound
-from jaxmem.data.world import SPLITS, Split, split_seed, world
+from jaxmem.data.world.questions import questions
+from jaxmem.data.world.render import SIZE, frames
+from jaxmem.data.world.scene import level
+from jaxmem.data.world.sounds import RATE, sound
+from jaxmem.data.world.world import SPLITS, Split, split_seed, world
 
 _DESCRIPTION = """
 Streams of a small synthetic audio-visual world, with questions about any past moment.

@@ -7,7 +7,7 @@ from typing import TypeVar
 import jax
 
 from jaxmem.kernels import dispatch
-from jaxmem.tokens import take
+from jaxmem.kv import take
 from jaxmem.typing import Bool, Int
 
 _MOVE = {"xla": take, **dispatch.pallas("jaxmem.kernels.move.pallas", "move")}
@@ -24,12 +24,12 @@ def move(
 ) -> T:
     """Return rows `index` of every leaf, with zeros for rows that are not kept.
 
-    The reference is `jaxmem.tokens.take`, one gather per leaf. Nothing is compacted in place: the
+    The reference is `jaxmem.kv`, one gather per leaf. Nothing is compacted in place: the
     programs of a GPU run in any order and would read rows that were overwritten.
 
     Args:
       slots: any pytree whose leaves have one leading axis N: keys, values, positions, kinds.
-      index: rows to move, as `jaxmem.kernels.select.select` returns them.
+      index: rows to move, as `jaxmem.kernels.select` returns them.
       keep: which of them are real.
       implementation: see `jaxmem.kernels`.
 

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from jaxmem.kernels import pallas_tiles as pt
-from jaxmem.tokens import take
+from jaxmem.kv import take
 from jaxmem.typing import Array, Bool, Int
 
 ROWS = 16  # rows of a program

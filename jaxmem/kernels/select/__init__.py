@@ -39,7 +39,7 @@ def select(
 
     Returns:
       `index`, the chosen entries in ascending order, then anything in [0, N); and `keep`, which
-      of them were chosen. Feed both to `jaxmem.tokens.take`.
+      of them were chosen. Feed both to `jaxmem.kv`.
 
     Raises:
       ValueError: if shapes do not fit, or there is no such implementation.

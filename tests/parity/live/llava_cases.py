@@ -8,7 +8,7 @@ IMAGE, VIDEO = 3, 4
 
 def llava_onevision(hf, folder, seed):
     """One or several tiles, also more than are kept at full resolution, and odd grids."""
-    from jaxmem.models import llava_onevision as family
+    from jaxmem.models.llava import onevision as family
 
     rng = np.random.default_rng(seed)
     text = text_config(rng, 2 * int(rng.integers(4, 9)))

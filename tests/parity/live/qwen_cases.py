@@ -156,7 +156,7 @@ def qwen3_vl(hf, folder, seed):
 
 def qwen2_5_omni(hf, folder, seed):
     """Sound alone, silent videos, and videos with sound whose tokens take turns."""
-    from jaxmem.models import qwen2_5_omni as family
+    from jaxmem.models.qwen import qwen2_5_omni as family
 
     rng = np.random.default_rng(seed)
     head_dim = 4 * int(rng.integers(2, 5))
@@ -190,8 +190,8 @@ def _omni_kinds(rng, seed):
 
 
 def _omni_prompt(torch, rng, config, vision, kinds):
-    from jaxmem.models import qwen2_5_omni_layout as lay
-    from jaxmem.models.qwen_audio import token_count
+    from jaxmem.models.qwen import qwen2_5_omni_layout as lay
+    from jaxmem.models.qwen.audio import token_count
 
     vocab, together = config.decoder.vocab, BOTH in kinds
     media = _media(rng, vision, [VIDEO if kind == BOTH else kind for kind in kinds])

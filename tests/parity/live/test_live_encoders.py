@@ -7,8 +7,8 @@ import pytest
 from cases import spread
 from passes import FEATURES, HIDDEN, close
 
-from jaxmem.models import siglip, whisper
-from jaxmem.models.checkpoint import load, read_json
+from jaxmem.models.encoders import siglip, whisper
+from jaxmem.models.hf.checkpoint import load, read_json
 
 
 def opened(family, folder):

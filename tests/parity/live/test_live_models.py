@@ -13,8 +13,9 @@ from qwen_cases import qwen2_5_omni as make_omni
 from qwen_cases import qwen2_5_vl as make_qwen2_5
 from qwen_cases import qwen3_vl as make_qwen3
 
-from jaxmem.models import llava_onevision, qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen3_vl
-from jaxmem.models.checkpoint import load, read_json
+from jaxmem.models.hf.checkpoint import load, read_json
+from jaxmem.models.llava import onevision as llava_onevision
+from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen3_vl
 
 SEEDS = range(int(os.environ.get("PARITY_SEEDS", "4")))
 
@@ -47,7 +48,7 @@ def plan_qwen3(params, config, prompt):
     found = seen(qwen3_vl, params, config, prompt.media)
     tokens, deep = (
         jnp.concatenate([each.tokens for each in found]),
-        jnp.concatenate([each.deep for each in found], axis=1),
+        jnp.concatenate([each.deepstack for each in found], axis=1),
     )
     return qwen3_vl.prompt_plan(config, prompt.ids, **media), tokens, deep
 
@@ -91,7 +92,7 @@ def test_model(hf, tmp_path, name, seed):
     decoder, weights = config.decoder, params["decoder"]
     for number, (prompt, expected) in enumerate(zip(case.prompts, case.expected, strict=True)):
         plan, features, deep = planned(params, config, prompt)
-        np.testing.assert_array_equal(plan.rel.T, expected.positions)
+        np.testing.assert_array_equal(plan.pos.T, expected.positions)
         _, outputs, logits = one_pass(weights, decoder, plan, features, deep)
         assert len(outputs) == len(expected.layers) == decoder.layers
         for found, layer in zip(outputs, expected.layers, strict=True):
@@ -103,6 +104,6 @@ def test_model(hf, tmp_path, name, seed):
             found, _, _ = in_chunks(weights, decoder, plan, features, deep, starts, size)
             close(found, expected.logits, LOGITS)
         # transformers decodes behind the largest position of the prompt, wherever its text ended.
-        plan = plan._replace(span=np.full_like(plan.span, expected.positions.max() + 1))
+        plan = plan._replace(advance=np.full_like(plan.advance, expected.positions.max() + 1))
         tokens = greedy(weights, decoder, plan, features, deep, len(expected.tokens) or 1)
         np.testing.assert_array_equal(tokens[: len(expected.tokens)], expected.tokens)

@@ -13,12 +13,12 @@ import pytest
 from av import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
 
-from jaxmem.data.media_video import _SCALING
-from jaxmem.models import llava_onevision
-from jaxmem.models.chat import around, read_chat, render
-from jaxmem.models.preprocessor import Limits, limits_of, pixels_of, read_settings, smart_resize
-from jaxmem.models.vision_parts import patchify
-from jaxmem.models.whisper_mel import LogMel, mel_filters
+from jaxmem.data.media.video import _SCALING
+from jaxmem.models.encoders.vision_parts import patchify
+from jaxmem.models.encoders.whisper_mel import LogMel, mel_filters
+from jaxmem.models.hf.chat import around, read_chat, render
+from jaxmem.models.hf.preprocessor import Limits, limits_of, pixels_of, read_settings, smart_resize
+from jaxmem.models.llava import onevision as llava_onevision
 
 SIZES = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(20, 2200, (60, 2))]
 

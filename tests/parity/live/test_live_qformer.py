@@ -9,8 +9,8 @@ from passes import FEATURES, close
 from qformer_cases import blip2, read, stored
 from safetensors.numpy import save_file
 
-from jaxmem.models import qformer
-from jaxmem.models.checkpoint import load
+from jaxmem.models.encoders import qformer
+from jaxmem.models.hf.checkpoint import load
 
 
 @pytest.mark.parametrize("seed", range(4))

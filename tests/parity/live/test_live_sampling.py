@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.models.chat import TOP_K, read_sampling
-from jaxmem.models.sampling import candidates, penalised
+from jaxmem.decoder.sampling import candidates, penalised
+from jaxmem.models.hf.chat import TOP_K, read_sampling
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,0 +1,1 @@
+"""Files, addresses and devices as aligned pieces of pictures and sound."""

@@ -1,0 +1,150 @@
+"""The audio track: mono samples by media time. See docs/media.md."""
+
+from collections import deque
+from typing import Any
+
+import av
+import numpy as np
+
+from jaxmem.data.media.demux import Clock, Decoder, Log, Packets
+
+_TOLERANCE = 0.05  # s; audio stamps jitter by rounding, which must not cut the sound into shreds
+
+
+class AudioTrack:
+    """Mono samples at one rate, by media time."""
+
+    def __init__(self, packets: Packets, log: Log, rate: int, limit: float | None) -> None:
+        self.clock = Clock("audio", log)
+        self.decoder = Decoder(packets, "audio", lambda: self.end, log)
+        self.stream = self.decoder.stream
+        self.log = log
+        self.rate = rate
+        self.limit = None if limit is None else round(limit * rate)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets all samples: for a first start, and after a seek."""
+        self.decoder.restart()
+        self._primed: Any = None
+        self._resampler: av.AudioResampler | None = None
+        self._setup: tuple | None = None  # format, layout and rate the resampler was made for
+        self._expected: float | None = None  # media time right after the last decoded frame
+        self._cursor = 0  # index of the next sample that the resampler gives out
+        self._blocks: deque[tuple[int, np.ndarray]] = deque()  # (index of first sample, samples)
+        self._filled = 0  # everything before this index is decided
+        self._read = 0  # everything before this index was given out
+
+    @property
+    def ended(self) -> bool:
+        """Whether no sample will be added any more."""
+        if self.limit is not None and self._filled >= self.limit:
+            return True
+        return self.decoder.ended and self._primed is None and self._resampler is None
+
+    @property
+    def end(self) -> float:
+        """Media time in seconds after the newest sample."""
+        return self._filled / self.rate
+
+    def prime(self) -> float | None:
+        """Decodes the first frame; its raw stamp in seconds (0.0 without one), None if none."""
+        self._primed = self.decoder.next()
+        if self._primed is None:
+            return None
+        stamp = self.decoder.stamp(self._primed)
+        return 0.0 if stamp is None else stamp
+
+    def skip(self, index: int) -> None:
+        """Leaves out everything before sample `index`."""
+        self._filled = max(self._filled, index)
+        self._read = index
+
+    def read(self, start: int, count: int) -> tuple[np.ndarray, bool]:
+        """float32 [count] from sample `start` on, and whether any of it is real."""
+        stop = start + count
+        while self._filled < stop and not self.ended:
+            if not self._decode():
+                break
+        out = np.zeros(count, np.float32)
+        real = False
+        while self._blocks and self._blocks[0][0] < stop:
+            index, block = self._blocks.popleft()
+            a, b = max(index, start), min(index + len(block), stop)
+            if a < b:
+                out[a - start : b - start] = block[a - index : b - index]
+                real = True
+            if index + len(block) > stop:
+                self._blocks.appendleft((stop, block[stop - index :].copy()))
+                break
+        self._read = max(self._read, stop)
+        return out, real
+
+    def _decode(self) -> bool:
+        """Takes in one decoded frame, or the rest of the resampler; False if there is none."""
+        frame, self._primed = self._primed, None
+        if frame is None:
+            frame = self.decoder.next()
+        if frame is None:
+            if self.decoder.ended:
+                self._flush()
+            return False
+        setup = (frame.format.name, frame.layout.name, frame.sample_rate)
+        t = self.clock(self.decoder.stamp(frame), self._expected)
+        gap = 0.0 if self._expected is None else t - self._expected
+        if self._resampler is None or setup != self._setup or abs(gap) > _TOLERANCE:
+            if abs(gap) > _TOLERANCE and self._expected is not None:
+                what = "missing, filled with silence" if gap > 0 else "overlapping, dropped"
+                self.log(self._expected, "audio_gap", f"{abs(gap):.3f} s of sound {what}")
+            self._flush()
+            self._begin(frame, setup, t)
+            self._expected = t
+        assert self._expected is not None  # set by the run's first frame
+        # Counted from the start of the run: jitter does not add up, drift does and ends the run.
+        self._expected += frame.samples / frame.sample_rate
+        frame.pts = None
+        self._push(frame)
+        return True
+
+    def _begin(self, frame: Any, setup: tuple, t: float) -> None:
+        """Starts a run of frames that follow each other; its first sample lies at `t`."""
+        self._setup = setup
+        self._cursor = round(t * self.rate)
+        # The option keeps a mix of channels within the range of its channels: (L + R) / 2.
+        self._resampler = av.AudioResampler(
+            "flt", "mono", self.rate, options={"rematrix_maxval": "1.0"}
+        )
+
+    def _flush(self) -> None:
+        """Ends a run: takes the last samples out of the resampler."""
+        if self._resampler is not None:
+            self._push(None)
+            self._resampler = None
+
+    def _push(self, frame: Any) -> None:
+        assert self._resampler is not None  # a run is open
+        try:
+            blocks = self._resampler.resample(frame)
+        except (av.FFmpegError, ValueError) as error:
+            self.log(self.end, "damaged", f"audio: samples cannot be converted ({error})")
+            self._resampler = None
+            return
+        for block in blocks:
+            if block is not None:
+                self._store(block.to_ndarray()[0])
+
+    def _store(self, block: np.ndarray) -> None:
+        """Puts samples at the cursor; what overlaps earlier ones, or comes too late, is dropped."""
+        index = self._cursor
+        self._cursor += len(block)
+        floor = max(self._filled, self._read)
+        if index < self._read and self._filled < self._read:
+            self.log(index / self.rate, "audio_late", "sound came after its time and was dropped")
+        stop = index + len(block) if self.limit is None else min(index + len(block), self.limit)
+        begin = max(index, floor)
+        self._filled = max(self._filled, stop)
+        if begin < stop:
+            block = block[begin - index : stop - index].astype(np.float32)
+            if not np.isfinite(block).all():
+                block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+            self._blocks.append((begin, block))

@@ -1,0 +1,215 @@
+"""Any file, address, device or pipe as aligned pieces of pictures and sound, by time stamp.
+
+What is guaranteed, and the rules for damaged and odd media, are in docs/media.md.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import av
+from av.error import ExitError
+
+from jaxmem.data.media.audio import AudioTrack
+from jaxmem.data.media.demux import Event, Kind, Log, Packets, choose_stream, describe_streams
+from jaxmem.data.media.reader import MediaReader
+from jaxmem.data.media.types import End, MediaInfo, Piece
+from jaxmem.data.media.video import Size, VideoTrack, check_size
+
+__all__ = ["End", "Event", "MediaInfo", "MediaReader", "Piece", "open_media"]
+
+_KINDS: tuple[Kind, Kind] = ("video", "audio")
+_MAX_BYTES = 64 << 20  # of compressed packets read ahead, per stream
+
+
+def open_media(
+    source: Any,
+    *,
+    fps: float = 1.0,
+    piece_seconds: float = 1.0,
+    size: Size | Callable[[int, int], Size] | None = None,
+    sample_rate: int = 16000,
+    video_stream: int | None = None,
+    audio_stream: int | None = None,
+    start: float = 0.0,
+    stop: float | None = None,
+    format: str | None = None,
+    options: dict[str, str] | None = None,
+    timeout: float | None = None,
+    look_ahead: float = 10.0,
+    threads: int = 1,
+) -> MediaReader:
+    """Opens anything PyAV opens, and reads it as aligned `Piece`s.
+
+    A piece holds F = round(fps * piece_seconds) frames, sampled by time stamp at
+    piece.start + (i + 0.5) * piece_seconds / F, and the samples of the same stretch of time.
+
+    Args:
+      source: a path, an address, a device, an object with `read`, or "-" for standard input.
+      fps: frames per second to sample, whatever the source's own rate.
+      piece_seconds: length of a piece in seconds; a whole number of samples.
+      size: (h, w) of the frames; None: that of the first frame; a function: chosen from that.
+        The aspect ratio is not kept.
+      sample_rate: samples per second of the mono sound.
+      video_stream: number among the video streams; None: the first that decodes, if any.
+      audio_stream: the same for sound.
+      start: media time in seconds of the first piece.
+      stop: media time in seconds to end at; None: the end of the media.
+      format: name of the container or device format, where it cannot be told from the content.
+      options: passed on to the demuxer or device.
+      timeout: seconds that a network source may take to open, and to give each packet.
+      look_ahead: seconds of one stream that are read, still compressed, while waiting for the
+        other one. It is also the longest delay of a live source whose other stream is silent.
+      threads: decoding threads per stream. More are faster on large video, but may lose as many
+        frames where a damaged file ends, and each delays a live source by one frame.
+
+    Raises:
+      ValueError: the source does not open, holds nothing that can be decoded, lacks the wanted
+        stream, or an argument makes no sense.
+    """
+    if size is not None and not callable(size):
+        size = check_size(size)
+    frames = _check_numbers(fps, piece_seconds, sample_rate, start, stop, look_ahead, threads)
+    name, opened, seekable = _resolve(source)
+    container = _open(name, opened, format, options, timeout)
+    try:
+        streams: dict[Kind, Any] = {}
+        for kind, wanted in zip(_KINDS, (video_stream, audio_stream), strict=True):
+            stream = choose_stream(container, kind, wanted, name)
+            if stream is not None:
+                streams[kind] = stream
+                context = stream.codec_context
+                context.thread_count = threads
+                context.thread_type = "AUTO"
+        if not streams:
+            raise ValueError(
+                f"{name}: neither video nor audio that can be decoded: "
+                f"{describe_streams(container, 'video')}, {describe_streams(container, 'audio')}, "
+                f"{len(container.streams)} stream(s) in all"
+            )
+        log = Log()
+        packets = Packets(
+            container,
+            streams,
+            look_ahead=look_ahead,
+            max_bytes=_MAX_BYTES,
+            patience=timeout or 10.0,
+        )
+        return MediaReader(
+            container,
+            name,
+            VideoTrack(packets, log, size, stop) if "video" in streams else None,
+            AudioTrack(packets, log, sample_rate, stop) if "audio" in streams else None,
+            packets,
+            log,
+            frames=frames,
+            piece_seconds=piece_seconds,
+            sample_rate=sample_rate,
+            size=None if callable(size) else size,
+            start=start,
+            stop=stop,
+            seekable=seekable,
+        )
+    except BaseException:
+        container.close()
+        raise
+
+
+def _check_numbers(
+    fps: float,
+    piece_seconds: float,
+    sample_rate: int,
+    start: float,
+    stop: float | None,
+    look_ahead: float,
+    threads: int,
+) -> int:
+    """F, the frames of a piece, from arguments that make sense.
+
+    Raises:
+      ValueError: they do not.
+    """
+    for label, value in (
+        ("fps", fps),
+        ("piece_seconds", piece_seconds),
+        ("sample_rate", sample_rate),
+        ("look_ahead", look_ahead),
+    ):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{label} must be a positive number, got {value!r}")
+    frames = round(fps * piece_seconds)
+    if frames < 1:
+        raise ValueError(
+            f"fps={fps:g} gives no frame in a piece of {piece_seconds:g} s; "
+            f"use longer pieces (piece_seconds={1 / fps:g} holds one) or a higher fps"
+        )
+    count = sample_rate * piece_seconds
+    if int(sample_rate) != sample_rate or abs(count - round(count)) > 1e-6:
+        raise ValueError(
+            f"a piece of {piece_seconds:g} s must hold a whole number of samples, but at "
+            f"sample_rate={sample_rate} it holds {count:g}; round piece_seconds, for example to "
+            f"{max(round(count), 1)}/{sample_rate}"
+        )
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads!r}")
+    if not (math.isfinite(start) and start >= 0):
+        raise ValueError(f"start must be a media time of at least 0 s, got {start!r}")
+    if stop is not None and not stop > start:
+        raise ValueError(f"stop must be later than start={start:g} s, got {stop!r}")
+    return frames
+
+
+def _resolve(source: Any) -> tuple[str, Any, bool]:
+    """(name for messages, what to give to PyAV, whether seeking it is worth a try)."""
+    if isinstance(source, str) and source == "-":
+        return "<standard input>", _ReadOnly(sys.stdin.buffer), False
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if isinstance(path, str) and path:
+            return path, path, os.path.isfile(path) or path.startswith(("http:", "https:"))
+    elif callable(getattr(source, "read", None)):
+        seekable = getattr(source, "seekable", None)
+        can_seek = hasattr(source, "seek") and hasattr(source, "tell")
+        name = str(getattr(source, "name", f"<{type(source).__name__}>"))
+        return name, source, can_seek and (seekable is None or bool(seekable()))
+    raise ValueError(
+        f"source must be a path, an address, '-' or an object with read(), got {source!r}"
+    )
+
+
+class _ReadOnly:
+    """Standard input without `seek`, which is there even where the input is a pipe."""
+
+    def __init__(self, file: Any) -> None:
+        self.read = file.read
+
+
+def _open(
+    name: str,
+    source: Any,
+    format: str | None,
+    options: dict[str, str] | None,
+    timeout: float | None,
+) -> Any:
+    """An open container.
+
+    Raises:
+      ValueError: PyAV cannot open it, or takes a text file for a film.
+    """
+    try:
+        container = av.open(source, "r", format=format, options=options, timeout=timeout)
+    except (ExitError, TimeoutError) as error:
+        raise ValueError(f"{name}: cannot be opened: no answer in {timeout} s") from error
+    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"{name}: cannot be opened as audio or video: {cause}. Check that it exists, is "
+            "complete (an mp4 cut short has lost its index) and is media; a device or a raw "
+            "stream needs format="
+        ) from error
+    if format is None and container.format.name == "tty":
+        container.close()
+        raise ValueError(f"{name}: cannot be opened as audio or video: it is a text file")
+    return container

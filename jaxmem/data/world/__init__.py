@@ -1,0 +1,1 @@
+"""The synthetic world that the embedded model knows: events, pictures, sounds, questions."""

@@ -1,0 +1,266 @@
+"""A question: prefilled over what the memory recalls, then answered token by token.
+
+Nothing moves while an answer is written, so the recalled keys are rotated once, in the prefill,
+and every later row reads the rotated copy. The stream's carry is only read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmem import kv as tk
+from jaxmem.decoder.decoder import finish, layer_at, qkv
+from jaxmem.decoder.layer import segment
+from jaxmem.decoder.program import Carry, Program
+from jaxmem.kernels.attend import attend
+from jaxmem.kernels.segment import Segment, rotated_keys
+from jaxmem.kv import KV
+from jaxmem.memory import layout as pool
+from jaxmem.memory.bank.bank import of_layer
+from jaxmem.memory.base import Embeds, Question, View, at_layer
+from jaxmem.rope import angles, rotate
+from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree
+
+
+class Context(NamedTuple):
+    """What the layers of one run attend to while a question is answered (leading axis: layers)."""
+
+    pinned: Segment | None  # the prefix, rotated relative to the view's base
+    recalled: Segment  # rotated likewise
+    far: Segment | None  # rotated to its own positions; its queries all stand at `far_pos`
+    far_pos: Num[Array, "l A"] | None
+
+
+class Tail(NamedTuple):
+    """Keys (rotated) and values of the question's rows and of the answer so far."""
+
+    k: Float[Array, "l R G D"]
+    v: Float[Array, "l R G D"]
+
+
+class Dialogue(NamedTuple):
+    """A question in progress: one context and one tail per run of layers."""
+
+    context: tuple[Context, ...]
+    tail: tuple[Tail, ...]
+    rows: Int[Array, ""]  # slots of the tail in use
+    next: Num[Array, "A"]  # position of the next row, relative to where the question began
+
+
+def _attend(
+    program: Program,
+    q: Float[Array, "Q H D"],
+    turn: Float[Array, "Q 1 D/2"],
+    context: Context,
+    tail: Tail,
+    first: Int[Array, ""],
+) -> Float[Array, "Q H D"]:
+    """Attend queries in rows `first`, `first` + 1, ... to context and tail.
+
+    With a sliding window the pool index of a row is the number of recalled tokens plus its slot;
+    the far segment then begins where the window ends.
+    """
+    window, rope = program.memory.requires.window, program.config.rope
+    slot = first + jnp.arange(q.shape[0], dtype=jnp.int32)
+    recalled, groups = context.recalled, context.recalled.valid.shape[-1]
+    behind = None
+    if window is not None:
+        behind = jnp.sum(recalled.valid[:, 0], dtype=jnp.int32) + slot
+    # Slots behind a row's own are later rows, or padding that a later row will be written over.
+    own = Segment(tail.k, tail.v, jnp.ones((len(tail.k), groups), bool), last=slot)
+    rows = rotate(q, turn)
+    parts = [recalled._replace(last=behind), own]
+    parts += [] if context.pinned is None else [context.pinned]
+    if context.far is None or context.far_pos is None:
+        return attend(rows, parts, rope=rope, window=window)[0]
+    # Each segment turns the queries its own way: here all but the far one by the row's position.
+    place = jnp.broadcast_to(context.far_pos[None], (q.shape[0], context.far_pos.shape[0]))
+    far = context.far
+    if behind is not None and window is not None:
+        far = far._replace(last=behind - window, first=jnp.zeros_like(behind))
+    near = attend(rows, parts, rope=rope, window=window)
+    away = attend(q, [far._replace(q_pos=place)], rope=rope)
+    return _merge(*near, *away)
+
+
+def _merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Float[Array, "Q H D"]:
+    """Join two attention outputs under one softmax by their log-sum-exps [Q, H]."""
+    top = jnp.maximum(lse_a, lse_b)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    weight_a, weight_b = jnp.exp(lse_a - top), jnp.exp(lse_b - top)
+    total = jnp.maximum(weight_a + weight_b, jnp.finfo(jnp.float32).tiny)
+    share_a, share_b = ((w / total)[..., None] for w in (weight_a, weight_b))
+    mixed = a.astype(jnp.float32) * share_a + b.astype(jnp.float32) * share_b
+    return mixed.astype(a.dtype)
+
+
+def _context(view: View, prefix: KV | None, program: Program) -> Context:
+    """Rotate what was recalled, once, relative to the position where the question begins."""
+    rope = program.config.rope
+
+    def turned(tokens: KV, origin: Array) -> Segment:
+        part = segment(tokens, origin, None)
+        return Segment(rotated_keys(part, rope), part.v, part.valid)
+
+    return Context(
+        pinned=None if prefix is None else turned(prefix, view.base),
+        recalled=turned(view.tokens, view.base),
+        far=None if view.far is None else turned(view.far, jnp.zeros_like(view.base)),
+        far_pos=view.far_pos,
+    )
+
+
+def _alone(
+    params: Params, program: Program, rows: Embeds, prefix: KV | None
+) -> tuple[Float[Array, "L Q H D"], KV]:
+    """Return every layer's queries (not rotated) and tokens of rows behind the prefix alone."""
+    config, spec = program.config, program.spec
+    t = jnp.arange(rows.modality.shape[0], dtype=jnp.int32)
+    begin = jnp.full((spec.axes,), spec.prefix, spec.pos_dtype)
+    real = (rows.modality != tk.EMPTY)[:, None]
+    place = (begin[None] + rows.pos.astype(begin.dtype))[:, None]
+
+    def layer(h: Hidden, item: PyTree) -> tuple[Hidden, tuple[Array, KV]]:
+        index, pinned = item
+        weights = layer_at(params, index)
+        q, k, v = qkv(weights, config, h)
+        parts = [Segment(k, v, real, rows.pos[:, None], rows.pos, last=t)]
+        parts += [] if pinned is None else [segment(pinned, begin, rows.pos)]
+        out, _ = attend(q, parts, rope=config.rope)
+        tokens = KV(k, v, place, t[:, None], rows.modality[:, None].astype(jnp.int8))
+        return finish(weights, config, h, out), (q, tokens)
+
+    index = jnp.arange(config.layers, dtype=jnp.int32)
+    return jax.lax.scan(layer, rows.x, (index, prefix))[1]
+
+
+def first_pass(
+    params: Params, program: Program, rows: Embeds, prefix: KV | None
+) -> Float[Array, "L Q H D"]:
+    """Return every layer's queries (not rotated) of a question that sees only [prefix | itself]."""
+    return _alone(params, program, rows, prefix)[0]
+
+
+def _features(params: Params, program: Program, carry: Carry, prefix: KV | None) -> View:
+    """Return what all layers read of a memory of features: a prompt, passed through the decoder.
+
+    It does not depend on the question, so under `vmap` over questions it is computed once.
+    """
+    rows: Embeds = program.memory.recall(carry.state, carry.bank, None)  # type: ignore[assignment]
+    _, tokens = _alone(params, program, rows, prefix)
+    end = program.spec.prefix + rows.advance.astype(program.spec.pos_dtype)
+    return View(tokens, jnp.broadcast_to(end, (program.config.layers, *end.shape)))
+
+
+def prefill(
+    params: Params,
+    program: Program,
+    carry: Carry,
+    rows: Embeds,
+    *,
+    room: int,
+    prefix: KV | None = None,
+) -> tuple[Dialogue, Hidden]:
+    """Pass a question over [prefix | recalled | question] and keep what an answer needs.
+
+    Args:
+      params: decoder weights.
+      program: static description.
+      carry: the stream; only read.
+      rows: the question [Q]; padding (kind EMPTY) last, `span` counts the real rows only.
+      room: further rows that may be decoded.
+      prefix: pinned tokens [L, P], or None.
+
+    Returns:
+      The dialogue, and the last layer's output [Q, E] of the question's rows before the final
+      norm.
+    """
+    config, memory = program.config, program.memory
+    real_q = rows.modality != tk.EMPTY
+    query = None
+    if memory.requires.ask == "pass":
+        query = Question(first_pass(params, program, rows, prefix), real_q, prefix)
+    stacked = None
+    if memory.scope == "stack":
+        stacked = memory.recall(carry.state, carry.bank, query)
+    elif memory.scope == "feature":
+        stacked = _features(params, program, carry, prefix)
+        rows = rows._replace(start=None)  # it follows the features, which are numbered like text
+    turn = angles(config.rope, rows.pos)[:, None]
+
+    def recall(index: Array, q: Array, pinned: KV | None, window: int) -> View:
+        assert program.layout is not None
+        mine = pool.read(program.layout, carry.state, index, window)
+        asking = None
+        if memory.requires.ask == "layer":
+            asking = Question(q, real_q, pinned)
+        elif query is not None:
+            asking = Question(at_layer(query.q, index), real_q, pinned)
+        return memory.recall(mine, of_layer(carry.bank, index), asking)
+
+    def layer(h: Hidden, item: PyTree, window: int) -> tuple[Hidden, tuple[Context, Tail]]:
+        index, pinned, view = item
+        weights = layer_at(params, index)
+        q, k, v = qkv(weights, config, h)
+        view = recall(index, q, pinned, window) if view is None else view
+        view = view._replace(base=_begin(view.base, rows))
+        dtype, extra = view.tokens.k.dtype, ((0, room), (0, 0), (0, 0))
+        tail = Tail(jnp.pad(rotate(k, turn).astype(dtype), extra), jnp.pad(v.astype(dtype), extra))
+        context = _context(view, pinned, program)
+        out = _attend(program, q, turn, context, tail, jnp.zeros((), jnp.int32))
+        return finish(weights, config, h, out), (context, tail)
+
+    h, contexts, tails = rows.x, [], []
+    for run in program.runs:
+        index = jnp.arange(run.first, run.stop, dtype=jnp.int32)
+        pinned = jax.tree.map(lambda x, r=run: x[r.first : r.stop], prefix)
+        items = (index, pinned, stacked)
+        h, (context, tail) = jax.lax.scan(lambda h, i, w=run.window: layer(h, i, w), h, items)
+        contexts.append(context)
+        tails.append(tail)
+    # An answer is written over the question's padding, which is behind its last real row.
+    used = jnp.sum(real_q, dtype=jnp.int32)
+    return Dialogue(tuple(contexts), tuple(tails), used, rows.advance), h
+
+
+def _begin(base: Num[Array, "A"], question: Embeds) -> Num[Array, "A"]:
+    """Return where a question begins: at the view's base, or as its `after` says."""
+    if question.start is None:
+        return base
+    return jnp.broadcast_to(jnp.max(base + question.start.astype(base.dtype)), base.shape)
+
+
+def decode(
+    params: Params, program: Program, dialogue: Dialogue, x: Float[Array, "E"]
+) -> tuple[Dialogue, Float[Array, "E"]]:
+    """Pass one more row (the token just answered) and return the last layer's output [E].
+
+    The row is written over the padding of the question, at the first unused slot of the tail; its
+    position is the next one of text.
+    """
+    config = program.config
+    turn = angles(config.rope, dialogue.next[None])[:, None]
+    h, tails = x[None], []
+    for run, context, tail in zip(program.runs, dialogue.context, dialogue.tail, strict=True):
+
+        def layer(h: Hidden, item: PyTree) -> tuple[Hidden, Tail]:
+            index, context, tail = item
+            weights = layer_at(params, index)
+            q, k, v = qkv(weights, config, h)
+            at = (dialogue.rows, 0, 0)
+            tail = Tail(
+                jax.lax.dynamic_update_slice(tail.k, rotate(k, turn).astype(tail.k.dtype), at),
+                jax.lax.dynamic_update_slice(tail.v, v.astype(tail.v.dtype), at),
+            )
+            out = _attend(program, q, turn, context, tail, dialogue.rows)
+            return finish(weights, config, h, out), tail
+
+        index = jnp.arange(run.first, run.stop, dtype=jnp.int32)
+        h, tail = jax.lax.scan(layer, h, (index, context, tail))
+        tails.append(tail)
+    step = jnp.asarray(program.spec.step, dialogue.next.dtype)
+    after = dialogue._replace(tail=tuple(tails), rows=dialogue.rows + 1, next=dialogue.next + step)
+    return after, h[0]

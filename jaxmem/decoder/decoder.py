@@ -1,0 +1,185 @@
+"""One decoder for every transformer family: structure, initialisation and its two half-blocks.
+
+A layer is `qkv` (norm, projections, q/k norm), attention, and `finish` (output projection, MLP).
+What a chunk attends to is the memory's business, so attention sits between the halves and the
+streaming step (`jaxmem.decoder.step`), a training forward and a question share the same code.
+
+Weights are a plain nested dict; the layers are one stacked tree with a leading axis L, indexed
+inside the layer loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmem.memory.base import at_layer
+from jaxmem.rope import Rope
+from jaxmem.typing import Array, Float, Int, Params
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Static description of a decoder.
+
+    Attributes:
+      layers: L.
+      width: E.
+      heads: H query heads.
+      kv_heads: G; must divide `heads`.
+      head_dim: D.
+      mlp_width: inner width of the MLP.
+      vocab: number of tokens.
+      rope: rotary table of D/2 pairs.
+      activation: "swiglu" (gate, up, down) or "relu2" (squared ReLU; up, down).
+      qkv_bias: biases on the q, k and v projections (Qwen2).
+      qk_norm: RMS norm over each head of q and k (Qwen3).
+      qk_norm_init: initial gain of that norm.
+      tied: output matrix is the embedding.
+      norm_eps: of every RMS norm.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    vocab: int
+    rope: Rope
+    activation: Literal["swiglu", "relu2"] = "swiglu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    qk_norm_init: float = 1.0
+    tied: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads}): every KV "
+                "head serves the same number of query heads."
+            )
+        if self.rope.head_dim != self.head_dim:
+            raise ValueError(
+                f"the rotary table covers {self.rope.head_dim} channels but head_dim is "
+                f"{self.head_dim}; build it with head_dim={self.head_dim}."
+            )
+
+
+class Layer(nnx.Module):
+    """Names and initial values of one layer's weights."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        width, inner = config.width, config.mlp_width
+        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        bias = config.qkv_bias
+        self.attn_norm = nnx.RMSNorm(width, rngs=rngs)
+        self.q = nnx.Linear(width, q, use_bias=bias, rngs=rngs)
+        self.k = nnx.Linear(width, kv, use_bias=bias, rngs=rngs)
+        self.v = nnx.Linear(width, kv, use_bias=bias, rngs=rngs)
+        self.o = nnx.Linear(q, width, use_bias=False, rngs=rngs)
+        if config.qk_norm:
+            gain = nnx.initializers.constant(config.qk_norm_init)
+            self.q_norm = nnx.RMSNorm(config.head_dim, scale_init=gain, rngs=rngs)
+            self.k_norm = nnx.RMSNorm(config.head_dim, scale_init=gain, rngs=rngs)
+        self.mlp_norm = nnx.RMSNorm(width, rngs=rngs)
+        if config.activation == "swiglu":
+            self.gate = nnx.Linear(width, inner, use_bias=False, rngs=rngs)
+        self.up = nnx.Linear(width, inner, use_bias=False, rngs=rngs)
+        self.down = nnx.Linear(inner, width, use_bias=False, rngs=rngs)
+
+
+class Ends(nnx.Module):
+    """Embedding, final norm and output matrix."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Embed(config.vocab, config.width, rngs=rngs)
+        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
+        if not config.tied:
+            self.head = nnx.Linear(config.width, config.vocab, use_bias=False, rngs=rngs)
+
+
+def init_decoder(config: DecoderConfig, key: Array) -> Params:
+    """Return initial weights: `{"layers": stacked [L, ...], "embedding", "norm", "head"}`."""
+    layer_key, end_key = jax.random.split(key)
+
+    def layer(k: Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(Layer(config, rngs=nnx.Rngs(k)), nnx.Param))
+
+    layers = jax.vmap(layer)(jax.random.split(layer_key, config.layers))
+    ends = nnx.to_pure_dict(nnx.state(Ends(config, rngs=nnx.Rngs(end_key)), nnx.Param))
+    return {"layers": layers, **ends}
+
+
+def layer_at(params: Params, index: Any) -> Params:
+    """Return the weights of one layer; `index` may be traced (no copy of the stack is made)."""
+    return at_layer(params["layers"], index)
+
+
+def rms_norm(x: Float[Array, "*T E"], weight: Params, eps: float) -> Float[Array, "*T E"]:
+    """Return x / rms(x) * scale, in float32, in x's dtype."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    scale = weight["scale"].astype(jnp.float32)
+    return (wide * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def linear(x: Float[Array, "*T E"], weight: Params) -> Float[Array, "*T F"]:
+    """Return x @ kernel (+ bias)."""
+    y = x @ weight["kernel"]
+    if "bias" in weight:
+        y = y + weight["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
+    return y
+
+
+def qkv(
+    layer: Params, config: DecoderConfig, h: Float[Array, "*T E"]
+) -> tuple[Float[Array, "*T H D"], Float[Array, "*T G D"], Float[Array, "*T G D"]]:
+    """Return queries, keys and values of a layer, none of them rotated.
+
+    Queries carry the rotary embedding's attention factor for both sides.
+    """
+    x = rms_norm(h, layer["attn_norm"], config.norm_eps)
+    q, k, v = (linear(x, layer[name]) for name in ("q", "k", "v"))
+    q = q.reshape(*q.shape[:-1], config.heads, config.head_dim)
+    k = k.reshape(*k.shape[:-1], config.kv_heads, config.head_dim)
+    v = v.reshape(*v.shape[:-1], config.kv_heads, config.head_dim)
+    if config.qk_norm:
+        q = rms_norm(q, layer["q_norm"], config.norm_eps)
+        k = rms_norm(k, layer["k_norm"], config.norm_eps)
+    if config.rope.attention_factor != 1.0:
+        q = (q.astype(jnp.float32) * config.rope.attention_factor**2).astype(q.dtype)
+    return q, k, v
+
+
+def mlp(layer: Params, config: DecoderConfig, x: Float[Array, "*T E"]) -> Float[Array, "*T E"]:
+    """Return the feed-forward part of a layer, without its norm and residual."""
+    up = linear(x, layer["up"])
+    if config.activation == "swiglu":
+        return linear(jax.nn.silu(linear(x, layer["gate"])) * up, layer["down"])
+    return linear(jnp.square(jax.nn.relu(up)), layer["down"])
+
+
+def finish(
+    layer: Params, config: DecoderConfig, h: Float[Array, "*T E"], attn: Float[Array, "*T H D"]
+) -> Float[Array, "*T E"]:
+    """Return the layer's output from its input and its attention output."""
+    h = h + linear(attn.reshape(*attn.shape[:-2], -1), layer["o"])
+    return h + mlp(layer, config, rms_norm(h, layer["mlp_norm"], config.norm_eps))
+
+
+def embed(params: Params, ids: Int[Array, "*T"]) -> Float[Array, "*T E"]:
+    """Return the embeddings of token ids."""
+    return jnp.take(params["embedding"]["embedding"], ids, axis=0)
+
+
+def logits(params: Params, config: DecoderConfig, h: Float[Array, "*T E"]) -> Float[Array, "*T V"]:
+    """Return float32 logits of the last layer's output."""
+    x = rms_norm(h, params["norm"], config.norm_eps)
+    table = params["embedding"]["embedding"].T if config.tied else params["head"]["kernel"]
+    return jnp.einsum("...e,ev->...v", x, table, preferred_element_type=jnp.float32)

@@ -1,0 +1,132 @@
+"""An answer token by token: begun behind its question, extended by as many tokens as wanted.
+
+Token i is drawn with the i-th key folded from the answer's own, so an answer is the same in
+whatever steps it is written.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmem import kv as tk
+from jaxmem.decoder.answer import Dialogue, decode, prefill
+from jaxmem.decoder.decoder import embed, logits
+from jaxmem.decoder.program import Carry, Program
+from jaxmem.decoder.sampling import Sampling, penalised, sample
+from jaxmem.kv import KV
+from jaxmem.memory.base import Embeds
+from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
+
+
+class Generation(NamedTuple):
+    """An answer in progress."""
+
+    ids: Int[Array, "M"]  # tokens so far; entries from `written` on are padding
+    written: Int[Array, ""]  # tokens so far, an end token included
+    first: Float[Array, "V"]  # logits of the first token
+    dialogue: Dialogue
+    said: Bool[Array, "V"] | None = None  # tokens that a penalty of repetition counts
+
+
+def end_ids(end: int | tuple[int, ...] | None) -> Int[Array, "e"]:
+    """Return the tokens that end an answer; -1, which no token is, if none does."""
+    return jnp.asarray(-1 if end is None else end, jnp.int32).reshape(-1)
+
+
+def begin(
+    params: Params,
+    program: Program,
+    carry: Carry,
+    question: Embeds,
+    *,
+    room: int,
+    prefix: KV | None = None,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
+    said: Bool[Array, "V"] | None = None,
+) -> Generation:
+    """Prefill a question and choose the first token of its answer.
+
+    Args:
+      params: decoder weights.
+      program: static description.
+      carry: the stream; only read.
+      question: rows [Q], padding last.
+      room: M, the largest number of answer tokens.
+      prefix: pinned tokens [L, P], or None.
+      sampling: how tokens are drawn; None: the likeliest.
+      key: of the answer, with `sampling`.
+      said: tokens of the prompt that a penalty of repetition counts; None: none of them.
+    """
+    dialogue, h = prefill(params, program, carry, question, room=room, prefix=prefix)
+    last = jnp.maximum(jnp.sum(question.modality != tk.EMPTY, dtype=jnp.int32) - 1, 0)
+    first = logits(params, program.config, h[last])
+    if sampling is None or not sampling.penalises:
+        said = None
+    elif said is None:
+        said = jnp.zeros(first.shape, bool)
+    token, said = _choose(first, 0, sampling, key, said)
+    ids = jnp.zeros((room,), jnp.int32).at[0].set(token)
+    return Generation(ids, jnp.ones((), jnp.int32), first, dialogue, said)
+
+
+def extend(
+    params: Params,
+    program: Program,
+    generation: Generation,
+    *,
+    ends: Int[Array, "e"],
+    most: int | None = None,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
+) -> Generation:
+    """Write further tokens until one ends the answer, or there is no room.
+
+    Args:
+      params: decoder weights.
+      program: static description.
+      generation: the answer so far.
+      ends: tokens that end it.
+      most: tokens to add at most; None: all there is room for.
+      sampling: as in `begin`.
+      key: as in `begin`.
+    """
+    room = generation.ids.shape[0]
+    until = room if most is None else jnp.minimum(generation.written + most, room)
+
+    def more(loop: PyTree) -> Array:
+        i, ids = loop[:2]
+        return (i < until) & ~jnp.isin(ids[i - 1], ends)
+
+    def body(loop: PyTree) -> PyTree:
+        i, ids, dialogue, said = loop
+        dialogue, out = decode(params, program, dialogue, embed(params, ids[i - 1]))
+        token, said = _choose(logits(params, program.config, out), i, sampling, key, said)
+        return i + 1, ids.at[i].set(token), dialogue, said
+
+    start = (generation.written, generation.ids, generation.dialogue, generation.said)
+    written, ids, dialogue, said = jax.lax.while_loop(more, body, start)
+    return Generation(ids, written, generation.first, dialogue, said)
+
+
+def _choose(
+    scores: Float[Array, "V"],
+    number: int | Int[Array, ""],
+    sampling: Sampling | None,
+    key: Array | None,
+    said: Bool[Array, "V"] | None,
+) -> tuple[Int[Array, ""], Bool[Array, "V"] | None]:
+    """Return the token that answers with `scores` as number `number` of its answer, and `said`."""
+    if sampling is not None and said is not None:
+        scores = penalised(scores.astype(jnp.float32), said, sampling.repetition_penalty)
+    if sampling is None or sampling.greedy:
+        token = jnp.argmax(scores).astype(jnp.int32)
+    elif key is None:
+        raise ValueError("sampling needs a key: give key=jax.random.key(seed).")
+    else:
+        mine = jax.random.fold_in(key, number)
+        token = sample(scores, mine, sampling.temperature, sampling.top_p, sampling.top_k)
+    return token, None if said is None else said.at[token].set(True)

@@ -1,0 +1,1 @@
+"""Bytes, prices and ratios of time: `python -m jaxmem.experiments.benchmark`."""

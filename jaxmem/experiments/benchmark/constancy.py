@@ -1,0 +1,238 @@
+"""Proof of constancy: hour 10 of a stream costs what minute 10 costs.
+
+The stream is synthetic tokens made inside the compiled program, so nothing but the decoder and the
+memory is measured. Times are compared in pairs: the live states of minute 10 and of the end are
+both kept and stepped in turn, so that a change in the machine's load falls on both alike.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.experiments.memories import Chosen
+from jaxmem.experiments.stream.run import probes_of
+from jaxmem.kv import AUDIO, VISION
+from jaxmem.loop import (
+    Carry,
+    ask,
+    branch,
+    decoder_of,
+    init_carry,
+    make_program,
+    question_rows,
+    stream,
+)
+from jaxmem.memory.bank.bank import footprint
+from jaxmem.memory.base import Embeds
+from jaxmem.models.base import Model
+from jaxmem.report.compilations import count_compilations
+from jaxmem.typing import Array, Params
+
+
+@dataclass(frozen=True)
+class Constancy:
+    """What stayed the same between an early and a late moment of one stream.
+
+    Attributes:
+      memory: name of the memory.
+      hours: length of the stream, hours.
+      tokens: tokens that were streamed.
+      early_minute: the early moment, minutes.
+      chunk_ms: median time of one chunk at the early and the late moment, milliseconds.
+      first_token_ms: median time from a question to its first token, milliseconds.
+      chunk_ratio: late / early.
+      first_token_ratio: late / early.
+      state_bytes: bytes of the carry at both moments, wherever they lie.
+      memory_bytes: bytes of the memory and its bank on the device, as `footprint` prices them.
+      host_bytes: bytes of the bank in host memory, likewise.
+      resident_bytes: resident memory of the process at both moments.
+      resident_growth: late / early - 1.
+      recompilations: programs compiled after the early moment.
+    """
+
+    memory: str
+    hours: float
+    tokens: int
+    early_minute: float
+    chunk_ms: tuple[float, float]
+    first_token_ms: tuple[float, float]
+    chunk_ratio: float
+    first_token_ratio: float
+    state_bytes: tuple[int, int]
+    memory_bytes: int
+    host_bytes: int
+    resident_bytes: tuple[int, int]
+    resident_growth: float
+    recompilations: int
+
+    def as_dict(self) -> dict:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+def synthetic_chunk(
+    params: Params, number: Array, *, seconds: int, per_second: int, width: int, axes: int
+) -> Embeds:
+    """Return chunk `number` of an endless stream: random embeddings, a fifth of them audio."""
+    del params
+    size = seconds * per_second
+    x = jax.random.normal(jax.random.fold_in(jax.random.key(0), number), (size, width))
+    place = np.arange(size) % per_second
+    rel = np.zeros((size, axes), np.int32)
+    rel[:, 0] = np.arange(size) // per_second * 4
+    kind = np.where(place < per_second * 4 // 5, VISION, AUDIO).astype(np.int8)
+    span = np.zeros(axes, np.int32)
+    span[0] = 4 * seconds
+    return Embeds(x, jnp.asarray(rel), jnp.asarray(kind), jnp.asarray(span))
+
+
+def resident() -> int:
+    """Return the resident memory of this process in bytes (its peak, where no better is known)."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def bytes_of(carry: Carry) -> int:
+    """Return the bytes that a carry really holds."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+
+
+class Streamed:
+    """One memory's stream of synthetic chunks in the decoder of a model."""
+
+    def __init__(self, model: Model, chosen: Chosen):
+        """Prepare the program, the probes that the memory reads, and a question of four words.
+
+        Raises:
+          ValueError: if the memory reads probes and the model names none, or the chunks of its
+            spec are no whole pieces.
+        """
+        spec, pieces = chosen.spec, chosen.spec.chunk / model.tokens_per_piece
+        if pieces != int(pieces):
+            raise ValueError(
+                f"chunks of {spec.chunk} tokens are no whole pieces of {model.tokens_per_piece}."
+            )
+        self.program = make_program(model.decoder, chosen.memory, spec)
+        self.weights = decoder_of(model.params)
+        self.probes = probes_of(model, self.program, chosen.name)
+        self.question = question_rows(self.weights, np.arange(4), program=self.program)
+        self.encode = partial(
+            synthetic_chunk,
+            seconds=int(pieces),
+            per_second=model.tokens_per_piece,
+            width=spec.width,
+            axes=spec.axes,
+        )
+
+    def run(self, carry: Carry, numbers: np.ndarray) -> Carry:
+        """Return the carry, which is donated, after the chunks of those numbers."""
+        program, encode, probes = self.program, self.encode, self.probes
+        more = {"program": program, "encode": encode, "probes": probes}
+        return jax.block_until_ready(stream(self.weights, carry, numbers, **more))
+
+    def times(self, carry: Carry) -> tuple[float, float]:
+        """Return the seconds of one chunk and of one first token; the carry stays as it is."""
+        copy = jax.block_until_ready(branch(carry))
+        start = time.perf_counter()
+        self.run(copy, np.zeros((1,), np.int32))
+        chunk = time.perf_counter() - start
+        start = time.perf_counter()
+        jax.block_until_ready(ask(self.weights, carry, self.question, program=self.program))
+        return chunk, time.perf_counter() - start
+
+    def advance(
+        self, until: int, early: int, segment: int, progress: Callable[[float], None]
+    ) -> tuple[Moment, Moment]:
+        """Return the moments after at least `early` and `until` chunks, `segment` at a time."""
+        carry, at, before = init_carry(self.program), 0, None
+        while at < until:
+            carry = self.run(carry, np.arange(at, at + segment, dtype=np.int32))
+            at += segment
+            if before is None and at >= early:
+                before = Moment(branch(carry), at, resident())
+            progress(at / until)
+        assert before is not None
+        return before, Moment(carry, at, resident())
+
+
+class Moment(NamedTuple):
+    """A moment of a stream."""
+
+    carry: Carry
+    chunks: int  # that were streamed
+    resident: int  # bytes
+
+
+def measure(
+    model: Model,
+    chosen: Chosen,
+    *,
+    hours: float = 10.0,
+    early_minute: float = 10.0,
+    segment: int = 60,
+    pairs: int = 200,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Constancy:
+    """Stream `hours` of synthetic tokens and compare minute `early_minute` with the end.
+
+    Args:
+      model: whose decoder is streamed (its encoders are not used).
+      chosen: the memory that is proven, and the spec with its chunks and its bank.
+      hours: length of the stream.
+      early_minute: the moment to compare with, minutes.
+      segment: chunks per call of `stream`.
+      pairs: how many times both moments are timed, in turn.
+      progress: called with the share that is done.
+
+    Raises:
+      ValueError: if the stream is not longer than `early_minute`, or does not fit the model.
+    """
+    streamed = Streamed(model, chosen)
+    size = chosen.spec.chunk
+    seconds = size // model.tokens_per_piece
+    total, early_at = (int(s / seconds) for s in (hours * 3600, early_minute * 60))
+    if total <= early_at:
+        raise ValueError(
+            f"{hours} hours are not longer than minute {early_minute}: raise hours or lower "
+            "early_minute."
+        )
+    warm = streamed.run(init_carry(streamed.program), np.zeros((segment,), np.int32))
+    streamed.times(warm)
+    del warm
+    with count_compilations() as counted:
+        early, late = streamed.advance(total, early_at, segment, progress)
+        times = np.array(
+            [(*streamed.times(early.carry), *streamed.times(late.carry)) for _ in range(pairs)]
+        )
+    chunk_early, token_early, chunk_late, token_late = (np.median(times, axis=0) * 1e3).tolist()
+    price = footprint(chosen.memory, chosen.spec)
+    return Constancy(
+        memory=chosen.memory.name,
+        hours=late.chunks * seconds / 3600,
+        tokens=late.chunks * size,
+        early_minute=early_minute,
+        chunk_ms=(chunk_early, chunk_late),
+        first_token_ms=(token_early, token_late),
+        chunk_ratio=chunk_late / chunk_early,
+        first_token_ratio=token_late / token_early,
+        state_bytes=(bytes_of(early.carry), bytes_of(late.carry)),
+        memory_bytes=price.device,
+        host_bytes=price.host,
+        resident_bytes=(early.resident, late.resident),
+        resident_growth=late.resident / early.resident - 1,
+        recompilations=counted.count,
+    )

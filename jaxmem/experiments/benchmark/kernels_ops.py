@@ -1,0 +1,148 @@
+"""The operations that are measured: ours, the naive one, and what both must at least move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxmem.experiments.benchmark import kernels_naive as naive
+from jaxmem.experiments.benchmark.kernels_shapes import Inputs, Shape, rope_of, segments
+from jaxmem.kernels.attend import attend
+from jaxmem.kernels.move import move
+from jaxmem.kernels.received import mass, row_mass
+from jaxmem.kernels.select import select
+from jaxmem.kernels.similarity import neighbour_cosine
+from jaxmem.kv import KV
+from jaxmem.typing import Array, PyTree
+
+Run = Callable[[Inputs, Shape], Any]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation and its naive formulation; both take (inputs, shape).
+
+    Attributes:
+      name: of the operation.
+      ours: through `jaxmem.kernels`, `implementation` as a keyword.
+      plain: the naive formulation.
+      flops: multiplications and additions of the matrix products, by count.
+      nbytes: bytes of operands and results, each counted once.
+      goal: time over that of the naive formulation, on a CPU, or None.
+    """
+
+    name: str
+    ours: Callable[..., PyTree]
+    plain: Run
+    flops: Callable[[Shape], int]
+    nbytes: Callable[[Shape], int]
+    goal: float | None = None
+
+
+def pairs(shape: Shape) -> int:
+    """Return how many keys all rows together see."""
+    return shape.rows * shape.slots + shape.rows * (shape.rows + 1) // 2
+
+
+def logit_flops(shape: Shape) -> int:
+    """Return the FLOPs of q k for every head."""
+    return 2 * pairs(shape) * shape.heads * shape.dim
+
+
+def query_bytes(shape: Shape) -> int:
+    """Return the bytes of the queries, or of the output."""
+    return shape.rows * shape.heads * shape.dim * shape.itemsize
+
+
+def key_bytes(shape: Shape) -> int:
+    """Return the bytes of the keys of memory and chunk, or of the values."""
+    return shape.pool * shape.kv_heads * shape.dim * shape.itemsize
+
+
+def mass_bytes(shape: Shape) -> int:
+    """Return the bytes of queries, keys, log-sum-exp and sums."""
+    lse = 4 * shape.rows * shape.heads
+    return query_bytes(shape) + key_bytes(shape) + lse + 4 * shape.pool
+
+
+def select_bytes(shape: Shape) -> int:
+    """Return the bytes of the scores, and of the kept tokens read and written."""
+    per_token = 2 * shape.kv_heads * shape.dim * shape.itemsize + 4 + 4 + 1
+    return 2 * 4 * shape.pool + 2 * shape.slots * per_token
+
+
+def _attend(x: Inputs, shape: Shape, **how: Any) -> tuple[Array, Array]:
+    return attend(x.q, segments(x), rope=rope_of(shape), **how)
+
+
+def _mass(x: Inputs, shape: Shape, **how: Any) -> tuple[Array, ...]:
+    return mass(x.q, segments(x), x.lse, rope=rope_of(shape), rows=x.counted, out=x.out, **how)
+
+
+def _row_mass(x: Inputs, shape: Shape, **how: Any) -> Array:
+    assert x.lse is not None
+    return row_mass(x.q, segments(x), x.lse, rope=rope_of(shape), segment=0, **how)
+
+
+def _select(x: Inputs, shape: Shape, **how: Any) -> KV:
+    index, keep = select(x.scores, x.caps, slots=shape.slots, **how)
+    return move(x.slots, index, keep, **how)
+
+
+def _redundancy(x: Inputs, shape: Shape, **how: Any) -> Array:
+    return neighbour_cosine(x.unit, jax.numpy.int32(shape.pool), lengths=True, **how)
+
+
+def operations() -> tuple[Operation, ...]:
+    """Return what is measured, in the order of a chunk step."""
+    weighted = {
+        "mass A2v2": ("A2v2", naive.squared_mass, 1),
+        "mass caote": ("caote", naive.caote_mass, 2),
+    }
+    return (
+        Operation(
+            "attend",
+            _attend,
+            naive.attend,
+            lambda s: 2 * logit_flops(s),
+            lambda s: 2 * query_bytes(s) + 2 * key_bytes(s) + 4 * s.rows * s.heads,
+        ),
+        Operation("mass", _mass, naive.mass, logit_flops, mass_bytes, goal=0.8),
+        Operation(
+            "mass mean_logit",
+            partial(_mass, form="mean_logit"),
+            naive.mean_logit_mass,
+            lambda s: 2 * pairs(s) * s.kv_heads * s.dim,
+            lambda s: query_bytes(s) + key_bytes(s) + 4 * s.pool,
+            goal=0.5,
+        ),
+        *(
+            Operation(
+                name,
+                partial(_mass, weights=kind),
+                plain,
+                lambda s, products=products: products * logit_flops(s),
+                lambda s: mass_bytes(s) + key_bytes(s),
+            )
+            for name, (kind, plain, products) in weighted.items()
+        ),
+        Operation("row_mass", _row_mass, naive.row_mass, logit_flops, mass_bytes),
+        Operation("select", _select, naive.select, lambda s: 0, select_bytes, goal=0.5),
+        Operation(
+            "redundancy",
+            _redundancy,
+            naive.redundancy,
+            lambda s: 2 * s.pool * s.unit,
+            lambda s: s.pool * (s.unit * s.itemsize + 4),
+        ),
+    )
+
+
+def with_attention(x: Inputs, shape: Shape) -> Inputs:
+    """Return the inputs with the output and log-sum-exp of their attention."""
+    out, lse = jax.jit(partial(_attend, shape=shape))(x)
+    return x._replace(out=out, lse=lse)

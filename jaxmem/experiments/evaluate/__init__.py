@@ -1,0 +1,1 @@
+"""Memories on held-out streams: `python -m jaxmem.experiments.evaluate`."""

@@ -1,0 +1,296 @@
+"""Compare memories on held-out streams at equal bytes.
+
+python -m jaxmem.experiments.evaluate recall --out experiments/memory_comparison
+python -m jaxmem.experiments.evaluate diagnose --budget 128KiB
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxmem.experiments._memory_options import Bank
+from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
+from jaxmem.experiments.evaluate.recall import as_dict, measure_times, run_cell
+from jaxmem.experiments.evaluate.recall_streams import Streams, streams
+from jaxmem.experiments.memories import NAMES, Chosen, Memories, choose, parse_budget, parse_names
+from jaxmem.models.base import Model
+from jaxmem.models.tiny.embedded import embedded
+from jaxmem.report import recall as report
+from jaxmem.report.files import write_json, write_picture
+from jaxmem.session import model_spec
+
+FORMAT, VERSION = "jaxmem-recall", 1
+ADDED = {
+    name: {"per_kind": False, "audio_tokens": None}
+    for name in ("flash_vstream", "flash_vstream_qwen", "moviechat", "ma_lmm")
+}
+"""Options that came after the first cells, and what those cells were measured with."""
+SAME = {"text": {None: 0}}
+"""Values that mean another one here: the embedded model writes no time stamps."""
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+    """Right answers of the embedded model with every memory, at equal device bytes."""
+
+    memories: str = ",".join(NAMES)
+    """Names, comma-separated; `full` is the reference and has no budget."""
+    budgets: tuple[str, ...] = ("32KiB", "128KiB", "512KiB", "2MiB")
+    """Bytes of the state over all layers, from starving to ample."""
+    seconds: tuple[int, ...] = (64, 128, 256)
+    """Lengths of the streams."""
+    streams: int = 24
+    """Streams of every length."""
+    questions: int = 48
+    """Questions about every stream."""
+    moments: int = 4
+    """Times at which a stream is asked, evenly spaced, the last one at its end."""
+    chunk_seconds: int = 4
+    """Seconds written at once."""
+    difficulty: str = "standard"
+    """Level of the world."""
+    timed: str = "512KiB"
+    """Budget at which times are measured (longest streams); empty: none."""
+    measured_only: bool = False
+    """Measure nothing: tables and plots of the cells that are there."""
+    weights: Path | None = None
+    """Weights of a model like the embedded one; None: the embedded one."""
+    out: Path = Path("out/recall")
+    """Folder of cells (one file each: a stopped run goes on where it was), tables and plots."""
+    options: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
+    """Options of the memories."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One cell that is to be measured."""
+
+    name: str
+    budget: str
+    seconds: int
+
+    @property
+    def stem(self) -> str:
+        """Name of its file."""
+        return f"{self.name}_{self.budget}_{self.seconds}s"
+
+
+def plans(config: RecallConfig) -> list[Plan]:
+    """Return all cells, those that share compiled programs one after the other."""
+    out = []
+    for name in parse_names(config.memories):
+        budgets = ("all",) if name == "full" else config.budgets
+        out += [Plan(name, b, s) for b in budgets for s in config.seconds]
+    return out
+
+
+def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
+    """Return what tells results of other settings or weights from these."""
+    keys = ("streams", "questions", "moments", "chunk_seconds", "difficulty")
+    told = {key: getattr(config, key) for key in keys}
+    options, added = asdict(getattr(config.options, name)), ADDED.get(name, {})
+    options = {k: SAME[k].get(v, v) if k in SAME else v for k, v in options.items()}
+    told["options"] = {k: v for k, v in options.items() if k not in added or v != added[k]}
+    if config.options.bank != Bank():
+        told["bank"] = asdict(config.options.bank)
+    if config.options.bits:
+        told["bits"] = config.options.bits
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for leaf in jax.tree.leaves(model.params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> Chosen:
+    """Return the memory of a cell within its budget.
+
+    Raises:
+      ValueError: if the budget holds no such memory.
+    """
+    spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
+    # A bank and `full` hold the longest stream, so that all lengths share one program.
+    budget = parse_budget("1" if plan.budget == "all" else plan.budget)
+    rope = model.decoder.rope
+    (chosen,) = choose((plan.name,), config.options, budget, spec, rope, tokens, model)
+    return chosen
+
+
+def measure(
+    config: RecallConfig, model: Model, made: Callable[[int], Streams]
+) -> Iterator[tuple[Plan, dict[str, Any]]]:
+    """Measure every cell that has no file yet, and yield all of them in order.
+
+    Args:
+      config: of the comparison.
+      model: what streams and answers.
+      made: streams of a length, made when they are first asked for.
+    """
+    marks = {name: fingerprint(config, model, name) for name in parse_names(config.memories)}
+    chosen: dict[tuple[str, str], Chosen] = {}  # one for all lengths: compiled once
+    tokens = max(config.seconds) * model.tokens_per_piece
+    for plan in plans(config):
+        path = config.out / "cells" / f"{plan.stem}.json"
+        mark = marks[plan.name]
+        cell = json.loads(path.read_text()) if path.is_file() else {}
+        if cell.get("fingerprint") != mark:
+            if config.measured_only:
+                continue
+            cell = {"fingerprint": mark, **asdict(plan)}
+            try:
+                key = plan.name, plan.budget
+                chosen[key] = chosen.get(key) or chosen_for(config, model, plan, tokens)
+            except ValueError as error:  # not to fit its budget is a result, too
+                cell |= {"refused": str(error)}
+            else:
+                cell |= measure_one(config, model, plan, chosen[key], made(plan.seconds))
+            write_json(path, cell)
+        yield plan, cell
+
+
+def measure_one(
+    config: RecallConfig, model: Model, plan: Plan, chosen: Chosen, made: Streams
+) -> dict[str, Any]:
+    """Measure one cell."""
+    between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
+    cell = as_dict(run_cell(model, chosen, made, segment=math.gcd(*between)))
+    if plan.seconds == max(config.seconds) and plan.budget in (config.timed, "all"):
+        cell["times"] = asdict(measure_times(model, chosen, made))
+    return cell
+
+
+def streams_of(config: RecallConfig, model: Model, seconds: int) -> Streams:
+    """Return the test streams of one length."""
+    return streams(
+        model,
+        count=config.streams,
+        seconds=seconds,
+        moments=config.moments,
+        questions=config.questions,
+        chunk_seconds=config.chunk_seconds,
+        difficulty=config.difficulty,
+    )
+
+
+def outcome(plan: Plan, cell: dict[str, Any], made: Streams) -> report.Outcome:
+    """Return a cell with what was asked."""
+    times = cell.get("times") or {}
+    return report.Outcome(
+        memory=plan.name,
+        budget=plan.budget,
+        seconds=plan.seconds,
+        right=np.array([[[c == "1" for c in row] for row in part] for part in cell["right"]]),
+        type=made.asked.type,
+        age=made.asked.age,
+        nbytes=cell["nbytes"],
+        bank_nbytes=cell["bank_nbytes"],
+        chunk_ms=times.get("chunk"),
+        first_token_ms=times.get("first_token"),
+    )
+
+
+def summary(config: RecallConfig, outcomes: Sequence[report.Outcome]) -> dict[str, Any]:
+    """Return every cell's shares as plain data."""
+    plain = lambda shares: {k: report.plain_share(v) for k, v in shares.items()}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": {k: str(v) for k, v in asdict(replace(config, options=Memories())).items()},
+        "jax": jax.__version__,
+        "device": str(jax.devices()[0].device_kind),
+        "cells": [
+            {
+                "memory": o.memory,
+                "budget": o.budget,
+                "seconds": o.seconds,
+                "nbytes": o.nbytes,
+                "bank_nbytes": o.bank_nbytes,
+                "chunk_ms": o.chunk_ms,
+                "first_token_ms": o.first_token_ms,
+                "all": report.plain_share(report.share(o.right)),
+                "by_type": plain(report.by_type(o)),
+                "by_age": plain(report.by_age(o)),
+            }
+            for o in outcomes
+        ],
+    }
+
+
+def write(config: RecallConfig, outcomes: Sequence[report.Outcome], console: Console) -> None:
+    """Print the tables and write JSON, tables and plots."""
+    longest = max(config.seconds)
+    budget = config.timed if config.timed in config.budgets else config.budgets[-1]
+    tables = [report.table(outcomes, seconds) for seconds in config.seconds]
+    here = [o for o in outcomes if o.seconds == longest and o.budget in (budget, "all")]
+    for title, split in (("type of question", report.by_type), ("age of evidence", report.by_age)):
+        parts = {o.memory: split(o) for o in here}
+        tables.append(report.split_table(here, parts, f"{longest} s streams, {budget}: {title}"))
+    for one in tables:
+        console.print(one)
+    with (config.out / "tables.txt").open("w") as file:
+        text = Console(width=240, file=file)
+        for one in tables:
+            text.print(one)
+    write_json(config.out / "results.json", summary(config, outcomes))
+    write_picture(config.out / "budgets.png", report.plot_budgets(outcomes))
+    write_picture(config.out / "ages.png", report.plot_ages(outcomes, longest, budget))
+    console.print(f"written to {config.out}", markup=False)
+
+
+def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
+    """Measure, print and write the comparison.
+
+    Raises:
+      ValueError: for unknown names, budgets that hold no memory, or lengths that cannot be cut.
+    """
+    for budget in config.budgets:
+        if parse_budget(budget).nbytes is None:
+            raise ValueError(f"--budgets are bytes over all layers (64KiB), got {budget!r}.")
+    model = embedded(config.weights)
+    made = functools.cache(lambda seconds: streams_of(config, model, seconds))
+    cells = []
+    columns = [TextColumn("{task.fields[at]:<28}"), BarColumn(), MofNCompleteColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("cells", total=len(plans(config)), at="")
+        for plan, cell in measure(config, model, made):
+            cells.append((plan, cell))
+            progress.update(task, advance=1, at=plan.stem)
+    measured = [(plan, cell) for plan, cell in cells if "right" in cell]
+    outcomes = [outcome(plan, cell, made(plan.seconds)) for plan, cell in measured]
+    for plan, cell in cells:
+        if "refused" in cell:
+            console.print(f"{plan.stem}: {cell['refused']}", markup=False)
+    write(config, outcomes, console)
+    return outcomes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one evaluation; return the exit status (0, or 2 for bad arguments)."""
+    commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
+    config = tyro.extras.subcommand_cli_from_dict(commands, args=argv, description=__doc__)
+    try:
+        if isinstance(config, DiagnoseConfig):
+            run_diagnose(config, Console())
+        else:
+            recall(config, Console())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,200 @@
+"""`evaluate diagnose`: what memories keep, against exact attention and planted evidence."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from jaxmem.decoder.program import layers_of
+from jaxmem.decoder.step import chunk_step
+from jaxmem.experiments.evaluate.recall import advance_all, program_of, question_of, side_by_side
+from jaxmem.experiments.evaluate.recall_streams import Streams, streams
+from jaxmem.experiments.memories import Chosen, Memories, choose, parse_budget, parse_names
+from jaxmem.experiments.stream.run import probes_of
+from jaxmem.kv import EMPTY
+from jaxmem.loop import Carry, Program, decoder_of
+from jaxmem.memory.base import State, kv_of
+from jaxmem.memory.full import full
+from jaxmem.memory.transforms.recorded import watch
+from jaxmem.models.base import Model
+from jaxmem.models.tiny.embedded import embedded
+from jaxmem.report import diagnostics as report
+from jaxmem.report.diagnostics import Diagnosis, Whole
+from jaxmem.report.files import write_json, write_picture
+from jaxmem.session import model_spec
+from jaxmem.typing import Array, Params
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """What memories keep: against the oracle of exact attention, planted evidence, kinds, ages."""
+
+    memories: str = "omnimem,hermes,keydiff,streammem,snapkv,h2o,recent,uniform,random"
+    """Names, comma-separated; not `full`, and none that keeps features."""
+    budget: str = "512KiB"
+    """Bytes of the state over all layers, the same for all."""
+    seconds: int = 128
+    """Length of the streams."""
+    streams: int = 8
+    """Number of streams."""
+    questions: int = 48
+    """Questions about every stream."""
+    moments: int = 4
+    """Times at which a stream is looked at, evenly spaced, the last one at its end."""
+    chunk_seconds: int = 4
+    """Seconds written at once."""
+    difficulty: str = "standard"
+    """Level of the world."""
+    weights: Path | None = None
+    """Weights of a model like the embedded one; None: the embedded one."""
+    out: Path = Path("out/diagnose")
+    """Folder of the table, the plot and the JSON."""
+    options: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
+    """Options of the memories."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Exact attention of the questions of one moment, over all tokens of every stream."""
+
+    whole: list[Whole]  # B streams
+    mass: np.ndarray  # [B, n, L, N]
+
+
+def states_after(model: Model, program: Program, name: str, made: Streams) -> Iterator[Carry]:
+    """Yield the carries of all streams [B, ...] at every moment."""
+    probes = probes_of(model, program, name)
+    moments, count = made.asked.answer.shape[:2]
+    carry = side_by_side(program, count)
+    advance = advance_all(program, model.encode)
+    for moment in range(moments):
+        part = jax.tree.map(lambda x, m=moment: x[m], made.inputs)
+        carry = advance(model.params, carry, part, probes)
+        yield jax.tree.map(lambda x: jnp.array(x, copy=True), carry)  # advance donates its own
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def _masses(params: Params, carry: Carry, ids: Array, *, program: Program) -> Array:
+    """Return what the questions [B, n, Q] give to every slot: [B, n, L, S]."""
+
+    def one(carry: Carry, ids: Array) -> Array:
+        rows = question_of(params, ids, program=program)
+        after, _ = chunk_step(decoder_of(params), program, carry, rows)
+        return after.state.aux.mass[:, 0]
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(carry, ids)
+
+
+def oracles(model: Model, config: DiagnoseConfig, made: Streams) -> list[Oracle]:
+    """Return the oracle of every moment."""
+    spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
+    program = program_of(model.decoder, watch(full(config.seconds * model.tokens_per_piece)), spec)
+    out = []
+    for moment, carry in enumerate(states_after(model, program, "full", made)):
+        mass = _masses(model.params, carry, made.asked.ids[moment], program=program)
+        streams_ = range(mass.shape[0])
+        whole = [_whole(model, program, jax.tree.map(lambda x, b=b: x[b], carry)) for b in streams_]
+        here = len(whole[0].index)  # streams of one length hold equally many tokens
+        out.append(Oracle(whole, np.asarray(mass)[..., :here]))
+    return out
+
+
+def _whole(model: Model, program: Program, carry: Carry) -> Whole:
+    """Return all tokens of one stream, from the first layer of `full`."""
+    if model.ticks_per_second is None:
+        raise ValueError(f"{model.name} has no clock among its positions; diagnose needs one.")
+    tokens = jax.tree.map(np.asarray, kv_of(layers_of(program, carry)[0].slots))
+    real = tokens.modality[:, 0] != EMPTY
+    time = tokens.pos[:, 0, 0] / model.ticks_per_second
+    return Whole(tokens.index[real, 0], time[real], tokens.modality[real, 0])
+
+
+def diagnose(model: Model, chosen: Chosen, made: Streams, oracle: list[Oracle]) -> Diagnosis:
+    """Return what a memory kept of all streams at all moments."""
+    program = program_of(model.decoder, chosen.memory, chosen.spec)
+    scores, evidence, anywhere, ages, kinds, spread = [], [], [], [], [], []
+    for moment, carries in enumerate(states_after(model, program, chosen.name, made)):
+        carries, seen = jax.tree.map(np.asarray, carries), oracle[moment]
+        seconds = made.seconds * (moment + 1) / len(oracle)
+        for b, whole in enumerate(seen.whole):
+            states = layers_of(program, jax.tree.map(lambda x, b=b: x[b], carries))
+            kept = [_kept(state, whole) for state in states]
+            kinds.append([report.count_kinds(whole, k) for k in kept])
+            spread.append(np.mean([report.share_ages(whole, k, seconds) for k in kept], axis=0))
+            for n, age in enumerate(made.asked.age[moment, b]):
+                pairs = zip(seen.mass[b, n], kept, strict=True)
+                scores.append([report.against_oracle(mass, k) for mass, k in pairs])
+                if age >= 0:
+                    held = [report.holds_evidence(whole, k, seconds - age) for k in kept]
+                    evidence.append(np.mean(held))
+                    anywhere.append(np.any(held))
+                    ages.append(age)
+    overlap, covered, chance = np.mean(scores, axis=(0, 1))
+    mean = np.mean(kinds, axis=0)
+    return Diagnosis(
+        memory=chosen.name,
+        slots=float(mean.sum(1).mean()),
+        overlap=float(overlap),
+        covered=float(covered),
+        chance=float(chance),
+        evidence=report.by_age(np.asarray(evidence), np.asarray(ages)),
+        anywhere=report.by_age(np.asarray(anywhere), np.asarray(ages)),
+        kinds=mean,
+        ages=np.mean(spread, axis=0),
+    )
+
+
+def _kept(state: State, whole: Whole) -> np.ndarray:
+    """Return which tokens [N] a layer holds, for any of its KV heads."""
+    tokens = kv_of(state.slots)
+    return report.held(whole, np.asarray(tokens.index)[np.asarray(tokens.modality) != EMPTY])
+
+
+def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
+    """Measure, print and write what the named memories keep.
+
+    Raises:
+      ValueError: for unknown names, memories without tokens, or a budget that holds none.
+    """
+    model, names = embedded(config.weights), parse_names(config.memories)
+    spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
+    tokens = config.seconds * model.tokens_per_piece
+    budget, rope = parse_budget(config.budget), model.decoder.rope
+    chosen = [choose((name,), config.options, budget, spec, rope, tokens)[0] for name in names]
+    features = [one.name for one in chosen if one.memory.scope == "feature"]
+    if features:
+        raise ValueError(
+            f"{', '.join(features)} keeps features before the decoder and no tokens of layers; "
+            "leave it out of --memories."
+        )
+    made = streams(
+        model,
+        count=config.streams,
+        seconds=config.seconds,
+        moments=config.moments,
+        questions=config.questions,
+        chunk_seconds=config.chunk_seconds,
+        difficulty=config.difficulty,
+    )
+    oracle = oracles(model, config, made)
+    done = [
+        diagnose(model, one, made, oracle)
+        for one in track(chosen, "memories", console=console, transient=True)
+    ]
+    title = f"What is kept of {config.seconds} s streams within {config.budget} (%)"
+    console.print(report.table(done, title))
+    console.print("ages: layers that hold the evidence (questions with a layer that does)")
+    write_json(config.out / "diagnosis.json", [report.as_dict(one) for one in done])
+    write_picture(config.out / "diagnosis.png", report.plot(done, config.seconds, title))
+    console.print(f"written to {config.out}", markup=False)
+    return done

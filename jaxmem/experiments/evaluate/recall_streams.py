@@ -1,0 +1,116 @@
+"""Held-out streams of the synthetic world as encoder inputs, and questions at fixed moments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmem.data.world import synthetic
+from jaxmem.data.world.features import log_mel
+from jaxmem.loop import bucket
+from jaxmem.models.base import Model
+from jaxmem.models.tiny.embedded import Inputs
+
+
+class Asked(NamedTuple):
+    """Questions of B streams at M moments, n each; plain numpy."""
+
+    ids: np.ndarray  # int32 [M, B, n, Q], words, -1 behind them
+    answer: np.ndarray  # int [M, B, n], id of the right word
+    type: np.ndarray  # str [M, B, n]
+    age: np.ndarray  # float [M, B, n], seconds since the evidence ended; -1: it was never there
+
+
+class Streams(NamedTuple):
+    """B streams of one length, cut in M equal parts, each behind M questions' moments."""
+
+    inputs: Inputs  # [M, B, K, C, ...]: K chunks of C seconds a part
+    asked: Asked
+    seconds: int
+
+
+def streams(
+    model: Model,
+    *,
+    count: int,
+    seconds: int,
+    moments: int,
+    questions: int,
+    chunk_seconds: int,
+    difficulty: str,
+    split: synthetic.Split = "test",
+) -> Streams:
+    """Return `count` streams of the split with `questions` questions each.
+
+    Args:
+      model: the embedded model or one of its kind.
+      count: B.
+      seconds: of each stream.
+      moments: M, evenly spaced, the last one at the end.
+      questions: of a stream, the same number at every moment.
+      chunk_seconds: C.
+      difficulty: level of the world.
+      split: where the seeds come from.
+
+    Raises:
+      ValueError: if the moments do not cut the stream into whole chunks, or the questions do not
+        spread evenly over them.
+    """
+    if seconds % (moments * chunk_seconds):
+        raise ValueError(
+            f"streams of {seconds} s cannot be cut into {moments} parts of whole chunks of "
+            f"{chunk_seconds} s; change --seconds, --moments or --chunk-seconds."
+        )
+    if questions % moments or questions < moments:
+        raise ValueError(
+            f"{questions} questions do not spread evenly over {moments} moments; give a multiple."
+        )
+    made = [
+        _one(model, synthetic.split_seed(split, index), seconds, moments, questions, difficulty)
+        for index in range(count)
+    ]
+    parts = (moments, seconds // (moments * chunk_seconds), chunk_seconds)
+    cut = lambda x: x.reshape(*parts, *x.shape[1:])
+    inputs = [jax.tree.map(cut, one) for one, _ in made]
+    beside = lambda *x: np.stack(x, 1)
+    return Streams(
+        jax.tree.map(beside, *inputs),
+        jax.tree.map(beside, *[asked for _, asked in made]),
+        seconds,
+    )
+
+
+def _one(
+    model: Model,
+    seed: tuple[int, ...],
+    seconds: int,
+    moments: int,
+    count: int,
+    difficulty: str,
+) -> tuple[Inputs, Asked]:
+    stream = synthetic.world(seed, seconds, synthetic.level(difficulty))
+    logmel = log_mel(synthetic.sound(stream))
+    inputs = Inputs(
+        synthetic.frames(stream),
+        logmel.reshape(seconds, -1, logmel.shape[-1]),
+        np.ones(seconds, bool),
+    )
+    each = []
+    for moment in range(moments):
+        time = seconds * (moment + 1) // moments
+        drawn = synthetic.questions(stream, count // moments, seed=moment, times=(time,))
+        each.append(_asked(model, drawn))
+    return inputs, jax.tree.map(lambda *x: np.stack(x), *each)
+
+
+def _asked(model: Model, drawn: list[synthetic.Question]) -> Asked:
+    words = [model.tokenize(q.text) for q in drawn]
+    size = max(bucket(len(ids)) for ids in words)
+    return Asked(
+        ids=np.stack([np.pad(ids, (0, size - len(ids)), constant_values=-1) for ids in words]),
+        answer=np.array([int(model.tokenize(q.answer)[0]) for q in drawn]),
+        type=np.array([q.type for q in drawn]),
+        age=np.array([q.time - q.evidence_time if q.evidence_time >= 0 else -1.0 for q in drawn]),
+    )

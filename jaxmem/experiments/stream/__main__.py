@@ -1,0 +1,95 @@
+"""The main job: stream a video with sound through a memory of fixed size, and ask about it.
+
+    python -m jaxmem.experiments.stream
+    python -m jaxmem.experiments.stream --video clip.mp4 --ask "0:10: Which shape is there now?"
+    python -m jaxmem.experiments.stream --compare omnimem,recent,uniform,full
+    python -m jaxmem.experiments.stream --model DIR --video clip.mp4 --ask "end: What happens?"
+
+See docs/stream.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from jax.errors import JaxRuntimeError
+from rich.console import Console
+
+from jaxmem.experiments.parsing import parse
+from jaxmem.experiments.stream.config import StreamConfig
+from jaxmem.experiments.stream.job import Plan, perform, plan, prepare
+from jaxmem.experiments.stream.out_of_memory import asked_and_price, is_out_of_memory
+from jaxmem.experiments.stream.output import prompt, show, write
+from jaxmem.experiments.stream.questions import AT_THE_END
+from jaxmem.experiments.stream.source import UnreadableError, find_model, find_source, open_source
+from jaxmem.experiments.stream.terminal import typed_lines
+from jaxmem.report.results import as_dict
+
+STREAMED, BAD_ARGUMENTS, UNREADABLE, ABORTED = 0, 2, 3, 130
+"""Exit statuses."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0: something was streamed; 2: bad arguments, or no room for what they ask; 3: nothing could be
+    read; 130: interrupted before anything was streamed.
+    """
+    errors = Console(stderr=True, highlight=False)
+    try:
+        return _main(sys.argv[1:] if argv is None else argv, errors)
+    except UnreadableError as error:
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return UNREADABLE
+    except KeyboardInterrupt:
+        errors.print("interrupted before there was anything to report", style="red")
+        return ABORTED
+
+
+def _main(argv: Sequence[str], errors: Console) -> int:
+    def refuse(reason: object) -> int:
+        errors.print(f"error: {reason}", style="red", markup=False, soft_wrap=True)
+        return BAD_ARGUMENTS
+
+    config, ready = None, None
+    with ExitStack() as terminal:
+        try:
+            config = parse(StreamConfig, argv, prog="python -m jaxmem.experiments.stream")
+            console = Console(stderr=config.json, highlight=False)
+            with ExitStack() as media:
+                ready = _ready(config, console, media)
+                wanted = config.prompt and not config.json and config.video != "-"
+                lines = typed_lines(wanted=wanted, hidden=console.is_terminal)
+                typed = terminal.enter_context(lines)
+                done = perform(ready, console, typed)
+            done = write(done)
+        except SystemExit as stop:  # the parser has said what was wrong, or printed the help
+            return stop.code if isinstance(stop.code, int) else BAD_ARGUMENTS
+        except ValueError as error:  # also a memory and a model that do not go together
+            return refuse(error)
+        except JaxRuntimeError as error:
+            if config is None or config.model is None or not is_out_of_memory(error):
+                raise
+            return refuse(asked_and_price(config, ready))
+        show(done, console)
+        if config.prompt and sys.stdin.isatty() and not config.json:
+            done = prompt(done, console, typed)
+    if config.json:
+        print(json.dumps(as_dict(done.report), indent=1, allow_nan=False, default=str))
+    return STREAMED
+
+
+def _ready(config: StreamConfig, console: Console, media: ExitStack) -> Plan:
+    """Return the plan of a run; its source is open as long as `media`."""
+    job = prepare(config, find_model(config, console))
+    usual = AT_THE_END if config.model is None else job.model.probes
+    source = find_source(config, job.questions, console, usual)
+    reader = media.enter_context(open_source(source, job.model.media))
+    return plan(job, source, reader)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,106 @@
+"""What a finished run leaves behind: files, tables, and a prompt for further questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from jaxmem.experiments.stream.job import Done, screen_of
+from jaxmem.experiments.stream.run import kept_by, put_typed, result_of
+from jaxmem.experiments.stream.terminal import Typed
+from jaxmem.report import tables
+from jaxmem.report.compare import comparison
+from jaxmem.report.files import write_json, write_picture
+from jaxmem.report.maps import memory_map
+from jaxmem.report.numbers import clock, size
+from jaxmem.report.results import as_dict
+
+
+def write(done: Done) -> Done:
+    """Collect the lanes' results, write report and pictures and return the report with them."""
+    report, lanes, out = done.report, done.lanes, done.job.config.out
+    held = [kept_by(done.job.model, lane, report.seconds) for lane in lanes]
+    results = tuple(result_of(lane, kept) for lane, kept in zip(lanes, held, strict=True))
+    files = {}
+    for lane, layers, result in zip(lanes, held, results, strict=True):
+        where = out / f"memory_map_{result.memory}.png"
+        figure = memory_map(
+            layers,
+            seconds=report.seconds,
+            title=f"{result.memory}: what is held after {clock(report.seconds)}",
+            subtitle=f"{tables.slots_text(result.slots)}, {size(result.nbytes)}; the whole stream "
+            f"would need {size(report.full_bytes)}",
+            happened=done.source.happened,
+            answers=lane.answers,
+        )
+        files[f"memory map of {result.memory}"] = str(write_picture(where, figure))
+    if len(lanes) > 1:
+        figure = comparison(
+            results,
+            held,
+            seconds=report.seconds,
+            title=f"{len(lanes)} memories on {Path(report.source).name}",
+            subtitle=f"{clock(report.seconds)}, {report.tokens:,} tokens per layer; "
+            f"the whole stream would need {size(report.full_bytes)}",
+        )
+        files["comparison"] = str(write_picture(out / "comparison.png", figure))
+    files["report"] = str(out / "report.json")
+    report = replace(report, results=results, files=files)
+    write_json(files["report"], as_dict(report))
+    return replace(done, report=report)
+
+
+def show(done: Done, console: Console) -> None:
+    """Print the tables of a finished run, what to know about it, and where its files are."""
+    report = done.report
+    console.print()
+    console.print(tables.summary(report) if len(report.results) == 1 else tables.comparison(report))
+    if report.end.kind in ("damaged", "stalled"):
+        console.print(
+            f"The media is {report.end.kind} at {clock(report.end.time)} ({report.end.reason}); "
+            "what came before was streamed.",
+            style="yellow",
+            markup=False,
+        )
+    if report.unasked:
+        console.print(f"{report.unasked} questions lie behind the end.", style="yellow")
+    if report.note and not done.source.happened:
+        console.print(report.note, style="yellow", markup=False)
+    for what, where in report.files.items():
+        console.print(f"{what}: {where}", style="dim", markup=False, soft_wrap=True)
+
+
+def prompt(done: Done, console: Console, typed: Typed | None = None) -> Done:
+    """Take questions about the whole stream from the terminal until an empty line.
+
+    Args:
+      done: the run, whose lanes are asked.
+      console: to print to.
+      typed: who reads the terminal already; None: nobody does.
+    """
+    console.print("\nAsk about the stream; an empty line leaves.")
+    model, asked = done.job.model, 0
+    for text in _lines(console, typed):
+        screen = screen_of(done.job, console, None)
+        more = {"told": screen.told, "refused": screen.refused, "grows": screen.grows}
+        with Live(get_renderable=screen.__rich__, console=console, transient=True):
+            asked += put_typed(model, done.lanes, text, done.report.seconds, **more)
+    return write(done) if asked else done
+
+
+def _lines(console: Console, typed: Typed | None) -> Iterator[str]:
+    if typed is not None:
+        yield from typed.until_empty(lambda: console.print(f"> {typed.unfinished}", end=""))
+        return
+    while True:
+        try:
+            text = console.input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not text:
+            return
+        yield text

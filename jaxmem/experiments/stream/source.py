@@ -1,0 +1,127 @@
+"""What the main job streams: a given source, or a synthetic video rendered for the occasion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from jaxmem.data.media.media import MediaReader, open_media
+from jaxmem.data.world.files import held_out
+from jaxmem.data.world.world import split_seed, world
+from jaxmem.experiments.stream.config import StreamConfig, check
+from jaxmem.experiments.stream.questions import AT_THE_END, END, Planned
+from jaxmem.kv import AUDIO, VISION
+from jaxmem.models.base import MediaFormat, Model
+from jaxmem.models.load import load_model
+from jaxmem.models.tiny.embedded import embedded
+from jaxmem.report.maps import Span
+from jaxmem.report.numbers import clock
+
+SYNTHETIC_SECONDS = 240
+
+
+class UnreadableError(Exception):
+    """Nothing could be read from the source."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is streamed, what is known to happen in it, and the questions about it."""
+
+    path: str
+    questions: tuple[Planned, ...]
+    happened: tuple[Span, ...] = ()
+    stop: float | None = None  # seconds to stream; None: all of it
+
+
+def find_model(config: StreamConfig, console: Console) -> Model:
+    """Return the checkpoint of `--model`, or the embedded model.
+
+    Raises:
+      ValueError: if an argument makes no sense, or the checkpoint does not load.
+    """
+    check(config)
+    if config.model is None:
+        return embedded(config.weights)
+    begin = time.perf_counter()
+    with console.status(f"loading {config.model}"):
+        model = load_model(
+            config.model,
+            dtype=config.dtype,
+            fps=config.fps or 1.0,
+            max_new=config.max_new,
+            max_pixels=config.max_pixels,
+        )
+    console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
+    return model
+
+
+def find_source(
+    config: StreamConfig,
+    asked: tuple[Planned, ...],
+    console: Console,
+    usual: Sequence[str] = AT_THE_END,
+) -> Source:
+    """Return the given video, or render a held-out one with its questions.
+
+    Args:
+      config: of the run.
+      asked: the user's questions.
+      console: to say what is rendered.
+      usual: asked at the end of a given video where the user asks nothing.
+    """
+    if config.video is not None:
+        default = tuple(Planned(END, text) for text in usual)
+        return Source(config.video, asked or default, stop=config.seconds)
+    seconds = int(config.seconds or SYNTHETIC_SECONDS)
+    begin = time.perf_counter()
+    with console.status(f"rendering a synthetic video of {clock(seconds)} with sound"):
+        count = 0 if asked else config.questions
+        path, drawn = held_out(config.seed, seconds, config.out, count=count)
+    console.print(f"rendered {path} in {time.perf_counter() - begin:.1f} s", style="dim")
+    planned = asked or tuple(
+        Planned(q.time, q.text, q.answer, q.type, q.evidence_time if q.evidence_time >= 0 else None)
+        for q in drawn
+    )
+    events = world(split_seed("test", config.seed), seconds).events
+    happened = [
+        Span(float(events.start[i]), float(events.end[i]), kind)
+        for kind, field in ((VISION, events.glyph), (AUDIO, events.sound))
+        for i in range(len(events.start))
+        if field[i] >= 0
+    ]
+    return Source(str(path), planned, tuple(happened))
+
+
+def open_source(source: Source, media: MediaFormat) -> MediaReader:
+    """Open a source the way a model wants it.
+
+    Raises:
+      UnreadableError: if it does not open or holds nothing.
+    """
+    try:
+        reader = open_media(
+            source.path,
+            fps=media.fps,
+            piece_seconds=media.piece_seconds,
+            size=media.size,
+            sample_rate=media.sample_rate,
+            stop=source.stop,
+        )
+    except ValueError as error:
+        raise UnreadableError(str(error)) from error
+    if not min(reader.info.size):
+        reader.close()
+        raise UnreadableError(
+            f"{source.path}: it has sound but no pictures, which the model needs."
+        )
+    return reader
+
+
+def length_of(source: Source, reader: MediaReader) -> float | None:
+    """Return how long the stream will be at most, seconds; None where that is unknown."""
+    known = [x for x in (source.stop, reader.info.duration) if x is not None]
+    return min(known) if known else None

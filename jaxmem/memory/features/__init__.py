@@ -1,0 +1,1 @@
+"""Memories of encoder features, before the decoder: MovieChat, MA-LMM, and sound beside them."""

@@ -1,0 +1,216 @@
+"""Flash-VStream's STAR memory: spatial, temporal, abstract and retrieved features.
+
+Source: "Flash-VStream: Memory-Based Real-Time Understanding for Long Video Streams", arXiv
+2406.08085. It holds features, not keys: no decoder runs until a question is asked, which is then
+answered behind the memory as a prompt.
+
+* spatial: the newest frames as they are;
+* temporal: centres of a weighted k-means over [old centres ; new frames], coarser;
+* abstract: M <- (1 - a) M + a softmax(f_q(M) f_k(x)^T / sqrt(h)) x, coarser still;
+* retrieved: frames of a buffer that stand for the heaviest clusters.
+
+`form="as_released"` does what the code published with the paper does: cluster weights start from
+1 with every chunk; the heaviest clusters' *numbers* are used as numbers of frames, so that what is
+retrieved is always among the first frames of the stream; the first chunk is stored uncompressed.
+"as_published" carries the weights, retrieves the buffered frame nearest to the cluster's centre,
+and compresses the first chunk as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmem.memory.features.clusters import Draws, distances, heaviest, weighted_kmeans
+from jaxmem.memory.features.frames import Block, append_frames, pool_grid
+from jaxmem.memory.flash_vstream.semantic import Attention, attend_groups
+from jaxmem.typing import Array, Float, Int
+
+Form = Literal["as_released", "as_published"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Static sizes: frames held by each part, and the side of a frame's square grid in it."""
+
+    grid: int = 16  # of the encoder's frames
+    side: int = 8  # spatial and retrieved
+    spatial: int = 1
+    temporal: int = 25
+    temporal_side: int = 4
+    abstract: int = 25
+    abstract_side: int = 1
+    retrieved: int = 3
+    buffer: int = 300  # newest frames to retrieve from ("as_published")
+    ratio: float = 0.2  # a, of the semantic attention
+
+
+class Held(NamedTuple):
+    """The features held. Temporal and abstract memory have room for one chunk at least."""
+
+    spatial: Float[Array, "s P E"]  # newest last, right-aligned
+    temporal: Float[Array, "Mt p E"]
+    weights: Float[Array, "Mt"]
+    temporal_count: Int[Array, ""]
+    abstract: Float[Array, "Ma a E"]
+    abstract_count: Int[Array, ""]
+    buffer: Float[Array, "R P E"]
+    retrieved: Float[Array, "r P E"]
+    frames: Int[Array, "r"]  # numbers of the retrieved frames, -1: none
+    seen: Int[Array, ""]  # frames so far
+
+
+def init_held(sizes: Sizes, width: int, chunk: int, form: Form, dtype=jnp.float32) -> Held:
+    """Return the empty memory for chunks of at most `chunk` frames."""
+    more = chunk if form == "as_released" else 0
+    slots, gists = max(sizes.temporal, more), max(sizes.abstract, more)
+    # As released only numbers of clusters are looked up: the stream's first frames are enough.
+    buffer = sizes.temporal if form == "as_released" else sizes.buffer
+
+    def room(n: int, side: int) -> Array:
+        return jnp.zeros((n, side * side, width), dtype)
+
+    zero = jnp.zeros((), jnp.int32)
+    return Held(
+        spatial=room(sizes.spatial, sizes.side),
+        temporal=room(slots, sizes.temporal_side),
+        weights=jnp.zeros((slots,), jnp.float32),
+        temporal_count=zero,
+        abstract=room(gists, sizes.abstract_side),
+        abstract_count=zero,
+        buffer=room(buffer, sizes.side),
+        retrieved=room(sizes.retrieved, sizes.side),
+        frames=jnp.full((sizes.retrieved,), -1, jnp.int32),
+        seen=zero,
+    )
+
+
+def advance(
+    held: Held,
+    frames: Float[Array, "F P E"],
+    n: Int[Array, ""],
+    draws: Draws,
+    maps: Attention | None,
+    sizes: Sizes,
+    form: Form = "as_released",
+    *,
+    whole: bool = False,
+) -> Held:
+    """Take the first `n` of F frames, [grid x grid] tokens each, into the memory.
+
+    `draws` are for the points [old centres ; new frames]. Without a frame nothing changes.
+    `whole` says that the frames are the whole video: then nothing is stored uncompressed.
+    """
+    frames = pool_grid(frames, sizes.grid, sizes.side)
+    raw = (held.seen == 0) & (form == "as_released" and not whole)  # stored as it is
+    newest = append_frames(held.spatial, jnp.int32(sizes.spatial), frames)
+    new = _temporal(held, frames, n, draws, sizes, form, raw)
+    new = _abstract(new, frames, n, maps, sizes, raw)
+    new = _buffered(new, frames, n, form)
+    new = new._replace(
+        spatial=jax.lax.dynamic_slice_in_dim(newest, n, sizes.spatial), seen=held.seen + n
+    )
+    new = _retrieved(new, sizes, form, raw)
+    return jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, held)
+
+
+def _resized(x: Array, room: int) -> Array:
+    """Return the first `room` entries, zeros where there are fewer."""
+    return jnp.pad(x[:room], ((0, max(room - x.shape[0], 0)), *((0, 0),) * (x.ndim - 1)))
+
+
+def _temporal(
+    held: Held, frames: Array, n: Array, draws: Draws, sizes: Sizes, form: Form, raw: Array
+) -> Held:
+    small = pool_grid(frames, sizes.side, sizes.temporal_side)
+    points = append_frames(held.temporal, held.temporal_count, small)
+    total, room = held.temporal_count + n, held.temporal.shape[0]
+    ones = jnp.ones((frames.shape[0],), jnp.float32)
+    weights = append_frames(held.weights, held.temporal_count, ones)
+    weights = jnp.ones_like(weights) if form == "as_released" else weights
+    weights = jnp.where(jnp.arange(weights.shape[0]) < total, weights, 0)
+    found = weighted_kmeans(points.reshape(points.shape[0], -1), weights, total, draws)
+    centres = _resized(found.centres.reshape(-1, *points.shape[1:]), room)
+    return held._replace(
+        temporal=jnp.where(raw, points[:room], centres.astype(points.dtype)),
+        weights=jnp.where(raw, weights[:room], _resized(found.weights, room)),
+        temporal_count=jnp.where(raw, total, jnp.minimum(total, sizes.temporal)),
+    )
+
+
+def _abstract(
+    held: Held, frames: Array, n: Array, maps: Attention | None, sizes: Sizes, raw: Array
+) -> Held:
+    small = pool_grid(frames, sizes.side, sizes.abstract_side)
+    gists = append_frames(held.abstract, held.abstract_count, small)
+    total, room, slots = held.abstract_count + n, held.abstract.shape[0], sizes.abstract
+    mixed = attend_groups(gists, total, maps, slots=slots, ratio=sizes.ratio).astype(gists.dtype)
+    few = raw | (total <= slots)
+    return held._replace(
+        abstract=jnp.where(few, gists[:room], _resized(mixed, room)),
+        abstract_count=jnp.where(raw, total, jnp.minimum(total, slots)),
+    )
+
+
+def _buffered(held: Held, frames: Array, n: Array, form: Form) -> Held:
+    """Keep the first frames of the stream (as released), or a ring of the newest."""
+    capacity = held.buffer.shape[0]
+    index = jnp.arange(frames.shape[0], dtype=jnp.int32)
+    number = held.seen + index
+    slot, stays = number, index < n
+    if form == "as_published":
+        slot, stays = number % capacity, stays & (index >= n - capacity)
+    slot = jnp.where(stays, slot, capacity)
+    buffer = held.buffer.at[slot].set(frames.astype(held.buffer.dtype), mode="drop")
+    return held._replace(buffer=buffer)
+
+
+def _retrieved(held: Held, sizes: Sizes, form: Form, raw: Array) -> Held:
+    """Choose the frames that stand for the heaviest clusters; none while `raw`."""
+    capacity = held.buffer.shape[0]
+    place, real = heaviest(held.weights, held.temporal_count, sizes.retrieved)
+    number = place
+    if form == "as_published":
+        pooled = pool_grid(held.buffer, sizes.side, sizes.temporal_side).reshape(capacity, -1)
+        full = jnp.arange(capacity, dtype=jnp.int32) < held.seen
+        centres = held.temporal.reshape(held.temporal.shape[0], -1)[place]
+        place = jnp.argmin(distances(centres, pooled, full), -1).astype(jnp.int32)
+        number = held.seen - 1 - (held.seen - 1 - place) % capacity  # of the frame in that place
+    real &= ~raw
+    return held._replace(
+        retrieved=jnp.where(real[:, None, None], held.buffer[place], 0),
+        frames=jnp.where(real, number, -1),
+    )
+
+
+def blocks_of(held: Held) -> list[Block]:
+    """Return the parts in the order of the prompt: abstract, temporal, retrieved, newest."""
+
+    def first(x: Array, count: Array) -> Block:
+        return x, jnp.arange(x.shape[0], dtype=jnp.int32) < count
+
+    s = held.spatial.shape[0]
+    return [
+        first(held.abstract, held.abstract_count),
+        first(held.temporal, held.temporal_count),
+        (held.retrieved, held.frames >= 0),
+        (held.spatial, jnp.arange(s, dtype=jnp.int32) >= s - held.seen),
+    ]
+
+
+def offline(
+    x: Float[Array, "T P E"],
+    draws: Draws,
+    maps: Attention | None,
+    sizes: Sizes,
+    form: Form = "as_released",
+) -> Held:
+    """Compress a whole video of T frames at once; the newest frames stay out of the clusters."""
+    last = x.shape[0] - sizes.spatial
+    start = init_held(replace(sizes, buffer=last), x.shape[-1], 0, form, x.dtype)
+    held = advance(start, x[:last], jnp.int32(last), draws, maps, sizes, form, whole=True)
+    newest = pool_grid(x[last:], sizes.grid, sizes.side)
+    return held._replace(spatial=newest, seen=jnp.int32(x.shape[0]))

@@ -1,0 +1,1 @@
+"""Memories around memories: fewer bits, and a record of what slots receive."""

@@ -1,0 +1,1 @@
+"""Streaming peers: ReKV, InfiniPot-V, StreamMem, LiveVLM, StreamingVLM."""

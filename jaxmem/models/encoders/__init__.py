@@ -1,0 +1,1 @@
+"""Encoders of pictures and sound: SigLIP, Whisper, Q-Former, and what they share."""

@@ -1,0 +1,1 @@
+"""Checkpoints of Hugging Face: configs, weights, chat templates, preprocessing."""

@@ -1,0 +1,188 @@
+"""Text of a checkpoint directory: its tokenizer, its chat template, and where answers end.
+
+Needs the packages of the extra `hf` (tokenizers, jinja2); nothing else in the library does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxmem.decoder.sampling import Sampling
+from jaxmem.models.hf.config import read_json
+from jaxmem.typing import Int
+
+Message = Mapping[str, Any]
+TOP_K = 50
+"""Of transformers, for a generation_config.json that samples and does not say."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What turns messages into token ids and back.
+
+    Attributes:
+      tokenizer: a `tokenizers.Tokenizer`.
+      template: source of the chat template (jinja).
+      special: special tokens that the template may name (bos_token, eos_token).
+      end: tokens that end an answer; None if the directory does not say.
+    """
+
+    tokenizer: Any
+    template: str
+    special: Mapping[str, str]
+    end: tuple[int, ...] | None
+
+    def ids(self, text: str) -> Int[np.ndarray, "Q"]:
+        """Return the token ids of a text, nothing added."""
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def text(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of token ids, special tokens left out."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _optional(folder: Path, name: str) -> dict[str, Any]:
+    return read_json(folder, name) if (folder / name).is_file() else {}
+
+
+def read_chat(directory: str | Path) -> Chat:
+    """Return the text side of a checkpoint directory.
+
+    Raises:
+      ValueError: if a package, the tokenizer or the chat template is missing.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError(
+            "a checkpoint's tokenizer needs the package `tokenizers`: pip install 'jaxmem[hf]'."
+        ) from None
+    folder = Path(directory)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"no tokenizer.json in {folder}: download the tokenizer files of the checkpoint too."
+        )
+    settings = _optional(folder, "tokenizer_config.json")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = {}
+    for name in ("bos_token", "eos_token"):
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None:
+            special[name] = token
+    end = _end(folder)
+    if end is None and "eos_token" in special:
+        found = tokenizer.token_to_id(special["eos_token"])
+        end = None if found is None else (found,)
+    return Chat(tokenizer, _template(folder, settings), special, end)
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str:
+    """Return the chat template: of a file of its own, or of the tokenizer's settings."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    found = _optional(folder, "chat_template.json").get("chat_template")
+    found = settings.get("chat_template") if found is None else found
+    if isinstance(found, list):  # several by name
+        found = {item["name"]: item["template"] for item in found}.get("default")
+    if not isinstance(found, str):
+        raise ValueError(
+            f"no chat template in {folder}: expected chat_template.jinja, chat_template.json, or "
+            "chat_template in tokenizer_config.json."
+        )
+    return found
+
+
+def _end(folder: Path) -> tuple[int, ...] | None:
+    """Return the tokens that end an answer, as generation_config.json or config.json says."""
+    config = _optional(folder, "config.json")
+    for part in (_optional(folder, "generation_config.json"), config, config.get("text_config")):
+        found = (part or {}).get("eos_token_id")
+        if found is not None:
+            return tuple(int(i) for i in (found if isinstance(found, list) else [found]))
+    return None
+
+
+def read_sampling(directory: str | Path) -> Sampling | None:
+    """Return how a checkpoint's generation_config.json draws tokens; None if it is greedy.
+
+    Read are `do_sample`, `temperature`, `top_p`, `top_k` (50 where the file does not say, as in
+    transformers; 0 keeps all tokens) and `repetition_penalty`; nothing else of it is applied.
+
+    Raises:
+      ValueError: if a number is outside its range.
+    """
+    found = _optional(Path(directory), "generation_config.json")
+    if not found.get("do_sample"):
+        return None
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
+    given = {name: found[name] for name in names if found.get(name) is not None}
+    try:
+        return Sampling(**{"top_k": TOP_K, **given})
+    except ValueError as error:
+        raise ValueError(f"generation_config.json in {directory}: {error}") from None
+
+
+def render(chat: Chat, messages: Sequence[Message]) -> str:
+    """Return messages as the template writes them, up to where the answer begins.
+
+    Raises:
+      ValueError: if jinja2 is missing, or the template refuses the messages.
+    """
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ValueError(
+            "a checkpoint's chat template needs the package `jinja2`: pip install 'jaxmem[hf]'."
+        ) from None
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    # A template is code from the checkpoint: it runs in a sandbox, as in transformers.
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    env.globals["raise_exception"] = refuse
+    # Unlike jinja2's own filter, no escapes of HTML.
+    env.filters["tojson"] = lambda x, **more: json.dumps(x, ensure_ascii=False, **more)
+    try:
+        template = env.from_string(chat.template)
+        return template.render(messages=messages, add_generation_prompt=True, **chat.special)
+    except TemplateError as error:
+        raise ValueError(f"the chat template cannot write this prompt: {error}.") from None
+
+
+def around(
+    chat: Chat, question: str, placeholder: int, kind: Literal["video", "image", "audio"] = "video"
+) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "Q"]]:
+    """Return the token ids before and behind the media of a prompt with one question.
+
+    Args:
+      chat: of the checkpoint.
+      question: the user's text.
+      placeholder: token that the template writes for the media.
+      kind: of the media.
+
+    Raises:
+      ValueError: if the question is empty, or the template does not write the placeholder once.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty; ask at least one word.")
+    content = [{"type": kind}, {"type": "text", "text": question}]
+    ids = chat.ids(render(chat, [{"role": "user", "content": content}]))
+    at = np.flatnonzero(ids == placeholder)
+    if len(at) != 1:
+        raise ValueError(
+            f"the chat template wrote the placeholder {placeholder} of the {kind} {len(at)} times, "
+            "expected once: the tokenizer and config.json are not of one checkpoint, or the "
+            "question holds the placeholder's text."
+        )
+    return ids[: at[0]], ids[at[0] + 1 :]

@@ -1,0 +1,288 @@
+"""Unmodified Hugging Face checkpoint directories: `config.json` and safetensors weights.
+
+A family file says which tensor of the checkpoint goes where by a *weight table*, a plain dict
+from tree paths (dots between the keys of the nested dict) to `Weight`:
+
+    table = {
+        "norm.scale": Weight("model.norm.weight", (E,)),
+        "layers.q.kernel": Weight(
+            "model.layers.{}.self_attn.q_proj.weight", (H * D, E), "linear", layers=L
+        ),
+        "layers.q.bias": Weight("model.layers.{}.self_attn.q_proj.bias", (H * D,), layers=L),
+    }
+    params = load(directory, table, dtype=jnp.bfloat16)   # {"norm": {...}, "layers": {...}}
+
+* `name` and `shape` are the tensor's as the checkpoint stores it; `turn` says how it is laid out
+  in the tree ("linear": torch's [out, in] becomes a kernel [in, out]; see `weights.Turn`).
+* `{}` in a name counts from 0 to `layers` - 1; the tensors are stacked on a leading axis L.
+* `rows` takes some rows of a fused tensor (q out of a fused qkv).
+* Tables are joined with `|` and moved under a key with `under("decoder", table)`; `dense` and
+  `norm` write the usual pairs of entries, `decoder_table` those of `jaxmem.decoder.decoder`.
+* Names in the table are those of newer checkpoints; older layouts are brought to them by
+  `renames`, pairs of prefixes (old, new) tried in order on every name of the checkpoint, each
+  once: `[("thinker.", ""), ("language_model.model.", "model.language_model.")]`.
+* Every tensor that is neither in the table nor matched by a pattern of `ignore` (`fnmatch`,
+  against the renamed name) is an error, as is every missing or misshaped one; all of them are
+  reported together.
+
+Weights are read tensor by tensor straight to their final dtype and placement: a stack exists
+once, on its devices, and the host holds one file's mapping and one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from safetensors import SafetensorError, safe_open
+
+from jaxmem.models.hf.config import check_keys, decoder_config, head_dim, read_json, rope_theta
+from jaxmem.models.hf.weights import (
+    Place,
+    Table,
+    Turn,
+    Weight,
+    abstract,
+    decoder_rules,
+    decoder_table,
+    dense,
+    mesh_rule,
+    moved,
+    nest,
+    norm,
+    turned,
+    under,
+)
+from jaxmem.typing import Array, Params
+
+Renames = Sequence[tuple[str, str]]
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+BUFFERS = ("*rotary_emb.inv_freq", "*rotary_pos_emb.inv_freq", "*.position_ids")
+"""Tensors that some checkpoints store and that follow from the config; always ignored."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies, and what its file's header says of it."""
+
+    file: Path
+    key: str  # the name in the file, before renaming
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def weight_files(directory: str | Path) -> list[Path]:
+    """Return a checkpoint's safetensors files: the single one, or the shards of its index.
+
+    Raises:
+      ValueError: if there are none (pickled weights are refused), or shards are missing.
+    """
+    folder = Path(directory)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        shards = sorted(set(read_json(folder, index.name).get("weight_map", {}).values()))
+        lost = [shard for shard in shards if not (folder / shard).is_file()]
+        if lost or not shards:
+            what = f"lacks the shards {', '.join(lost)}" if lost else "has an index without shards"
+            raise ValueError(f"{folder} {what}; download the checkpoint again.")
+        return [folder / shard for shard in shards]
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{folder} has pickled weights only ({', '.join(pickles)}). Unpickling runs whatever "
+            "code the file holds, so they are not read; save the model as safetensors "
+            "(save_pretrained of transformers does) and give that directory."
+        )
+    raise ValueError(
+        f"no weights in {folder}: expected model.safetensors, or model.safetensors.index.json "
+        "with its shards."
+    )
+
+
+def stored_tensors(directory: str | Path) -> list[Stored]:
+    """Return what a checkpoint holds, from the headers of its files only."""
+    found = []
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, "numpy") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    piece = file.get_slice(key)
+                    shape = tuple(piece.get_shape())
+                    found.append(Stored(path, key, shape, str(piece.get_dtype())))
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a whole safetensors file ({error}); download it again."
+            ) from None
+    return found
+
+
+def rename(name: str, renames: Renames) -> str:
+    """Return a name with every matching prefix replaced, in order, each pair at most once."""
+    for old, new in renames:
+        if name.startswith(old):
+            name = new + name[len(old) :]
+    return name
+
+
+def match(
+    stored: Iterable[Stored], table: Table, *, renames: Renames = (), ignore: Sequence[str] = ()
+) -> dict[str, Stored]:
+    """Return the stored tensor of every name in the table.
+
+    Raises:
+      ValueError: naming every tensor that is missing, unexpected, misshaped, stored twice or of an
+        unknown dtype.
+    """
+    expected = {name: weight for weight in table.values() for name in weight.names}
+    found: dict[str, Stored] = {}
+    problems = []
+    for item in stored:
+        name = rename(item.key, renames)
+        if name in found:
+            problems.append(f"  {name}: stored twice, as {found[name].key} and as {item.key}")
+        elif name in expected:
+            found[name] = item
+        elif not any(fnmatchcase(name, pattern) for pattern in (*BUFFERS, *ignore)):
+            problems.append(f"  {name}: unexpected, shape {item.shape}")
+    for name, weight in expected.items():
+        item = found.get(name)
+        if item is None:
+            problems.append(f"  {name}: missing, expected shape {weight.shape}")
+            continue
+        if item.shape != weight.shape:
+            problems.append(f"  {name}: has shape {item.shape}, expected {weight.shape}")
+        if item.dtype not in FLOATS:
+            problems.append(f"  {name}: has dtype {item.dtype}, known are {', '.join(FLOATS)}")
+    if problems:
+        raise ValueError(
+            f"the checkpoint does not fit its config.json, {len(problems)} tensor(s) differ:\n"
+            + "\n".join(sorted(problems))
+            + "\nUse a checkpoint of this family that is neither quantised nor an adapter."
+        )
+    return found
+
+
+def load(
+    directory: str | Path,
+    table: Table,
+    *,
+    dtype: Any = None,
+    sharding: Place | Sharding | None = None,
+    renames: Renames = (),
+    ignore: Sequence[str] = (),
+) -> Params:
+    """Read the weights of a table into a nested dict.
+
+    Args:
+      directory: the checkpoint.
+      table: tree paths to stored tensors.
+      dtype: of every leaf; None: as stored, float64 as float32.
+      sharding: placement of every leaf, or a function of the tree path (`mesh_rule`); None: the
+        default device.
+      renames: see the module's docstring.
+      ignore: patterns of names that need not be in the table.
+
+    Raises:
+      ValueError: see `weight_files` and `match`, or if a leaf does not divide over its devices;
+        nothing is read before all names, shapes, dtypes and placements are checked.
+    """
+    stored = match(stored_tensors(directory), table, renames=renames, ignore=ignore)
+    places = {path: sharding(path) if callable(sharding) else sharding for path in table}
+    _check_places(table, places)
+    leaves: dict[str, Array] = {}
+    jobs: dict[Path, list[tuple[str, int, Stored]]] = {}
+    for path, weight in table.items():
+        for layer, name in enumerate(weight.names):
+            jobs.setdefault(stored[name].file, []).append((path, layer, stored[name]))
+    for file, parts in jobs.items():
+        # One mapping at a time: what was read of a closed file no longer counts as memory.
+        with safe_open(file, "numpy") as opened:
+            for path, layer, item in parts:
+                weight = table[path]
+                rows = slice(*(weight.rows or (None,)))
+                part = turned(opened.get_slice(item.key)[rows], weight.turn)
+                kind = np.float32 if part.dtype == np.float64 else part.dtype
+                kind = kind if dtype is None else dtype
+                leaves[path] = _placed(leaves.get(path), part, weight, layer, kind, places[path])
+    return nest({path: leaves[path] for path in table})
+
+
+def _check_places(table: Table, places: Mapping[str, Sharding | None]) -> None:
+    """Raise a ValueError that names every leaf that its placement does not divide."""
+    uneven = []
+    for path, place in places.items():
+        try:
+            if place is not None:
+                place.shard_shape(table[path].tree_shape)
+        except ValueError:
+            uneven.append(f"  {path}: shape {table[path].tree_shape}, {place}")
+    if uneven:
+        raise ValueError(
+            "these weights cannot be cut evenly over the devices:\n"
+            + "\n".join(uneven)
+            + "\nPut a rule in front that replicates them, or use another number of devices."
+        )
+
+
+def _placed(
+    leaf: Array | None,
+    part: np.ndarray,
+    weight: Weight,
+    layer: int,
+    dtype: Any,
+    place: Sharding | None,
+) -> Array:
+    """Return the leaf with one stored tensor in it.
+
+    The host's copy of the tensor is let go before the next one is read: transfers that queue up
+    would hold many.
+    """
+    if weight.layers is None:
+        return jax.block_until_ready(jax.device_put(part, place).astype(dtype))
+    if leaf is None:
+        leaf = jnp.zeros((weight.layers, *part.shape), dtype, device=place)
+    one = place
+    if isinstance(place, NamedSharding):
+        one = NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+    write = jax.jit(_write, donate_argnums=0, out_shardings=place)
+    return jax.block_until_ready(write(leaf, jax.device_put(part, one), layer))
+
+
+def _write(stack: Array, part: Array, layer: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, part.astype(stack.dtype), layer, 0)
+
+
+__all__ = [
+    "Place",
+    "Table",
+    "Turn",
+    "Weight",
+    "abstract",
+    "check_keys",
+    "decoder_config",
+    "decoder_rules",
+    "decoder_table",
+    "dense",
+    "head_dim",
+    "load",
+    "match",
+    "mesh_rule",
+    "moved",
+    "nest",
+    "norm",
+    "read_json",
+    "rename",
+    "rope_theta",
+    "stored_tensors",
+    "under",
+    "weight_files",
+]

@@ -1,0 +1,152 @@
+"""Reading `config.json` of a Hugging Face checkpoint, and the decoder that it describes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.rope import Rope, yarn
+
+
+def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any]:
+    """Return a JSON object of a checkpoint directory.
+
+    Raises:
+      ValueError: if the directory or the file is missing, or the file is no JSON object.
+    """
+    path = Path(directory) / name
+    if not path.is_file():
+        raise ValueError(
+            f"no {name} in {directory}: give a directory as save_pretrained writes it, with "
+            "config.json beside the safetensors files."
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); download it again.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
+    return value
+
+
+def rope_theta(text: Mapping[str, Any]) -> float:
+    """Return the rotary base of a text config, where newer or older versions write it.
+
+    Raises:
+      ValueError: if the frequencies are scaled in another way than by YaRN.
+    """
+    rope, kind = _rope_settings(text)
+    if kind not in ("default", "mrope", "yarn"):
+        raise ValueError(
+            f"config.json asks for rotary frequencies of type {kind!r}; supported are 'default', "
+            "'mrope' and 'yarn'. Remove the scaling if the checkpoint was trained without it."
+        )
+    return float(rope.get("rope_theta", text.get("rope_theta", 10_000.0)))
+
+
+def _rope_settings(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Return the rotary settings of a text config, and the type of scaling that they name."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return rope, rope.get("rope_type", rope.get("type", "default"))
+
+
+def scaled(rope: Rope, text: Mapping[str, Any]) -> Rope:
+    """Return a rotary table as a text config stretches it: by YaRN, or not at all.
+
+    The original context is `original_max_position_embeddings`, or where that is not written
+    `max_position_embeddings`.
+
+    Raises:
+      ValueError: if a YaRN config lacks its factor or both context lengths, or has settings that
+        are not supported.
+    """
+    settings, kind = _rope_settings(text)
+    if kind != "yarn":
+        return rope
+    check_keys(settings, ("factor",), "the rope_scaling (rope_parameters) of config.json")
+    for name in ("mscale", "mscale_all_dim"):
+        check_value(name, settings.get(name), None)
+    key = "original_max_position_embeddings"
+    original = settings.get(key) or text.get("max_position_embeddings")
+    check_keys({key: original}, (key,), "the rope_scaling (rope_parameters) of config.json")
+    names = ("beta_fast", "beta_slow", "truncate", "attention_factor")
+    more = {name: settings[name] for name in names if settings.get(name) is not None}
+    return yarn(
+        rope, settings["factor"], theta=rope_theta(text), original=int(original or 0), **more
+    )
+
+
+def head_dim(text: Mapping[str, Any]) -> int:
+    """Return D of a text config."""
+    return text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+
+
+def decoder_config(
+    text: Mapping[str, Any], rope: Rope, *, qkv_bias: bool, qk_norm: bool, tied: bool
+) -> DecoderConfig:
+    """Return the decoder of a text config (Qwen2 and Qwen3 share its keys).
+
+    Args:
+      text: the config's part on the language model.
+      rope: its rotary table, before any scaling that the config asks for.
+      qkv_bias: biases on q, k and v (Qwen2).
+      qk_norm: norms on the heads of q and k (Qwen3).
+      tied: whether the embedding is the output matrix; where it is written depends on the family.
+
+    Raises:
+      ValueError: if a key is missing, or the decoder has parts that are not supported.
+    """
+    check_keys(text, ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"))
+    check_keys(text, ("intermediate_size",))
+    check_value("hidden_act", text.get("hidden_act", "silu"), "silu")
+    if text.get("use_sliding_window"):
+        raise ValueError(
+            "use_sliding_window is true in config.json; only full attention is supported."
+        )
+    heads = text["num_attention_heads"]
+    return DecoderConfig(
+        layers=text["num_hidden_layers"],
+        width=text["hidden_size"],
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=head_dim(text),
+        mlp_width=text["intermediate_size"],
+        vocab=text["vocab_size"],
+        rope=scaled(rope, text),
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        tied=tied,
+        norm_eps=text.get("rms_norm_eps", 1e-6),
+    )
+
+
+def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "config.json") -> None:
+    """Raise a ValueError that names every key a config lacks."""
+    lacking = [key for key in keys if config.get(key) is None]
+    if lacking:
+        raise ValueError(
+            f"{where} has no {', '.join(lacking)}: it is not the config of this family."
+        )
+
+
+def check_family(
+    config: Mapping[str, Any], known: Sequence[str], where: str = "config.json"
+) -> None:
+    """Raise a ValueError if a config is not of one of the known `model_type`s."""
+    if config.get("model_type") not in known:
+        raise ValueError(
+            f"{where} has model_type {config.get('model_type')!r}, expected one of "
+            f"{', '.join(known)}."
+        )
+
+
+def check_value(key: str, found: Any, known: Any) -> None:
+    """Raise a ValueError if a setting is not the one that is implemented."""
+    if found != known:
+        raise ValueError(
+            f"{key} is {found!r} in config.json, implemented is {known!r} only: use a checkpoint "
+            "with this setting."
+        )

@@ -1,0 +1,145 @@
+"""LLaVA-Video (7B on Qwen2; arXiv 2410.02713) in the layout of LLaVA-NeXT's own checkpoints.
+
+Encoder, projector, weights and positions are those of `jaxmem.models.llava.onevision`. A frame is
+pooled to half the side and written row by row with the learned newline behind EVERY row: 27 x 27
+patches become 14 x (14 + 1) tokens by bilinear pooling, 13 x (13 + 1) by averages. Frames follow
+each other with nothing between them. config.json names the encoder and does not describe it; of its
+blocks the last one is not stored, and the features are the output of the one before.
+
+Pictures are not read, and no sentence about the sampled times is written (`add_time_instruction`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from jaxmem.models.encoders import siglip
+from jaxmem.models.encoders.resize import resize_grid
+from jaxmem.models.hf.config import (
+    check_family,
+    check_keys,
+    check_value,
+    decoder_config,
+    head_dim,
+    rope_theta,
+)
+from jaxmem.models.llava.onevision import LlavaConfig, project
+from jaxmem.rope import rope_1d
+from jaxmem.typing import Array, Float, Params
+
+MODEL_TYPES = ("llava_qwen", "llava")
+PLACEHOLDER = "<image>"
+"""What a prompt says where the video stands; it need not be a token."""
+TOWERS: dict[str, Mapping[str, Any]] = {
+    "google/siglip-so400m-patch14-384": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    }
+}
+"""Encoders that config.json may name, as their own config.json describes them."""
+SETTINGS = {
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_feature": "patch",
+    "mm_vision_select_layer": -2,
+    "mm_spatial_pool_stride": 2,
+}
+"""Implemented values, which are also those of a config.json that does not say."""
+
+
+@dataclass(frozen=True)
+class LlavaVideoConfig(LlavaConfig):
+    """Static description of the model.
+
+    Attributes:
+      pooling: bilinear to ceil(side / 2), or averages of 2 x 2 to floor(side / 2).
+    """
+
+    pooling: Literal["bilinear", "average"] = "bilinear"
+
+    @property
+    def frame_side(self) -> int:
+        """Return the side of a frame in tokens, newlines not counted."""
+        return self.vision.grid // 2 if self.pooling == "average" else super().frame_side
+
+    @property
+    def frame_tokens(self) -> int:
+        """Return the tokens of a frame, newlines included."""
+        return self.frame_side * (self.frame_side + 1)
+
+
+def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
+    """Return the model that a LLaVA-NeXT config.json describes.
+
+    Raises:
+      ValueError: if it is of another family or asks for something that is not implemented.
+    """
+    check_family(config, MODEL_TYPES)
+    check_keys(
+        config, ("mm_vision_tower", "mm_newline_position", "hidden_size", "num_attention_heads")
+    )
+    check_value("mm_newline_position", config["mm_newline_position"], "grid")
+    for key, known in SETTINGS.items():
+        check_value(key, config.get(key, known), known)
+    pooling = config.get("mm_spatial_pool_mode", "bilinear")
+    if pooling not in ("bilinear", "average"):
+        raise ValueError(
+            f"mm_spatial_pool_mode is {pooling!r} in config.json, implemented are 'bilinear' and "
+            "'average'."
+        )
+    tower = config["mm_vision_tower"]
+    if tower not in TOWERS:
+        raise ValueError(
+            f"mm_vision_tower is {tower!r} in config.json, known are {', '.join(TOWERS)}: add the "
+            "encoder's own config to llava_video.TOWERS."
+        )
+    vision = dict(TOWERS[tower])
+    vision = siglip.read_config(
+        {**vision, "num_hidden_layers": vision["num_hidden_layers"] - 1, "vision_use_head": False}
+    )
+    rope = rope_1d(head_dim(config), rope_theta(config))
+    tied = config.get("tie_word_embeddings", False)
+    return LlavaVideoConfig(
+        decoder=decoder_config(config, rope, qkv_bias=True, qk_norm=False, tied=tied),
+        vision=vision,
+        image=-1,
+        video=config.get("image_token_index", 151646),
+        layer=vision.stack.depth - 1,
+        sizes=((vision.side, vision.side),),
+        tiles=1,
+        pooling=pooling,
+    )
+
+
+def with_row_ends(
+    x: Float[Array, "F r c E"], newline: Float[Array, "E"]
+) -> Float[Array, "F r c+1 E"]:
+    """Return grids of tokens with the newline behind every row."""
+    frames, rows, _, width = x.shape
+    ends = jnp.broadcast_to(newline.reshape(1, 1, 1, -1), (frames, rows, 1, width))
+    return jnp.concatenate([x, ends.astype(x.dtype)], axis=2)
+
+
+def pool(config: LlavaVideoConfig, x: Float[Array, "F r c E"]) -> Float[Array, "F s s E"]:
+    """Return projected patches at half the side."""
+    side = config.frame_side
+    if config.pooling == "bilinear":
+        return resize_grid(x, (side, side), "linear")
+    whole = x[:, : 2 * side, : 2 * side]  # an odd last row and column belong to no token
+    return whole.reshape(x.shape[0], side, 2, side, 2, -1).mean((2, 4), jnp.float32).astype(x.dtype)
+
+
+def encode(
+    params: Params, config: LlavaVideoConfig, pixels: Float[Array, "F Y X C"]
+) -> Float[Array, "m E"]:
+    """Return the tokens of normalised frames, `frame_tokens` for each."""
+    x = pool(config, project(params, config, pixels))
+    return with_row_ends(x, params["newline"]).reshape(-1, x.shape[-1])

@@ -1,0 +1,129 @@
+"""How the pictures of a stream become the patches that the Qwen encoders take.
+
+A piece of a stream is a whole number of frames of patches, each of `temporal` pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from jaxmem.models.encoders.vision_parts import Grid, patchify
+from jaxmem.models.hf.config import check_value
+from jaxmem.models.hf.preprocessor import (
+    Limits,
+    Pixels,
+    limits_of,
+    pixels_of,
+    read_settings,
+    smart_resize,
+)
+from jaxmem.typing import Array, Float, UInt
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How a stream's pictures become patches.
+
+    Attributes:
+      fps: pictures per second.
+      patch: side of a patch in pixels.
+      temporal: pictures per frame of patches.
+      merge: side of the cell of patches that becomes one token.
+      per_piece: frames of patches in a piece.
+      pixels: their normalisation.
+      limits: pixels of a frame.
+    """
+
+    fps: Fraction
+    patch: int
+    temporal: int
+    merge: int
+    per_piece: int
+    pixels: Pixels
+    limits: Limits
+
+    @property
+    def seconds(self) -> Fraction:
+        """Return the time from one frame of patches to the next."""
+        return self.temporal / self.fps
+
+    def resized(self, height: int, width: int) -> Size:
+        """Return the size that pictures of a native size are brought to."""
+        return smart_resize(height, width, cell=self.patch * self.merge, limits=self.limits)
+
+    def grid(self, size: Size, pieces: int) -> Grid:
+        """Return (F, h, w) of pieces, in patches."""
+        return (pieces * self.per_piece, size[0] // self.patch, size[1] // self.patch)
+
+    def cells(self, size: Size) -> tuple[int, int]:
+        """Return the rows and columns of tokens of a frame."""
+        return tuple(n // self.merge for n in self.grid(size, 1)[1:])  # type: ignore[return-value]
+
+    def tokens(self, size: Size) -> int:
+        """Return the tokens that a piece's frames become."""
+        return self.per_piece * math.prod(self.cells(size))
+
+    def patches(self, frames: UInt[Array, "C F Y X 3"]) -> tuple[Float[Array, "N I"], Grid]:
+        """Return the patches of a chunk's frames, and their grid."""
+        pieces, _, *size, _ = frames.shape
+        x = self.pixels(frames.reshape(-1, *frames.shape[2:]))
+        x = patchify(x, patch=self.patch, temporal=self.temporal, merge=self.merge)
+        return x, self.grid((size[0], size[1]), pieces)
+
+
+def read_clip(
+    directory: str | Path,
+    vision: Any,
+    fps: float,
+    *,
+    piece_seconds: Fraction | None = None,
+    max_pixels: int | None = None,
+    whole_videos: bool = False,
+) -> Clip:
+    """Return how a directory wants pictures.
+
+    Args:
+      directory: the checkpoint.
+      vision: config of the encoder, with `patch`, `temporal` and `merge`.
+      fps: pictures per second.
+      piece_seconds: length of a piece; None: one frame of patches.
+      max_pixels: of a frame; None: as the directory says.
+      whole_videos: see `preprocessor.limits_of`.
+
+    Raises:
+      ValueError: if the settings are missing or those of another encoder, or a piece would not hold
+        a whole number of frames.
+    """
+    settings = read_settings(directory)
+    for key, mine in (("patch", "patch_size"), ("temporal", "temporal_patch_size")):
+        found = getattr(vision, key)
+        check_value(f"{mine} of the preprocessor", settings.get(mine, found), found)
+    limits = limits_of(settings, whole_videos=whole_videos)
+    if max_pixels is not None:
+        limits = Limits(min(limits.least, max_pixels), max_pixels)
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be positive, got {fps}.")
+    rate = Fraction(fps).limit_denominator(1001)
+    count = 1 if piece_seconds is None else rate * piece_seconds / vision.temporal
+    if count < 1 or count != int(count):
+        raise ValueError(
+            f"this model takes pieces of {float(piece_seconds or 0):g} s, which must hold a "
+            f"multiple of {vision.temporal} pictures: at {fps:g} pictures a second they do not. "
+            f"Take {vision.temporal / float(piece_seconds or 1):g}, or a multiple."
+        )
+    return Clip(
+        fps=rate,
+        patch=vision.patch,
+        temporal=vision.temporal,
+        merge=vision.merge,
+        per_piece=int(count),
+        pixels=pixels_of(settings),
+        limits=limits,
+    )

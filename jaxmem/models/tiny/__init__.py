@@ -1,0 +1,1 @@
+"""The embedded model: small, audio-visual, shipped with the package."""

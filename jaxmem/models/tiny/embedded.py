@@ -1,0 +1,101 @@
+"""The embedded default model as a `Model`: the one that needs no download."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.data.world.features import PAST, RATE, log_mel
+from jaxmem.kv import EMPTY
+from jaxmem.memory.base import Embeds
+from jaxmem.models.base import MediaFormat, Model
+from jaxmem.models.tiny import tiny
+from jaxmem.models.tiny.tiny import TinyConfig
+from jaxmem.typing import Bool, Float, Params, UInt
+
+NOTE = (
+    "The embedded model was trained on a synthetic world of coloured shapes and sounds and knows "
+    "nothing else: its answers about other videos mean nothing."
+)
+
+PROBES = ("Which shape, which sound, which colour?", "Which shape, which sound, where?")
+"""Of the length of the questions that the model was trained with."""
+
+
+class Inputs(NamedTuple):
+    """One chunk of C seconds, as the encoders take it."""
+
+    frames: UInt[Any, "C 48 48 3"]  # numpy on the host, traced in the scan
+    logmel: Float[Any, "C 100 24"]
+    valid: Bool[Any, "C"]
+
+
+def pack(
+    config: TinyConfig,
+    frames: np.ndarray,
+    samples: np.ndarray,
+    valid: np.ndarray,
+    past: np.ndarray,
+    start: int = 0,
+) -> Inputs:
+    """Return a chunk's inputs: the first frame of each second and its log-mel frames.
+
+    Args:
+      config: of the model.
+      frames: uint8 [C, F, h, w, 3].
+      samples: float32 [C, 16000].
+      valid: [C] which seconds are real.
+      past: float32 [240], the samples before the chunk.
+      start: seconds before the chunk; every second is laid out alike.
+    """
+    del start
+    mel = log_mel(samples.reshape(-1), past)
+    return Inputs(frames[:, 0], mel.reshape(len(samples), -1, config.mel_bins), valid)
+
+
+def encode(config: TinyConfig, params: Params, inputs: Inputs) -> Embeds:
+    """Return a chunk as rows: seconds one after the other, 20 tokens each, padding last."""
+    vision = tiny.encode_vision(params, config, inputs.frames)
+    audio = tiny.encode_audio(params, config, inputs.logmel)
+    x, rel, kind, span = tiny.layout(config, vision, audio)
+    seconds = jnp.arange(inputs.valid.shape[0], dtype=rel.dtype)
+    shift = seconds[:, None, None] * span[None, None]
+    kind = jnp.where(inputs.valid[:, None], kind[None], EMPTY).astype(jnp.int8)
+    return Embeds(
+        x=x.reshape(-1, x.shape[-1]),
+        pos=(rel[None] + shift).reshape(-1, rel.shape[-1]),
+        modality=kind.reshape(-1),
+        advance=span * jnp.sum(inputs.valid, dtype=span.dtype),
+    )
+
+
+def embedded(path: str | Path | None = None) -> Model:
+    """Return the embedded model, or one of its kind from a weights file.
+
+    Args:
+      path: safetensors written by `python -m jaxmem.experiments.train`; None: the shipped one.
+
+    Raises:
+      ValueError: if the file is missing or was not written by this project.
+    """
+    params, config = tiny.load(path)
+    return Model(
+        name="tiny" if path is None else Path(path).stem,
+        params=params,
+        decoder=tiny.decoder_config(config),
+        media=MediaFormat(1.0, (config.side, config.side), RATE, 1.0, past_samples=PAST),
+        tokens_per_piece=config.tokens,
+        pack=partial(pack, config),
+        encode=partial(encode, config),
+        tokenize=partial(tiny.tokenize, words=config.words),
+        detokenize=lambda ids: " ".join(config.words[int(i)] for i in ids),
+        text_step=(1, 0, 0),
+        ticks_per_second=float(tiny.TICKS),
+        probes=PROBES,
+        note=NOTE,
+        audio_tokens=config.pieces,
+    )
