@@ -1,3 +1,75 @@
-"""jaxmem: a memory of fixed size for video and audio language models, in JAX."""
+"""jaxmem: a memory of fixed size for video and audio language models, in JAX.
+
+    import jaxmem as jm
+
+    session = jm.Session(jm.load("tiny"), jm.OmniMem(96)).watch("talk.mp4")
+    print(session.ask("what was the last shape?").text)
+
+Names are imported when they are first used, so that `import jaxmem` needs JAX only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import jax as _jax  # noqa: F401  what the core needs; all else comes with the names that need it
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    # The contract.
+    "memory.base": "Memory FeatureMemory Spec State View Sinks Chunk Question Requires Attention "
+    "Probes Prompt Received Probed BankSpec Embeds slots nbytes",
+    "kv": "KV Modality",
+    "memory.bank.bank": "Bank footprint init_bank",
+    "memory.omnimem.budgets": "within",
+    "memory": "MEMORIES",
+    "rope": "Rope rope_1d mrope_sectioned mrope_interleaved yarn",
+    # Any decoder.
+    "memory.foreign": "attend attend_question attend_stack ask_stack init_stack embeds",
+    # Memories, and memories around memories.
+    "memory.bank.with_bank": "WithBank",
+    "memory.transforms.quantized": "Quantized",
+    "memory.transforms.recorded": "Recorded",
+    "memory.features.with_audio": "WithAudio",
+    "memory.parts.scored": "Scored Candidates",
+    "memory.parts.prioritized": "Prioritized",
+    # Streams.
+    "loop": "Bound Carry Program Answer Sampling bind start stream advance ask branch "
+    "question_rows log_prob",
+    "programs": "compile model_spec",
+    "session": "Session Reply Event",
+    "saving": "save restore",
+    # Models.
+    "models.base": "Model MediaFormat for_frames",
+    "models.load": "load",
+}
+
+
+def _table() -> dict[str, str]:
+    from jaxmem.memory import CLASSES
+
+    names = {n: where for where, several in _WHERE.items() for n in several.split()}
+    return names | {n: f"memory.{path.rpartition('.')[0]}" for n, path in CLASSES.items()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name == "__all__":
+        return sorted(_table())
+    if name.startswith("_"):
+        raise AttributeError(name)
+    where = _table().get(name)
+    if where is None:
+        raise AttributeError(
+            f"module 'jaxmem' has no attribute {name!r}; it has {', '.join(sorted(_table()))}."
+        )
+    value = getattr(import_module(f"jaxmem.{where}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted([*globals(), *_table()])

@@ -2,11 +2,12 @@
 
 Keys are stored *before* rotary embedding, beside the position they are rotated to when they are
 read: positions are data, and renumbering them never touches a key. Validity is data too: a slot
-whose kind is `EMPTY` holds nothing. Valid slots come first, in order of arrival.
+whose modality is `EMPTY` holds nothing. Valid slots come first, in order of arrival.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -14,8 +15,20 @@ import jax.numpy as jnp
 
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
-EMPTY, TEXT, VISION, AUDIO, SUMMARY = 0, 1, 2, 3, 4
-KIND_NAMES = ("empty", "text", "vision", "audio", "summary")
+
+class Modality(IntEnum):
+    """What a token is of; in arrays it is an int8."""
+
+    EMPTY = 0  # a slot that holds nothing, or a row of padding
+    TEXT = 1
+    VISION = 2
+    AUDIO = 3
+    SUMMARY = 4  # made by a memory: it stands for several tokens
+
+
+# As plain numbers, which JAX takes as weakly typed.
+EMPTY, TEXT, VISION, AUDIO, SUMMARY = (int(m) for m in Modality)
+MODALITY_NAMES = tuple(m.name.lower() for m in Modality)
 
 T = TypeVar("T")
 
@@ -63,18 +76,18 @@ def empty(
     )
 
 
-def valid(tokens: KV) -> Bool[Array, "N Gm"]:
+def valid(kv: KV) -> Bool[Array, "N Gm"]:
     """Return which slots hold a token."""
-    return tokens.modality != EMPTY
+    return kv.modality != EMPTY
 
 
-def count(tokens: KV) -> Int[Array, ""]:
+def count(kv: KV) -> Int[Array, ""]:
     """Return the number of valid slots (of the first group: groups hold equally many)."""
-    return jnp.sum(tokens.modality[:, 0] != EMPTY, dtype=jnp.int32)
+    return jnp.sum(kv.modality[:, 0] != EMPTY, dtype=jnp.int32)
 
 
 def append(slots: T, new: T, n: Int[Array, ""]) -> T:
-    """Write `new` behind the `n` valid slots: the dense pool that selection chooses from.
+    """Write `new` after the `n` valid slots: the dense pool that selection chooses from.
 
     Dense means that pool index is causal order and that neighbours in the pool are neighbours in
     the stream, with no empty slots between memory and chunk.
@@ -97,7 +110,7 @@ def append(slots: T, new: T, n: Int[Array, ""]) -> T:
 
 
 def stretch(slots: T, first: int | Array, many: Array, size: int) -> T:
-    """Return `many` rows of every leaf from `first` on, at most `size`, and zeros behind them."""
+    """Return `many` rows of every leaf from `first` on, at most `size`, and zeros after them."""
     row = jnp.arange(size, dtype=jnp.int32)
     return take(slots, row + first, row < many)
 
@@ -105,12 +118,12 @@ def stretch(slots: T, first: int | Array, many: Array, size: int) -> T:
 def take(slots: T, index: Int[Array, "K"], keep: Bool[Array, "K"]) -> T:
     """Gather rows `index` of every leaf and zero those that are not kept.
 
-    A zeroed row is an empty slot (`kind` becomes EMPTY), so leftovers never leak into statistics.
+    A zeroed row is an empty slot (its modality becomes EMPTY), so leftovers never leak into statistics.
     """
 
     def one(leaf: Array) -> Array:
-        # A row of zeros behind the last stands for what is not kept. XLA fuses it into the gather,
-        # which on a CPU is up to twice as fast as a choice behind the gather.
+        # A row of zeros after the last stands for what is not kept. XLA fuses it into the gather,
+        # which on a CPU is up to twice as fast as a choice after the gather.
         rows = jnp.pad(leaf, ((0, 1), *((0, 0),) * (leaf.ndim - 1)))
         return jnp.take(rows, jnp.where(keep, index, leaf.shape[0]), axis=0, mode="clip")
 

@@ -1,18 +1,19 @@
 """The streaming loop: `stream` advances a carry over chunks, `ask` answers from it.
 
-Both are pure and jitted once: a stream of any length runs through one compiled program per
-segment length, a question through one per question bucket. The carry is a value: it can be saved,
-restored, branched (`branch`) and moved between machines.
+Both are pure and jitted once: a stream of any length runs through one compiled program per segment
+length, a question through one per question bucket. The carry is a value: it can be saved, restored,
+branched (`branch`) and moved between machines.
 
-    program = make_program(config, memory, spec)
-    carry = init_carry(program)
-    carry = stream(params, carry, chunks, program=program)      # chunks: Rows with a leading axis
-    answer = ask(params, carry, question, program=program)      # carry comes out untouched
+    program = compile(model, memory)                            # or make_program(config, memory, spec)
+    bound = bind(program, model.params)                         # weights, prefix, probes
+    carry = start(program)
+    carry = stream(bound, carry, chunks, program=program)       # chunks: a leading axis
+    answer = ask(bound, carry, question, program=program)       # the carry comes out untouched
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -20,64 +21,107 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.decoder.decoder import embed
 from jaxmem.decoder.generate import Generation, begin, end_ids, extend
-from jaxmem.decoder.program import Carry, Program, init_carry, make_program, spec_of
+from jaxmem.decoder.program import (
+    Carry,
+    Encode,
+    Program,
+    Text,
+    as_embeds,
+    init_carry,
+    make_program,
+    spec_of,
+)
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.decoder.step import chunk_step
+from jaxmem.decoder.step import chunk_step, make_prefix
 from jaxmem.kv import KV
 from jaxmem.memory.base import Embeds
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 
-Encode = Callable[[Params, PyTree], Embeds]
-"""Turns one chunk of inputs (pixels, log-mel, ids) into rows; called inside the scan."""
+start = init_carry
 
 
-def as_rows(params: Params, rows: Embeds) -> Embeds:
-    """Return rows that are already embedded: the default `encode`."""
-    del params
-    return rows
+class Bound(NamedTuple):
+    """A program's arrays: weights, the keys and values of its prefix, and its probes."""
+
+    params: Params  # `params["decoder"]` if there is such a key, else the decoder's own
+    prefix: KV | None = None  # pinned tokens [L, P]
+    probes: Embeds | None = None  # rows with a leading axis
 
 
-@partial(jax.jit, static_argnames=("program", "encode"), donate_argnames=("carry",))
-def stream(
-    params: Params,
-    carry: Carry,
-    chunks: PyTree,
-    *,
-    program: Program,
-    encode: Encode = as_rows,
-    prefix: KV | None = None,
-    probes: Embeds | None = None,
-) -> Carry:
-    """Advance a stream over K chunks.
-
-    Args:
-      params: weights; `params["decoder"]` if there is such a key (encoders beside it), else the
-        decoder's own.
-      carry: the stream so far; donated.
-      chunks: K chunks of whatever `encode` takes, stacked on a leading axis. A chunk may be padding
-        altogether: feeding segments of one length K compiles once.
-      program: static description.
-      encode: `(params, chunk) -> Rows`.
-      prefix: pinned tokens [L, P], or None.
-      probes: n probes as rows with a leading axis, for memories that read them.
-
-    Returns:
-      The carry after the last chunk.
-    """
-
-    def body(carry: Carry, chunk: PyTree) -> tuple[Carry, None]:
-        rows = encode(params, chunk)
-        return chunk_step(decoder_of(params), program, carry, rows, prefix, probes)[0], None
-
-    return jax.lax.scan(body, carry, chunks)[0]
+def _bound(bound: Bound | Params) -> Bound:
+    return bound if isinstance(bound, Bound) else Bound(bound)
 
 
 def decoder_of(params: Params) -> Params:
     """Return the decoder's weights among a model's."""
     return params.get("decoder", params)
+
+
+def bind(program: Program, params: Params, probes: Sequence[Text] | None = None) -> Bound:
+    """Return a program's arrays: weights, prefix KV and probes.
+
+    Args:
+      program: static description.
+      params: weights.
+      probes: texts of the probes; None: those of the program.
+    """
+    prefix = None if program.prefix is None else _prefix_of(program, params)
+    texts = program.probes if probes is None else tuple(probes)
+    rows = probe_rows(params, texts, program=program) if texts else None
+    return Bound(params, prefix, rows)
+
+
+def _prefix_of(program: Program, params: Params) -> KV:
+    """Return the keys and values of the text in front of every stream."""
+    assert program.prefix is not None
+    spec, (ids, steps) = program.spec, program.prefix
+    rows = question_rows(params, ids, program=program, size=len(ids), steps=steps)
+    # The stream begins at position P, whatever its prefix advances: the prefix ends right there.
+    rows = rows._replace(pos=rows.pos + (spec.prefix - rows.advance)[None])
+    more = {"axes": spec.axes, "dtype": spec.dtype, "pos_dtype": spec.pos_dtype}
+    return make_prefix(decoder_of(params), program.config, rows, **more)
+
+
+def _stream(
+    bound: Bound | Params,
+    carry: Carry,
+    chunks: PyTree,
+    *,
+    program: Program,
+    remat: bool = False,
+) -> Carry:
+    """Advance a stream over K chunks.
+
+    Args:
+      bound: weights with prefix and probes (`bind`); weights alone where the program has neither.
+      carry: the stream so far; it stays usable.
+      chunks: K chunks of whatever `program.encode` takes, stacked on a leading axis. A chunk may be
+        padding altogether: feeding segments of one length K compiles once.
+      program: static description.
+      remat: recompute the inside of each chunk in a gradient instead of storing it.
+
+    Returns:
+      The carry after the last chunk.
+
+    Raises:
+      ValueError: if rows, prefix or probes contradict the program.
+    """
+    params, prefix, probes = _bound(bound)
+
+    def body(carry: Carry, chunk: PyTree) -> tuple[Carry, None]:
+        rows = program.encode(params, chunk)
+        return chunk_step(decoder_of(params), program, carry, rows, prefix, probes)[0], None
+
+    step = jax.checkpoint(body, prevent_cse=False) if remat else body  # type: ignore[attr-defined]
+    return jax.lax.scan(step, carry, chunks)[0]
+
+
+stream = jax.jit(_stream, static_argnames=("program", "remat"))
+advance = jax.jit(_stream, static_argnames=("program", "remat"), donate_argnames=("carry",))
+"""`stream` that takes the carry over: half the memory, and the carry that was given is gone."""
 
 
 class Answer(NamedTuple):
@@ -101,8 +145,8 @@ def question_rows(
     *,
     program: Program,
     size: int | None = None,
-    steps: np.ndarray | None = None,
-    after: np.ndarray | None = None,
+    steps: Sequence[int] | np.ndarray | None = None,
+    start: np.ndarray | None = None,
 ) -> Embeds:
     """Return a text question as rows, padded to its bucket.
 
@@ -114,78 +158,116 @@ def question_rows(
       program: static description.
       size: padded length; the question's bucket if None.
       steps: how many times `Spec.step` each token advances [Q]; None: once.
-      after: where the question begins [A], see `Embeds.after`.
+      start: where the question begins [A], see `Embeds.start`.
+
+    Raises:
+      ValueError: if the question is empty, longer than `size`, or holds an id that is none.
     """
-    ids = np.asarray(ids, np.int32)
-    n, size = len(ids), bucket(len(ids)) if size is None else size
+    ids = np.asarray(ids, np.int64)
+    n = len(ids)
+    size = bucket(n) if size is None else size
+    _check_ids(ids, size, program.config.vocab)
     step, pos_dtype = np.asarray(program.spec.step), program.spec.pos_dtype
     padded, ends = np.zeros(size, np.int32), np.arange(1, size + 1)
     padded[:n] = ids
     if steps is not None:
         ends[:n] = np.cumsum(steps)
-    kind = np.where(np.arange(size) < n, tk.TEXT, tk.EMPTY).astype(np.int8)
-    rel = np.concatenate([[0], ends[:-1]])[:, None] * step
+    modality = np.where(np.arange(size) < n, kvs.TEXT, kvs.EMPTY).astype(np.int8)
+    pos = np.concatenate([[0], ends[:-1]])[:, None] * step
     return Embeds(
         x=_embed(decoder_of(params), jnp.asarray(padded)),
-        pos=jnp.asarray(rel, pos_dtype),
-        modality=jnp.asarray(kind),
+        pos=jnp.asarray(pos, pos_dtype),
+        modality=jnp.asarray(modality),
         advance=jnp.asarray(ends[n - 1] * step, pos_dtype),
-        start=None if after is None else jnp.asarray(after, pos_dtype),
+        start=None if start is None else jnp.asarray(start, pos_dtype),
     )
+
+
+def _check_ids(ids: Int[np.ndarray, "Q"], size: int, vocab: int) -> None:
+    if not len(ids):
+        raise ValueError("the question is empty; ask at least one token.")
+    if len(ids) > size:
+        raise ValueError(
+            f"the question has {len(ids)} tokens but size={size}; leave size out, or raise it."
+        )
+    wrong = ids[(ids < 0) | (ids >= vocab)]
+    if len(wrong):
+        raise ValueError(
+            f"token id {wrong[0]} is not in the vocabulary of {vocab} (0 to {vocab - 1}); tokenize "
+            "the question with this model's tokenizer."
+        )
 
 
 _embed = jax.jit(embed)
 
 
-def probe_rows(params: Params, prompts: Sequence[Sequence[int]], *, program: Program) -> Embeds:
-    """Return text probes [n, Q, ...] for `stream(probes=...)`, padded to one length.
+def probe_rows(
+    params: Params, prompts: Sequence[Text | Sequence[int]], *, program: Program
+) -> Embeds:
+    """Return text probes [n, Q, ...] for `Bound.probes`, padded to one length.
 
     Args:
       params: weights.
       prompts: token ids of each probe; in the order that the memory documents.
       program: static description.
     """
-    size = max(bucket(len(ids)) for ids in prompts)
-    rows = [question_rows(params, ids, program=program, size=size) for ids in prompts]
+    texts = [p if isinstance(p, Text) else Text(tuple(p)) for p in prompts]
+    size = max(bucket(len(text.ids)) for text in texts)
+    more = {"program": program, "size": size}
+    rows = [question_rows(params, t.ids, steps=t.steps, **more) for t in texts]
     return jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+
+def _check_drawing(max_new: int, sampling: Sampling | None, key: Array | None) -> None:
+    if max_new < 1:
+        raise ValueError(f"max_new is the number of answer tokens, at least 1, got {max_new}.")
+    if key is not None and sampling is None:
+        raise ValueError(
+            "a key was given without sampling, so nothing would be drawn with it: give "
+            "sampling=Sampling(...), or leave the key out for the likeliest answer."
+        )
+    if sampling is not None and not sampling.greedy and key is None:
+        raise ValueError("sampling needs a key: give key=jax.random.key(seed).")
 
 
 @partial(jax.jit, static_argnames=("program", "max_new", "end", "sampling"))
 def ask(
-    params: Params,
+    bound: Bound | Params,
     carry: Carry,
     question: Embeds,
     *,
     program: Program,
     max_new: int = 1,
     end: int | tuple[int, ...] | None = None,
-    prefix: KV | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
-    said: Bool[Array, "V"] | None = None,
+    repeated: Bool[Array, "V"] | None = None,
 ) -> Answer:
     """Answer a question from a stream's carry, which is only read.
 
     Args:
-      params: weights.
+      bound: weights with prefix and probes (`bind`), or weights alone.
       carry: the stream so far.
       question: rows padded to a bucket (`question_rows`); one compilation per bucket.
       program: static description.
       max_new: M, the largest number of answer tokens.
       end: token id that ends an answer, or several; None: always M tokens.
-      prefix: pinned tokens [L, P], or None.
       sampling: how tokens are drawn; None: greedily, always the likeliest.
       key: JAX key of the answer, with `sampling`; the same key gives the same answer.
-      said: tokens that a penalty of repetition counts from the begin (`models.base.said_by`).
+      repeated: prompt tokens to which the repetition penalty applies (`penalised_ids`).
 
     Returns:
       The answer.
 
     Raises:
-      ValueError: if there is `sampling` without a key.
+      ValueError: if `max_new` is less than 1, there is `sampling` without a key or a key without
+        `sampling`, or the bound prefix is not the program's.
     """
+    _check_drawing(max_new, sampling, key)
+    params, prefix, _ = _bound(bound)
     weights, draw = decoder_of(params), {"sampling": sampling, "key": key}
-    begun = begin(weights, program, carry, question, room=max_new, prefix=prefix, said=said, **draw)
+    more = {"room": max_new, "prefix": prefix, "repeated": repeated}
+    begun = begin(weights, program, carry, question, **more, **draw)
     ends = end_ids(end)
     ids, written, first, *_ = extend(weights, program, begun, ends=ends, **draw)
     ended = jnp.sum(jnp.isin(ids, ends) & (jnp.arange(max_new) < written), dtype=jnp.int32)
@@ -194,20 +276,21 @@ def ask(
 
 @partial(jax.jit, static_argnames=("program", "max_new", "sampling"))
 def begin_answer(
-    params: Params,
+    bound: Bound | Params,
     carry: Carry,
     question: Embeds,
     *,
     program: Program,
     max_new: int = 1,
-    prefix: KV | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
-    said: Bool[Array, "V"] | None = None,
+    repeated: Bool[Array, "V"] | None = None,
 ) -> Generation:
     """Return an answer with its first token, to be continued; the arguments are those of `ask`."""
-    draw, weights = {"sampling": sampling, "key": key, "said": said}, decoder_of(params)
-    return begin(weights, program, carry, question, room=max_new, prefix=prefix, **draw)
+    _check_drawing(max_new, sampling, key)
+    params, prefix, _ = _bound(bound)
+    more = {"sampling": sampling, "key": key, "repeated": repeated, "prefix": prefix}
+    return begin(decoder_of(params), program, carry, question, room=max_new, **more)
 
 
 @partial(
@@ -216,7 +299,7 @@ def begin_answer(
     donate_argnames=("generation",),
 )
 def continue_answer(
-    params: Params,
+    bound: Bound | Params,
     generation: Generation,
     *,
     program: Program,
@@ -228,7 +311,7 @@ def continue_answer(
     """Write up to `steps` more tokens; in the end the tokens are those of `ask`.
 
     Args:
-      params: weights.
+      bound: as in `ask`.
       generation: an answer so far (`begin_answer`); donated.
       program: static description.
       steps: tokens to add at most; shapes stay, one compilation per bucket of questions.
@@ -239,9 +322,8 @@ def continue_answer(
     Returns:
       The answer to be continued; `so_far` reads it.
     """
-    draw = {"sampling": sampling, "key": key}
-    ends = end_ids(end)
-    return extend(decoder_of(params), program, generation, ends=ends, most=steps, **draw)
+    weights, draw = decoder_of(_bound(bound).params), {"sampling": sampling, "key": key}
+    return extend(weights, program, generation, ends=end_ids(end), most=steps, **draw)
 
 
 def so_far(
@@ -256,21 +338,26 @@ def so_far(
 def branch(carry: Carry) -> Carry:
     """Return a copy with its own buffers: two futures of one past stay independent.
 
-    `stream` donates the carry it is given, so keep a branch of what you want to come back to.
+    `stream` leaves the carry it is given as it is; `advance` takes it over, so keep a branch of
+    what you want to come back to.
     """
     return jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
 
 
 __all__ = [
     "Answer",
+    "Bound",
     "Carry",
     "Encode",
     "Generation",
     "Program",
     "Sampling",
-    "as_rows",
+    "Text",
+    "advance",
+    "as_embeds",
     "ask",
     "begin_answer",
+    "bind",
     "branch",
     "bucket",
     "continue_answer",
@@ -281,5 +368,6 @@ __all__ = [
     "question_rows",
     "so_far",
     "spec_of",
+    "start",
     "stream",
 ]

@@ -28,11 +28,14 @@ class Rope:
       axis: position axis that each pair reads.
       attention_factor: what queries and keys are multiplied by when they are rotated (YaRN). Angles
         know nothing of it: the decoder multiplies its queries by the square.
+      softcap: logits become softcap * tanh(logits / softcap) (Gemma 2). It travels with the
+        embedding because attention and everything that measures it must agree on both.
     """
 
     inv_freq: tuple[float, ...]
     axis: tuple[int, ...]
     attention_factor: float = 1.0
+    softcap: float | None = None
 
     def __post_init__(self):
         if len(self.inv_freq) != len(self.axis):
@@ -68,9 +71,25 @@ def _check_sections(head_dim: int, sections: Sequence[int]) -> None:
         )
 
 
-def rope_1d(head_dim: int, theta: float = 10_000.0) -> Rope:
-    """Return plain RoPE over one position axis."""
-    freq = _inv_freq(head_dim, theta)
+def rope_1d(head_dim: int, theta: float = 10_000.0, *, fraction: float = 1.0) -> Rope:
+    """Return plain RoPE over one position axis.
+
+    Args:
+      head_dim: D.
+      theta: base of the frequencies.
+      fraction: part of the channel pairs that is rotated, the first ones (partial rotary). Pairs
+        are (i, i + D/2) over the whole head; a model that pairs channels inside the rotated part
+        permutes the channels of its queries and keys.
+
+    Raises:
+      ValueError: if the head is odd, or the fraction leaves no whole number of pairs.
+    """
+    if not 0.0 < fraction <= 1.0 or (head_dim * fraction) % 2:
+        raise ValueError(
+            f"fraction must leave a whole number of pairs of {head_dim} channels, got {fraction}."
+        )
+    rotated = int(head_dim * fraction)
+    freq = _inv_freq(rotated, theta) + (0.0,) * ((head_dim - rotated) // 2)
     return Rope(freq, (0,) * len(freq))
 
 

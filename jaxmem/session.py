@@ -1,58 +1,57 @@
-"""`Session`: a thin convenience for notebooks and command lines over the pure functions.
+"""`Session`: one live stream of one model through one memory, for notebooks, commands and servers.
 
-It buffers pieces of video and sound into chunks, feeds them to `jaxmem.loop`, and asks.
-Everything it holds is reachable: `session.carry` is the live state, a plain pytree.
+It reads media, buffers pieces into chunks, feeds them to the pure loop, and asks. Everything it
+holds is reachable: `session.carry` is the live state, a plain pytree.
+
+    session = Session(load("tiny"), OmniMem(96)).watch("talk.mp4")
+    print(session.ask("what was the last shape?").text)
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxmem import saving
 from jaxmem.decoder.program import layers_of
-from jaxmem.decoder.step import make_prefix
-from jaxmem.kv import KV
 from jaxmem.loop import (
+    Bound,
     Carry,
     Program,
     Sampling,
+    advance,
     ask,
     begin_answer,
+    bind,
+    bucket,
     continue_answer,
-    decoder_of,
-    init_carry,
-    make_program,
+    probe_rows,
     question_rows,
     so_far,
-    spec_of,
+    start,
     stream,
 )
-from jaxmem.memory.base import Embeds, Memory, Spec, State, nbytes
-from jaxmem.models.base import Model, said_by
-from jaxmem.models.text_streamer import Growing
-from jaxmem.typing import Array, Bool, Float, Int, PyTree
+from jaxmem.memory.bank.bank import Footprint, footprint
+from jaxmem.memory.base import AnyMemory, Embeds, Spec, State, nbytes
+from jaxmem.models.base import Model, for_frames, penalised_ids
+from jaxmem.models.text_streamer import TextStreamer
+from jaxmem.pieces import Heard, PieceLike, Preprocessor, check_piece
+from jaxmem.programs import compile, probes_of
+from jaxmem.report.kept import Kept, kept
+from jaxmem.typing import Array, Float, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOKENS_AT_ONCE = 4
 """Written between two looks at a growing answer: about a few words."""
-
-
-class PieceLike(Protocol):
-    """What a media reader yields: frames [F, h, w, 3] uint8 and samples [n] float32."""
-
-    @property
-    def frames(self) -> np.ndarray:
-        """Return the piece's frames."""
-        ...
-
-    @property
-    def samples(self) -> np.ndarray:
-        """Return the piece's samples."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -63,235 +62,474 @@ class Reply:
       text: the answer's words.
       seconds: from the question to the answer's last token, in seconds.
       logits: float32 [V] of the first answer token.
+      first_seconds: from the question to the answer's first token, in seconds.
     """
 
     text: str
     seconds: float
-    logits: np.ndarray
+    logits: Float[np.ndarray, "V"]
+    first_seconds: float
 
 
-def model_spec(model: Model, chunk: int) -> Spec:
-    """Return the `Spec` of a model's streams.
+class Event(NamedTuple):
+    """Something that happened to a stream and did not end it."""
 
-    Keys and values are held in the dtype of the weights.
-
-    Args:
-      model: what sees and answers.
-      chunk: T, tokens written at once.
-    """
-    return spec_of(
-        model.decoder,
-        chunk=chunk,
-        prefix=0 if model.prefix is None else len(model.prefix),
-        dtype=decoder_of(model.params)["embedding"]["embedding"].dtype,
-        pos_dtype=model.pos_dtype,
-        text_step=model.text_step,
-    )
-
-
-def pinned(model: Model, program: Program) -> KV | None:
-    """Return the keys and values of the text in front of every stream; None if there is none."""
-    if model.prefix is None or not len(model.prefix):
-        return None
-    ids, spec = model.prefix, program.spec
-    steps = None if model.steps is None else model.steps(ids)
-    rows = question_rows(model.params, ids, program=program, size=len(ids), steps=steps)
-    # The stream begins at position P, whatever its prefix advances: the prefix ends right there.
-    rows = rows._replace(pos=rows.pos + (spec.prefix - rows.advance)[None])
-    more = {"axes": spec.axes, "dtype": spec.dtype, "pos_dtype": spec.pos_dtype}
-    return make_prefix(decoder_of(model.params), model.decoder, rows, **more)
-
-
-def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> Embeds:
-    """Return a question as rows, placed where the model puts text behind a video.
-
-    Args:
-      model: that answers.
-      program: of its stream.
-      ids: token ids [Q].
-      pieces: that the stream has seen.
-    """
-    return question_rows(
-        model.params,
-        ids,
-        program=program,
-        steps=None if model.steps is None else model.steps(ids),
-        after=None if model.after is None else model.after(pieces),
-    )
-
-
-def write_answer(
-    model: Model,
-    program: Program,
-    carry: Carry,
-    rows: Embeds,
-    *,
-    seen: Callable[[Int[np.ndarray, "m"], bool], None],
-    prefix: KV | None = None,
-    sampling: Sampling | None = None,
-    key: Array | None = None,
-    said: Bool[np.ndarray, "V"] | None = None,
-) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "V"]]:
-    """Write the answer of `jaxmem.loop`, whose arguments these are, where it can be seen.
-
-    `seen` is called behind the first token and behind every `TOKENS_AT_ONCE` more, with all tokens
-    so far, and whether these are all of the answer.
-
-    Returns:
-      The tokens without an end token, and the logits of the first one.
-    """
-    more = {"program": program, "sampling": sampling, "key": key}
-    first = {"max_new": model.max_new, "prefix": prefix, "said": said}
-    answer = begin_answer(model.params, carry, rows, **first, **more)
-    first, (ids, done) = np.array(answer.first), so_far(answer, model.end)
-    seen(ids, done)
-    more |= {"steps": TOKENS_AT_ONCE, "end": model.end}
-    # Also where the first token ends the answer: who has run this once has compiled both programs.
-    answer = continue_answer(model.params, answer, **more)
-    while not done:
-        ids, done = so_far(answer, model.end)
-        seen(ids, done)
-        answer = answer if done else continue_answer(model.params, answer, **more)
-    return ids, first
+    time: float  # seconds of stream
+    kind: str
+    message: str
 
 
 class Session:
-    """One live stream of one model through one memory."""
+    """One live stream of one model through one memory.
 
-    def __init__(self, model: Model, memory: Memory, *, chunk_pieces: int = 1):
+    It makes the prefix, the probes and the bank that model and memory ask for. It may be fed on one
+    thread and asked on another.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        memory: AnyMemory,
+        *,
+        chunk_pieces: int = 1,
+        spec: Spec | None = None,
+        sampling: Sampling | None = None,
+        key: Array | None = None,
+    ):
         """Start an empty stream.
 
         Args:
-          model: what sees and answers.
+          model: what sees and answers. One whose rows depend on the size of its frames is fitted to
+            the first piece.
           memory: what is kept.
-          chunk_pieces: pieces that are written at once; a question flushes what has come so far.
+          chunk_pieces: pieces that are written at once. A question sees all pieces that were fed.
+          spec: sizes; None: those of the model.
+          sampling: how answers are drawn, unless a question says otherwise; None: greedily.
+          key: JAX key that the answers' keys are made from, with `sampling`.
+
+        Raises:
+          ValueError: if `chunk_pieces` is not positive, or the memory does not fit the model.
         """
         if chunk_pieces < 1:
             raise ValueError(f"chunk_pieces must be at least 1, got {chunk_pieces}.")
-        if not model.tokens_per_piece:
-            raise ValueError(
-                f"the rows of a piece of {model.name} depend on the size of its frames: give "
-                "jaxmem.models.base(model, (height, width)), and frames of that size."
-            )
         self.model, self.memory, self.chunk_pieces = model, memory, chunk_pieces
-        self.spec = model_spec(model, chunk_pieces * model.tokens_per_piece)
-        self.program = make_program(model.decoder, memory, self.spec)
-        self.prefix = pinned(model, self.program)
-        self.carry = init_carry(self.program)
-        self.pieces = 0
-        self.pack = Packer(model, chunk_pieces)
+        self.sampling, self.key = sampling, key
+        self.dialogue: tuple[str, str] | None = None
+        self._spec = spec
         self._held: list[PieceLike] = []
+        self._events: list[Event] = []
+        self._answers = 0
+        self._lock = threading.RLock()
+        self._opened: tuple[Program, Bound] | None = None
+        self._carry: Carry | None = None
+        self._peeked: Carry | None = None
+        self.preprocessor = Preprocessor(model, chunk_pieces)
+        if model.tokens_per_piece:
+            self._open()
+
+    def _open(self, size: tuple[int, int] | None = None) -> None:
+        """Make program, arrays and an empty carry, for frames of a size where that matters."""
+        if self._opened is not None:
+            return
+        if not self.model.tokens_per_piece:
+            if size is None:
+                raise ValueError(
+                    f"{self.model.name} must know the size of its frames first: feed a piece, or "
+                    "watch() a source."
+                )
+            self.model = for_frames(self.model, size)
+            self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
+        program = compile(self.model, self.memory, chunk_pieces=self.chunk_pieces, spec=self._spec)
+        self._opened = program, bind(program, self.model.params)
+        self._carry = start(program)
+
+    @property
+    def program(self) -> Program:
+        """Return what is static about the stream."""
+        return self._need()[0]
+
+    @property
+    def bound(self) -> Bound:
+        """Return weights, prefix and probes."""
+        return self._need()[1]
+
+    @property
+    def spec(self) -> Spec:
+        """Return the sizes of the stream."""
+        return self.program.spec
+
+    @property
+    def carry(self) -> Carry:
+        """Return the live state; the next chunk takes it over, so `branch` what is to stay."""
+        self._need()
+        assert self._carry is not None
+        return self._carry
+
+    @carry.setter
+    def carry(self, carry: Carry) -> None:
+        self._need()
+        self._carry, self._peeked = carry, None
+
+    def _need(self) -> tuple[Program, Bound]:
+        self._open()
+        assert self._opened is not None
+        return self._opened
+
+    @property
+    def pieces(self) -> int:
+        """Return how many pieces were fed, those of the open chunk included."""
+        return self.preprocessor.heard.pieces + len(self._held)
+
+    @property
+    def seconds(self) -> float:
+        """Return the length of the stream so far, in seconds."""
+        return self.pieces * self.model.media.piece_seconds
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens were written to every layer, those of the open chunk included."""
+        return int(self._peek().tokens)
+
+    # Feeding.
 
     def feed(self, piece: PieceLike) -> bool:
-        """Take one piece of video and sound; return whether a chunk was written."""
-        self._held.append(piece)
-        if len(self._held) < self.chunk_pieces:
-            return False
-        self.flush()
-        return True
+        """Take one piece of video and audio; return whether a chunk was written.
 
-    def watch(self, pieces: Iterable[PieceLike]) -> Session:
-        """Feed every piece and flush; return self."""
-        for piece in pieces:
+        Raises:
+          ValueError: if the piece is not in the model's format; the stream stays as it was.
+        """
+        with self._lock:
+            if self._opened is None:
+                self._open(np.shape(piece.frames)[1:3])
+            check_piece(piece, self.model.media, self.pieces)
+            self._held.append(piece)
+            self._peeked = None
+            if len(self._held) < self.chunk_pieces:
+                return False
+            try:
+                self.flush()
+            except Exception:
+                self._held.pop()
+                raise
+            return True
+
+    def watch(self, source: str | Path | Iterable[PieceLike], **options: Any) -> Session:
+        """Stream a source to its end; return self.
+
+        Args:
+          source: file, address or device that PyAV opens, in the model's format; or pieces.
+          options: of `jaxmem.data.media.media.open_media`, for example `stop=60.0`.
+
+        Raises:
+          ValueError: if the source does not open, or holds no pictures.
+        """
+        if isinstance(source, str | Path):
+            with self.open(source, **options) as reader:
+                self.watch(reader)
+                self._events += [Event(e.time, e.kind, e.message) for e in reader.events]
+            return self
+        for piece in source:
             self.feed(piece)
         self.flush()
         return self
 
+    def open(self, source: str | Path, **options: Any) -> Any:
+        """Return a reader of a source in the model's format, and fit the model to its frames.
+
+        Raises:
+          ValueError: if the source does not open, or holds no pictures.
+        """
+        from jaxmem.data.media.media import open_media
+
+        media = self.model.media
+        reader = open_media(
+            str(source),
+            fps=media.fps,
+            piece_seconds=media.piece_seconds,
+            size=media.size,
+            sample_rate=media.sample_rate,
+            **options,
+        )
+        if not min(reader.info.size):
+            reader.close()
+            raise ValueError(f"{source} has audio but no pictures, which {self.model.name} needs.")
+        self._open(reader.info.size)
+        return reader
+
     def flush(self) -> None:
         """Write what is buffered, padded to a whole chunk."""
-        if self._held:
-            held, self._held = self._held, []
-            self.write(self.pack(held), len(held))
+        with self._lock:
+            if not self._held:
+                return
+            self._need()
+            inputs, heard = self.preprocessor.peek(self._held)
+            self._write(inputs, chunks=1)
+            self.preprocessor.heard, self._held = heard, []
 
-    def write(self, inputs: PyTree, pieces: int | None = None) -> None:
-        """Write one packed chunk; use this when packing (`Packer`) runs on another thread.
+    def write(self, inputs: PyTree, heard: Heard) -> None:
+        """Write K chunks that were preprocessed elsewhere, stacked on a leading axis.
 
         Args:
-          inputs: of the chunk.
-          pieces: real ones among them; None: all.
+          inputs: of the chunks (`Preprocessor`), stacked; padding altogether where K is to be kept.
+          heard: what that preprocessor knows of the stream after them (`Preprocessor.heard`).
         """
-        self.pieces += self.chunk_pieces if pieces is None else pieces
-        segment = jax.tree.map(lambda x: np.asarray(x)[None], inputs)
-        self.carry = stream(
-            self.model.params,
-            self.carry,
-            segment,
-            program=self.program,
-            encode=self.model.encode,
-            prefix=self.prefix,
-        )
+        with self._lock:
+            self._held = []
+            self._write(inputs, chunks=None)
+            self.preprocessor.heard = heard
+
+    def hold(self, pieces: Sequence[PieceLike]) -> None:
+        """Take pieces as the open chunk, in place of what was open: questions see them."""
+        with self._lock:
+            self._held, self._peeked = list(pieces), None
+
+    def reset(self) -> None:
+        """Begin anew with an empty stream; nothing compiles again."""
+        with self._lock:
+            self._held, self._events, self._answers, self.dialogue = [], [], 0, None
+            self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
+            self.carry = start(self.program)
+
+    def _write(self, inputs: PyTree, chunks: int | None) -> None:
+        segment = inputs if chunks is None else jax.tree.map(lambda x: np.asarray(x)[None], inputs)
+        program, bound = self._need()
+        self._carry = advance(bound, self.carry, segment, program=program)
+        self._peeked = None
+
+    # Asking.
 
     def ask(
-        self,
-        question: str,
-        *,
-        sampling: Sampling | None = None,
-        key: Array | None = None,
-        told: Callable[[str], None] | None = None,
+        self, question: str, *, sampling: Sampling | None = None, key: Array | None = None
     ) -> Reply:
-        """Answer a question about everything fed so far; the stream goes on unchanged.
+        """Answer a question about everything fed so far; the stream stays as it was, bit by bit.
+
+        Pieces of a chunk that is not full yet are written to a branch, which is asked.
 
         Args:
           question: in the model's words.
-          sampling: how tokens are drawn; None: greedily. `model.sampling` is the checkpoint's own.
+          sampling: how tokens are drawn; None: as the session says. `model.sampling` is the
+            checkpoint's own.
           key: JAX key of the answer, with `sampling`.
-          told: called with each new part of the text while it is written; the parts together are
-            the text.
 
         Raises:
           ValueError: if the question has words that the model does not know, or there is `sampling`
             without a key.
         """
         model, ids = self.model, self.model.tokenize(question)
-        self.flush()
-        jax.block_until_ready(self.carry)
-        begin = time.perf_counter()
-        rows = asked_rows(model, self.program, ids, self.pieces)
-        more = {"prefix": self.prefix, "sampling": sampling, "key": key}
-        more["said"] = said_by(model, ids, sampling)
-        if told is not None:
-            growing = Growing(model.detokenize, told)
-            words, first = write_answer(model, self.program, self.carry, rows, seen=growing, **more)
-            return Reply(model.detokenize(words), time.perf_counter() - begin, first)
-        more |= {"program": self.program, "max_new": model.max_new, "end": model.end}
-        answer = ask(model.params, self.carry, rows, **more)
+        draw = self._drawing(sampling, key)
+        with self._lock:
+            carry, rows = self._asked(ids)
+            program, bound = self._need()
+            repeated = penalised_ids(model, ids, draw["sampling"])
+            more = {"max_new": model.max_new, "end": model.end, "repeated": repeated}
+            begin = time.perf_counter()
+            answer = ask(bound, carry, rows, program=program, **more, **draw)
         words = np.asarray(answer.ids)[: int(answer.length)]
-        seconds = time.perf_counter() - begin
-        return Reply(model.detokenize(words), seconds, np.asarray(answer.first))
+        seconds, text = time.perf_counter() - begin, model.detokenize(words)
+        self._note(question, text)
+        return Reply(text, seconds, np.asarray(answer.first), seconds)
+
+    def answer(
+        self, question: str, *, sampling: Sampling | None = None, key: Array | None = None
+    ) -> Iterator[str]:
+        """Yield an answer's text as it is written; the parts together are `ask(...).text`.
+
+        The stream may go on meanwhile: the answer is about what was fed when it began. The
+        generator returns the `Reply`. The arguments and errors are those of `ask`.
+        """
+        model, ids = self.model, self.model.tokenize(question)
+        draw = self._drawing(sampling, key)
+        return self._written(question, model, ids, draw)
+
+    def _written(self, question: str, model: Model, ids: np.ndarray, draw: dict) -> Any:
+        with self._lock:
+            carry, rows = self._asked(ids)
+            program, bound = self._need()
+            repeated = penalised_ids(model, ids, draw["sampling"])
+            more = {"max_new": model.max_new, "repeated": repeated}
+            begin = time.perf_counter()
+            answer = begin_answer(bound, carry, rows, program=program, **more, **draw)
+        streamer, first = TextStreamer(model.detokenize), np.array(answer.first)
+        words, done = so_far(answer, model.end)
+        first_seconds = time.perf_counter() - begin
+        more = {"program": program, "steps": TOKENS_AT_ONCE, "end": model.end} | draw
+        # Also where the first token ends the answer: whoever ran this once compiled both programs.
+        answer = continue_answer(bound, answer, **more)
+        yield from streamer.push(words, done)
+        while not done:
+            words, done = so_far(answer, model.end)
+            yield from streamer.push(words, done)
+            answer = answer if done else continue_answer(bound, answer, **more)
+        text = model.detokenize(words)
+        self._note(question, text)
+        return Reply(text, time.perf_counter() - begin, first, first_seconds)
+
+    def _drawing(self, sampling: Sampling | None, key: Array | None) -> dict[str, Any]:
+        if sampling is None and key is None and self.sampling is not None:
+            assert self.key is not None or self.sampling.greedy
+            sampling = self.sampling
+            key = None if self.key is None else jax.random.fold_in(self.key, self._answers)
+        return {"sampling": sampling, "key": key}
+
+    def _asked(self, ids: np.ndarray) -> tuple[Carry, Embeds]:
+        """Return the carry that a question reads, and its rows after all pieces so far."""
+        model, (program, _) = self.model, self._need()
+        carry = self._peek()
+        rows = question_rows(
+            model.params,
+            ids,
+            program=program,
+            steps=None if model.text_steps is None else model.text_steps(ids),
+            start=None if model.question_start is None else model.question_start(self.pieces),
+        )
+        jax.block_until_ready((carry, rows))
+        return carry, rows
+
+    def _peek(self) -> Carry:
+        """Return the carry with the open chunk written to a branch; the stream is not touched."""
+        if not self._held:
+            return self.carry
+        if self._peeked is None:
+            inputs, _ = self.preprocessor.peek(self._held)
+            segment = jax.tree.map(lambda x: np.asarray(x)[None], inputs)
+            program, bound = self._need()
+            self._peeked = stream(bound, self.carry, segment, program=program)
+        assert self._peeked is not None
+        return self._peeked
+
+    def _note(self, question: str, text: str) -> None:
+        """Remember the dialogue, for memories that guide what they keep by it."""
+        with self._lock:
+            self._answers += 1
+            self.dialogue = (question, text)
+            if not getattr(self.memory, "dialogue", False):
+                return
+            program, bound = self._need()
+            texts = probes_of(self.model, self.memory, self.dialogue)
+            rows = probe_rows(self.model.params, texts, program=program)
+            self._opened = program, bound._replace(probes=rows)
+
+    def buckets(self, question: str) -> int:
+        """Return the padded length that a question is compiled for."""
+        return bucket(len(self.model.tokenize(question)))
+
+    def rehearse(self, question: str) -> None:
+        """Compile what a question of this length will run, and forget the answer."""
+        before = self._answers, self.dialogue, self._opened
+        for _ in self.answer(question) if self.model.max_new > 1 else (self.ask(question),):
+            pass
+        self._answers, self.dialogue, self._opened = before
+
+    def peek_padding(self, inputs: PyTree) -> None:
+        """Compile what a question inside a chunk will run.
+
+        Args:
+          inputs: one chunk of padding, stacked on a leading axis.
+        """
+        program, bound = self._need()
+        jax.block_until_ready(stream(bound, self.carry, inputs, program=program))
+
+    # Looking.
 
     def layers(self) -> list[State]:
-        """Return each layer's slots and notes, for maps and reports."""
+        """Return each layer's slots, for maps and reports; none for a memory of features."""
         return layers_of(self.program, self.carry)
+
+    @property
+    def events(self) -> list[Event]:
+        """Return what happened to the stream: of its media, and rows that were not finite."""
+        events = list(self._events)
+        if self._carry is not None:
+            found = jax.device_get(self._carry.rejected)
+            each = self.chunk_pieces * self.model.media.piece_seconds
+            if found.rows:
+                message = (
+                    f"{int(found.rows)} rows were not finite and were left out, in the chunks from "
+                    f"{found.first * each:g} s to {(found.last + 1) * each:g} s."
+                )
+                events.append(Event(float(found.first * each), "not_finite", message))
+        return events
 
     @property
     def nbytes(self) -> int:
         """Return the bytes of the memory's state, which never change."""
         return nbytes(self.memory, self.spec)
 
+    @property
+    def footprint(self) -> Footprint:
+        """Return the bytes held on the device and in host memory, bank included."""
+        return footprint(self.memory, self.spec)
 
-class Packer:
-    """Packs pieces into chunks, on whatever thread decodes.
+    def kept(self, seconds: float | None = None) -> list[Kept]:
+        """Return times and modalities of what every layer holds; nothing of features.
 
-    It remembers the sound before each chunk, and how many pieces came before it.
-    """
+        Args:
+          seconds: length of the stream; None: as the session counts it.
+        """
+        layers, ticks = self.layers(), self.model.ticks_per_second
+        if not layers:
+            return [Kept(np.zeros(0), np.zeros(0, np.int8))] * self.spec.layers
+        length = self.seconds if seconds is None else seconds
+        return kept(layers, seconds=length, seconds_per_tick=None if ticks is None else 1 / ticks)
 
-    def __init__(self, model: Model, pieces: int):
-        """Pack chunks of at most `pieces` pieces for `model`."""
-        self.model, self.pieces = model, pieces
-        self._past = np.zeros(model.media.past_samples, np.float32)
-        self._start = 0
+    def memory_map(self) -> Figure:
+        """Return a figure of what every layer holds, over the time of the stream."""
+        from jaxmem.report.maps import memory_map
 
-    def __call__(self, held: Sequence[PieceLike]) -> PyTree:
-        """Return a chunk's inputs from consecutive pieces, the missing ones padded."""
-        if not 0 < len(held) <= self.pieces:
-            raise ValueError(f"a chunk takes 1 to {self.pieces} pieces, got {len(held)}.")
-        frames = np.zeros((self.pieces, *held[0].frames.shape), held[0].frames.dtype)
-        samples = np.zeros((self.pieces, *held[0].samples.shape), np.float32)
-        for i, piece in enumerate(held):
-            frames[i], samples[i] = piece.frames, piece.samples
-        valid = np.arange(self.pieces) < len(held)
-        inputs = self.model.pack(frames, samples, valid, self._past, self._start)
-        self._start += len(held)
-        heard = np.concatenate([self._past, samples[: len(held)].reshape(-1)])
-        self._past = heard[len(heard) - len(self._past) :]
-        return inputs
+        title = f"{self.memory.name}: what is held after {self.seconds:g} s"
+        return memory_map(self.kept(), seconds=self.seconds, title=title)
+
+    # Keeping.
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole stream to the folder `path`, which must not exist yet.
+
+        Raises:
+          ValueError: if the folder exists.
+        """
+        with self._lock:
+            host = {"past": self.preprocessor.heard.past}
+            for i, piece in enumerate(self._held):
+                host |= {f"frames_{i}": piece.frames, f"samples_{i}": piece.samples}
+            numbers = {
+                "pieces": self.preprocessor.heard.pieces,
+                "open": len(self._held),
+                "answers": self._answers,
+                "dialogue": self.dialogue,
+                "chunk_pieces": self.chunk_pieces,
+                "events": self._events,
+                "size": getattr(self.model.media, "size", None),
+            }
+            numbers["size"] = numbers["size"] if isinstance(numbers["size"], tuple) else None
+            params = self.model.params
+            saving.save(path, self.carry, program=self.program, params=params,
+                        host=host, numbers=numbers)  # fmt: skip
+
+    @classmethod
+    def restore(cls, path: str | Path, model: Model, memory: AnyMemory, **options: Any) -> Session:
+        """Return the stream that was saved at `path`, to go on as if nothing had happened.
+
+        Args:
+          path: folder written by `save`.
+          model: the model that it was saved with.
+          memory: the memory that it was saved with.
+          options: of `Session`.
+
+        Raises:
+          ValueError: if there is nothing at `path`, or another model, memory or options wrote it.
+        """
+        numbers, host = saving.host_side(path)
+        chunk_pieces = options.pop("chunk_pieces", numbers["chunk_pieces"])
+        session = cls(model, memory, chunk_pieces=chunk_pieces, **options)
+        session._open(None if numbers["size"] is None else tuple(numbers["size"]))
+        program = session.program
+        session.carry = saving.restore(path, program, params=model.params)
+        session.preprocessor.heard = Heard(host["past"], numbers["pieces"])
+        for i in range(numbers["open"]):
+            session._held.append(saving.SavedPiece(host[f"frames_{i}"], host[f"samples_{i}"]))
+        session._events = [Event(*event) for event in numbers["events"]]
+        session._answers = numbers["answers"]
+        if numbers["dialogue"]:
+            session._answers -= 1
+            session._note(*numbers["dialogue"])
+        return session

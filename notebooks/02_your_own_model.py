@@ -35,8 +35,8 @@ from jaxmem.memory.full import full
 from jaxmem.memory.omnimem.omnimem import omnimem
 from jaxmem.memory.recent import recent
 from jaxmem.memory.compression.snapkv import snapkv
-from jaxmem.models.base import fit
-from jaxmem.models.load import load_model
+from jaxmem.models.base import for_frames
+from jaxmem.models.load import load
 from jaxmem.report.kept import kept
 from jaxmem.report.maps import memory_map
 from jaxmem.session import Session
@@ -57,13 +57,13 @@ def tiny_checkpoint() -> Path:
 
 # %% [markdown]
 # ## The model
-# `load_model` reads config, weights, tokenizer, chat template and preprocessor settings. How many
+# `load` reads config, weights, tokenizer, chat template and preprocessor settings. How many
 # tokens a frame has depends on its size, so `fit` is given the size that the frames will have.
 
 # %%
 tiny = "JAXMEM_MODEL" not in os.environ
 where = tiny_checkpoint() if tiny else os.environ["JAXMEM_MODEL"]
-model = load_model(where, dtype="float32" if tiny else "bfloat16", fps=1.0, max_new=8)
+model = load(where, dtype="float32" if tiny else "bfloat16", fps=1.0, max_new=8)
 
 video = os.environ.get("JAXMEM_VIDEO") or held_out(7, SECONDS, folder)[0]
 media = model.media

@@ -1,6 +1,6 @@
 """Laws that every memory obeys, checked on a made-up stream without a decoder.
 
-Each `check_*` takes a memory of scope "layer" and raises AssertionError where the law is broken.
+Each `check_*` takes a memory that sees one layer and raises AssertionError where the law is broken.
 `ALL_MEMORIES` is the table that every test of a law goes through.
 """
 
@@ -17,25 +17,23 @@ import numpy as np
 from jaxmem import kv as tk
 from jaxmem.kv import AUDIO, KV, TEXT, VISION
 from jaxmem.memory.base import Chunk, Embeds, Memory, Received, Spec, State, kv_of
-from jaxmem.memory.full import full
-from jaxmem.memory.last_frames import last_frames
-from jaxmem.memory.omnimem.omnimem import omnimem
-from jaxmem.memory.random import random
-from jaxmem.memory.recent import recent
-from jaxmem.memory.uniform import uniform
+from jaxmem.memory.base import Probed
+from jaxmem.memory.baselines import Full, LastFrames, RandomSample, Recent, Uniform
+from jaxmem.memory.omnimem.omnimem import OmniMem
 
 ALL_MEMORIES: dict[str, Callable[[int], Memory]] = {
-    "full": full,
-    "recent": lambda budget: recent(budget, sinks=2),
-    "last_frames": lambda budget: last_frames(budget=budget),
-    "uniform": uniform,
-    "random": lambda budget: random(budget, jax.random.key(3)),
-    "omnimem": lambda budget: omnimem(budget - budget // 5, text=budget // 5, audio_share=0.25),
+    "full": Full,
+    "recent": lambda budget: Recent(budget, sinks=2),
+    "last_frames": LastFrames,
+    "uniform": Uniform,
+    "random": lambda budget: RandomSample(budget, seed=3),
+    "omnimem": lambda budget: OmniMem(budget - budget // 5, text=budget // 5, audio_share=0.25),
 }
 """Name -> memory of about `budget` slots per layer."""
 
 BUDGET = 16
-SPEC = Spec(layers=2, kv_heads=2, heads=4, head_dim=4, width=6, axes=3, chunk=8)
+HEADS = 4
+SPEC = Spec(layers=2, kv_heads=2, head_dim=4, width=6, axes=3, chunk=8)
 CUTS = (8, 5, 8, 1, 0, 7, 8, 3)  # valid rows of the chunks of the standard stream
 FRAME = (TEXT, VISION, VISION, VISION, VISION, AUDIO, AUDIO)  # kinds of one frame's tokens
 
@@ -130,27 +128,28 @@ def see(memory: Memory, state: State, chunk: Stream) -> Chunk:
     """Return what the decoder would report of one chunk; masses are noise of the order numbers."""
     requires, tokens = memory.requires, chunk.tokens
     rows = Embeds(chunk.hidden, tokens.pos[:, 0] - chunk.base[None], tokens.modality[:, 0],
-                chunk.end - chunk.base)  # fmt: skip
-    held = memory.view(state, None, rows).tokens
+                  chunk.end - chunk.base)  # fmt: skip
+    held = memory.view(SPEC, state, rows).kv
     tokens = spread(tokens, held.modality.shape[1])
     salt = jnp.sum(chunk.end)
 
-    def mass(salt):
+    def received(salt):
         head = 977 * jnp.arange(tokens.modality.shape[1], dtype=jnp.int32)[None]
         one = lambda t: jnp.where(tk.valid(t), noise(t.index + head, salt), 0.0).T
         return Received(one(held), one(tokens))
 
+    probed = None
+    if requires.probes:
+        probed = Probed(jax.tree.map(lambda x: x[None], received(salt + 2)), jnp.ones((1,), int))
     return Chunk(
-        tokens=tokens,
-        base=chunk.base,
+        kv=tokens,
         next_pos=chunk.end,
-        layer=jnp.zeros((), jnp.int32),
         hidden=chunk.hidden if requires.hidden else None,
-        mass=mass(salt) if requires.mass else None,
-        rows=noise(tokens.index[:, 0], salt + 1) if requires.rows else None,
-        probe=jax.tree.map(lambda x: x[None], mass(salt + 2)) if requires.probe else None,
-        queries=project(chunk.hidden, SPEC.heads, SPEC.head_dim) if requires.queries else None,
-        output=project(np.eye(SPEC.width), SPEC.heads, SPEC.head_dim).transpose(1, 2, 0)
+        received=received(salt) if requires.attention else None,
+        given=noise(tokens.index[:, 0], salt + 1) if requires.given else None,
+        probed=probed,
+        queries=project(chunk.hidden, HEADS, SPEC.head_dim) if requires.queries else None,
+        output=project(np.eye(SPEC.width), HEADS, SPEC.head_dim).transpose(1, 2, 0)
         if requires.output
         else None,
     )
@@ -164,7 +163,7 @@ def project(hidden: Any, heads: int, dim: int) -> jax.Array:
 
 def step(memory: Memory, state: State, chunk: Stream) -> State:
     """Write one chunk."""
-    return memory.write(state, see(memory, state, chunk))[0]
+    return memory.write(SPEC, state, see(memory, state, chunk))[0]
 
 
 def scan(memory: Memory, state: State, chunks: Stream) -> tuple[State, KV]:
@@ -337,11 +336,11 @@ def check_view(memory: Memory) -> None:
         modality=jnp.full((1,), TEXT, jnp.int8),
         advance=jnp.ones((SPEC.axes,), SPEC.pos_dtype),
     )
-    assert memory.view(start, None, row).base.dtype == SPEC.pos_dtype
-    np.testing.assert_array_equal(memory.view(final, None, row).base, standard().end[-1])
+    assert memory.view(SPEC, start, row).base.dtype == SPEC.pos_dtype
+    np.testing.assert_array_equal(memory.view(SPEC, final, row).base, standard().end[-1])
     before = jax.tree.map(np.copy, final)
-    if memory.requires.ask is None:
-        assert_same(memory.recall(final, None, None).tokens, kv_of(final.slots), "recall")
+    if memory.requires.question is None:
+        assert_same(memory.recall(SPEC, final, None).kv, kv_of(final.slots), "recall")
     assert_same(final, before, "state after a question")
 
 

@@ -158,7 +158,7 @@ def test_answers_of_several_tokens_grow_and_can_be_drawn(job, clip, weights, mon
         grown.setdefault(question, []).append(part)
         grows(screen, name, question, part)
 
-    monkeypatch.setattr("jaxmem.experiments.stream.source.load_model", load)
+    monkeypatch.setattr("jaxmem.experiments.stream.source.load", load)
     monkeypatch.setattr(Screen, "grows", note)
     monkeypatch.setattr(_job, "warm_up", lambda *a, **k: None)  # saves two compilations
     words = ["--model", "any", "--video", str(clip), "--seconds", "2", "--no-prompt"]
@@ -181,14 +181,14 @@ def test_no_room_on_the_device_is_2(job, clip, weights, golden, monkeypatch):
 
     words = ["--video", str(clip), "--dtype", "float32", "--no-prompt"]
     where = str(golden / "hf" / "qwen2_5_vl")
-    monkeypatch.setattr("jaxmem.experiments.stream.source.load_model", full)
+    monkeypatch.setattr("jaxmem.experiments.stream.source.load", full)
     _, captured = job("--model", where, *words, status=2)
     shapes = open_shapes(where, jnp.dtype("float32")).params
     assert f"while loading: --model {where} in float32 with --memory omnimem" in captured.err
     assert f"--budget 32 needs {size(tree_bytes(shapes))} of weights" in captured.err
 
     model = embedded(weights)
-    monkeypatch.setattr("jaxmem.experiments.stream.source.load_model", lambda *a, **k: model)
+    monkeypatch.setattr("jaxmem.experiments.stream.source.load", lambda *a, **k: model)
     monkeypatch.setattr(_job, "warm_up", full)
     report, captured = job("--model", "any", *words, "--memory", "recent", status=2)
     spec = model_spec(model, model.tokens_per_piece)

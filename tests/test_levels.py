@@ -15,10 +15,12 @@ LEVELS = {
     "data": 5,
     "models": 5,
     "loop": 6,
-    "session": 6,
+    "programs": 6,
+    "pieces": 6,
     "saving": 6,
     "training": 6,
-    "report": 7,
+    "report": 6,
+    "session": 7,
     "experiments": 8,
 }
 CORE = ("typing", "kv", "rope", "kernels", "memory")

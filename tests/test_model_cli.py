@@ -12,7 +12,7 @@ from checkpoints import FAMILIES, write_checkpoint
 
 from jaxmem.data.world.files import held_out
 from jaxmem.experiments.stream.__main__ import main
-from jaxmem.models.load import FILES, load_model
+from jaxmem.models.load import FILES, load
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
@@ -91,7 +91,7 @@ def test_without_a_question_it_asks_the_models_own(job, folder, clip):
 
 def test_what_comes_beside_pictures(folder):
     """Rows of sound in a second, and whether words stand between the frames."""
-    found = {f: load_model(folder(f), dtype=jnp.float32) for f in FAMILIES}
+    found = {f: load(folder(f), dtype=jnp.float32) for f in FAMILIES}
     beside = {f: (m.audio_tokens, m.stamps) for f, m in found.items()}
     assert beside.pop("qwen2_5_omni") == (25, False) and beside.pop("qwen3_vl") == (0, True)
     assert set(beside.values()) == {(0, False)}
@@ -139,14 +139,14 @@ def test_a_source_without_pictures(job, folder, tmp_path):
 def test_unknown_family_and_dtype(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="model_type 'llama' .* supported are .*qwen3_vl"):
-        load_model(tmp_path)
+        load(tmp_path)
     with pytest.raises(ValueError, match="weights can be bfloat16, float16, float32, got 'int8'"):
-        load_model(folder("qwen3_vl"), dtype="int8")
+        load(folder("qwen3_vl"), dtype="int8")
     with pytest.raises(ValueError, match="got 'half a float'"):
-        load_model(folder("qwen3_vl"), dtype="half a float")
+        load(folder("qwen3_vl"), dtype="half a float")
     bare = write_bare(folder("qwen3_vl"), tmp_path / "bare")
     with pytest.raises(ValueError, match=r"no tokenizer\.json in"):
-        load_model(bare)
+        load(bare)
 
 
 def write_bare(folder: Path, target: Path) -> Path:
@@ -170,13 +170,13 @@ def test_a_name_is_downloaded_without_code(folder, monkeypatch):
 
     client = SimpleNamespace(snapshot_download=download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
-    model = load_model("Qwen/Qwen2.5-VL-tiny", dtype=jnp.float32)
+    model = load("Qwen/Qwen2.5-VL-tiny", dtype=jnp.float32)
     assert model.name == "Qwen2.5-VL-tiny" and asked == [("Qwen/Qwen2.5-VL-tiny", FILES)]
     assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in FILES)
     with pytest.raises(ValueError, match="no/such is no directory and cannot be .*: 401"):
-        load_model("no/such")
+        load("no/such")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"the package huggingface_hub is needed"):
-        load_model("Qwen/Qwen2.5-VL-tiny")
+        load("Qwen/Qwen2.5-VL-tiny")
     with pytest.raises(ValueError, match="no directory ../no-such-folder-here: give"):
-        load_model("../no-such-folder-here")
+        load("../no-such-folder-here")

@@ -11,16 +11,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.decoder.decoder import finish, layer_at, qkv
-from jaxmem.decoder.layer import segment
 from jaxmem.decoder.program import Carry, Program
+from jaxmem.decoder.step import check_positions, check_prefix
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
 from jaxmem.kv import KV
-from jaxmem.memory import layout as pool
+from jaxmem.memory import layout as layouts
+from jaxmem.memory.attention import segment
 from jaxmem.memory.bank.bank import of_layer
-from jaxmem.memory.base import Embeds, Question, View, at_layer
+from jaxmem.memory.base import Embeds, FeatureMemory, Memory, Question, View, at_layer
 from jaxmem.rope import angles, rotate
 from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree
 
@@ -30,8 +31,8 @@ class Context(NamedTuple):
 
     pinned: Segment | None  # the prefix, rotated relative to the view's base
     recalled: Segment  # rotated likewise
-    far: Segment | None  # rotated to its own positions; its queries all stand at `far_pos`
-    far_pos: Num[Array, "l A"] | None
+    sinks: Segment | None  # rotated to their own positions; their queries are all at `sinks_pos`
+    sinks_pos: Num[Array, "l A"] | None
 
 
 class Tail(NamedTuple):
@@ -61,28 +62,28 @@ def _attend(
     """Attend queries in rows `first`, `first` + 1, ... to context and tail.
 
     With a sliding window the pool index of a row is the number of recalled tokens plus its slot;
-    the far segment then begins where the window ends.
+    the sinks then begin where the window ends.
     """
-    window, rope = program.memory.requires.window, program.config.rope
+    window, rope = program.requires.window, program.config.rope
     slot = first + jnp.arange(q.shape[0], dtype=jnp.int32)
     recalled, groups = context.recalled, context.recalled.valid.shape[-1]
-    behind = None
+    after = None
     if window is not None:
-        behind = jnp.sum(recalled.valid[:, 0], dtype=jnp.int32) + slot
-    # Slots behind a row's own are later rows, or padding that a later row will be written over.
+        after = jnp.sum(recalled.valid[:, 0], dtype=jnp.int32) + slot
+    # Slots after a row's own are later rows, or padding that a later row will be written over.
     own = Segment(tail.k, tail.v, jnp.ones((len(tail.k), groups), bool), last=slot)
     rows = rotate(q, turn)
-    parts = [recalled._replace(last=behind), own]
+    parts = [recalled._replace(last=after), own]
     parts += [] if context.pinned is None else [context.pinned]
-    if context.far is None or context.far_pos is None:
+    if context.sinks is None or context.sinks_pos is None:
         return attend(rows, parts, rope=rope, window=window)[0]
-    # Each segment turns the queries its own way: here all but the far one by the row's position.
-    place = jnp.broadcast_to(context.far_pos[None], (q.shape[0], context.far_pos.shape[0]))
-    far = context.far
-    if behind is not None and window is not None:
-        far = far._replace(last=behind - window, first=jnp.zeros_like(behind))
+    # Each segment turns the queries its own way: here all but the sinks by the row's position.
+    place = jnp.broadcast_to(context.sinks_pos[None], (q.shape[0], context.sinks_pos.shape[0]))
+    sinks = context.sinks
+    if after is not None and window is not None:
+        sinks = sinks._replace(last=after - window, first=jnp.zeros_like(after))
     near = attend(rows, parts, rope=rope, window=window)
-    away = attend(q, [far._replace(q_pos=place)], rope=rope)
+    away = attend(q, [sinks._replace(q_pos=place)], rope=rope)
     return _merge(*near, *away)
 
 
@@ -101,26 +102,27 @@ def _context(view: View, prefix: KV | None, program: Program) -> Context:
     """Rotate what was recalled, once, relative to the position where the question begins."""
     rope = program.config.rope
 
-    def turned(tokens: KV, origin: Array) -> Segment:
-        part = segment(tokens, origin, None)
+    def turned(kv: KV, origin: Array) -> Segment:
+        part = segment(kv, origin, None)
         return Segment(rotated_keys(part, rope), part.v, part.valid)
 
+    sinks = view.sinks
     return Context(
         pinned=None if prefix is None else turned(prefix, view.base),
-        recalled=turned(view.tokens, view.base),
-        far=None if view.far is None else turned(view.far, jnp.zeros_like(view.base)),
-        far_pos=view.far_pos,
+        recalled=turned(view.kv, view.base),
+        sinks=None if sinks is None else turned(sinks.kv, jnp.zeros_like(view.base)),
+        sinks_pos=None if sinks is None else sinks.pos,
     )
 
 
 def _alone(
     params: Params, program: Program, rows: Embeds, prefix: KV | None
 ) -> tuple[Float[Array, "L Q H D"], KV]:
-    """Return every layer's queries (not rotated) and tokens of rows behind the prefix alone."""
+    """Return every layer's queries (not rotated) and tokens of rows after the prefix alone."""
     config, spec = program.config, program.spec
     t = jnp.arange(rows.modality.shape[0], dtype=jnp.int32)
     begin = jnp.full((spec.axes,), spec.prefix, spec.pos_dtype)
-    real = (rows.modality != tk.EMPTY)[:, None]
+    real = (rows.modality != kvs.EMPTY)[:, None]
     place = (begin[None] + rows.pos.astype(begin.dtype))[:, None]
 
     def layer(h: Hidden, item: PyTree) -> tuple[Hidden, tuple[Array, KV]]:
@@ -149,7 +151,8 @@ def _features(params: Params, program: Program, carry: Carry, prefix: KV | None)
 
     It does not depend on the question, so under `vmap` over questions it is computed once.
     """
-    rows: Embeds = program.memory.recall(carry.state, carry.bank, None)  # type: ignore[assignment]
+    assert isinstance(program.memory, FeatureMemory)
+    rows = program.memory.read(program.spec, carry.state)
     _, tokens = _alone(params, program, rows, prefix)
     end = program.spec.prefix + rows.advance.astype(program.spec.pos_dtype)
     return View(tokens, jnp.broadcast_to(end, (program.config.layers, *end.shape)))
@@ -170,7 +173,7 @@ def prefill(
       params: decoder weights.
       program: static description.
       carry: the stream; only read.
-      rows: the question [Q]; padding (kind EMPTY) last, `span` counts the real rows only.
+      rows: the question [Q]; padding (modality EMPTY) last, `advance` counts the real rows only.
       room: further rows that may be decoded.
       prefix: pinned tokens [L, P], or None.
 
@@ -178,28 +181,31 @@ def prefill(
       The dialogue, and the last layer's output [Q, E] of the question's rows before the final
       norm.
     """
-    config, memory = program.config, program.memory
-    real_q = rows.modality != tk.EMPTY
+    check_positions(program, rows)
+    check_prefix(program, prefix)
+    config, memory, spec = program.config, program.memory, program.spec
+    asks = program.requires.question
+    real_q = rows.modality != kvs.EMPTY
     query = None
-    if memory.requires.ask == "pass":
+    if asks == "pass":
         query = Question(first_pass(params, program, rows, prefix), real_q, prefix)
     stacked = None
-    if memory.scope == "stack":
-        stacked = memory.recall(carry.state, carry.bank, query)
-    elif memory.scope == "feature":
+    if isinstance(memory, FeatureMemory):
         stacked = _features(params, program, carry, prefix)
         rows = rows._replace(start=None)  # it follows the features, which are numbered like text
+    elif memory.per == "stack":
+        stacked = memory.recall(spec, carry.state, query, carry.bank)
     turn = angles(config.rope, rows.pos)[:, None]
 
     def recall(index: Array, q: Array, pinned: KV | None, window: int) -> View:
-        assert program.layout is not None
-        mine = pool.read(program.layout, carry.state, index, window)
+        assert program.layout is not None and isinstance(memory, Memory)
+        mine = layouts.read(program.layout, carry.state, index, window)
         asking = None
-        if memory.requires.ask == "layer":
+        if asks == "layer":
             asking = Question(q, real_q, pinned)
         elif query is not None:
             asking = Question(at_layer(query.q, index), real_q, pinned)
-        return memory.recall(mine, of_layer(carry.bank, index), asking)
+        return memory.recall(spec, mine, asking, of_layer(carry.bank, index))
 
     def layer(h: Hidden, item: PyTree, window: int) -> tuple[Hidden, tuple[Context, Tail]]:
         index, pinned, view = item
@@ -207,7 +213,7 @@ def prefill(
         q, k, v = qkv(weights, config, h)
         view = recall(index, q, pinned, window) if view is None else view
         view = view._replace(base=_begin(view.base, rows))
-        dtype, extra = view.tokens.k.dtype, ((0, room), (0, 0), (0, 0))
+        dtype, extra = view.kv.k.dtype, ((0, room), (0, 0), (0, 0))
         tail = Tail(jnp.pad(rotate(k, turn).astype(dtype), extra), jnp.pad(v.astype(dtype), extra))
         context = _context(view, pinned, program)
         out = _attend(program, q, turn, context, tail, jnp.zeros((), jnp.int32))
@@ -221,7 +227,7 @@ def prefill(
         h, (context, tail) = jax.lax.scan(lambda h, i, w=run.window: layer(h, i, w), h, items)
         contexts.append(context)
         tails.append(tail)
-    # An answer is written over the question's padding, which is behind its last real row.
+    # An answer is written over the question's padding, which comes after its last real row.
     used = jnp.sum(real_q, dtype=jnp.int32)
     return Dialogue(tuple(contexts), tuple(tails), used, rows.advance), h
 

@@ -1,4 +1,4 @@
-"""An answer token by token: begun behind its question, extended by as many tokens as wanted.
+"""An answer token by token: begun after its question, extended by as many tokens as wanted.
 
 Token i is drawn with the i-th key folded from the answer's own, so an answer is the same in
 whatever steps it is written.
@@ -28,7 +28,7 @@ class Generation(NamedTuple):
     written: Int[Array, ""]  # tokens so far, an end token included
     first: Float[Array, "V"]  # logits of the first token
     dialogue: Dialogue
-    said: Bool[Array, "V"] | None = None  # tokens that a penalty of repetition counts
+    repeated: Bool[Array, "V"] | None = None  # tokens that a penalty of repetition counts
 
 
 def end_ids(end: int | tuple[int, ...] | None) -> Int[Array, "e"]:
@@ -46,7 +46,7 @@ def begin(
     prefix: KV | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
-    said: Bool[Array, "V"] | None = None,
+    repeated: Bool[Array, "V"] | None = None,
 ) -> Generation:
     """Prefill a question and choose the first token of its answer.
 
@@ -59,18 +59,18 @@ def begin(
       prefix: pinned tokens [L, P], or None.
       sampling: how tokens are drawn; None: the likeliest.
       key: of the answer, with `sampling`.
-      said: tokens of the prompt that a penalty of repetition counts; None: none of them.
+      repeated: tokens of the prompt that a penalty of repetition counts; None: none of them.
     """
     dialogue, h = prefill(params, program, carry, question, room=room, prefix=prefix)
     last = jnp.maximum(jnp.sum(question.modality != tk.EMPTY, dtype=jnp.int32) - 1, 0)
     first = logits(params, program.config, h[last])
     if sampling is None or not sampling.penalises:
-        said = None
-    elif said is None:
-        said = jnp.zeros(first.shape, bool)
-    token, said = _choose(first, 0, sampling, key, said)
+        repeated = None
+    elif repeated is None:
+        repeated = jnp.zeros(first.shape, bool)
+    token, repeated = _choose(first, 0, sampling, key, repeated)
     ids = jnp.zeros((room,), jnp.int32).at[0].set(token)
-    return Generation(ids, jnp.ones((), jnp.int32), first, dialogue, said)
+    return Generation(ids, jnp.ones((), jnp.int32), first, dialogue, repeated)
 
 
 def extend(
@@ -102,14 +102,14 @@ def extend(
         return (i < until) & ~jnp.isin(ids[i - 1], ends)
 
     def body(loop: PyTree) -> PyTree:
-        i, ids, dialogue, said = loop
+        i, ids, dialogue, repeated = loop
         dialogue, out = decode(params, program, dialogue, embed(params, ids[i - 1]))
-        token, said = _choose(logits(params, program.config, out), i, sampling, key, said)
-        return i + 1, ids.at[i].set(token), dialogue, said
+        token, repeated = _choose(logits(params, program.config, out), i, sampling, key, repeated)
+        return i + 1, ids.at[i].set(token), dialogue, repeated
 
-    start = (generation.written, generation.ids, generation.dialogue, generation.said)
-    written, ids, dialogue, said = jax.lax.while_loop(more, body, start)
-    return Generation(ids, written, generation.first, dialogue, said)
+    start = (generation.written, generation.ids, generation.dialogue, generation.repeated)
+    written, ids, dialogue, repeated = jax.lax.while_loop(more, body, start)
+    return Generation(ids, written, generation.first, dialogue, repeated)
 
 
 def _choose(
@@ -117,11 +117,11 @@ def _choose(
     number: int | Int[Array, ""],
     sampling: Sampling | None,
     key: Array | None,
-    said: Bool[Array, "V"] | None,
+    repeated: Bool[Array, "V"] | None,
 ) -> tuple[Int[Array, ""], Bool[Array, "V"] | None]:
-    """Return the token that answers with `scores` as number `number` of its answer, and `said`."""
-    if sampling is not None and said is not None:
-        scores = penalised(scores.astype(jnp.float32), said, sampling.repetition_penalty)
+    """Return the token that answers with `scores` as number `number` of its answer, and `repeated`."""
+    if sampling is not None and repeated is not None:
+        scores = penalised(scores.astype(jnp.float32), repeated, sampling.repetition_penalty)
     if sampling is None or sampling.greedy:
         token = jnp.argmax(scores).astype(jnp.int32)
     elif key is None:
@@ -129,4 +129,4 @@ def _choose(
     else:
         mine = jax.random.fold_in(key, number)
         token = sample(scores, mine, sampling.temperature, sampling.top_p, sampling.top_k)
-    return token, None if said is None else said.at[token].set(True)
+    return token, None if repeated is None else repeated.at[token].set(True)

@@ -2,34 +2,89 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.memory import layout as pool
+from jaxmem.memory import layout as layouts
 from jaxmem.memory.bank.bank import Bank, init_bank
-from jaxmem.memory.base import Memory, Spec, State
-from jaxmem.typing import Array, Int
+from jaxmem.memory.base import (
+    AnyMemory,
+    Embeds,
+    FeatureMemory,
+    Memory,
+    Requires,
+    Spec,
+    State,
+)
+from jaxmem.memory.layout import Layout, Run
+from jaxmem.typing import Array, Int, Params, PyTree, UInt
+
+Encode = Callable[[Params, PyTree], Embeds]
+"""Turns one chunk of inputs (pixels, log-mel, ids) into rows; called inside the scan."""
+
+
+def as_embeds(params: Params, embeds: Embeds) -> Embeds:
+    """Return rows that are already embedded: the default `encode`."""
+    del params
+    return embeds
+
+
+class Text(NamedTuple):
+    """Token ids, and how many text steps each advances the position (None: one each)."""
+
+    ids: tuple[int, ...]
+    steps: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is static about a stream: the decoder, the memory and where its slots lie."""
+    """What is static about a stream; equal programs are compiled once.
+
+    Attributes:
+      config: of the decoder.
+      memory: what is kept.
+      spec: sizes.
+      layout: where the slots of the layers lie; None where the memory sees the whole stack, or
+        features.
+      encode: a chunk's inputs to rows.
+      prefix: text in front of every stream.
+      probes: texts that a memory scores by, as it requires them.
+    """
 
     config: DecoderConfig
-    memory: Memory
+    memory: AnyMemory
     spec: Spec
-    layout: pool.Layout | None  # None: the memory's scope is "stack" or "feature"
+    layout: Layout | None
+    encode: Encode = as_embeds
+    prefix: Text | None = None
+    probes: tuple[Text, ...] = ()
 
     @property
-    def runs(self) -> tuple[pool.Run, ...]:
-        """Contiguous layers whose states have one shape."""
+    def requires(self) -> Requires:
+        """Return what the memory requires of the forward pass."""
+        return self.memory.requires if isinstance(self.memory, Memory) else Requires()
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Return contiguous layers whose states have one shape."""
         if self.layout is None:
-            return (pool.Run(0, self.config.layers, 0),)
+            return (Run(0, self.config.layers, 0),)
         return self.layout.runs
+
+
+class Rejected(NamedTuple):
+    """Rows that were not finite and were taken for padding."""
+
+    rows: Int[Array, ""]
+    first: Int[Array, ""]  # number of the first chunk with such rows; -1: none
+    last: Int[Array, ""]  # and of the last one
 
 
 class Carry(NamedTuple):
@@ -37,43 +92,77 @@ class Carry(NamedTuple):
 
     state: State
     clock: Int[Array, ""]  # arrival number of the next token
-    bank: Bank | None = None
+    bank: Bank | None
+    chunks: Int[Array, ""]  # chunks so far, without those of padding
+    tokens: Int[Array, ""]  # tokens so far, at most 2^31 - 1
+    rejected: Rejected
+    made_by: UInt[Array, "2"]  # hash of the program, see `description`
 
 
-def make_program(config: DecoderConfig, memory: Memory, spec: Spec, *, runs: int = 6) -> Program:
+def description(program: Program) -> dict[str, str]:
+    """Return what a stream depends on, in words: memory with its options, sizes, decoder."""
+    spec = program.spec
+    sizes = ("chunk", "prefix", "step", "dtype", "pos_dtype", "frame", "audio_tokens", "timestamps")
+    return {
+        "memory": repr(program.memory),
+        "spec": ", ".join(f"{name}={getattr(spec, name)}" for name in sizes),
+        "decoder": repr(program.config),
+    }
+
+
+def _hash(program: Program) -> np.ndarray:
+    words = "\n".join(description(program).values())
+    return np.frombuffer(hashlib.sha256(words.encode()).digest()[:8], np.uint32)
+
+
+def make_program(
+    config: DecoderConfig,
+    memory: AnyMemory,
+    spec: Spec,
+    *,
+    runs: int = 6,
+    encode: Encode = as_embeds,
+    prefix: Text | None = None,
+    probes: tuple[Text, ...] = (),
+) -> Program:
     """Return the static description of a stream.
 
     Args:
       config: of the decoder.
       memory: what is kept.
       spec: sizes, from `spec_of(config, ...)`.
-      runs: see `memory.pool`.
+      runs: runs of layers at most, see `memory.layout`.
+      encode: see `Program`.
+      prefix: see `Program`.
+      probes: see `Program`.
 
     Raises:
-      ValueError: if the spec does not fit the decoder, or scope and reads do not go together.
+      ValueError: if the spec does not fit the decoder, or the memory's options do not go together.
     """
-    for name in ("layers", "kv_heads", "heads", "head_dim", "width"):
+    for name in ("layers", "kv_heads", "head_dim", "width"):
         if getattr(spec, name) != getattr(config, name):
             raise ValueError(
                 f"Spec.{name} is {getattr(spec, name)} but the decoder has "
                 f"{getattr(config, name)}; build it with spec_of(config)."
             )
-    if memory.scope == "stack" and memory.requires.ask == "layer":
-        raise ValueError(
-            f"memory {memory.name!r} recalls by each layer's queries but has scope 'stack', whose "
-            "recall sees all layers at once; use scope 'layer', or requires.ask='pass'."
-        )
-    layout = pool.layout_of(memory, spec, runs=runs) if memory.scope == "layer" else None
-    return Program(config, memory, spec, layout)
+    layout = None
+    if isinstance(memory, Memory):
+        if memory.per == "stack" and memory.requires.question == "layer":
+            raise ValueError(
+                f"memory {memory.name} recalls by each layer's queries but sees the whole stack at "
+                'once; use per "layer", or requires.question="pass".'
+            )
+        if memory.per == "layer":
+            layout = layouts.layout_of(memory, spec, runs=runs)
+    return Program(config, memory, spec, layout, encode, prefix, probes)
 
 
 def spec_of(config: DecoderConfig, *, chunk: int, **more) -> Spec:
     """Return the `Spec` of a decoder for chunks of `chunk` tokens; `more` are further fields."""
-    more.setdefault("axes", config.rope.axes)
+    more = {"axes": config.rope.axes, "rope": config.rope} | more
     return Spec(
         layers=config.layers,
         kv_heads=config.kv_heads,
-        heads=config.heads,
         head_dim=config.head_dim,
         width=config.width,
         chunk=chunk,
@@ -83,12 +172,18 @@ def spec_of(config: DecoderConfig, *, chunk: int, **more) -> Spec:
 
 def init_carry(program: Program) -> Carry:
     """Return the carry of a stream that has not begun."""
-    memory, spec = program.memory, program.spec
-    layout = program.layout
-    state = memory.init(spec) if layout is None else pool.init(memory, spec, layout)
-    # A jitted stream donates its carry, so no two leaves may be the same buffer.
-    state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-    return settled(program, Carry(state, jnp.zeros((), jnp.int32), init_bank(memory, spec)))
+    memory, spec, layout = program.memory, program.spec, program.layout
+    if layout is None:
+        state = memory.init(spec)
+    else:
+        assert isinstance(memory, Memory)
+        state = layouts.init(memory, spec, layout)
+    zero, none = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
+    made_by = jnp.asarray(_hash(program))
+    carry = Carry(state, zero, None, zero, zero, Rejected(zero, none, none), made_by)
+    # A session donates its carry, so no two leaves may be the same buffer.
+    carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
+    return settled(program, carry._replace(bank=init_bank(memory, spec)))
 
 
 def settled(program: Program, carry: Carry) -> Carry:
@@ -97,7 +192,10 @@ def settled(program: Program, carry: Carry) -> Carry:
     Beside a bank in host memory everything else is tied to the device, as it comes out of a
     stream: tied and free arrays would compile the same step twice.
     """
-    if carry.bank is None or program.spec.bank_space == "device":
+    asked = None
+    if isinstance(program.memory, Memory):
+        asked = program.memory.bank(program.spec)
+    if carry.bank is None or asked is None or asked.space == "device":
         return carry
     bank, space = carry.bank, jax.memory.Space
     rest = jax.device_put(carry._replace(bank=bank._replace(slots=None)), space.Device)
@@ -105,7 +203,15 @@ def settled(program: Program, carry: Carry) -> Carry:
 
 
 def layers_of(program: Program, carry: Carry) -> list[State]:
-    """Return each layer's slots and notes of one stream; scope "feature" has no layers."""
+    """Return each layer's slots of one stream, with what the memory knows of the layer.
+
+    A memory that sees the whole stack holds numbers that are not per layer: they are passed whole.
+    A memory of features has no layers.
+    """
+    if isinstance(program.memory, FeatureMemory):
+        return []
     if program.layout is not None:
-        return pool.layers(program.layout, carry.state)
-    return [jax.tree.map(lambda x, l=l: x[l], carry.state) for l in range(program.spec.layers)]
+        return layouts.layers(program.layout, carry.state)
+    slots, aux = carry.state
+    each = range(program.spec.layers)
+    return [State(jax.tree.map(lambda x, l=l: x[l], slots), aux) for l in each]

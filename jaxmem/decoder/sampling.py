@@ -54,19 +54,19 @@ class Sampling:
 
     @property
     def penalises(self) -> bool:
-        """Return whether tokens that were said before are treated differently."""
+        """Return whether tokens that were used before are treated differently."""
         return self.repetition_penalty != 1
 
 
 def penalised(
-    logits: Float[Array, "V"], said: Bool[Array, "V"], penalty: float
+    logits: Float[Array, "V"], repeated: Bool[Array, "V"], penalty: float
 ) -> Float[Array, "V"]:
-    """Return logits with those of `said` tokens divided by the penalty, or multiplied if negative.
+    """Return logits with those of `repeated` tokens divided by the penalty, or multiplied if negative.
 
     Source: Keskar et al., CTRL (1909.05858), section 4.1; for negative logits, transformers.
     """
     less = jnp.where(logits < 0, logits * penalty, logits / penalty)
-    return jnp.where(said, less, logits)
+    return jnp.where(repeated, less, logits)
 
 
 def likeliest(logits: Float[Array, "V"], top_k: int) -> Bool[Array, "V"]:

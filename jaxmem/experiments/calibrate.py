@@ -3,6 +3,8 @@
     python -m jaxmem.experiments.calibrate --average 64 --out table.json
     python -m jaxmem.experiments.calibrate --video a.mp4 --video b.mp4 --average 64
 
+    python -m jaxmem.experiments.calibrate --model DIR --video a.mp4 --average 4096
+
 Without videos the embedded model is calibrated on streams of its own world (validation split). The
 table is used with `python -m jaxmem.experiments.stream --omnimem.table table.json`.
 """
@@ -24,14 +26,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jaxmem.data.media.media import open_media
 from jaxmem.data.media.prefetch import prefetch
 from jaxmem.data.world.files import held_out
 from jaxmem.memory.base import Memory, State
 from jaxmem.memory.omnimem import avba, budgets
-from jaxmem.memory.omnimem.omnimem import omnimem
+from jaxmem.memory.omnimem.omnimem import OmniMem
 from jaxmem.models.base import Model
-from jaxmem.models.tiny.embedded import embedded
+from jaxmem.models.load import load
 from jaxmem.session import Session
 
 
@@ -40,6 +41,7 @@ class CalibrateConfig:
     """What to calibrate on and how to allocate.
 
     Attributes:
+      model: "tiny" for the embedded model, a checkpoint directory, or organisation/name.
       video: calibration videos; none: streams of the embedded model's own world.
       average: slots per layer, audio and vision together, averaged over layers.
       ratio: r, the prior of visual to audio slots. The released models use 5; where audio matters
@@ -56,6 +58,7 @@ class CalibrateConfig:
       out: where the table is written.
     """
 
+    model: str = "tiny"
     video: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     average: float = 64.0
     ratio: float = 1.0
@@ -74,16 +77,7 @@ class CalibrateConfig:
 def record(model: Model, memory: Memory, video: Path, chunk_seconds: int) -> State:
     """Stream one video and return the recorder's final state."""
     session = Session(model, memory, chunk_pieces=chunk_seconds)
-    media = model.media
-    size = media.size
-    reader = open_media(
-        video,
-        fps=media.fps,
-        size=size,
-        piece_seconds=media.piece_seconds,
-        sample_rate=media.sample_rate,
-    )
-    with reader, prefetch(reader) as pieces:
+    with session.open(video) as reader, prefetch(reader) as pieces:
         session.watch(pieces)
     return jax.tree.map(np.asarray, session.carry.state)
 
@@ -105,11 +99,14 @@ def calibrate(config: CalibrateConfig) -> tuple[avba.Profile, np.ndarray]:
     """Return the profile and the budget table [L, 2] of (audio, visual) caps.
 
     Raises:
-      ValueError: if a video does not open, or holds too little of one kind.
+      ValueError: if a video does not open, or holds too little of one modality.
     """
-    model = embedded()
+    if config.model != "tiny" and not config.video:
+        raise ValueError(f"--model {config.model} needs --video FILE: the streams that are made "
+                         "without are the embedded model's own.")  # fmt: skip
     uniform = config.uniform or max(1, round(config.average))
-    memory = avba.recorder(omnimem(uniform, joint=True), skip=config.skip)
+    model = load(config.model)
+    memory = avba.Recorder(OmniMem(uniform, audio_share=None), skip=config.skip)
     with calibration_videos(config) as videos:
         states = [
             record(model, memory, video, config.chunk_seconds)
@@ -136,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     made = {
-        "model": "tiny",
+        "model": config.model,
         "videos": [video.name for video in config.video] or f"{config.streams} synthetic streams",
         "average": config.average,
         "ratio": config.ratio,

@@ -29,6 +29,9 @@ def call(backends: Mapping[str, Callable], implementation: str | None, *args, **
             raise ValueError(
                 f"implementation must be None or one of {sorted(backends)}, got {implementation!r}."
             )
+        capped = getattr(kwargs.get("rope"), "softcap", None) is not None
+        if capped and implementation not in DEFAULT:
+            raise NotImplementedError(f"{implementation!r} cannot cap logits (softcap); use 'xla'.")
         return backends[implementation](*args, **kwargs)
     reasons = []
     for name in DEFAULT:

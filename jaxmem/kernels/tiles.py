@@ -73,7 +73,10 @@ def logits(
         q = q.reshape(groups, shared * rows, dim)
         s = jnp.einsum("gqd,ngd->gqn", q, k, preferred_element_type=jnp.float32)
         s = s.reshape(groups, shared, rows, n)
-    return jnp.where(visible(segment)[:, None], s * dim**-0.5, -jnp.inf)
+    s = s * dim**-0.5
+    if rope.softcap is not None:
+        s = rope.softcap * jnp.tanh(s / rope.softcap)
+    return jnp.where(visible(segment)[:, None], s, -jnp.inf)
 
 
 def starts(n: int, size: int) -> Int[Array, "blocks"]:

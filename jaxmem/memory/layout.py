@@ -3,7 +3,7 @@
 Budgets differ between layers (OmniMem's by a factor of seven), but a layer loop wants one array of
 one shape. The slots of all layers lie in one array `[sum S_l, ...]`; the layers are cut into a few
 contiguous *runs*, and inside a run every layer reads a window as long as the run's largest layer
-and masks what lies beyond its own room. At rest nothing is padded; runs only trade compile time
+and masks what lies beyond its own capacity. At rest nothing is padded; runs only trade compile time
 for attention over masked slots.
 
 The pool is ordered by ascending S with the largest layer last, so that a window of any run's
@@ -37,27 +37,27 @@ class Layout:
     """Where each layer's slots lie in the flat pool; static.
 
     Attributes:
-      rooms: S_l, slots of each layer.
+      capacities: S_l, slots of each layer.
       offsets: first slot of each layer.
       runs: contiguous layers and their window.
     """
 
-    rooms: tuple[int, ...]
+    capacities: tuple[int, ...]
     offsets: tuple[int, ...]
     runs: tuple[Run, ...]
 
     @property
     def size(self) -> int:
         """Slots at rest, over all layers."""
-        return sum(self.rooms)
+        return sum(self.capacities)
 
 
-def cut_runs(rooms: Sequence[int], count: int) -> tuple[Run, ...]:
+def cut_runs(capacities: Sequence[int], count: int) -> tuple[Run, ...]:
     """Return at most `count` contiguous runs that minimise the sum of len(run) * max(run).
 
     Dynamic programming over (layers covered, runs used); the first of equal solutions wins.
     """
-    layers = len(rooms)
+    layers = len(capacities)
     best: dict[tuple[int, int], tuple[int, tuple[Run, ...]]] = {(0, 0): (0, ())}
     for used in range(1, min(count, layers) + 1):
         for stop in range(used, layers + 1):
@@ -65,7 +65,7 @@ def cut_runs(rooms: Sequence[int], count: int) -> tuple[Run, ...]:
             for first in range(used - 1, stop):
                 if (first, used - 1) in best:
                     cost, runs = best[first, used - 1]
-                    window = max(rooms[first:stop])
+                    window = max(capacities[first:stop])
                     run = Run(first, stop, window)
                     options.append((cost + (stop - first) * window, (*runs, run)))
             best[stop, used] = min(options, key=lambda option: option[0])
@@ -77,48 +77,48 @@ def _cost(option: tuple[int, tuple[Run, ...]]) -> tuple[int, int]:
     return cost, len(runs)
 
 
-def make_layout(rooms: Sequence[int], *, runs: int = 6) -> Layout:
-    """Return the layout of layers with `rooms[l]` slots.
+def make_layout(capacities: Sequence[int], *, runs: int = 6) -> Layout:
+    """Return the layout of layers with `capacities[l]` slots.
 
     Args:
-      rooms: S_l, at least 1 each.
+      capacities: S_l, at least 1 each.
       runs: at most this many; 4 to 6 is the measured optimum of compile time against masked work.
 
     Raises:
-      ValueError: if a layer has no room.
+      ValueError: if a layer has no slot.
     """
-    if not rooms or min(rooms) < 1:
+    if not capacities or min(capacities) < 1:
         raise ValueError(
-            f"every layer needs at least one slot, got {tuple(rooms)}; raise the budget."
+            f"every layer needs at least one slot, got {tuple(capacities)}; raise the budget."
         )
-    ascending = sorted(range(len(rooms)), key=lambda l: (rooms[l], l))
-    offsets, start = [0] * len(rooms), 0
+    ascending = sorted(range(len(capacities)), key=lambda l: (capacities[l], l))
+    offsets, start = [0] * len(capacities), 0
     for l in ascending:
         offsets[l] = start
-        start += rooms[l]
-    return Layout(tuple(rooms), tuple(offsets), cut_runs(rooms, runs))
+        start += capacities[l]
+    return Layout(tuple(capacities), tuple(offsets), cut_runs(capacities, runs))
 
 
 def layout_of(memory: Memory, spec: Spec, *, runs: int = 6) -> Layout:
-    """Return the layout of a memory of scope "layer"."""
-    rooms = [kv_of(s.slots).modality.shape[0] for s in shapes(memory, spec)]
-    return make_layout(rooms, runs=runs)
+    """Return the layout of a memory that sees one layer (`per` "layer")."""
+    capacities = [kv_of(s.slots).modality.shape[0] for s in shapes(memory, spec)]
+    return make_layout(capacities, runs=runs)
 
 
 def init(memory: Memory, spec: Spec, layout: Layout) -> State:
-    """Return the empty state of all layers: slots `[sum S_l, ...]`, notes `[L, ...]`."""
-    states = [memory.init(spec.at(l)) for l in range(spec.layers)]
+    """Return the empty state of all layers: slots `[sum S_l, ...]`, aux `[L, ...]`."""
+    states = [memory.init(spec, l) for l in range(spec.layers)]
     ascending = sorted(range(spec.layers), key=lambda l: layout.offsets[l])
     slots = jax.tree.map(lambda *x: jnp.concatenate(x), *[states[l].slots for l in ascending])
-    notes = jax.tree.map(lambda *x: jnp.stack(x), *[s.aux for s in states])
-    return State(slots, notes)
+    aux = jax.tree.map(lambda *x: jnp.stack(x), *[s.aux for s in states])
+    return State(slots, aux)
 
 
 def read(layout: Layout, state: State, layer: Int[Array, ""], window: int) -> State:
-    """Return one layer's state as a window of `window` slots, empty beyond the layer's room."""
+    """Return one layer's state as a window of `window` slots, empty beyond the layer's capacity."""
     offset = jnp.asarray(np.asarray(layout.offsets, np.int32))[layer]
-    room = jnp.asarray(np.asarray(layout.rooms, np.int32))[layer]
-    inside = jnp.arange(window, dtype=jnp.int32) < room
+    capacity = jnp.asarray(np.asarray(layout.capacities, np.int32))[layer]
+    inside = jnp.arange(window, dtype=jnp.int32) < capacity
 
     def one(leaf: Array) -> Array:
         rows = jax.lax.dynamic_slice_in_dim(leaf, offset, window)
@@ -129,32 +129,32 @@ def read(layout: Layout, state: State, layer: Int[Array, ""], window: int) -> St
 
 
 def write(layout: Layout, state: State, layer: Int[Array, ""], new: State) -> State:
-    """Put one layer's window back; slots beyond the layer's room belong to other layers."""
+    """Put one layer's window back; slots beyond the layer's capacity belong to other layers."""
     offset = jnp.asarray(np.asarray(layout.offsets, np.int32))[layer]
-    room = jnp.asarray(np.asarray(layout.rooms, np.int32))[layer]
+    capacity = jnp.asarray(np.asarray(layout.capacities, np.int32))[layer]
 
     def one(leaf: Array, fresh: Array) -> Array:
         window = fresh.shape[0]
         old = jax.lax.dynamic_slice_in_dim(leaf, offset, window)
-        inside = jnp.arange(window, dtype=jnp.int32) < room
+        inside = jnp.arange(window, dtype=jnp.int32) < capacity
         mask = inside.reshape((window,) + (1,) * (leaf.ndim - 1))
         rows = jnp.where(mask, fresh.astype(leaf.dtype), old)
         return jax.lax.dynamic_update_slice_in_dim(leaf, rows, offset, 0)
 
-    notes = jax.tree.map(
+    aux = jax.tree.map(
         lambda leaf, fresh: jax.lax.dynamic_update_index_in_dim(
             leaf, fresh.astype(leaf.dtype), layer, 0
         ),
         state.aux,
         new.aux,
     )
-    return State(jax.tree.map(one, state.slots, new.slots), notes)
+    return State(jax.tree.map(one, state.slots, new.slots), aux)
 
 
 def layers(layout: Layout, state: State) -> list[State]:
-    """Return every layer's own slots and notes, outside of any loop: for reports and tests."""
+    """Return every layer's own slots and aux, outside of any loop: for reports and tests."""
     out = []
-    for l, (offset, room) in enumerate(zip(layout.offsets, layout.rooms, strict=True)):
-        slots = jax.tree.map(lambda leaf, o=offset, r=room: leaf[o : o + r], state.slots)
+    for l, (offset, capacity) in enumerate(zip(layout.offsets, layout.capacities, strict=True)):
+        slots = jax.tree.map(lambda leaf, o=offset, c=capacity: leaf[o : o + c], state.slots)
         out.append(State(slots, jax.tree.map(lambda leaf, l=l: leaf[l], state.aux)))
     return out

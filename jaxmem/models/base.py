@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,14 +18,14 @@ from jaxmem.typing import Bool, Int, Params, PyTree
 
 @dataclass(frozen=True)
 class MediaFormat:
-    """How a model wants its video and sound.
+    """How a model wants its video and audio.
 
     Attributes:
       fps: frames per second.
       size: (height, width) in pixels, or a function of the native (height, width).
-      sample_rate: of mono sound, Hz.
+      sample_rate: of mono audio, Hz.
       piece_seconds: length of one aligned piece of frames and samples.
-      past_samples: samples before a chunk that `Model.pack` needs (overlapping windows).
+      past_samples: samples before a chunk that `Model.preprocess` needs (overlapping windows).
     """
 
     fps: float
@@ -38,7 +39,8 @@ class Fitted(NamedTuple):
     """The fields of a `Model` that depend on the size of its frames."""
 
     tokens_per_piece: int
-    after: Callable[[int], np.ndarray] | None
+    question_start: Callable[[int], np.ndarray] | None
+    frame: tuple[int, int] | None = None  # rows and columns of a frame's vision tokens
 
 
 class Model(NamedTuple):
@@ -48,11 +50,11 @@ class Model(NamedTuple):
     params: Params
     decoder: DecoderConfig
     media: MediaFormat
-    tokens_per_piece: int  # rows of a piece, the largest number; 0: give the frames' size to `fit`
+    tokens_per_piece: int  # rows of a piece, the largest number; 0: see `for_frames`
     # Host side, in the background: pieces of one chunk -> numpy inputs of fixed shape.
     # (frames [C, F, h, w, 3] uint8, samples [C, n] float32, valid [C] bool (real pieces first),
     #  past float32 [past_samples], pieces of the stream before this chunk) -> inputs
-    pack: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], PyTree]
+    preprocess: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], PyTree]
     # Device side, inside the scan: (params, inputs) -> rows
     encode: Callable[[Params, PyTree], Embeds]
     tokenize: Callable[[str], np.ndarray]  # question -> ids; ValueError on unknown words
@@ -61,55 +63,64 @@ class Model(NamedTuple):
     max_new: int = 1  # answer tokens at most
     sampling: Sampling | None = None  # the checkpoint's own; used only where it is asked for
     pos_dtype: Any = jnp.int32
-    text_step: tuple[int, ...] | None = None  # see Spec.text_step
+    text_step: tuple[int, ...] | None = None  # see Spec.step
     ticks_per_second: float | None = None  # of position axis 0, where it is a clock
-    # Generic questions for memories that score by probes, most general first.
+    # Questions of its own, for memories that score by probes whose text it cannot write:
+    # about the present scene, then about the whole stream.
     probes: tuple[str, ...] = ()
     prefix: np.ndarray | None = None  # token ids in front of every stream (chat template)
     note: str = ""  # what a user should know, printed in reports
     # How far text tokens advance the position, in text steps: ids [Q] -> [Q]; None: one each.
-    steps: Callable[[np.ndarray], np.ndarray] | None = None
-    # `Embeds.start` of a question after so many pieces: -> [A]; None: at the end of the last chunk.
-    after: Callable[[int], np.ndarray] | None = None
-    # (height, width) of the frames -> `Fitted`, where the rows depend on that; see `fit`.
-    fitted: Callable[[tuple[int, int]], Fitted] | None = None
-    audio_tokens: int = 0  # rows of sound in a second, rounded up; 0: the model is deaf
-    stamps: bool = False  # words stand between the frames (time stamps)
+    text_steps: Callable[[np.ndarray], np.ndarray] | None = None
+    # `Embeds.start` of a question asked after n pieces: -> [A]; None: at the end of the last chunk.
+    question_start: Callable[[int], np.ndarray] | None = None
+    # (height, width) of the frames -> `Fitted`, where the rows depend on that; see `for_frames`.
+    for_frames: Callable[[tuple[int, int]], Fitted] | None = None
+    audio_tokens: int = 0  # audio tokens in a second, rounded up; 0: no audio input
+    timestamps: bool = False  # inserts time stamps between frames
+    frame: tuple[int, int] | None = None  # rows and columns of a frame's vision tokens
+    # Text without a chat template -> ids; None: the vocabulary is closed.
+    tokenize_text: Callable[[str], np.ndarray] | None = None
+    answer_start: np.ndarray | None = None  # what the template writes between question and answer
+    max_position: int | None = None  # the largest position that it was trained with
+    # Options of memories that suit the model, by their names on the command line.
+    presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
-def said_by(
+def penalised_ids(
     model: Model, question: Int[np.ndarray, "Q"], sampling: Sampling | None
 ) -> Bool[np.ndarray, "V"] | None:
-    """Return which tokens of a question's prompt a penalty of repetition counts; None without one.
+    """Return the prompt tokens to which the repetition penalty applies; None without a penalty.
 
-    Those are the template's text before the video and all that stands behind it: the question with
-    its template. The stream does not count: neither placeholders nor words between its frames.
+    Those are the template's text before the video and all that follows it: the question with its
+    template. The stream does not count: neither placeholders nor words between its frames.
 
     Args:
       model: that answers.
-      question: token ids behind the video.
+      question: token ids after the video.
       sampling: how tokens are drawn.
     """
     if sampling is None or not sampling.penalises:
         return None
-    said = np.zeros(model.decoder.vocab, bool)
-    said[question] = True
+    found = np.zeros(model.decoder.vocab, bool)
+    found[question] = True
     if model.prefix is not None:
-        said[model.prefix] = True
-    return said
+        found[model.prefix] = True
+    return found
 
 
-def fit(model: Model, size: tuple[int, int]) -> Model:
+def for_frames(model: Model, size: tuple[int, int]) -> Model:
     """Return the model for frames of one (height, width), which a stream's shapes depend on.
 
     Raises:
       ValueError: if the model does not take frames of that size.
     """
-    if model.fitted is None:
+    if model.for_frames is None:
         return model
-    found = model.fitted(size)
+    found = model.for_frames(size)
     return model._replace(
         tokens_per_piece=found.tokens_per_piece,
-        after=found.after,
+        question_start=found.question_start,
+        frame=found.frame or model.frame,
         media=replace(model.media, size=size),
     )

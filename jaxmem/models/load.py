@@ -25,6 +25,7 @@ from jaxmem.models.qwen import qwen2_5_vl_stream as qwen2_5_vl_model
 from jaxmem.models.qwen import qwen3_vl_stream as qwen3_vl_model
 from jaxmem.models.salmonn import salmonn
 from jaxmem.models.salmonn import stream as salmonn_model
+from jaxmem.models.tiny.embedded import embedded
 
 FAMILIES: dict[str, Callable[..., Parts]] = {
     **dict.fromkeys(llava_onevision.MODEL_TYPES, llava_onevision_model.read_parts),
@@ -41,7 +42,7 @@ FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 """What is downloaded of a repository: never pickled weights or code."""
 
 
-def load_model(
+def load(
     where: str | Path,
     *,
     dtype: Any = "bfloat16",
@@ -51,12 +52,13 @@ def load_model(
     max_pixels: int | None = None,
     **options: Any,
 ) -> Model:
-    """Return the model of a checkpoint of any supported family.
+    """Return the embedded model, or that of a checkpoint of any supported family.
 
-    Give `base.fit` the size of the frames before a stream.
+    Give `base.for_frames` the size of the frames before a stream.
 
     Args:
-      where: directory as `save_pretrained` writes it, or "organisation/name" on Hugging Face: with
+      where: "tiny" for the embedded model, which takes no other argument; or a directory as
+        `save_pretrained` writes it, or "organisation/name" on Hugging Face: with
         config.json, safetensors, tokenizer.json, a chat template and preprocessor settings.
       dtype: of the weights: bfloat16, float16 or float32.
       sharding: placement of the weights, see `checkpoint.load`.
@@ -70,6 +72,8 @@ def load_model(
       ValueError: if there is no such checkpoint, its family is not supported, or something of it is
         missing or does not fit; nothing large is read before that is known.
     """
+    if where == "tiny":
+        return embedded()
     kind = as_dtype(dtype)
     directory = find(where)
     found = read_json(directory).get("model_type")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -12,29 +12,28 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer of bytes writes for a character of which bytes are missing."""
 
 
-class Growing:
+class TextStreamer:
     """Turns token ids that grow into text that only grows.
 
-    All ids are decoded each time: a token's text may depend on what stands before it.
+    All ids are decoded each time: a token's text may depend on what comes before it.
     """
 
-    def __init__(self, detokenize: Callable[[np.ndarray], str], told: Callable[[str], None]):
+    def __init__(self, detokenize: Callable[[np.ndarray], str]):
         """Start with no text.
 
         Args:
           detokenize: ids to text.
-          told: called with each new part of the text.
         """
-        self._detokenize, self._told, self.text = detokenize, told, ""
+        self._detokenize, self.text = detokenize, ""
 
-    def __call__(self, ids: Int[np.ndarray, "m"], done: bool) -> None:
-        """Tell the text that is new, given all ids so far.
+    def push(self, ids: Int[np.ndarray, "m"], done: bool) -> Iterator[str]:
+        """Yield the text that is new, given all ids so far.
 
         A character whose last bytes have not come is held back until they have, or the answer is
-        `done`. Nothing is told while the tokenizer writes differently what was told before.
+        `done`. Emits nothing while re-decoding changes text already emitted.
         """
         text = self._detokenize(ids)
         stable = text if done else text.rstrip(UNFINISHED)
         if stable.startswith(self.text) and stable != self.text:
             new, self.text = stable[len(self.text) :], stable
-            self._told(new)
+            yield new

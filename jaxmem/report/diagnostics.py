@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich.table import Table
 
-from jaxmem.kv import KIND_NAMES
+from jaxmem.kv import MODALITY_NAMES
 from jaxmem.report.recall import AGES, age_name
 from jaxmem.report.style import FAINT, INK, KIND_COLOURS, figure, plain, titles
 
@@ -82,7 +82,7 @@ def by_age(values: np.ndarray, age: np.ndarray) -> tuple[float | None, ...]:
 
 def count_kinds(whole: Whole, kept: np.ndarray) -> np.ndarray:
     """Return the kept tokens of each kind."""
-    return np.bincount(whole.modality[kept], minlength=len(KIND_NAMES)).astype(float)
+    return np.bincount(whole.modality[kept], minlength=len(MODALITY_NAMES)).astype(float)
 
 
 def share_ages(whole: Whole, kept: np.ndarray, seconds: float, classes: int = 16) -> np.ndarray:
@@ -135,7 +135,7 @@ def plot(diagnoses: Sequence[Diagnosis], seconds: float, title: str) -> Figure:
             plain(axes)
             draw(axes, one, seconds)
     held = np.flatnonzero(sum(one.kinds.sum(0) for one in diagnoses))
-    patches = [Patch(color=KIND_COLOURS[int(k)], label=KIND_NAMES[k]) for k in held]
+    patches = [Patch(color=KIND_COLOURS[int(k)], label=MODALITY_NAMES[k]) for k in held]
     fig.legend(handles=patches, loc="lower right", ncols=4, fontsize=8, frameon=False)
     return fig
 

@@ -1,4 +1,4 @@
-"""What a memory holds, as times and kinds: the plain data behind maps and histograms."""
+"""What a memory holds, as times and modalities: the plain data behind maps and histograms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmem.kv import EMPTY, KIND_NAMES
+from jaxmem.kv import EMPTY, MODALITY_NAMES
 from jaxmem.memory.base import State, kv_of
 
 
@@ -15,7 +15,7 @@ class Kept(NamedTuple):
     """The tokens that one layer holds."""
 
     time: np.ndarray  # [n] float, seconds of stream time
-    kind: np.ndarray  # [n] int8
+    modality: np.ndarray  # [n] int8
 
 
 def kept(
@@ -24,7 +24,7 @@ def kept(
     """Return what every layer holds.
 
     Args:
-      layers: each layer's slots and notes. Where KV heads keep different tokens, all are listed.
+      layers: each layer's slots. Where KV heads keep different tokens, all are listed.
       seconds: length of the stream so far.
       seconds_per_tick: of position axis 0, where it is a clock. None: a token's time is taken from
         its arrival number, which assumes that tokens arrived at an even rate.
@@ -44,13 +44,8 @@ def kept(
     return out
 
 
-def nothing_kept() -> Kept:
-    """Return what a layer holds whose memory keeps features in front of the decoder."""
-    return Kept(np.zeros(0), np.zeros(0, np.int8))
-
-
-def count_kinds(layers: Sequence[Kept]) -> dict[str, int]:
-    """Return the tokens of each kind over all layers, kinds that are absent left out."""
-    kinds = np.concatenate([layer.kind for layer in layers] or [np.zeros(0, np.int8)])
-    counts = np.bincount(kinds, minlength=len(KIND_NAMES))
-    return {name: int(n) for name, n in zip(KIND_NAMES, counts, strict=True) if n}
+def count_modalities(layers: Sequence[Kept]) -> dict[str, int]:
+    """Return the tokens of each modality over all layers, those that are absent left out."""
+    kinds = np.concatenate([layer.modality for layer in layers] or [np.zeros(0, np.int8)])
+    counts = np.bincount(kinds, minlength=len(MODALITY_NAMES))
+    return {name: int(n) for name, n in zip(MODALITY_NAMES, counts, strict=True) if n}

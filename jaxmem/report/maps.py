@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from jaxmem.kv import AUDIO, KIND_NAMES, SUMMARY, TEXT, VISION
+from jaxmem.kv import AUDIO, MODALITY_NAMES, SUMMARY, TEXT, VISION
 from jaxmem.report.kept import Kept
 from jaxmem.report.results import Answered
 from jaxmem.report.style import (
@@ -100,7 +100,7 @@ def draw_ages(axes: Axes, layers: Sequence[Kept], seconds: float, bin_seconds: f
     edges = map_edges(seconds, bin_seconds, 48)
     bottom = np.zeros(len(edges) - 1)
     for kind in kinds_in(layers):
-        ages = [seconds - layer.time[layer.kind == kind] for layer in layers]
+        ages = [seconds - layer.time[layer.modality == kind] for layer in layers]
         counts = np.histogram(np.concatenate(ages).clip(0, seconds), edges)[0] / len(layers)
         axes.bar(
             edges[:-1],
@@ -133,7 +133,7 @@ def draw_ages(axes: Axes, layers: Sequence[Kept], seconds: float, bin_seconds: f
 
 def kinds_in(layers: Sequence[Kept]) -> list[int]:
     """Return the kinds that are held, in a fixed order."""
-    found = {int(kind) for layer in layers for kind in np.unique(layer.kind)}
+    found = {int(kind) for layer in layers for kind in np.unique(layer.modality)}
     return [kind for kind in (VISION, AUDIO, TEXT, SUMMARY) if kind in found]
 
 
@@ -156,7 +156,7 @@ def draw_lane(
     for group, sign in (((VISION, SUMMARY), -scale), ((AUDIO, TEXT), scale)):
         total = np.zeros(len(width))
         for kind in group:
-            counts = np.histogram(layer.time[layer.kind == kind], edges)[0]
+            counts = np.histogram(layer.time[layer.modality == kind], edges)[0]
             if counts.any():
                 inner, total = total, total + counts
                 axes.bar(
@@ -176,7 +176,7 @@ def heaviest(layers: Sequence[Kept], edges: np.ndarray) -> tuple[float, float]:
     tallest = [1.0, 1.0]
     for layer in layers:
         for i, group in enumerate(((VISION, SUMMARY), (AUDIO, TEXT))):
-            counts = np.histogram(layer.time[np.isin(layer.kind, group)], edges)[0]
+            counts = np.histogram(layer.time[np.isin(layer.modality, group)], edges)[0]
             tallest[i] = max(tallest[i], float(counts.max(initial=0)))
     return tallest[0], tallest[1]
 
@@ -230,7 +230,7 @@ def _strip(
 def legend(fig: Figure, layers: Sequence[Kept], answers: Sequence[Answered]) -> None:
     """Name the colours of the kinds that are held, and the marks of the questions, top right."""
     handles: list = [
-        Patch(color=KIND_COLOURS[kind], label=KIND_NAMES[kind]) for kind in kinds_in(layers)
+        Patch(color=KIND_COLOURS[kind], label=MODALITY_NAMES[kind]) for kind in kinds_in(layers)
     ]
     if any(a.right is not None for a in answers):
         for marker, colour, label in (("o", RIGHT, "right"), ("X", WRONG, "wrong")):

@@ -18,7 +18,7 @@ from jaxmem.models.hf.chat import around, read_chat
 from jaxmem.models.hf.checkpoint import load
 from jaxmem.models.llava import onevision as family
 from jaxmem.models.llava.onevision_stream import read_pixels
-from jaxmem.models.load import load_model
+from jaxmem.models.load import load
 from jaxmem.session import Session, asked_rows
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -58,7 +58,7 @@ def folder(golden, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return load_model(folder, dtype=jnp.float32, fps=2, max_new=5)
+    return load(folder, dtype=jnp.float32, fps=2, max_new=5)
 
 
 def test_prompt_from_the_template(folder, model):
@@ -121,7 +121,7 @@ def test_a_tied_checkpoint_keeps_its_logits(golden, folder, model, tmp_path):
     raw = json.loads((target / "config.json").read_text())
     raw["text_config"]["tie_word_embeddings"] = True
     (target / "config.json").write_text(json.dumps(raw))
-    tied = load_model(target, dtype=jnp.float32)  # the stored head is ignored
+    tied = load(target, dtype=jnp.float32)  # the stored head is ignored
     stored = load_file(folder / "model.safetensors")
     table = stored["language_model.model.embed_tokens.weight"]
     np.testing.assert_array_equal(tied.params["decoder"]["head"]["kernel"], table.T)
@@ -191,4 +191,4 @@ def test_normalisation_and_frame_rate(folder, tmp_path):
     found = read_pixels(tmp_path)(jnp.full((1, 2, 2, 3), 50, jnp.uint8))
     np.testing.assert_allclose(found, np.full((1, 2, 2, 3), 2.0), rtol=1e-6)
     with pytest.raises(ValueError, match=r"whole number of frames in each second, got 0\.5"):
-        load_model(folder, fps=0.5)
+        load(folder, fps=0.5)

@@ -93,7 +93,7 @@ def folder(reference, raw, tower, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return load.load_model(folder, dtype="float32", fps=2, max_new=4)
+    return load.load(folder, dtype="float32", fps=2, max_new=4)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +223,6 @@ def test_refusals(raw, tower, folder, tmp_path):
     with pytest.raises(ValueError, match="has no mm_newline_position"):
         llava_video.read_config(lacking)
     with pytest.raises(ValueError, match=r"whole number of frames in each second, got 1\.5"):
-        load.load_model(folder, fps=1.5)
+        load.load(folder, fps=1.5)
     with pytest.raises(ValueError, match="takes frames of one size: leave max_pixels out"):
-        load.load_model(folder, max_pixels=400)
+        load.load(folder, max_pixels=400)

@@ -16,12 +16,12 @@ from passes import LOGITS, Reference, close, one_pass
 from jaxmem.kv import AUDIO, TEXT, VISION
 from jaxmem.loop import ask
 from jaxmem.memory.full import full
-from jaxmem.models.base import fit
+from jaxmem.models.base import for_frames
 from jaxmem.models.encoders.vision_parts import patchify
 from jaxmem.models.encoders.whisper_mel import LogMel
 from jaxmem.models.hf.chat import read_chat
 from jaxmem.models.hf.preprocessor import Limits, Pixels, smart_resize
-from jaxmem.models.load import load_model
+from jaxmem.models.load import load
 from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_vl, qwen3_vl
 from jaxmem.models.qwen import qwen2_5_omni_layout as lay
 from jaxmem.models.qwen import qwen2_5_omni_stream as qwen2_5_omni_model
@@ -136,7 +136,7 @@ def test_stream_is_the_offline_prompt(golden, folder, name, fps):
     """One piece and padding, then two: logits and tokens of one pass."""
     where, family, prompt = CASES[name]
     ref = Reference(golden / "hf" / where, family)
-    model = fit(load_model(folder(name), dtype="float32", fps=fps, max_new=3), SIZE)
+    model = fit(load(folder(name), dtype="float32", fps=fps, max_new=3), SIZE)
     assert model.end == (9, 1)
     pieces = pieces_of(model, 3)
     session = Session(model, full(3 * model.tokens_per_piece), chunk_pieces=2)
@@ -152,12 +152,12 @@ def test_stream_is_the_offline_prompt(golden, folder, name, fps):
 
 @pytest.fixture(scope="module")
 def silent(folder):
-    return load_model(folder("qwen3_vl"), dtype="bfloat16", fps=2.0)
+    return load(folder("qwen3_vl"), dtype="bfloat16", fps=2.0)
 
 
 @pytest.fixture(scope="module")
 def omni(folder):
-    return load_model(folder("qwen2_5_omni"), dtype="float32", fps=1.0)
+    return load(folder("qwen2_5_omni"), dtype="float32", fps=1.0)
 
 
 def test_stamps_are_text_and_know_where_the_chunk_lies(silent):
@@ -287,15 +287,15 @@ def test_refusals(folder, tmp_path):
     silent, sound = folder("qwen2_5_vl"), folder("qwen2_5_omni")
     name = "preprocessor_config.json"
     with pytest.raises(ValueError, match="does not say how large frames may be"):
-        load_model(changed(silent, tmp_path / "a", name))
+        load(changed(silent, tmp_path / "a", name))
     with pytest.raises(ValueError, match="patch_size of the preprocessor is 14"):
-        load_model(changed(silent, tmp_path / "b", name, patch_size=14))
+        load(changed(silent, tmp_path / "b", name, patch_size=14))
     with pytest.raises(ValueError, match="fps must be positive"):
-        load_model(silent, fps=0)
+        load(silent, fps=0)
     with pytest.raises(
         ValueError, match=r"pieces of 2 s, which must hold a multiple of 2 pictures"
     ):
-        load_model(sound, fps=1.5)
+        load(sound, fps=1.5)
     other = changed(sound, tmp_path / "c", "config.json", position_id_per_seconds=5)
     with pytest.raises(ValueError, match=r"200 log-mel frames, expected .* becomes 10 tokens"):
-        load_model(other)
+        load(other)

@@ -15,13 +15,13 @@ from safetensors.numpy import load_file, save_file
 from jaxmem.kv import AUDIO, TEXT, VISION
 from jaxmem.loop import ask
 from jaxmem.memory.full import full
-from jaxmem.models.base import fit
+from jaxmem.models.base import for_frames
 from jaxmem.models.encoders.vision_parts import patchify
 from jaxmem.models.encoders.whisper_mel import LogMel
 from jaxmem.models.hf.checkpoint import read_json
 from jaxmem.models.hf.preprocessor import Limits, smart_resize
 from jaxmem.models.hf.prompt import Plan
-from jaxmem.models.load import load_model
+from jaxmem.models.load import load
 from jaxmem.models.qwen import qwen3_vl
 from jaxmem.models.salmonn import salmonn
 from jaxmem.models.salmonn.stream import MAX_PIXELS
@@ -86,7 +86,7 @@ def model(folder):
 
     def get(base):
         if base not in made:
-            found = load_model(folder(base), dtype="float32", fps=FPS, max_new=3)
+            found = load(folder(base), dtype="float32", fps=FPS, max_new=3)
             made[base] = fit(found, SIZE)
         return made[base]
 
@@ -254,7 +254,7 @@ def test_ten_hours(model):
 
 
 def test_one_stamp_for_a_group(folder, model):
-    timed = load_model(folder("qwen3_vl"), dtype=jnp.bfloat16, fps=FPS, group=3)
+    timed = load(folder("qwen3_vl"), dtype=jnp.bfloat16, fps=FPS, group=3)
     inputs = packed(fit(timed, SIZE), 1)
     rows = jax.eval_shape(timed.encode, timed.params, inputs)
     assert rows.x.dtype == rows.deepstack.dtype == jnp.bfloat16
@@ -269,7 +269,7 @@ def test_one_stamp_for_a_group(folder, model):
 
 
 def test_short_pieces_are_heard_with_silence(folder):
-    short = load_model(folder("qwen2_5_vl"), dtype=jnp.float32, fps=5, piece_seconds=0.4)
+    short = load(folder("qwen2_5_vl"), dtype=jnp.float32, fps=5, piece_seconds=0.4)
     short = fit(short, SIZE)
     assert short.tokens_per_piece == 10 + 4
     inputs = packed(short, 0, CLIP // 2)
@@ -294,11 +294,11 @@ def test_refusals(folder):
     where = folder("qwen3_vl")
     for seconds, fps in ((1.6, 2.5), (0.25, 8)):
         with pytest.raises(ValueError, match=r"multiple of 0\.1 s up to 8 of them"):
-            load_model(where, fps=fps, piece_seconds=seconds)
+            load(where, fps=fps, piece_seconds=seconds)
     with pytest.raises(ValueError, match="which must hold a multiple of 2 pictures"):
-        load_model(where, fps=1)
+        load(where, fps=1)
     with pytest.raises(ValueError, match="a divisor of the 3 frames of a piece"):
-        load_model(where, fps=FPS, group=2)
+        load(where, fps=FPS, group=2)
     raw = read_json(where)
     for key, value, message in (
         ("model_type", "qwen3_vl", "expected one of video_salmonn_2_plus_qwen2_5_vl"),

@@ -20,22 +20,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.experiments.memories import Chosen
-from jaxmem.experiments.stream.run import probes_of
+from jaxmem.experiments.memories import Contestant
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.loop import (
     Carry,
+    advance,
     ask,
+    bind,
     branch,
-    decoder_of,
     init_carry,
     make_program,
     question_rows,
-    stream,
 )
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.base import Embeds, Spec
 from jaxmem.models.base import Model
+from jaxmem.programs import probes_of
 from jaxmem.report.compilations import count_compilations
 from jaxmem.typing import Array, Params
 
@@ -114,35 +114,33 @@ def bytes_of(carry: Carry) -> int:
 class Streamed:
     """One memory's stream of synthetic chunks in the decoder of a model."""
 
-    def __init__(self, model: Model, chosen: Chosen):
+    def __init__(self, model: Model, chosen: Contestant, spec: Spec):
         """Prepare the program, the probes that the memory reads, and a question of four words.
 
         Raises:
           ValueError: if the memory reads probes and the model names none, or the chunks of its
             spec are no whole pieces.
         """
-        spec, pieces = chosen.spec, chosen.spec.chunk / model.tokens_per_piece
+        pieces = spec.chunk / model.tokens_per_piece
         if pieces != int(pieces):
             raise ValueError(
                 f"chunks of {spec.chunk} tokens are no whole pieces of {model.tokens_per_piece}."
             )
-        self.program = make_program(model.decoder, chosen.memory, spec)
-        self.weights = decoder_of(model.params)
-        self.probes = probes_of(model, self.program, chosen.name)
-        self.question = question_rows(self.weights, np.arange(4), program=self.program)
-        self.encode = partial(
+        encode = partial(
             synthetic_chunk,
             seconds=int(pieces),
             per_second=model.tokens_per_piece,
             width=spec.width,
             axes=spec.axes,
         )
+        more = {"encode": encode, "probes": probes_of(model, chosen.memory)}
+        self.program = make_program(model.decoder, chosen.memory, spec, **more)
+        self.bound = bind(self.program, model.params)
+        self.question = question_rows(model.params, np.arange(4), program=self.program)
 
     def run(self, carry: Carry, numbers: np.ndarray) -> Carry:
         """Return the carry, which is donated, after the chunks of those numbers."""
-        program, encode, probes = self.program, self.encode, self.probes
-        more = {"program": program, "encode": encode, "probes": probes}
-        return jax.block_until_ready(stream(self.weights, carry, numbers, **more))
+        return jax.block_until_ready(advance(self.bound, carry, numbers, program=self.program))
 
     def times(self, carry: Carry) -> tuple[float, float]:
         """Return the seconds of one chunk and of one first token; the carry stays as it is."""
@@ -151,7 +149,7 @@ class Streamed:
         self.run(copy, np.zeros((1,), np.int32))
         chunk = time.perf_counter() - start
         start = time.perf_counter()
-        jax.block_until_ready(ask(self.weights, carry, self.question, program=self.program))
+        jax.block_until_ready(ask(self.bound, carry, self.question, program=self.program))
         return chunk, time.perf_counter() - start
 
     def advance(
@@ -179,7 +177,8 @@ class Moment(NamedTuple):
 
 def measure(
     model: Model,
-    chosen: Chosen,
+    chosen: Contestant,
+    spec: Spec,
     *,
     hours: float = 10.0,
     early_minute: float = 10.0,
@@ -191,7 +190,8 @@ def measure(
 
     Args:
       model: whose decoder is streamed (its encoders are not used).
-      chosen: the memory that is proven, and the spec with its chunks and its bank.
+      chosen: the memory that is proven.
+      spec: sizes of its stream.
       hours: length of the stream.
       early_minute: the moment to compare with, minutes.
       segment: chunks per call of `stream`.
@@ -201,8 +201,8 @@ def measure(
     Raises:
       ValueError: if the stream is not longer than `early_minute`, or does not fit the model.
     """
-    streamed = Streamed(model, chosen)
-    size = chosen.spec.chunk
+    streamed = Streamed(model, chosen, spec)
+    size = spec.chunk
     seconds = size // model.tokens_per_piece
     total, early_at = (int(s / seconds) for s in (hours * 3600, early_minute * 60))
     if total <= early_at:
@@ -219,9 +219,9 @@ def measure(
             [(*streamed.times(early.carry), *streamed.times(late.carry)) for _ in range(pairs)]
         )
     chunk_early, token_early, chunk_late, token_late = (np.median(times, axis=0) * 1e3).tolist()
-    price = footprint(chosen.memory, chosen.spec)
+    price = footprint(chosen.memory, spec)
     return Constancy(
-        memory=chosen.memory.name,
+        memory=chosen.name,
         hours=late.chunks * seconds / 3600,
         tokens=late.chunks * size,
         early_minute=early_minute,

@@ -7,15 +7,24 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from rich.table import Table
 
-from jaxmem.experiments.memories import NAMES, Budget, Memories, choose
+from jaxmem.experiments.memories import NAMES, Budget, contestants
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec
 from jaxmem.rope import mrope_sectioned
 
 SPEC = Spec(
-    layers=28, kv_heads=4, heads=28, head_dim=128, width=3584, axes=3, chunk=256, dtype=jnp.bfloat16
+    layers=28,
+    kv_heads=4,
+    head_dim=128,
+    width=3584,
+    axes=3,
+    chunk=256,
+    dtype=jnp.bfloat16,
+    rope=mrope_sectioned(128, 1e6, (16, 24, 24)),
+    frame=(16, 16),
 )
-"""The decoder of a 7B model (Qwen2.5-VL-7B): 28 layers of 4 KV heads of 128, bfloat16."""
+"""The decoder of a 7B model (Qwen2.5-VL-7B): 28 layers of 4 KV heads of 128, bfloat16,
+and frames of 16 x 16 tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,11 @@ class BytesConfig:
 
 def footprints(config: BytesConfig) -> dict[str, tuple[int, int]]:
     """Return (device, host) bytes over all layers by name of the memory."""
-    rope = mrope_sectioned(SPEC.head_dim, 1e6, (16, 24, 24))
     out = {}
     for name in NAMES:
         budget = Budget(config.slots, None)
-        (chosen,) = choose((name,), Memories(), budget, SPEC, rope, config.stream)
-        held = footprint(chosen.memory, chosen.spec)
+        (chosen,) = contestants((name,), {}, budget, SPEC, config.stream)
+        held = footprint(chosen.memory, SPEC)
         out[name] = (held.device, held.host)
     return out
 

@@ -1,4 +1,4 @@
-"""What scoring and selection add to a chunk: the step with `omnimem` over the step with `recent`.
+"""What scoring and selection add to a chunk: the step with `OmniMem` over the step with `Recent`.
 
 Both hold equally many slots per layer, so that both attend to equally many keys.
 """
@@ -14,10 +14,10 @@ import numpy as np
 
 from jaxmem.experiments.benchmark.constancy import synthetic_chunk
 from jaxmem.experiments.benchmark.kernels_measure import timing
-from jaxmem.loop import decoder_of, init_carry, make_program, spec_of, stream
+from jaxmem.loop import advance, decoder_of, init_carry, make_program, spec_of
 from jaxmem.memory.base import Memory
-from jaxmem.memory.omnimem.omnimem import omnimem
-from jaxmem.memory.recent import recent
+from jaxmem.memory.baselines import Recent
+from jaxmem.memory.omnimem.omnimem import OmniMem
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
 
@@ -26,11 +26,11 @@ SEGMENT = 40  # chunks of one timing
 
 
 def memories(slots: int) -> tuple[Memory, Memory]:
-    """Return `omnimem` and `recent` of so many slots per layer.
+    """Return `OmniMem` and `Recent` of so many slots per layer.
 
     The stream has no text, so OmniMem's slots are all for audio and vision.
     """
-    return omnimem(slots, text=0), recent(slots, min(4, slots - 1))
+    return OmniMem(slots, sketch=128), Recent(slots)
 
 
 def stepper(model: Model, memory: Memory, seconds: int) -> tuple[Callable[[], float], float]:
@@ -40,8 +40,7 @@ def stepper(model: Model, memory: Memory, seconds: int) -> tuple[Callable[[], fl
     weights are the model's own.
     """
     size = seconds * model.tokens_per_piece
-    spec = spec_of(model.decoder, chunk=size, pos_dtype=model.pos_dtype, text_step=model.text_step)
-    program = make_program(model.decoder, memory, spec)
+    spec = spec_of(model.decoder, chunk=size, pos_dtype=model.pos_dtype, step=model.text_step)
     encode = partial(
         synthetic_chunk,
         seconds=seconds,
@@ -49,10 +48,11 @@ def stepper(model: Model, memory: Memory, seconds: int) -> tuple[Callable[[], fl
         width=spec.width,
         axes=spec.axes,
     )
+    program = make_program(model.decoder, memory, spec, encode=encode)
     weights, numbers = decoder_of(model.params), np.arange(SEGMENT, dtype=np.int32)
     carry = init_carry(program)
     start = time.perf_counter()
-    step = stream.lower(weights, carry, numbers, program=program, encode=encode).compile()
+    step = advance.lower(weights, carry, numbers, program=program).compile()
     compile_s = time.perf_counter() - start
 
     def run() -> float:

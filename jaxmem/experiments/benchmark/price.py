@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -17,9 +18,19 @@ from jaxmem.decoder.decoder import logits
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price_table import GPUS, Price, Step, bound
 from jaxmem.experiments.benchmark.shapes import Chunk, Shapes, chunk_of, open_shapes
-from jaxmem.experiments.memories import PROBES, Budget, Memories, Name, choose
-from jaxmem.loop import Program, ask, init_carry, make_program, question_rows, spec_of, stream
-from jaxmem.memory.base import Embeds
+from jaxmem.experiments.memories import Budget, contestants
+from jaxmem.loop import (
+    Bound,
+    Program,
+    advance,
+    ask,
+    init_carry,
+    make_program,
+    question_rows,
+    spec_of,
+)
+from jaxmem.memory.bank.bank import footprint
+from jaxmem.memory.base import Embeds, FeatureMemory
 from jaxmem.typing import Params, PyTree
 
 NOT_IN_A_CHUNK = ("embedding", "norm", "head")
@@ -32,7 +43,7 @@ class PriceConfig:
 
     model: str = "qwen2.5-vl:7b"
     """A checkpoint directory (its config.json is read, no weights), or family:size."""
-    memory: Name = "omnimem"
+    memory: str = "omnimem"
     """What is kept; set it with --NAME.OPTION."""
     budget: int = 4096
     """Slots per layer; for `full` its capacity."""
@@ -56,8 +67,10 @@ class PriceConfig:
     """One GPU; None: all of them."""
     json: bool = False
     """Print JSON instead of tables."""
-    memories: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
-    """Options of the memories."""
+    memories: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
+        default_factory=dict
+    )
+    """Options of memories by name, as --NAME.OPTION sets them."""
 
 
 def nbytes(tree: PyTree) -> int:
@@ -85,6 +98,9 @@ def price(config: PriceConfig) -> Price:
     carry = jax.eval_shape(lambda: init_carry(program))
     chunk_step = _chunk_step(config, shapes.params, program, carry, chunk, dtype)
     question = _question_step(config, shapes.params, program, carry)
+    # Entries of a bank in host memory are no part of what the device holds.
+    host = footprint(program.memory, program.spec).host
+    chunk_step, question = (_on_device(step, host) for step in (chunk_step, question))
     peak = max(chunk_step.peak_bytes, question.peak_bytes)
     chosen = GPUS.values() if config.gpu is None else (GPUS[config.gpu],)
     return Price(
@@ -98,13 +114,19 @@ def price(config: PriceConfig) -> Price:
         parameters={part: _numbers(tree) for part, tree in shapes.params.items()},
         weight_bytes=nbytes(shapes.params),
         state_bytes=nbytes(carry),
-        bank_bytes=nbytes(carry.bank),
+        bank_bytes=footprint(program.memory, program.spec).host,
         chunk=chunk_step,
         question=question,
         flops_per_frame=chunk_step.flops / pictures,
         compiled_for=jax.default_backend(),
         bounds=tuple(bound(gpu, chunk_step, question, peak) for gpu in chosen),
     )
+
+
+def _on_device(step: Step, host: int) -> Step:
+    """Return a step without the bytes that lie in host memory."""
+    held, peak = step.held_bytes - host, step.peak_bytes - host
+    return replace(step, held_bytes=held, peak_bytes=peak)
 
 
 def _numbers(tree: PyTree) -> int:
@@ -128,32 +150,42 @@ def _pictures(config: PriceConfig) -> int:
 
 
 def _program(config: PriceConfig, shapes: Shapes, chunk: Chunk, dtype: Any) -> Program:
-    spec = spec_of(shapes.config.decoder, chunk=chunk.rows, dtype=dtype)
-    options = config.memories
-    if options.full.capacity is None:
-        options = replace(options, full=replace(options.full, capacity=config.budget))
+    spec = spec_of(
+        shapes.config.decoder,
+        chunk=chunk.rows,
+        dtype=dtype,
+        frame=chunk.frame,
+        audio_tokens=shapes.audio_tokens,
+        timestamps=shapes.timestamps,
+    )
+    options = dict(config.memories)
+    if config.memory == "full":
+        options["full"] = {"capacity": config.budget, **options.get("full", {})}
     tokens = math.ceil(config.hours * 3600 / config.chunk_seconds) * chunk.rows
-    budget, rope = Budget(config.budget, None), shapes.config.decoder.rope
-    (chosen,) = choose((config.memory,), options, budget, spec, rope, tokens, shapes)
-    return make_program(shapes.config.decoder, chosen.memory, chosen.spec)
+    budget = Budget(config.budget, None)
+    (chosen,) = contestants((config.memory,), options, budget, spec, tokens)
+    return make_program(shapes.config.decoder, chosen.memory, spec, encode=chunk.encode)
 
 
 def _chunk_step(
     config: PriceConfig, params: Params, program: Program, carry: PyTree, chunk: Chunk, dtype: Any
 ) -> Step:
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), chunk.inputs)
-    probes = _probes(config.memory, program, dtype)
-    more = {"program": program, "encode": chunk.encode}
+    probes = _probes(program, dtype)
     flops = _flops.count(
-        lambda p, c, x, n: stream(p, c, x, probes=n, **more), params, carry, inputs, probes
+        lambda p, c, x, n: advance(Bound(p, probes=n), c, x, program=program),
+        params,
+        carry,
+        inputs,
+        probes,
     )
     spec = program.spec
     fresh = 2 * spec.layers * chunk.rows * spec.kv_heads * spec.head_dim * dtype.itemsize
     decoder = {k: v for k, v in params["decoder"].items() if k not in NOT_IN_A_CHUNK}
-    if program.memory.scope == "feature":  # no decoder runs while the stream is watched
+    if isinstance(program.memory, FeatureMemory):  # no decoder runs while the stream is watched
         decoder, fresh = {}, 0
     read = {**params, "decoder": decoder, "newline": None}
-    lowered = stream.lower(params, carry, inputs, probes=probes, **more)
+    lowered = advance.lower(Bound(params, probes=probes), carry, inputs, program=program)
     return _step(
         lowered,
         flops,
@@ -162,11 +194,11 @@ def _chunk_step(
     )
 
 
-def _probes(name: str, program: Program, dtype: Any) -> Embeds | None:
+def _probes(program: Program, dtype: Any) -> Embeds | None:
     """Return the shapes of the probes that a memory reads, 16 tokens each."""
-    if program.memory.requires.probe is None:
+    if program.requires.probes is None:
         return None
-    n, q, spec = PROBES[name], 16, program.spec
+    n, q, spec = program.requires.probes.count, 16, program.spec
     empty = lambda: Embeds(
         jnp.zeros((n, q, spec.width), dtype),
         jnp.zeros((n, q, spec.axes), spec.pos_dtype),

@@ -22,6 +22,7 @@ from jaxmem.models.hf.config import read_json
 from jaxmem.models.hf.prompt import Plan, fill
 from jaxmem.models.hf.weights import abstract
 from jaxmem.models.llava import onevision as llava_onevision
+from jaxmem.models.llava.onevision_stream import frame_of
 from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen3_vl
 from jaxmem.models.qwen.audio import token_count
 from jaxmem.typing import Params, PyTree
@@ -51,8 +52,8 @@ class Shapes(NamedTuple):
         return self.config.layout.ticks_per_second if self.family is qwen2_5_omni else 0
 
     @property
-    def stamps(self) -> bool:
-        """Return whether words stand between the frames."""
+    def timestamps(self) -> bool:
+        """Return whether time stamps come between the frames."""
         return self.family is qwen3_vl
 
 
@@ -63,6 +64,7 @@ class Chunk(NamedTuple):
     encode: Callable[[Params, PyTree], Embeds]
     rows: int  # T
     size: tuple[int, int]  # of a picture in pixels, after the family's rounding
+    frame: tuple[int, int] | None  # rows and columns of its tokens
 
 
 def published(family: str) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def chunk_of(
     patches = jax.ShapeDtypeStruct((grid[0] * grid[1] * grid[2], numbers), dtype)
     make = {qwen2_5_vl: _qwen2_5, qwen3_vl: _qwen3, qwen2_5_omni: _omni}[shapes.family]
     plan, inputs, encode = make(config, grid, patches, seconds)
-    return Chunk(inputs, encode, len(plan.ids), (height, width))
+    return Chunk(inputs, encode, len(plan.ids), (height, width), (height // cell, width // cell))
 
 
 def _llava(config: Any, pictures: int, dtype: Any) -> Chunk:
@@ -156,7 +158,7 @@ def _llava(config: Any, pictures: int, dtype: Any) -> Chunk:
     def encode(params: Params, pixels: Any) -> Embeds:
         return fill(params["decoder"], plan, llava_onevision.encode(params, config, pixels))
 
-    return Chunk(pixels, encode, len(plan.ids), (side, side))
+    return Chunk(pixels, encode, len(plan.ids), (side, side), frame_of(config.frame_tokens))
 
 
 Made = tuple[Plan, PyTree, Callable[[Params, PyTree], Embeds]]

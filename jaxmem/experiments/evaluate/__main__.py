@@ -11,10 +11,10 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -22,25 +22,28 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxmem.experiments._memory_options import Bank
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import as_dict, measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_streams import Streams, streams
-from jaxmem.experiments.memories import NAMES, Chosen, Memories, choose, parse_budget, parse_names
+from jaxmem.experiments.memories import (
+    NAMES,
+    Contestant,
+    Wrapped,
+    contestants,
+    parse_budget,
+    parse_names,
+    parse_options,
+    plain_options,
+    split_options,
+)
+from jaxmem.memory.base import Spec
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
+from jaxmem.programs import model_spec
 from jaxmem.report import recall as report
 from jaxmem.report.files import write_json, write_picture
-from jaxmem.session import model_spec
 
 FORMAT, VERSION = "jaxmem-recall", 1
-ADDED = {
-    name: {"per_kind": False, "audio_tokens": None}
-    for name in ("flash_vstream", "flash_vstream_qwen", "moviechat", "ma_lmm")
-}
-"""Options that came after the first cells, and what those cells were measured with."""
-SAME = {"text": {None: 0}}
-"""Values that mean another one here: the embedded model writes no time stamps."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,12 @@ class RecallConfig:
     """Weights of a model like the embedded one; None: the embedded one."""
     out: Path = Path("out/recall")
     """Folder of cells (one file each: a stopped run goes on where it was), tables and plots."""
-    options: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
-    """Options of the memories."""
+    bits: Literal[4, 8] | None = None
+    """Store keys and values in so many bits."""
+    options: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
+        default_factory=dict
+    )
+    """Options of memories by name, as --NAME.OPTION and --bank.OPTION set them."""
 
 
 @dataclass(frozen=True)
@@ -101,32 +108,33 @@ def plans(config: RecallConfig) -> list[Plan]:
 def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     """Return what tells results of other settings or weights from these."""
     keys = ("streams", "questions", "moments", "chunk_seconds", "difficulty")
-    told = {key: getattr(config, key) for key in keys}
-    options, added = asdict(getattr(config.options, name)), ADDED.get(name, {})
-    options = {k: SAME[k].get(v, v) if k in SAME else v for k, v in options.items()}
-    told["options"] = {k: v for k, v in options.items() if k not in added or v != added[k]}
-    if config.options.bank != Bank():
-        told["bank"] = asdict(config.options.bank)
-    if config.options.bits:
-        told["bits"] = config.options.bits
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    settings: dict[str, Any] = {key: getattr(config, key) for key in keys}
+    own = {**model.presets.get(name, {}), **config.options.get(name, {})}
+    settings["options"] = plain_options(name, own)
+    settings |= {"bank": dict(config.options.get("bank", {})), "bits": config.bits}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for leaf in jax.tree.leaves(model.params):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 
 
-def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> Chosen:
+def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> Contestant:
     """Return the memory of a cell within its budget.
 
     Raises:
       ValueError: if the budget holds no such memory.
     """
-    spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
     # A bank and `full` hold the longest stream, so that all lengths share one program.
     budget = parse_budget("1" if plan.budget == "all" else plan.budget)
-    rope = model.decoder.rope
-    (chosen,) = choose((plan.name,), config.options, budget, spec, rope, tokens, model)
+    options = {k: v for k, v in config.options.items() if k in (plan.name, "bank")}
+    more = {"presets": model.presets, "wrapped": Wrapped(config.bits)}
+    (chosen,) = contestants((plan.name,), options, budget, spec_for(config, model), tokens, **more)
     return chosen
+
+
+def spec_for(config: RecallConfig, model: Model) -> Spec:
+    """Return the sizes of the streams."""
+    return model_spec(model, config.chunk_seconds)
 
 
 def measure(
@@ -140,7 +148,7 @@ def measure(
       made: streams of a length, made when they are first asked for.
     """
     marks = {name: fingerprint(config, model, name) for name in parse_names(config.memories)}
-    chosen: dict[tuple[str, str], Chosen] = {}  # one for all lengths: compiled once
+    chosen: dict[tuple[str, str], Contestant] = {}  # one for all lengths: compiled once
     tokens = max(config.seconds) * model.tokens_per_piece
     for plan in plans(config):
         path = config.out / "cells" / f"{plan.stem}.json"
@@ -162,13 +170,14 @@ def measure(
 
 
 def measure_one(
-    config: RecallConfig, model: Model, plan: Plan, chosen: Chosen, made: Streams
+    config: RecallConfig, model: Model, plan: Plan, chosen: Contestant, made: Streams
 ) -> dict[str, Any]:
     """Measure one cell."""
     between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
-    cell = as_dict(run_cell(model, chosen, made, segment=math.gcd(*between)))
+    spec = spec_for(config, model)
+    cell = as_dict(run_cell(model, chosen, spec, made, segment=math.gcd(*between)))
     if plan.seconds == max(config.seconds) and plan.budget in (config.timed, "all"):
-        cell["times"] = asdict(measure_times(model, chosen, made))
+        cell["times"] = asdict(measure_times(model, chosen, spec, made))
     return cell
 
 
@@ -208,7 +217,7 @@ def summary(config: RecallConfig, outcomes: Sequence[report.Outcome]) -> dict[st
     return {
         "format": FORMAT,
         "version": VERSION,
-        "config": {k: str(v) for k, v in asdict(replace(config, options=Memories())).items()},
+        "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
         "jax": jax.__version__,
         "device": str(jax.devices()[0].device_kind),
         "cells": [
@@ -280,8 +289,14 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one evaluation; return the exit status (0, or 2 for bad arguments)."""
     commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
-    config = tyro.extras.subcommand_cli_from_dict(commands, args=argv, description=__doc__)
     try:
+        rest, words = split_options(sys.argv[1:] if argv is None else argv)
+        config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, description=__doc__)
+        options = {name: parse_options(name, mine, {}) for name, mine in words.items()}
+        idle = set(options) - {*parse_names(config.memories), "bank"}
+        if idle:
+            raise ValueError(f"--{min(idle)}.* has no effect: it is not among --memories.")
+        config = replace(config, options=options)
         if isinstance(config, DiagnoseConfig):
             run_diagnose(config, Console())
         else:

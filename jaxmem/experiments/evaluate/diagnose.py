@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,31 @@ from rich.progress import track
 
 from jaxmem.decoder.program import layers_of
 from jaxmem.decoder.step import chunk_step
-from jaxmem.experiments.evaluate.recall import advance_all, program_of, question_of, side_by_side
+from jaxmem.experiments.evaluate.recall import advance_all, question_of, side_by_side
 from jaxmem.experiments.evaluate.recall_streams import Streams, streams
-from jaxmem.experiments.memories import Chosen, Memories, choose, parse_budget, parse_names
-from jaxmem.experiments.stream.run import probes_of
+from jaxmem.experiments.memories import (
+    Contestant,
+    contestants,
+    parse_budget,
+    parse_names,
+)
 from jaxmem.kv import EMPTY
-from jaxmem.loop import Carry, Program, decoder_of
-from jaxmem.memory.base import State, kv_of
-from jaxmem.memory.full import full
-from jaxmem.memory.transforms.recorded import watch
+from jaxmem.loop import Carry, Program, bind, decoder_of
+from jaxmem.memory.base import FeatureMemory, Spec, State, kv_of
+from jaxmem.memory.baselines import Full
+from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
+from jaxmem.programs import compile, model_spec
 from jaxmem.report import diagnostics as report
 from jaxmem.report.diagnostics import Diagnosis, Whole
 from jaxmem.report.files import write_json, write_picture
-from jaxmem.session import model_spec
 from jaxmem.typing import Array, Params
 
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
-    """What memories keep: against the oracle of exact attention, planted evidence, kinds, ages."""
+    """What memories keep: against the oracle of exact attention, planted evidence, modalities, ages."""
 
     memories: str = "omnimem,hermes,keydiff,streammem,snapkv,h2o,recent,uniform,random"
     """Names, comma-separated; not `full`, and none that keeps features."""
@@ -59,8 +63,10 @@ class DiagnoseConfig:
     """Weights of a model like the embedded one; None: the embedded one."""
     out: Path = Path("out/diagnose")
     """Folder of the table, the plot and the JSON."""
-    options: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
-    """Options of the memories."""
+    options: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
+        default_factory=dict
+    )
+    """Options of memories by name, as --NAME.OPTION sets them."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,15 @@ class Oracle:
     mass: np.ndarray  # [B, n, L, N]
 
 
-def states_after(model: Model, program: Program, name: str, made: Streams) -> Iterator[Carry]:
+def states_after(model: Model, program: Program, made: Streams) -> Iterator[Carry]:
     """Yield the carries of all streams [B, ...] at every moment."""
-    probes = probes_of(model, program, name)
+    bound = bind(program, model.params)
     moments, count = made.asked.answer.shape[:2]
     carry = side_by_side(program, count)
-    advance = advance_all(program, model.encode)
+    advance = advance_all(program)
     for moment in range(moments):
         part = jax.tree.map(lambda x, m=moment: x[m], made.inputs)
-        carry = advance(model.params, carry, part, probes)
+        carry = advance(bound, carry, part)
         yield jax.tree.map(lambda x: jnp.array(x, copy=True), carry)  # advance donates its own
 
 
@@ -90,17 +96,18 @@ def _masses(params: Params, carry: Carry, ids: Array, *, program: Program) -> Ar
     def one(carry: Carry, ids: Array) -> Array:
         rows = question_of(params, ids, program=program)
         after, _ = chunk_step(decoder_of(params), program, carry, rows)
-        return after.state.aux.mass[:, 0]
+        return after.state.aux.received[:, 0]
 
     return jax.vmap(jax.vmap(one, (None, 0)))(carry, ids)
 
 
 def oracles(model: Model, config: DiagnoseConfig, made: Streams) -> list[Oracle]:
     """Return the oracle of every moment."""
-    spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
-    program = program_of(model.decoder, watch(full(config.seconds * model.tokens_per_piece)), spec)
+    spec = model_spec(model, config.chunk_seconds)
+    memory = Recorded(Full(config.seconds * model.tokens_per_piece))
+    program = compile(model, memory, spec=spec)
     out = []
-    for moment, carry in enumerate(states_after(model, program, "full", made)):
+    for moment, carry in enumerate(states_after(model, program, made)):
         mass = _masses(model.params, carry, made.asked.ids[moment], program=program)
         streams_ = range(mass.shape[0])
         whole = [_whole(model, program, jax.tree.map(lambda x, b=b: x[b], carry)) for b in streams_]
@@ -119,11 +126,13 @@ def _whole(model: Model, program: Program, carry: Carry) -> Whole:
     return Whole(tokens.index[real, 0], time[real], tokens.modality[real, 0])
 
 
-def diagnose(model: Model, chosen: Chosen, made: Streams, oracle: list[Oracle]) -> Diagnosis:
+def diagnose(
+    model: Model, chosen: Contestant, spec: Spec, made: Streams, oracle: list[Oracle]
+) -> Diagnosis:
     """Return what a memory kept of all streams at all moments."""
-    program = program_of(model.decoder, chosen.memory, chosen.spec)
+    program = compile(model, chosen.memory, spec=spec)
     scores, evidence, anywhere, ages, kinds, spread = [], [], [], [], [], []
-    for moment, carries in enumerate(states_after(model, program, chosen.name, made)):
+    for moment, carries in enumerate(states_after(model, program, made)):
         carries, seen = jax.tree.map(np.asarray, carries), oracle[moment]
         seconds = made.seconds * (moment + 1) / len(oracle)
         for b, whole in enumerate(seen.whole):
@@ -160,6 +169,15 @@ def _kept(state: State, whole: Whole) -> np.ndarray:
     return report.held(whole, np.asarray(tokens.index)[np.asarray(tokens.modality) != EMPTY])
 
 
+def _contestant(
+    config: DiagnoseConfig, model: Model, name: str, spec: Spec, tokens: int
+) -> Contestant:
+    """Return the memory of that name within the budget."""
+    options = {k: v for k, v in config.options.items() if k == name}
+    budget = parse_budget(config.budget)
+    return contestants((name,), options, budget, spec, tokens, presets=model.presets)[0]
+
+
 def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
     """Measure, print and write what the named memories keep.
 
@@ -167,11 +185,10 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
       ValueError: for unknown names, memories without tokens, or a budget that holds none.
     """
     model, names = embedded(config.weights), parse_names(config.memories)
-    spec = model_spec(model, config.chunk_seconds * model.tokens_per_piece)
+    spec = model_spec(model, config.chunk_seconds)
     tokens = config.seconds * model.tokens_per_piece
-    budget, rope = parse_budget(config.budget), model.decoder.rope
-    chosen = [choose((name,), config.options, budget, spec, rope, tokens)[0] for name in names]
-    features = [one.name for one in chosen if one.memory.scope == "feature"]
+    chosen = [_contestant(config, model, name, spec, tokens) for name in names]
+    features = [one.name for one in chosen if isinstance(one.memory, FeatureMemory)]
     if features:
         raise ValueError(
             f"{', '.join(features)} keeps features before the decoder and no tokens of layers; "
@@ -188,7 +205,7 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
     )
     oracle = oracles(model, config, made)
     done = [
-        diagnose(model, one, made, oracle)
+        diagnose(model, one, spec, made, oracle)
         for one in track(chosen, "memories", console=console, transient=True)
     ]
     title = f"What is kept of {config.seconds} s streams within {config.budget} (%)"

@@ -17,14 +17,14 @@ from jaxmem.models.tiny.embedded import Inputs
 class Asked(NamedTuple):
     """Questions of B streams at M moments, n each; plain numpy."""
 
-    ids: np.ndarray  # int32 [M, B, n, Q], words, -1 behind them
+    ids: np.ndarray  # int32 [M, B, n, Q], words, -1 after them
     answer: np.ndarray  # int [M, B, n], id of the right word
     type: np.ndarray  # str [M, B, n]
     age: np.ndarray  # float [M, B, n], seconds since the evidence ended; -1: it was never there
 
 
 class Streams(NamedTuple):
-    """B streams of one length, cut in M equal parts, each behind M questions' moments."""
+    """B streams of one length, cut in M equal parts, each before a moment of questions."""
 
     inputs: Inputs  # [M, B, K, C, ...]: K chunks of C seconds a part
     asked: Asked

@@ -14,10 +14,12 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
+from jaxmem.experiments.memories import help_of, parse_options, split_options
 from jaxmem.experiments.parsing import parse
 from jaxmem.experiments.stream.config import StreamConfig
 from jaxmem.experiments.stream.job import Plan, perform, plan, prepare
@@ -57,7 +59,7 @@ def _main(argv: Sequence[str], errors: Console) -> int:
     config, ready = None, None
     with ExitStack() as terminal:
         try:
-            config = parse(StreamConfig, argv, prog="python -m jaxmem.experiments.stream")
+            config = configured(argv)
             console = Console(stderr=config.json, highlight=False)
             with ExitStack() as media:
                 ready = _ready(config, console, media)
@@ -80,6 +82,23 @@ def _main(argv: Sequence[str], errors: Console) -> int:
     if config.json:
         print(json.dumps(as_dict(done.report), indent=1, allow_nan=False, default=str))
     return STREAMED
+
+
+def configured(argv: Sequence[str]) -> StreamConfig:
+    """Return the config of a command line, with the options of memories.
+
+    Raises:
+      ValueError: if a value makes no sense.
+      SystemExit: if the arguments do not parse, or help was asked for.
+    """
+    if "--help-memory" in argv:
+        help_of(next(iter(argv[argv.index("--help-memory") + 1 :]), "").replace("-", "_"))
+    rest, words = split_options(argv)
+    config = parse(StreamConfig, rest, prog="python -m jaxmem.experiments.stream")
+    options = {name: dict(values) for name, values in config.memories.items()}
+    for name, mine in words.items():
+        options[name] = parse_options(name, mine, options.get(name, {}))
+    return replace(config, memories=options)
 
 
 def _ready(config: StreamConfig, console: Console, media: ExitStack) -> Plan:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.experiments.memories import Memories, Name
 
 Append = tyro.conf.UseAppendAction
 Flag = tyro.conf.FlagCreatePairsOff
@@ -24,8 +24,8 @@ class StreamConfig:
     is rendered, with questions."""
     ask: Annotated[tuple[str, ...], Append] = ()
     """"TIME: question", TIME being seconds, mm:ss, hh:mm:ss or "end"."""
-    memory: Name = "omnimem"
-    """What is kept; set it with --NAME.OPTION."""
+    memory: str = "omnimem"
+    """What is kept; set it with --NAME.OPTION, see --help-memory NAME."""
     budget: str = "96"
     """Slots per layer (96), or bytes over all layers (64KiB)."""
     compare: str = ""
@@ -73,8 +73,12 @@ class StreamConfig:
     terminal."""
     config: Path | None = None
     """Python file whose get_config() returns the values to start from."""
-    memories: Annotated[Memories, tyro.conf.arg(name="")] = field(default_factory=Memories)
-    """Options of the memories."""
+    bits: Literal[4, 8] | None = None
+    """Store keys and values of every memory but `full` in so many bits."""
+    memories: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
+        default_factory=dict
+    )
+    """Options of memories by name, as --NAME.OPTION sets them, and of "bank"."""
 
 
 def check(config: StreamConfig) -> None:

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as RichProgress
 
 from jaxmem.data.media.media import MediaReader
 from jaxmem.data.media.prefetch import prefetch
-from jaxmem.experiments.memories import Budget, Chosen, choose, parse_budget, parse_names
+from jaxmem.experiments.memories import (
+    Budget,
+    Contestant,
+    Wrapped,
+    contestants,
+    parse_budget,
+    parse_names,
+)
 from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of, whole
 from jaxmem.experiments.stream.questions import Planned, parse_ask
-from jaxmem.experiments.stream.run import Came, Lane, open_lanes, run, warm_up
+from jaxmem.experiments.stream.run import (
+    Asked,
+    Happened,
+    Moved,
+    Part,
+    Progress,
+    Stream,
+    open_streams,
+    run,
+    warm_up,
+)
 from jaxmem.experiments.stream.screen import Bar, Screen
-from jaxmem.experiments.stream.segments import hold_frames, segments
+from jaxmem.experiments.stream.segments import Segment, hold_frames, segments
 from jaxmem.experiments.stream.source import Source, UnreadableError, length_of
-from jaxmem.experiments.stream.terminal import Typed
+from jaxmem.experiments.stream.terminal import Terminal
 from jaxmem.loop import Sampling
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec, nbytes
-from jaxmem.memory.full import full
-from jaxmem.models.base import Model, fit
+from jaxmem.memory.baselines import Full
+from jaxmem.models.base import Model, for_frames
+from jaxmem.programs import model_spec, stream_tokens
 from jaxmem.report.compilations import count_compilations
 from jaxmem.report.numbers import clock, size
 from jaxmem.report.results import Compilations, Ending, Happening, Report
-from jaxmem.session import model_spec
 
 SEGMENT_SECONDS = 8.0
 """Fed at once, without a wait in between: long enough for little overhead, short for the bar."""
@@ -58,16 +74,16 @@ class Plan:
     reader: MediaReader
     length: float | None  # seconds at most
     spec: Spec
-    chosen: tuple[Chosen, ...]
+    contestants: tuple[Contestant, ...]
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished run: its report (results are collected later), and lanes that can be asked."""
+    """A finished run: its report (results are collected later), and streams that can be asked."""
 
     job: Job
     report: Report
-    lanes: tuple[Lane, ...]
+    streams: tuple[Stream, ...]
     source: Source
 
 
@@ -78,7 +94,7 @@ def prepare(config: StreamConfig, model: Model) -> Job:
       ValueError: for an argument that makes no sense, or a question with unknown words.
     """
     check(config)
-    names = parse_names(config.compare) if config.compare else (config.memory,)
+    names = parse_names(config.compare or config.memory)
     planned = sorted((parse_ask(text) for text in config.ask), key=lambda question: question.time)
     for question in planned:
         model.tokenize(question.text)
@@ -107,17 +123,19 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     Raises:
       ValueError: if one cannot be set up within the budget.
     """
-    job = replace(job, model=fit(job.model, reader.info.size))
-    model, piece = job.model, job.model.media.piece_seconds
+    job = replace(job, model=for_frames(job.model, reader.info.size))
+    model, config = job.model, job.config
     length = length_of(source, reader)
-    spec = model_spec(model, job.chunk_pieces * model.tokens_per_piece)
-    most = None if length is None else math.ceil(length / piece + 1) * model.tokens_per_piece
-    rope, options = model.decoder.rope, job.config.memories
-    chosen = choose(job.names, options, job.budget, spec, rope, most, model)
+    # A silent video has no audio to keep slots for, whatever the model hears.
+    spec = model_spec(model, job.chunk_pieces, audio=reader.info.audio_streams > 0)
+    most = None if length is None else stream_tokens(model, length)
+    wrapped = Wrapped(config.bits, config.memories.get("bank", {}))
+    more = {"presets": model.presets, "wrapped": wrapped}
+    chosen = contestants(job.names, config.memories, job.budget, spec, most, **more)
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
-def perform(plan: Plan, console: Console, typed: Typed | None = None) -> Done:
+def perform(plan: Plan, console: Console, typed: Terminal | None = None) -> Done:
     """Stream, ask, and print what happens.
 
     Args:
@@ -128,74 +146,108 @@ def perform(plan: Plan, console: Console, typed: Typed | None = None) -> Done:
     Raises:
       UnreadableError: if the source holds nothing.
     """
-    job, model, reader, questions = plan.job, plan.job.model, plan.reader, plan.source.questions
-    names = ", ".join(f"{c.name} ({size(footprint(c.memory, c.spec).device)})" for c in plan.chosen)
-    console.print(f"streaming {plan.source.path} through {model.name} with {names}", markup=False)
+    job, reader, questions = plan.job, plan.reader, plan.source.questions
+    console.print(_announced(plan), markup=False)
     if job.sampling is not None:
         console.print(f"answers are drawn: {drawn(job)}", style="dim")
-    given = job.config.model is not None  # loaded at --fps
-    pieces = reader
-    if job.config.fps is not None and not given:
-        pieces = hold_frames(reader, job.config.fps)
-    ready = segments(
-        pieces,
-        model,
-        chunk_pieces=job.chunk_pieces,
-        chunks=job.chunks,
-        times=[question.time for question in questions],
-    )
-    with count_compilations() as counted, prefetch(ready) as ahead:
-        lanes = open_lanes(model, plan.chosen, job.sampling, job.config.seed)
-        with console.status("compiling"):
-            warm_up(
-                model,
-                lanes,
-                questions,
-                size=reader.info.size,
-                chunk_pieces=job.chunk_pieces,
-                chunks=job.chunks,
-            )
+    progress = Progress()
+    with count_compilations() as counted, prefetch(_segments(plan)) as ahead:
+        streams = _warm(plan, console)
         before = (counted.count, counted.seconds)
         begin = time.perf_counter()
         screen = screen_of(job, console, typed)
+        more = {"typed": list if typed is None else typed.taken}
         with Bar(screen) as bar:
-            came = run(
-                model,
-                lanes,
-                ahead,
-                questions,
-                moved=_mover(bar, plan.length, begin),
-                told=screen.told,
-                refused=screen.refused,
-                grows=None if job.config.json else screen.grows,
-                typed=list if typed is None else typed.taken,
-            )
+            moved = _mover(bar, plan.length, begin)
+            for happened in run(streams, ahead, questions, progress, **more):
+                if isinstance(happened, Moved):
+                    moved(happened.time)
+                elif not (job.config.json and isinstance(happened, Part)):
+                    shown(screen, happened)
         wall = time.perf_counter() - begin
-    if not came.pieces:
+    if not progress.pieces:
         reason = reader.end.reason if reader.end else "interrupted before the first piece"
         raise UnreadableError(f"{plan.source.path}: nothing was read: {reason}.")
-    # The clock leaves one number free for every chunk (`models.step`).
-    tokens = int(lanes[0].carry.clock) - came.chunks
-    report = Report(
+    compiled = Compilations(*before, counted.count - before[0])
+    return Done(job, _report(plan, streams, progress, wall, compiled), tuple(streams), plan.source)
+
+
+def _announced(plan: Plan) -> str:
+    """Return in words what is streamed through what."""
+    price = lambda one: size(footprint(one.memory, plan.spec).device)
+    names = ", ".join(f"{one.name} ({price(one)})" for one in plan.contestants)
+    return f"streaming {plan.source.path} through {plan.job.model.name} with {names}"
+
+
+def _segments(plan: Plan) -> Iterator[Segment]:
+    """Return the source's pieces as segments of preprocessed chunks."""
+    job, pieces = plan.job, plan.reader
+    if job.config.fps is not None and job.config.model is None:  # a checkpoint is loaded at --fps
+        pieces = hold_frames(pieces, job.config.fps)
+    times = [question.time for question in plan.source.questions]
+    more = {"chunk_pieces": job.chunk_pieces, "chunks": job.chunks, "times": times}
+    return segments(pieces, job.model, **more)
+
+
+def _warm(plan: Plan, console: Console) -> list[Stream]:
+    """Return empty streams for which everything is compiled."""
+    job, model = plan.job, plan.job.model
+    more = {"sampling": job.sampling, "seed": job.config.seed, "chunk_pieces": job.chunk_pieces}
+    streams = open_streams(model, plan.contestants, plan.spec, **more)
+    with console.status("compiling"):
+        warm_up(
+            model,
+            streams,
+            plan.source.questions,
+            size=plan.reader.info.size,
+            chunk_pieces=job.chunk_pieces,
+            chunks=job.chunks,
+        )
+    return streams
+
+
+def _report(
+    plan: Plan,
+    streams: Sequence[Stream],
+    progress: Progress,
+    wall: float,
+    compiled: Compilations,
+) -> Report:
+    """Return the report of a run; results are collected when they are written."""
+    job, model, reader = plan.job, plan.job.model, plan.reader
+    tokens = streams[0].session.tokens
+    return Report(
         model=model.name,
         note=model.note,
         source=plan.source.path,
-        seconds=came.time,
+        seconds=progress.time,
         chunk_seconds=job.chunk_pieces * model.media.piece_seconds,
         tokens=tokens,
-        full_bytes=nbytes(full(tokens), plan.spec),
+        full_bytes=nbytes(Full(tokens), plan.spec),
         wall_seconds=wall,
-        compilations=Compilations(*before, counted.count - before[0]),
-        end=_ending(came, reader),
+        compilations=compiled,
+        end=_ending(progress, reader),
         results=(),
-        events=tuple(Happening(e.time, e.kind, e.message) for e in reader.events),
-        unasked=len(questions) + came.typed - len(lanes[0].answers),
+        events=tuple(
+            Happening(e.time, e.kind, e.message)
+            for e in (*reader.events, *streams[0].session.events)
+        ),
+        unasked=len(plan.source.questions) + progress.typed - len(streams[0].answers),
         config=_plain(asdict(job.config)),
     )
-    return Done(job, report, tuple(lanes), plan.source)
 
 
-def screen_of(job: Job, console: Console, typed: Typed | None) -> Screen:
+def shown(screen: Screen, happened: Happened) -> None:
+    """Show what happened to a stream."""
+    if isinstance(happened, Part):
+        screen.wrote(*happened)
+    elif isinstance(happened, Asked):
+        screen.answered(happened.answers)
+    elif not isinstance(happened, Moved):
+        screen.refused(happened.reason)
+
+
+def screen_of(job: Job, console: Console, typed: Terminal | None) -> Screen:
     """Return what shows a job's answers, and what is typed meanwhile."""
     typing = (lambda: "") if typed is None else (lambda: typed.unfinished)
     return Screen(console, job.names, typing)
@@ -212,9 +264,9 @@ def drawn(job: Job) -> str:
     return f"temperature {found.temperature:g}, top-p {found.top_p:g}{more}, seed {job.config.seed}"
 
 
-def _ending(came: Came, reader: MediaReader) -> Ending:
-    if came.interrupted or reader.end is None:
-        return Ending(came.time, "interrupted by the user", "interrupted")
+def _ending(progress: Progress, reader: MediaReader) -> Ending:
+    if progress.interrupted or reader.end is None:
+        return Ending(progress.time, "interrupted by the user", "interrupted")
     return Ending(reader.end.time, reader.end.reason, reader.end.kind)
 
 
@@ -222,7 +274,7 @@ def _plain(config: dict) -> dict:
     return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
 
 
-def _mover(bar: Progress, length: float | None, begin: float) -> Callable[[float], None]:
+def _mover(bar: RichProgress, length: float | None, begin: float) -> Callable[[float], None]:
     """Return what moves the bar to a stream time."""
     task = bar.add_task("", total=length, at=clock(0), speed="")
 
@@ -233,4 +285,4 @@ def _mover(bar: Progress, length: float | None, begin: float) -> Callable[[float
     return moved
 
 
-__all__ = ["Done", "Job", "Plan", "perform", "plan", "prepare", "screen_of"]
+__all__ = ["Done", "Job", "Plan", "perform", "plan", "prepare", "screen_of", "shown"]

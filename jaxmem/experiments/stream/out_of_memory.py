@@ -32,8 +32,8 @@ def asked_and_price(config: StreamConfig, ready: Plan | None) -> str:
         needs.append(f"{size(weights)} of weights")
     if ready is not None:
         needs += [
-            f"{size(footprint(one.memory, one.spec).device)} of state ({one.name})"
-            for one in ready.chosen
+            f"{size(footprint(one.memory, ready.spec).device)} of state ({one.name})"
+            for one in ready.contestants
         ]
     price = f" needs {' and '.join(needs)}, and room to compute in" if needs else ""
     room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from jaxmem.experiments.stream.job import Done, screen_of
-from jaxmem.experiments.stream.run import kept_by, put_typed, result_of
-from jaxmem.experiments.stream.terminal import Typed
+from jaxmem.experiments.stream.job import Done, screen_of, shown
+from jaxmem.experiments.stream.run import Asked, put_typed, result_of
+from jaxmem.experiments.stream.terminal import Terminal
 from jaxmem.report import tables
 from jaxmem.report.compare import comparison
 from jaxmem.report.files import write_json, write_picture
@@ -21,12 +21,12 @@ from jaxmem.report.results import as_dict
 
 
 def write(done: Done) -> Done:
-    """Collect the lanes' results, write report and pictures and return the report with them."""
-    report, lanes, out = done.report, done.lanes, done.job.config.out
-    held = [kept_by(done.job.model, lane, report.seconds) for lane in lanes]
-    results = tuple(result_of(lane, kept) for lane, kept in zip(lanes, held, strict=True))
+    """Collect the results, write report and pictures, and return the report with them."""
+    report, streams, out = done.report, done.streams, done.job.config.out
+    held = [one.session.kept(report.seconds) for one in streams]
+    results = tuple(result_of(one, kept) for one, kept in zip(streams, held, strict=True))
     files = {}
-    for lane, layers, result in zip(lanes, held, results, strict=True):
+    for one, layers, result in zip(streams, held, results, strict=True):
         where = out / f"memory_map_{result.memory}.png"
         figure = memory_map(
             layers,
@@ -35,15 +35,15 @@ def write(done: Done) -> Done:
             subtitle=f"{tables.slots_text(result.slots)}, {size(result.nbytes)}; the whole stream "
             f"would need {size(report.full_bytes)}",
             happened=done.source.happened,
-            answers=lane.answers,
+            answers=one.answers,
         )
         files[f"memory map of {result.memory}"] = str(write_picture(where, figure))
-    if len(lanes) > 1:
+    if len(streams) > 1:
         figure = comparison(
             results,
             held,
             seconds=report.seconds,
-            title=f"{len(lanes)} memories on {Path(report.source).name}",
+            title=f"{len(streams)} memories on {Path(report.source).name}",
             subtitle=f"{clock(report.seconds)}, {report.tokens:,} tokens per layer; "
             f"the whole stream would need {size(report.full_bytes)}",
         )
@@ -67,32 +67,33 @@ def show(done: Done, console: Console) -> None:
             markup=False,
         )
     if report.unasked:
-        console.print(f"{report.unasked} questions lie behind the end.", style="yellow")
+        console.print(f"{report.unasked} questions come after the end.", style="yellow")
     if report.note and not done.source.happened:
         console.print(report.note, style="yellow", markup=False)
     for what, where in report.files.items():
         console.print(f"{what}: {where}", style="dim", markup=False, soft_wrap=True)
 
 
-def prompt(done: Done, console: Console, typed: Typed | None = None) -> Done:
+def prompt(done: Done, console: Console, typed: Terminal | None = None) -> Done:
     """Take questions about the whole stream from the terminal until an empty line.
 
     Args:
-      done: the run, whose lanes are asked.
+      done: the run, whose streams are asked.
       console: to print to.
       typed: who reads the terminal already; None: nobody does.
     """
     console.print("\nAsk about the stream; an empty line leaves.")
-    model, asked = done.job.model, 0
+    asked = 0
     for text in _lines(console, typed):
         screen = screen_of(done.job, console, None)
-        more = {"told": screen.told, "refused": screen.refused, "grows": screen.grows}
         with Live(get_renderable=screen.__rich__, console=console, transient=True):
-            asked += put_typed(model, done.lanes, text, done.report.seconds, **more)
+            for happened in put_typed(done.streams, text, done.report.seconds):
+                shown(screen, happened)
+                asked += isinstance(happened, Asked)
     return write(done) if asked else done
 
 
-def _lines(console: Console, typed: Typed | None) -> Iterator[str]:
+def _lines(console: Console, typed: Terminal | None) -> Iterator[str]:
     if typed is not None:
         yield from typed.until_empty(lambda: console.print(f"> {typed.unfinished}", end=""))
         return

@@ -31,13 +31,13 @@ class Screen:
         self.console, self.names, self._typing = console, tuple(names), typing
         self._writing: tuple[str, str, str] | None = None  # memory, question, text so far
 
-    def grows(self, name: str, question: str, part: str) -> None:
+    def wrote(self, name: str, question: str, part: str) -> None:
         """Show a new part of the answer that memory `name` gives."""
         before = self._writing
         same = before is not None and before[:2] == (name, question)
         self._writing = (name, question, (before[2] if before and same else "") + part)
 
-    def told(self, answers: list[Answered]) -> None:
+    def answered(self, answers: list[Answered]) -> None:
         """Print the finished answers to one question."""
         self._writing = None
         self.console.print(tables.answers_line(answers, self.names))
@@ -50,10 +50,12 @@ class Screen:
         """Return the lines below the bar."""
         text, typing = Text(), self._typing()
         if self._writing is not None:
-            name, question, said = self._writing
+            name, question, written = self._writing
             text.append(f"  {question}  " if len(self.names) == 1 else f"  {question}  {name} ")
             most = SHOWN_LINES * self.console.width - len(text.plain)
-            text.append(said if len(said) <= most else f"… {said[2 - most :]}", style="bold")
+            text.append(
+                written if len(written) <= most else f"… {written[2 - most :]}", style="bold"
+            )
         if typing:
             text.append("\n> " if text.plain else "> ", style="cyan").append(typing)
         return text

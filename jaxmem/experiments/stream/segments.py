@@ -1,4 +1,4 @@
-"""Pieces of media to segments of packed chunks, cut where a question is due."""
+"""Pieces of media to segments of preprocessed chunks, with the questions that are due."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ import numpy as np
 
 from jaxmem.data.media.media import Piece
 from jaxmem.models.base import Model
-from jaxmem.session import Packer
+from jaxmem.pieces import Heard, Preprocessor, blank
 from jaxmem.typing import PyTree
 
 EPS = 1e-6  # s
 
 
 class Segment(NamedTuple):
-    """What is fed at once, and the questions that come behind it."""
+    """What is fed at once, and the questions that follow it."""
 
-    inputs: PyTree | None  # K packed chunks, stacked; None: nothing new before the questions
-    pieces: int  # real ones; the rest is padding
-    time: float  # stream time behind it, seconds
+    inputs: PyTree | None  # K chunks, stacked; None: nothing new before the questions
+    heard: Heard  # what the next chunk must know of the stream
+    open: tuple[Piece, ...]  # pieces of a chunk that is not full yet: questions see them
+    time: float  # stream time after it, open pieces included, seconds
     due: tuple[int, ...]  # numbers of the questions to ask now
+
+    @property
+    def pieces(self) -> int:
+        """Return how many pieces of the stream a question sees."""
+        return self.heard.pieces + len(self.open)
 
 
 def segments(
@@ -33,19 +39,19 @@ def segments(
     chunks: int,
     times: Sequence[float],
 ) -> Iterator[Segment]:
-    """Pack pieces into segments of one shape, cut where a question is due.
+    """Preprocess pieces into segments of one shape; questions never change where chunks end.
 
     A question at time t knows the pieces that ended by t. Questions that are not due when the
     pieces run out are left to the caller. Runs on whatever thread iterates it.
 
     Args:
       pieces: of one reader.
-      model: whose `pack` prepares them.
+      model: whose `preprocess` prepares them.
       chunk_pieces: pieces per chunk.
       chunks: K, chunks per segment.
       times: of the questions, ascending.
     """
-    packer, padding = Packer(model, chunk_pieces), None
+    preprocessor, padding = Preprocessor(model, chunk_pieces), None
     held: list[Piece] = []
     asked, time = 0, 0.0
 
@@ -56,42 +62,32 @@ def segments(
             asked += 1
         return tuple(range(first, asked))
 
+    def segment(whole: int, due: tuple[int, ...]) -> Segment:
+        """Return the first `whole` pieces that are held as a segment; the others stay."""
+        mine, rest = held[:whole], held[whole:]
+        held[:] = rest
+        if not mine:
+            return Segment(None, preprocessor.heard, tuple(rest), time, due)
+        each = [preprocessor(mine[i : i + chunk_pieces]) for i in range(0, whole, chunk_pieces)]
+        inputs = stack(each + [padding] * (chunks - len(each)))
+        return Segment(inputs, preprocessor.heard, tuple(rest), time, due)
+
     for piece in pieces:
         if padding is None:
             padding = blank(model, piece.frames.shape, piece.samples.shape[0], chunk_pieces)
         due = due_before(piece.start + len(piece.samples) / model.media.sample_rate)
         if due:
-            yield _pack(packer, padding, held, chunks, time, due)
-            held = []
+            yield segment(len(held) // chunk_pieces * chunk_pieces, due)
         held.append(piece)
         time = piece.start + piece.valid_seconds
         if len(held) == chunk_pieces * chunks:
-            yield _pack(packer, padding, held, chunks, time, ())
-            held = []
+            yield segment(len(held), ())
     if held:
-        yield _pack(packer, padding, held, chunks, time, ())
-
-
-def blank(model: Model, frames: tuple[int, ...], samples: int, pieces: int) -> PyTree:
-    """Return one packed chunk that is padding altogether.
-
-    Args:
-      model: whose `pack` makes it.
-      frames: shape [F, h, w, 3] of a piece's frames.
-      samples: of a piece.
-      pieces: C, pieces of a chunk.
-    """
-    return model.pack(
-        np.zeros((pieces, *frames), np.uint8),
-        np.zeros((pieces, samples), np.float32),
-        np.zeros(pieces, bool),
-        np.zeros(model.media.past_samples, np.float32),
-        0,
-    )
+        yield segment(len(held), ())
 
 
 def stack(chunks: Sequence[PyTree]) -> PyTree:
-    """Return packed chunks as one segment, with a leading axis."""
+    """Return preprocessed chunks as one segment, with a leading axis."""
     return jax.tree.map(lambda *x: np.stack([np.asarray(leaf) for leaf in x]), *chunks)
 
 
@@ -110,18 +106,3 @@ def hold_frames(pieces: Iterable[Piece], fps: float) -> Iterator[Piece]:
                 shown, picture = number, piece.frames[i].copy()
             frames[i] = picture
         yield piece._replace(frames=frames)
-
-
-def _pack(
-    packer: Packer,
-    padding: PyTree,
-    held: Sequence[Piece],
-    chunks: int,
-    time: float,
-    due: tuple[int, ...],
-) -> Segment:
-    if not held:
-        return Segment(None, 0, time, due)
-    size = packer.pieces
-    packed = [packer(held[i : i + size]) for i in range(0, len(held), size)]
-    return Segment(stack(packed + [padding] * (chunks - len(packed))), len(held), time, due)

@@ -15,7 +15,7 @@ from jaxmem.experiments.stream.config import StreamConfig, check
 from jaxmem.experiments.stream.questions import AT_THE_END, END, Planned
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.base import MediaFormat, Model
-from jaxmem.models.load import load_model
+from jaxmem.models.load import load
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.maps import Span
 from jaxmem.report.numbers import clock
@@ -48,7 +48,7 @@ def find_model(config: StreamConfig, console: Console) -> Model:
         return embedded(config.weights)
     begin = time.perf_counter()
     with console.status(f"loading {config.model}"):
-        model = load_model(
+        model = load(
             config.model,
             dtype=config.dtype,
             fps=config.fps or 1.0,

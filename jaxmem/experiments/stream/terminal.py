@@ -20,10 +20,10 @@ ESCAPE = re.compile(r"\x1b(\[[0-9;]*[A-Za-z~]|O.)")
 """What the keys of arrows and functions send."""
 
 
-class Typed:
+class Terminal:
     """Lines of a source that blocks, read ahead on a daemon thread."""
 
-    def __init__(self, read: Callable[[], str | None], terminal: Terminal | None = None):
+    def __init__(self, read: Callable[[], str | None], terminal: Keyboard | None = None):
         """Start to read.
 
         Args:
@@ -85,7 +85,7 @@ class Typed:
             yield line
 
 
-class Terminal:
+class Keyboard:
     """A terminal read byte by byte, so that what is typed can be shown beside a moving bar."""
 
     def __init__(self, number: int, *, hidden: bool):
@@ -158,7 +158,7 @@ def in_foreground(number: int) -> bool:
 
 
 @contextmanager
-def typed_lines(*, wanted: bool, hidden: bool) -> Iterator[Typed | None]:
+def typed_lines(*, wanted: bool, hidden: bool) -> Iterator[Terminal | None]:
     """Read lines of standard input while the context is open.
 
     None: not `wanted`, or standard input is no terminal that can be read so (a job in the
@@ -172,13 +172,13 @@ def typed_lines(*, wanted: bool, hidden: bool) -> Iterator[Typed | None]:
     if wanted and sys.stdin.isatty():
         try:
             if in_foreground(sys.stdin.fileno()):
-                terminal = Terminal(sys.stdin.fileno(), hidden=hidden)
+                terminal = Keyboard(sys.stdin.fileno(), hidden=hidden)
         except (ImportError, OSError, AttributeError):
             terminal = None
     if terminal is None:
         yield None
         return
-    typed = Typed(terminal.read, terminal)
+    typed = Terminal(terminal.read, terminal)
     try:
         yield typed
     finally:

@@ -1,17 +1,16 @@
-"""The bank: a larger store that what a memory evicts (spills) goes to, and recall draws from.
+"""The bank: a larger store that what a memory evicts goes to, and recall draws from.
 
 It belongs to the streaming loop, `[L, capacity, ...]` beside the state, never to a state that the
-layer loop slices: writing changes a few rows in place, whatever the capacity. A memory that spills
+layer loop slices: writing changes a few rows in place, whatever the capacity. A memory that evicts
 rows has them appended: entries lie in the order of their arrival, a full bank keeps the oldest and
-counts what it had no room for. A memory that spills `Blocks` says itself where they go.
+counts what it had no room for. A memory that evicts `Blocks` says itself where they go.
 
-With `Spec.bank_space` "host" the entries lie in host memory, and only the rows that are written
-or read ever cross over (`jaxmem.memory.bank.host_memory`); the counts stay on the device.
+With `BankSpec.space` "host" the entries lie in host memory, and only the rows that are written or
+read ever cross over (`jaxmem.memory.bank.host_memory`); the counts stay on the device.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -19,133 +18,128 @@ import jax.numpy as jnp
 
 from jaxmem.kv import EMPTY
 from jaxmem.memory import base
-from jaxmem.memory.bank import host_memory as store
-from jaxmem.memory.base import Memory, Spec, at_layer, kv_of
+from jaxmem.memory.bank import host_memory
+from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec, at_layer, kv_of
 from jaxmem.typing import Array, Int, PyTree
 
 
 class Bank(NamedTuple):
-    """Spilled slots. The loop holds all layers (leading axis L); a layer's memory sees its own."""
+    """Evicted slots. The loop holds all layers (leading axis L); a layer's memory sees its own."""
 
-    slots: PyTree  # as the memory spills: [entries, ...]
+    slots: PyTree  # as the memory evicts them: [entries, ...]
     count: Int[Array, ""]  # entries in use
-    lost: Int[Array, ""]  # entries that were turned away or displaced
+    dropped: Int[Array, ""]  # entries that were turned away or displaced
     layer: Int[Array, ""] | None = None  # set: `slots` are those of all layers, and this one's mine
 
 
 class Blocks(NamedTuple):
-    """A spill of whole blocks, and the entries of the bank that they go to."""
+    """Whole blocks that were evicted, and the entries of the bank that they go to."""
 
-    tokens: PyTree  # [R, block, ...]
+    kv: PyTree  # [R, block, ...]
     source: Int[Array, "n"]  # which block
     at: Int[Array, "n"]  # the entry that it begins at
     many: Int[Array, ""]  # how many of the n are written
     count: Int[Array, ""]  # entries in use afterwards
-    lost: Int[Array, ""]  # entries displaced or turned away
+    dropped: Int[Array, ""]  # entries displaced or turned away
 
 
 class Footprint(NamedTuple):
     """Bytes at rest over all layers, in two memories."""
 
-    device: int  # state with all its notes, counts, and the bank where it lies on the device
+    device: int  # state with its counts, and the bank where it lies on the device
     host: int  # entries of a bank in host memory
 
 
-def init_bank(memory: Memory, spec: Spec) -> Bank | None:
-    """Return the empty bank of all layers, or None if the memory spills nothing or capacity is 0.
+def init_bank(memory: AnyMemory, spec: Spec, space: host_memory.Space | None = None) -> Bank | None:
+    """Return the empty bank of all layers, or None if the memory asks for none.
 
-    One spill's worth of rows lies behind the capacity of a bank that is appended to, so that a
-    spill can always be written whole, its padding included. A memory whose empty spill has several
-    blocks has as many banks in one, each of the capacity.
+    One write's worth of rows lies after the capacity of a bank that is appended to, so that what is
+    evicted can always be written whole, its padding included. A memory whose empty eviction has
+    several blocks has as many banks in one, each of the capacity.
+
+    Args:
+      memory: that evicts.
+      spec: of the model.
+      space: the memory that the entries lie in; None: as the memory asks.
 
     Raises:
       ValueError: if the bank is wanted in host memory and the device has none.
     """
-    capacity = spec.bank if memory.bank is None else memory.bank
-    if memory.spill is None or not capacity:
+    asked = None if isinstance(memory, FeatureMemory) else memory.bank(spec)
+    if asked is None:
         return None
-    one = memory.spill(spec)
+    capacity, one = asked.capacity, asked.evicted
     if isinstance(one, Blocks):
-        capacity *= kv_of(one.tokens).modality.shape[0]
-        one, behind = jax.tree.map(lambda x: x[0], one.tokens), 0
+        capacity *= kv_of(one.kv).modality.shape[0]
+        one, after = jax.tree.map(lambda x: x[0], one.kv), 0
     else:
-        behind = kv_of(one).modality.shape[0]
+        after = kv_of(one).modality.shape[0]
 
     def room(leaf: Array) -> Array:
-        shape = (spec.layers, capacity + behind, *leaf.shape[1:])
-        return store.zeros(shape, leaf.dtype, spec.bank_space)
+        shape = (spec.layers, capacity + after, *leaf.shape[1:])
+        return host_memory.zeros(shape, leaf.dtype, space or asked.space)
 
     # Carries are donated, so no two leaves may be the same buffer.
-    count, lost = jnp.zeros((spec.layers,), jnp.int32), jnp.zeros((spec.layers,), jnp.int32)
-    return Bank(jax.tree.map(room, one), count, lost)
+    count, dropped = jnp.zeros((spec.layers,), jnp.int32), jnp.zeros((spec.layers,), jnp.int32)
+    return Bank(jax.tree.map(room, one), count, dropped)
 
 
 def of_layer(bank: Bank | None, layer: Int[Array, ""]) -> Bank | None:
     """Return what one layer's memory sees of the bank; nothing is copied."""
-    if bank is None or not store.on_host(jax.tree.leaves(bank.slots)[0]):
+    if bank is None or not host_memory.on_host(jax.tree.leaves(bank.slots)[0]):
         return at_layer(bank, layer)
     # A slice of a layer would be a copy in host memory: the rows are sliced out when they are read.
-    return Bank(bank.slots, bank.count[layer], bank.lost[layer], layer)
+    return Bank(bank.slots, bank.count[layer], bank.dropped[layer], layer)
 
 
 def read(bank: Bank, at: Int[Array, "n"], size: int) -> PyTree:
     """Return stretches of `size` entries from `at` on [n * size, ...], on the device."""
     layer = bank.layer
     if layer is not None:
-        return jax.tree.map(lambda x: store.get(x, layer, at, size), bank.slots)
+        return jax.tree.map(lambda x: host_memory.get(x, layer, at, size), bank.slots)
     index = (at[:, None] + jnp.arange(size, dtype=at.dtype)[None]).reshape(-1)
     return jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), bank.slots)
 
 
-def nbytes(memory: Memory, spec: Spec) -> int:
-    """Return the bytes of a memory's bank over all layers, without allocating it."""
-    return sum(_sizes(memory, spec))
-
-
-def footprint(memory: Memory, spec: Spec) -> Footprint:
-    """Return what a memory and its bank hold on the device and in host memory.
+def footprint(memory: AnyMemory, spec: Spec) -> Footprint:
+    """Return what a memory and its bank hold on the device and in host memory, in bytes.
 
     Nothing is allocated. `base.nbytes` is the state's part of it.
     """
-    entries, counts = _sizes(memory, spec)
-    device = base.nbytes(memory, spec) + counts
-    if spec.bank_space == "host":
-        return Footprint(device, entries)
-    return Footprint(device + entries, 0)
-
-
-def _sizes(memory: Memory, spec: Spec) -> tuple[int, int]:
-    """Return the bytes of the bank's entries and of its counts."""
-    bank = jax.eval_shape(lambda: init_bank(memory, replace(spec, bank_space="device")))
-    if bank is None:
-        return 0, 0
+    state = base.nbytes(memory, spec)
+    asked = None if isinstance(memory, FeatureMemory) else memory.bank(spec)
+    if asked is None:
+        return Footprint(state, 0)
+    bank = jax.eval_shape(lambda: init_bank(memory, spec, "device"))
+    assert bank is not None
     weigh = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    return weigh(bank.slots), weigh((bank.count, bank.lost))
+    device, entries = state + weigh((bank.count, bank.dropped)), weigh(bank.slots)
+    return Footprint(device, entries) if asked.space == "host" else Footprint(device + entries, 0)
 
 
-def append_spill(bank: Bank | None, layer: Int[Array, ""], spill: PyTree) -> Bank | None:
-    """Write a layer's spill: blocks where they belong, or rows (valid ones first) at the end."""
-    if bank is None or spill is None:
+def append(bank: Bank | None, layer: Int[Array, ""], evicted: PyTree) -> Bank | None:
+    """Write what a layer evicted: blocks where they belong, or rows (valid ones first) at the end."""
+    if bank is None or evicted is None:
         return bank
-    if isinstance(spill, Blocks):
-        return _write(bank, layer, spill)
-    rows = kv_of(spill).modality
+    if isinstance(evicted, Blocks):
+        return _write(bank, layer, evicted)
+    rows = kv_of(evicted).modality
     capacity = kv_of(bank.slots).modality.shape[1] - rows.shape[0]
     fresh = jnp.sum(rows[:, 0] != EMPTY, dtype=jnp.int32)
     at = bank.count[layer]
     full = jnp.minimum(at + fresh, capacity)
-    whole, first = jax.tree.map(lambda x: x[None], spill), jnp.zeros((1,), jnp.int32)
+    whole, first = jax.tree.map(lambda x: x[None], evicted), jnp.zeros((1,), jnp.int32)
     return _write(bank, layer, Blocks(whole, first, at[None], fresh > 0, full, at + fresh - full))
 
 
-def _write(bank: Bank, layer: Int[Array, ""], spill: Blocks) -> Bank:
-    many = spill.many.astype(jnp.int32)
+def _write(bank: Bank, layer: Int[Array, ""], evicted: Blocks) -> Bank:
+    many = evicted.many.astype(jnp.int32)
 
     def put(entries: Array, rows: Array) -> Array:
-        return store.put(entries, layer, rows, spill.source, spill.at, many)
+        return host_memory.put(entries, layer, rows, evicted.source, evicted.at, many)
 
     return Bank(
-        slots=jax.tree.map(put, bank.slots, spill.tokens),
-        count=bank.count.at[layer].set(spill.count),
-        lost=bank.lost.at[layer].add(spill.lost),
+        slots=jax.tree.map(put, bank.slots, evicted.kv),
+        count=bank.count.at[layer].set(evicted.count),
+        dropped=bank.dropped.at[layer].add(evicted.dropped),
     )

@@ -5,13 +5,15 @@ A block is `block` neighbouring entries of a bank, in the order of their arrival
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import KV
 from jaxmem.memory.bank.bank import Bank
@@ -20,11 +22,11 @@ from jaxmem.memory.base import Question
 from jaxmem.typing import Array, Bool, Float, Int, PyTree
 
 
-def scores(blocks: Float[Array, "n G D"], query: Question) -> Float[Array, "n"]:
+def scores(blocks: Float[Array, "n G D"], question: Question) -> Float[Array, "n"]:
     """Return mean query . mean key, summed over query heads; KV heads serve their group."""
-    rows = query.valid[:, None, None]
-    q = jnp.sum(jnp.where(rows, query.q.astype(jnp.float32), 0.0), axis=0)
-    q = q / jnp.maximum(jnp.sum(query.valid), 1)
+    rows = question.valid[:, None, None]
+    q = jnp.sum(jnp.where(rows, question.q.astype(jnp.float32), 0.0), axis=0)
+    q = q / jnp.maximum(jnp.sum(question.valid), 1)
     groups = blocks.shape[1]
     return jnp.einsum("ngd,gd->n", blocks, jnp.sum(q.reshape(groups, -1, q.shape[-1]), axis=1))
 
@@ -49,6 +51,8 @@ def best(
     """
     mean, count = pooled(score, many, size)
     chosen = topk // size
+    # Scores that are not finite (a question of NaN) still order: by time, after all others.
+    mean = jnp.where(jnp.isfinite(mean), mean, jnp.finfo(jnp.float32).min)
     ranked = jnp.where(count > 0, mean, -jnp.inf)[None]
     group, keep = select(ranked, jnp.full((1,), chosen, jnp.int32), slots=chosen, most=chosen)
     index = (group[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None]).reshape(-1)
@@ -64,46 +68,69 @@ def best(
 
 def read(sink: KV, bank: Bank, index: Array, keep: Array, block: int) -> KV:
     """Return [sinks | blocks `index`] of one layer; only those rows of the bank are touched."""
-    return tk.append(sink, stored(bank, index, keep, block), tk.count(sink))
+    return kvs.append(sink, stored(bank, index, keep, block), kvs.count(sink))
 
 
 def stored(bank: Bank, index: Array, keep: Array, block: int) -> KV:
-    """Return blocks `index` of one layer on the device, one behind the other; zeros if not kept."""
+    """Return blocks `index` of one layer on the device, one after the other; zeros if not kept."""
     rows: KV = read_bank(bank, index * block, block)
-    return tk.take(
+    return kvs.take(
         rows, jnp.arange(rows.modality.shape[0], dtype=jnp.int32), jnp.repeat(keep, block)
     )
 
 
-class Recall(NamedTuple):
+@dataclass(frozen=True)
+class Recall:
     """A rule of recall: what a block is known by on the device, and how a question scores it."""
 
-    summary: Callable[[KV], PyTree]  # of one full block [block]
-    score: Callable[[PyTree, Bool[Array, "n"], Question], Float[Array, "n"]]
-    """(summaries [n, ...], which of them are there, the question) -> scores."""
+    def summary(self, kv: KV) -> PyTree:
+        """Return what one full block [block] is known by: its mean key before rotation.
+
+        In as many bits as a key.
+        """
+        return jnp.mean(kv.k.astype(jnp.float32), axis=0).astype(kv.k.dtype)
+
+    def score(
+        self, summaries: PyTree, there: Bool[Array, "n"], question: Question
+    ) -> Float[Array, "n"]:
+        """Return the score of each block.
+
+        Args:
+          summaries: [n, ...].
+          there: which of them are.
+          question: that is asked.
+        """
+        raise NotImplementedError
 
 
-def mean_key(tokens: KV) -> Float[Array, "G D"]:
-    """Return the mean key of a block before rotation, in as many bits as a key."""
-    return jnp.mean(tokens.k.astype(jnp.float32), axis=0).astype(tokens.k.dtype)
+@dataclass(frozen=True)
+class ByMean(Recall):
+    """ReKV's rule: mean query . mean key of the block (see `scores`)."""
+
+    def score(
+        self, summaries: PyTree, there: Bool[Array, "n"], question: Question
+    ) -> Float[Array, "n"]:
+        del there
+        return scores(summaries.astype(jnp.float32), question)
 
 
-def by_mean() -> Recall:
-    """Return ReKV's rule: mean query . mean key of the block (see `scores`)."""
-    return Recall(mean_key, lambda means, there, query: scores(means.astype(jnp.float32), query))
-
-
-def by_attention() -> Recall:
-    """Return LiveVLM's rule: the attention of every row and head to the mean keys of the blocks.
+@dataclass(frozen=True)
+class ByAttention(Recall):
+    """LiveVLM's rule: the attention of every row and head to the mean keys of the blocks.
 
     A softmax over blocks, mean over heads, sum over the question's rows: rows and heads have one
     vote each, however long their queries are.
     """
-    return Recall(mean_key, attention)
+
+    def score(
+        self, summaries: PyTree, there: Bool[Array, "n"], question: Question
+    ) -> Float[Array, "n"]:
+        return attention(summaries, there, question)
 
 
-def by_parts(parts: int) -> Recall:
-    """Return the rule that scores a block by the best of the mean keys of its `parts` parts.
+@dataclass(frozen=True)
+class ByParts(Recall):
+    """Scores a block by the best of the mean keys of its `parts` parts.
 
     A few tokens that matter are not averaged away by their neighbours; summaries are `parts` times
     as large. A block that `parts` does not divide has a longer last part; a part has a token.
@@ -111,32 +138,43 @@ def by_parts(parts: int) -> Recall:
     Raises:
       ValueError: if `parts` is not positive.
     """
-    if parts < 1:
-        raise ValueError(f"a block has at least 1 part, got {parts}.")
 
-    def summary(tokens: KV) -> Float[Array, "p G D"]:
-        k = tokens.k.astype(jnp.float32)
-        several = min(parts, k.shape[0])
+    parts: int = 4
+
+    def __post_init__(self):
+        if self.parts < 1:
+            raise ValueError(f"a block has at least 1 part, got {self.parts}.")
+
+    def summary(self, kv: KV) -> Float[Array, "p G D"]:
+        k = kv.k.astype(jnp.float32)
+        several = min(self.parts, k.shape[0])
         of = jnp.arange(k.shape[0], dtype=jnp.int32) // (k.shape[0] // several)
         of = jnp.minimum(of, several - 1)
         many = jnp.bincount(of, length=several)
         means = jax.ops.segment_sum(k, of, several) / many[:, None, None]
-        return means.astype(tokens.k.dtype)
+        return means.astype(kv.k.dtype)
 
-    def score(means: Array, there: Array, query: Question) -> Float[Array, "n"]:
-        flat = scores(means.reshape(-1, *means.shape[2:]).astype(jnp.float32), query)
-        return jnp.max(flat.reshape(means.shape[0], -1), axis=1)
+    def score(
+        self, summaries: PyTree, there: Bool[Array, "n"], question: Question
+    ) -> Float[Array, "n"]:
+        del there
+        flat = summaries.reshape(-1, *summaries.shape[2:]).astype(jnp.float32)
+        return jnp.max(scores(flat, question).reshape(summaries.shape[0], -1), axis=1)
 
-    return Recall(summary, score)
+
+RecallName = Literal["mean", "attention", "parts"]
+RULES: Mapping[str, Recall] = MappingProxyType(
+    {"mean": ByMean(), "attention": ByAttention(), "parts": ByParts()}
+)
 
 
 def attention(
-    means: Float[Array, "n G D"], there: Bool[Array, "n"], query: Question
+    means: Float[Array, "n G D"], there: Bool[Array, "n"], question: Question
 ) -> Float[Array, "n"]:
     """Return softmax_p(q . mean key of p / sqrt(D)), mean over heads, sum over rows."""
-    rows, _, width = query.q.shape
-    q = query.q.astype(jnp.float32).reshape(rows, means.shape[1], -1, width)
+    rows, _, width = question.q.shape
+    q = question.q.astype(jnp.float32).reshape(rows, means.shape[1], -1, width)
     logits = jnp.einsum("qghd,ngd->qghn", q, means.astype(jnp.float32), precision="highest")
     logits = logits / width**0.5
     given = jax.nn.softmax(jnp.where(there[None, None, None], logits, -1e30), axis=-1).mean((1, 2))
-    return jnp.sum(jnp.where(query.valid[:, None], given, 0.0), axis=0)
+    return jnp.sum(jnp.where(question.valid[:, None], given, 0.0), axis=0)

@@ -1,203 +1,245 @@
-"""`bank`: any memory, with a bank behind it for what it evicts, and recall of blocks by question.
+"""`WithBank`: any memory, with a bank for what it evicts, and recall of blocks by question.
 
 The memory decides what the stream is watched with, as before. What it drops is put together into
 blocks, in the order in which it was dropped; a full block goes to the bank of the loop (in host
-memory, if `Spec.bank_space` says so) and leaves a summary on the device. A question scores the
+memory, unless `space` says otherwise) and leaves a summary on the device. A question scores the
 summaries and reads the best blocks beside what the memory itself recalls.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmem.kv import KV
-from jaxmem.memory import base
-from jaxmem.memory.bank import retrieval as blocks
+from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import Bank, Blocks, of_layer
 from jaxmem.memory.bank.block_table import (
-    Shelf,
-    empty_shelf,
+    BlockTable,
+    Rule,
+    empty_table,
     evicted,
+    file_away,
     opened,
     recalled,
-    shelve,
     together,
 )
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State, View, at_layer, kv_of
+from jaxmem.memory.bank.host_memory import Space
+from jaxmem.memory.base import (
+    BankSpec,
+    Chunk,
+    Memory,
+    Question,
+    Requires,
+    Spec,
+    State,
+    View,
+    at_layer,
+    kv_of,
+)
+from jaxmem.memory.baselines import weyl
 from jaxmem.memory.parts import positions as places
-from jaxmem.memory.parts.prioritized import Priority, newest
-from jaxmem.memory.uniform import weyl
+from jaxmem.memory.parts.prioritized import LAST
+from jaxmem.memory.parts.units import Number
+from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Int, Num, PyTree
 
 Full = Literal["oldest", "newest", "uniform"]
 """Which block goes when the bank is full."""
-RULES: dict[str, Priority] = {
-    "oldest": newest,
-    "newest": lambda number, seed=None: number,
-    "uniform": weyl,
+RULES: Mapping[str, Rule] = {
+    "oldest": lambda number: LAST - number,
+    "newest": lambda number: number,
+    "uniform": lambda number: weyl(Number(number, jnp.zeros_like(number))),
 }
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """What is not a slot."""
 
     capacity: Int[Array, ""]
-    inner: PyTree  # the memory's own notes
-    start: Num[Array, "A"]  # where the stream began, behind the prefix
-    shelf: Shelf
+    next_pos: Num[Array, "A"]
+    inner: PyTree  # the memory's own numbers
+    start: Num[Array, "A"]  # where the stream began, after the prefix
+    table: BlockTable
 
 
-def bank(
-    memory: Memory,
-    capacity: int,
-    *,
-    block: int = 32,
-    topk: int = 8,
-    recall: blocks.Recall | None = None,
-    evict: Full | Priority = "oldest",
-    positions: places.Rule = "keep",
-) -> Memory:
-    """Return the memory with a bank of `capacity` tokens per layer behind it.
+@dataclass(frozen=True)
+class WithBank(Around):
+    """A memory with a bank of `capacity` tokens per layer for what it evicts.
 
     A token is evicted when its arrival number is held no more; it goes to the bank as it was held
     or, if it never was, as it came. Where tokens are merged the parts whose numbers vanish are
-    evicted like others, and what a memory writes itself (kind SUMMARY) is not banked: the bank has
-    its parts. Evicted tokens wait in an open block, which every question reads. No token is lost
-    before the bank is full; from then on `Bank.lost` counts those displaced or turned away.
+    evicted like others, and what a memory writes itself (SUMMARY) is not banked: the bank has its
+    parts. Evicted tokens wait in an open block, which every question reads. No token is lost before
+    the bank is full; from then on `Bank.dropped` counts those displaced or turned away.
 
-    Chunks are watched with the memory alone. A question needs its queries, per layer (scope
-    "layer") or from a first pass (scope "stack"), and reads [recalled blocks | open block | what
+    Chunks are watched with the memory alone. A question needs its queries, per layer or, where the
+    memory sees the whole stack, from a first pass, and reads [recalled blocks | open block | what
     the memory recalls] in the order of arrival. On the device a layer holds, beside the memory, one
-    block and the summaries of the others. Where heads hold different numbers of tokens (`adakv`)
-    each has blocks of its own, of which a question reads the best `topk`; `Bank.count` and `lost`
-    then add up the heads.
+    block and the summaries of the others. Where heads hold different numbers of tokens (`AdaKV`)
+    each has blocks of its own, of which a question reads the best `topk`; `Bank.count` and
+    `Bank.dropped` then add up the heads.
 
-    Args:
-      memory: of scope "layer" or "stack", without a bank of its own.
+    Attributes:
+      memory: of keys and values, without a bank of its own.
       capacity: tokens of a layer that the bank holds; a last part of a block is not used.
       block: tokens of a block.
       topk: blocks that a question reads in every layer.
-      recall: what blocks are known by, and how a question scores them; `blocks.by_mean()` if None.
+      recall: what a block is known by and how a question scores it: its mean key ("mean"), the
+        attention to mean keys ("attention"), the best of four parts ("parts"), or a
+        `retrieval.Recall`.
       evict: the block that goes when the bank is full: "oldest" (first in, first out), "newest"
-        (what came first stays), "uniform" (what stays is evenly spaced over all blocks so far), or
-        block numbers -> priorities (see `keep.Priority`), the smallest kept.
-      positions: recalled tokens "keep" the positions that they were held at; "contiguous" numbers
-        all that is read without gaps, for memories that renumber what they hold.
+        (what came first stays), "uniform" (what stays is evenly spaced over all blocks so far).
+      reindex: number all that is read without gaps, for memories that renumber what they hold;
+        False: recalled tokens keep the positions that they were held at.
+      space: memory of the bank, "host" or "device".
 
     Raises:
       ValueError: if a size is not positive or an option unknown, the memory has a bank of its own,
-        scope "feature" or a sliding window.
+        keeps features, or looks at a sliding window.
     """
-    _check(memory, capacity, block, topk, evict, positions)
-    rule = RULES[evict] if isinstance(evict, str) else evict
-    reader = blocks.by_mean() if recall is None else recall
-    many, stacked = capacity // block, memory.scope == "stack"
 
-    def inner(state: State) -> State:
-        return State(state.slots, state.aux.inner)
+    capacity: int
+    _: KW_ONLY
+    block: int = 32
+    topk: int = 8
+    recall_by: retrieval.RecallName | retrieval.Recall = "mean"
+    evict: Full = "oldest"
+    reindex: bool = False
+    space: Space = "host"
 
-    def init(spec: Spec) -> State:
-        state = memory.init(spec)
-        shelf = empty_shelf(_empty_block(memory, spec, block), many, reader)
-        if stacked:
-            layers = (spec.layers,)
-            shelf = jax.tree.map(lambda x: jnp.broadcast_to(x[None], layers + x.shape), shelf)
-        return State(state.slots, Notes(state.aux.capacity, state.aux, places.start(spec), shelf))
-
-    def view(state: State, bank: PyTree, rows: Embeds) -> View:
-        del bank
-        return memory.view(inner(state), None, rows)
-
-    def write(state: State, seen: Chunk) -> tuple[State, Blocks]:
-        before = base.held(memory, inner(state))
-        after, _ = memory.write(inner(state), seen)
-
-        def layer(item: tuple[Shelf, KV, KV, KV]) -> tuple[Shelf, Blocks]:
-            shelf, *tokens = item
-            return shelve(shelf, evicted(*tokens), rule, reader)
-
-        item = (state.aux.shelf, before, seen.tokens, base.held(memory, after))
-        # One layer at a time: all pools side by side would be several copies of the memory.
-        shelf, spill = jax.lax.map(layer, item) if stacked else layer(item)
-        notes = state.aux._replace(inner=after.aux, shelf=shelf)
-        return State(after.slots, notes), spill
-
-    def read(state: State, bank: Bank | None, query: Question | None) -> View:
-        if bank is None or query is None:
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.capacity, self.block, self.topk) < 1 or self.capacity < self.block:
             raise ValueError(
-                f"{memory.name} with a bank recalls from the loop's bank by a question's queries: "
-                "call it through jaxmem.loop, or pass both."
+                "a bank needs positive sizes and room for a block, got "
+                f"capacity={self.capacity}, block={self.block}, topk={self.topk}."
             )
-        near, notes = memory.recall(inner(state), None, query), state.aux
-
-        def layer(shelf: Shelf, bank: Bank, query: Question, near: View) -> View:
-            tokens = together(
-                recalled(shelf, bank, query, reader, topk), opened(shelf), near.tokens
+        if self.evict not in RULES:
+            raise ValueError(f"evict must be one of {', '.join(RULES)}, got {self.evict!r}.")
+        if isinstance(self.recall_by, str) and self.recall_by not in retrieval.RULES:
+            known = ", ".join(retrieval.RULES)
+            raise ValueError(
+                f"recall_by must be one of {known}, or a Recall, got {self.recall_by!r}."
             )
-            if positions == "contiguous":
-                tokens, end = places.numbered(tokens, notes.start)
-                near = near._replace(base=end)
-            return near._replace(tokens=tokens)
+        has_bank = type(self.memory).bank not in (Memory.bank, Around.bank)
+        if has_bank or self.memory.requires.window is not None:
+            raise ValueError(
+                f"memory {self.memory.name} has"
+                + (" a bank of its own" if has_bank else " a sliding window")
+                + ": WithBank takes what a memory of keys and values evicts; pass one without."
+            )
 
-        if not stacked:
-            return layer(notes.shelf, bank, query, near)
+    @property
+    def name(self) -> str:
+        return f"{self.memory.name}_bank"
 
-        def one(l: Array) -> View:
-            own = Question(query.q[l], query.valid, at_layer(query.prefix, l))
-            mine = of_layer(bank, l)
-            assert mine is not None
-            return layer(at_layer(notes.shelf, l), mine, own, at_layer(near, l))
+    @property
+    def requires(self) -> Requires:
+        asked = self.memory.requires.question
+        return self.memory.requires._replace(
+            question=asked or ("pass" if self.stacked else "layer")
+        )
 
-        return jax.lax.map(one, jnp.arange(query.q.shape[0], dtype=jnp.int32))
+    @property
+    def stacked(self) -> bool:
+        """Return whether the memory sees the whole stack."""
+        return self.memory.per == "stack"
 
-    def spill(spec: Spec) -> Blocks:
+    @property
+    def reader(self) -> retrieval.Recall:
+        """Return the rule of recall."""
+        rule = self.recall_by
+        return retrieval.RULES[rule] if isinstance(rule, str) else rule
+
+    @property
+    def blocks(self) -> int:
+        """Return how many blocks the bank holds."""
+        return self.capacity // self.block
+
+    def bank(self, spec: Spec) -> BankSpec:
         zero, none = jnp.zeros((), jnp.int32), jnp.zeros((1,), jnp.int32)
-        like = _empty_block(memory, spec, block)
+        like = self._empty_block(spec)
         if like.modality.ndim == 2:
             like = jax.tree.map(lambda x: x[None], like)
-        return Blocks(like, none, none, zero, zero, zero)
+        one = Blocks(like, none, none, zero, zero, zero)
+        return BankSpec(self.blocks * self.block, one, self.space)
 
-    ask = memory.requires.ask or ("pass" if stacked else "layer")
-    return Memory(
-        init, view, write, read, memory.requires._replace(ask=ask), memory.scope,
-        f"{memory.name}_bank", spill, many * block,
-        lambda state: base.held(memory, inner(state)),
-    )  # fmt: skip
+    def _empty_block(self, spec: Spec) -> KV:
+        """Return an empty block [block], or [G, block] where heads hold unlike numbers.
 
+        Such heads lie one after the other in the state's slots, and side by side in `Memory.kv`.
+        """
+        state = jax.eval_shape(lambda: self.memory.init(spec))
+        kv = jax.eval_shape(self.memory.kv, state)
+        if kv_of(state.slots).k.shape[-2] == kv.k.shape[-2]:
+            return spec.empty(self.block, kv.modality.shape[-1])
+        one = replace(spec, kv_heads=1).empty(self.block)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (spec.kv_heads, *x.shape)), one)
 
-def _empty_block(memory: Memory, spec: Spec, block: int) -> KV:
-    """Return an empty block [block], or one of each head [G, block] if they hold different numbers.
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        state = self.memory.init(spec, layer)
+        table = empty_table(self._empty_block(spec), self.blocks, self.reader)
+        if self.stacked:
+            layers = (spec.layers,)
+            table = jax.tree.map(lambda x: jnp.broadcast_to(x[None], layers + x.shape), table)
+        aux = state.aux
+        return State(state.slots, Aux(aux.capacity, aux.next_pos, aux, places.start(spec), table))
 
-    Such heads lie one behind the other in the state's slots, and side by side in `base.held`.
-    """
-    state = jax.eval_shape(lambda: memory.init(spec))
-    tokens = jax.eval_shape(lambda s: base.held(memory, s), state)
-    if kv_of(state.slots).k.shape[-2] == tokens.k.shape[-2]:
-        return spec.empty(block, tokens.modality.shape[-1])
-    one = replace(spec, kv_heads=1).empty(block)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (spec.kv_heads, *x.shape)), one)
+    def view(self, spec: Spec, state: State, embeds: PyTree, bank: PyTree = None) -> View:
+        del bank
+        return self.memory.view(spec, self.inner(state), embeds)
 
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, Blocks]:
+        before = self.memory.kv(self.inner(state))
+        after, _ = self.memory.write(spec, self.inner(state), chunk)
 
-def _check(
-    memory: Memory, capacity: int, block: int, topk: int, evict: object, positions: str
-) -> None:
-    if min(capacity, block, topk) < 1 or capacity < block:
-        raise ValueError(
-            "a bank needs positive sizes and room for a block, got "
-            f"capacity={capacity}, block={block}, topk={topk}."
-        )
-    if isinstance(evict, str) and evict not in RULES:
-        raise ValueError(f"evict must be one of {get_args(Full)} or a function, got {evict!r}.")
-    if positions not in get_args(places.Rule):
-        raise ValueError(f'positions must be "keep" or "contiguous", got {positions!r}.')
-    if memory.scope == "feature" or memory.spill is not None or memory.requires.window is not None:
-        raise ValueError(
-            f"memory {memory.name!r} has scope {memory.scope!r}"
-            + (", a bank of its own" if memory.spill is not None else "")
-            + (", a sliding window" if memory.requires.window is not None else "")
-            + ": a bank takes what a memory of keys and values evicts; pass one without these."
-        )
+        def layer(item: tuple[BlockTable, KV, KV, KV]) -> tuple[BlockTable, Blocks]:
+            table, *kv = item
+            return file_away(table, evicted(*kv), RULES[self.evict], self.reader)
+
+        item = (state.aux.table, before, chunk.kv, self.memory.kv(after))
+        # One layer at a time: all pools side by side would be several copies of the memory.
+        table, blocks = jax.lax.map(layer, item) if self.stacked else layer(item)
+        aux = state.aux._replace(inner=after.aux, next_pos=after.aux.next_pos, table=table)
+        return State(after.slots, aux), blocks
+
+    def recall(
+        self, spec: Spec, state: State, question: Question | None, bank: Bank | None = None
+    ) -> View:
+        if bank is None or question is None:
+            raise ValueError(
+                f"{self.memory.name} with a bank recalls from the loop's bank by a question's "
+                "queries: call it through jaxmem.ask, or pass both."
+            )
+        near = self.memory.recall(spec, self.inner(state), question)
+        if not self.stacked:
+            return self._read(state.aux.table, state.aux.start, bank, question, near)
+
+        def one(l: Array) -> View:
+            own = Question(question.q[l], question.valid, at_layer(question.prefix, l))
+            mine = of_layer(bank, l)
+            assert mine is not None
+            table = at_layer(state.aux.table, l)
+            return self._read(table, state.aux.start, mine, own, at_layer(near, l))
+
+        return jax.lax.map(one, jnp.arange(question.q.shape[0], dtype=jnp.int32))
+
+    def _read(
+        self,
+        table: BlockTable,
+        start: Num[Array, "A"],
+        bank: Bank,
+        question: Question,
+        near: View,
+    ) -> View:
+        """Return what one layer reads: recalled blocks, the open block, and the memory's own."""
+        blocks = recalled(table, bank, question, self.reader, self.topk)
+        kv = together(blocks, opened(table), near.kv)
+        if not self.reindex:
+            return near._replace(kv=kv)
+        return near._replace(**dict(zip(("kv", "base"), places.numbered(kv, start), strict=True)))

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmem.kernels.select import top_mask
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Requires, Spec, State, View
+from jaxmem.memory.base import Chunk, Requires, Spec, State, View
 from jaxmem.memory.compression import head_ragged as ragged
-from jaxmem.memory.compression import value_norm as values
-from jaxmem.memory.parts import positions as places
-from jaxmem.memory.parts import scored as evict
-from jaxmem.memory.parts import scores
-from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
+from jaxmem.memory.compression.criticalkv import OverScore
+from jaxmem.memory.compression.value_norm import output_norm, two_stage
+from jaxmem.memory.parts import scored, scores
+from jaxmem.typing import Array, Bool, Float, Int, Num
 
 
 class Slots(NamedTuple):
-    """At rest [M, 1, ...], one KV head's token each; spread out [W, G, ...] (see `ragged`)."""
+    """At rest [M, 1, ...], one KV head's token each; side by side [W, G, ...] (`head_ragged`)."""
 
-    tokens: KV
+    kv: KV
     norm: Float[Array, "M 1"] | None = None  # |W_o v|_1, for the choice in two stages
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """What is not a slot."""
 
     capacity: Int[Array, ""]  # M
@@ -35,124 +34,147 @@ class Notes(NamedTuple):
     counts: Int[Array, "G"]  # tokens that every head holds
 
 
-def adakv(
-    budget: int,
-    score: evict.Score,
-    *,
-    reads: Requires | None = None,
-    alpha: float = 0.2,
-    mix: bool = False,
-    most: float | None = None,
-    first: float | None = None,
-    per_kind: bool = True,
-    audio_share: float = evict.AUDIO_SHARE,
-    positions: places.Rule = "keep",
-) -> Memory:
-    """Return Ada-KV over the score of another method: the heads of a layer share a flat pool.
+@dataclass(frozen=True)
+class AdaKV(OverScore):
+    """Ada-KV over the score of another method: `AdaKV(SnapKV(96))`.
 
-    After each chunk the best G * budget tokens of all heads together are kept, in so many slots.
-    While a chunk is read every head is spread out to the most it may hold.
+    The heads of a layer share a flat pool: after each chunk the best G * budget tokens of all heads
+    together are kept, in so many slots. While a chunk is read every head is spread out to the most
+    it may hold.
 
-    Args:
-      budget: slots of a KV head, on average over the heads of a layer.
-      score: as in `evict`, of every KV head; empty entries of its pool come first and last.
-      reads: what that score needs.
+    Attributes:
+      inner: the method whose score is used; its budget is that of a KV head, on average over the
+        heads of a layer. Empty candidates come first and last.
       alpha: part of an even share that no head goes below.
       mix: how. False: its best tokens are certain of slots (kvpress). True: it gets alpha * even +
         (1 - alpha) * won slots, rounded down (the authors' code rounds).
       most: a head holds at most so many even shares; None: what the others leave, as published.
       first: CriticalAdaKV: the score fills this part of a head's slots (0.5 as published), the
         score weighed by values the rest; None: the score alone.
-      per_kind: audio competes in its own part of the budget; False as published.
-      audio_share: that part.
-      positions: "keep" as published, or "contiguous": the newest token of every head stands right
-        before the next chunk.
 
     Raises:
-      ValueError: if the budget has no slot, or an option is out of range.
+      ValueError: if an option is out of range, or `inner` reads a sliding window.
     """
-    parts = evict.caps("adakv", budget, per_kind, audio_share)
-    if not (0 <= alpha <= 1 and 0 <= (first or 0) <= 1 and (most is None or most >= 1)):
-        raise ValueError(
-            f"adakv needs alpha and first in 0 to 1 and most >= 1, got {alpha}, {first}, {most}."
-        )
-    if positions not in ("keep", "contiguous"):
-        raise ValueError(f'positions must be "keep" or "contiguous", got {positions!r}.')
-    requires = (reads or Requires())._replace(output=first is not None)
-    if requires.window is not None:
-        raise ValueError("heads hold different numbers, so rows cannot look at a sliding window.")
-    safe = tuple(int(alpha * part) for part in parts)
 
-    def limits(groups: int) -> tuple[int, ...]:
+    _: KW_ONLY
+    alpha: float = 0.2
+    mix: bool = False
+    most: float | None = None
+    first: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        shares = 0 <= self.alpha <= 1 and 0 <= (self.first or 0) <= 1
+        if not shares or (self.most is not None and self.most < 1):
+            raise ValueError(
+                f"adakv needs alpha and first in 0 to 1 and most >= 1, got {self.alpha}, "
+                f"{self.first}, {self.most}."
+            )
+        if self.inner.requires.window is not None:
+            raise ValueError(
+                "heads hold different numbers, so rows cannot look at a sliding window; use a score "
+                "without one."
+            )
+
+    @property
+    def requires(self) -> Requires:
+        return self.inner.requires._replace(output=self.first is not None)
+
+    @property
+    def safe(self) -> tuple[int, ...]:
+        """Return the slots of each part that no head goes below."""
+        return tuple(int(self.alpha * part) for part in self.quotas)
+
+    def limits(self, groups: int) -> tuple[int, ...]:
         """Return the slots of each part that one head may hold: what the others must leave."""
-        left = [groups * part - (groups - 1) * s for part, s in zip(parts, safe, strict=True)]
-        shares = groups if most is None else most
-        return tuple(min(n, int(shares * part)) for n, part in zip(left, parts, strict=True))
+        pairs = zip(self.quotas, self.safe, strict=True)
+        left = [groups * part - (groups - 1) * s for part, s in pairs]
+        shares = groups if self.most is None else self.most
+        limits = [min(n, int(shares * p)) for n, p in zip(left, self.quotas, strict=True)]
+        return tuple(limits)
 
-    def init(spec: Spec) -> State:
-        total, notes = spec.kv_heads * budget, evict.notes(spec, parts)
-        norm = None if first is None else jnp.zeros((total, 1), jnp.float32)
+    def width(self, groups: int) -> int:
+        """Return the slots that one head may hold in all, whichever part lends to the other."""
+        total = sum(self.quotas)
+        lent = groups * total - (groups - 1) * int(self.alpha * total)
+        most = groups if self.most is None else self.most
+        return max(sum(self.limits(groups)), min(lent, int(most * total)))
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        del layer
+        total, aux = spec.kv_heads * self.budget, self.inner.aux(spec)
+        norm = None if self.first is None else jnp.zeros((total, 1), jnp.float32)
         slots = Slots(replace(spec, kv_heads=1).empty(total), norm)
         counts = jnp.zeros((spec.kv_heads,), jnp.int32)
-        return State(
-            slots, Notes(jnp.asarray(total, jnp.int32), notes.next_pos, notes.quotas, counts)
-        )
+        return State(slots, Aux(jnp.asarray(total, jnp.int32), aux.next_pos, aux.quotas, counts))
 
-    def spread(state: State) -> tuple[Slots, Num[Array, "A"]]:
-        """Return what the heads hold, side by side, and where the next chunk begins."""
-        counts, end = state.aux.counts, state.aux.next_pos
-        slots = ragged.unpack(state.slots, counts, sum(limits(counts.shape[0])))
-        if positions == "keep":
-            return slots, end
-        end = end + jnp.max(counts).astype(end.dtype)
-        index = jnp.arange(slots.tokens.modality.shape[0], dtype=jnp.int32)[:, None] - counts[None]
-        pos = end[None, None] + index[..., None].astype(end.dtype)
-        return slots._replace(tokens=slots.tokens._replace(pos=pos)), end
-
-    def view(state: State, bank: PyTree, rows: Embeds | None) -> View:
-        del bank, rows
-        slots, end = spread(state)
-        return View(slots.tokens, end)
-
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
-        notes: Notes = state.aux
-        fresh = Slots(seen.tokens, None if first is None else values.output_norm(seen))
-        slots = ragged.behind(spread(state)[0], fresh, notes.counts)
-        kind, pool = slots.tokens.modality, ragged.pool_of(slots.tokens, seen, notes.counts)
-        s = jnp.broadcast_to(score(pool), kind.T.shape)
-        ranked = evict.by_part(s, kind, len(parts))
-        ranked = scores.only(ranked, ragged.best_of_each(ranked, limits(len(s))))
-        certain = ranked if mix else scores.protect(ranked, ragged.best_of_each(ranked, safe))
-        mask = ragged.best(certain, notes.quotas)
-        if mix:
-            mask = _mixed(ranked, mask, notes.quotas, alpha)
-        if first is not None and slots.norm is not None:
-            counts = jnp.sum(mask, axis=2, dtype=jnp.int32)
-            stage = jnp.maximum((first * counts).astype(jnp.int32), jnp.asarray([safe], jnp.int32))
-            ranked = evict.by_part(values.two_stage(s, slots.norm.T, kind, stage), kind, len(parts))
-            mask = jax.vmap(top_mask)(ranked, counts)
-        mask, size = jnp.any(mask, axis=1), evict.slots_of(state)
-        slots, counts = ragged.pack(slots, mask, notes.capacity, size)
-        end = (
-            places.keep(seen).astype(notes.next_pos.dtype)
-            if positions == "keep"
-            else notes.next_pos
-        )
-        return State(slots, notes._replace(next_pos=end, counts=counts)), None
-
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        del query
-        return view(state, bank, None)
-
-    def held(state: State) -> KV:
+    def kv(self, state: State) -> KV:
         counts = state.aux.counts
-        return ragged.unpack(state.slots, counts, sum(limits(counts.shape[0]))).tokens
+        return ragged.unpack(state.slots.kv, counts, self.width(counts.shape[0]))
 
-    return Memory(init, view, write, recall, requires, name="adakv", held=held)
+    def view(self, spec: Spec, state: State, embeds: Any, bank: Any = None) -> View:
+        del spec, embeds, bank
+        slots, base = self._side_by_side(state)
+        return View(slots.kv, base)
+
+    def _side_by_side(self, state: State) -> tuple[Slots, Num[Array, "A"]]:
+        """Return what the heads hold, side by side, and where the next chunk begins.
+
+        With `reindex` the newest token of every head comes right before the next chunk.
+        """
+        counts, base = state.aux.counts, state.aux.next_pos
+        slots = ragged.unpack(state.slots, counts, self.width(counts.shape[0]))
+        if not self.inner.reindex:
+            return slots, base
+        base = base + jnp.max(counts).astype(base.dtype)
+        index = jnp.arange(slots.kv.modality.shape[0], dtype=jnp.int32)[:, None] - counts[None]
+        pos = base[None, None] + index[..., None].astype(base.dtype)
+        return slots._replace(kv=slots.kv._replace(pos=pos)), base
+
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
+        aux: Aux = state.aux
+        fresh = Slots(chunk.kv, None if self.first is None else output_norm(chunk))
+        slots = ragged.after(self._side_by_side(state)[0], fresh, aux.counts)
+        pool = ragged.candidates_of(spec, slots.kv, chunk, aux.counts, chunk.next_pos)
+        score = jnp.broadcast_to(self.inner.ranked(pool), slots.kv.modality.T.shape)
+        mask = self._chosen(score, slots, aux.quotas)
+        size = scored.length(state)
+        slots, counts = ragged.pack(slots, mask, aux.capacity, size)
+        return State(slots, self.inner.moved(aux._replace(counts=counts), chunk)), None
+
+    def _chosen(
+        self, score: Float[Array, "G N"], slots: Slots, quotas: Int[Array, "C"]
+    ) -> Bool[Array, "G N"]:
+        """Return which tokens every head keeps."""
+        modality, parts, groups = slots.kv.modality, quotas.shape[0], score.shape[0]
+        competing = jnp.any(scored.members(modality, parts), axis=1)
+        even = scored.lend(quotas, competing)
+        safe = (self.alpha * even).astype(jnp.int32)
+        ranked = scored.by_part(score, modality, parts)
+        ranked = scores.only(ranked, _best_of_each(ranked, self._limits(even, safe, groups)))
+        certain = ranked if self.mix else scores.protect(ranked, _best_of_each(ranked, safe))
+        mask = ragged.best(certain, even)
+        if self.mix:
+            mask = _mixed(ranked, mask, even, self.alpha)
+        if self.first is not None and slots.norm is not None:
+            counts = jnp.sum(mask, axis=2, dtype=jnp.int32)
+            stage = jnp.maximum((self.first * counts).astype(jnp.int32), safe[None])
+            weighed = two_stage(score, slots.norm.T, modality, stage)
+            mask = jax.vmap(top_mask)(scored.by_part(weighed, modality, parts), counts)
+        return jnp.any(mask, axis=1)
+
+    def _limits(self, even: Int[Array, "C"], safe: Int[Array, "C"], groups: int) -> Int[Array, "C"]:
+        left = groups * even - (groups - 1) * safe
+        most = float(groups if self.most is None else self.most)
+        return jnp.minimum(left, (most * even).astype(jnp.int32))
 
 
-def _mixed(ranked: Array, won: Array, caps: Array, alpha: float) -> Bool[Array, "G C N"]:
+def _best_of_each(ranked: Float[Array, "G C N"], quotas: Int[Array, "C"]) -> Bool[Array, "G C N"]:
+    return jax.vmap(top_mask, in_axes=(0, None))(ranked, quotas)
+
+
+def _mixed(ranked: Array, won: Array, quotas: Array, alpha: float) -> Bool[Array, "G C N"]:
     """Return every head's best floor(alpha * even + (1 - alpha) * won)."""
     own = jnp.sum(won, axis=2, dtype=jnp.float32)
-    counts = jnp.floor(alpha * caps[None].astype(jnp.float32) + (1.0 - alpha) * own)
+    counts = jnp.floor(alpha * quotas[None].astype(jnp.float32) + (1.0 - alpha) * own)
     return jax.vmap(top_mask)(ranked, counts.astype(jnp.int32))

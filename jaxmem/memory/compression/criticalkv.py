@@ -2,87 +2,128 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Requires, Spec, State, View
-from jaxmem.memory.compression import value_norm as values
-from jaxmem.memory.parts import positions as places
-from jaxmem.memory.parts import scored as evict
-from jaxmem.typing import Array, Float, PyTree
+from jaxmem.memory.base import Chunk, Memory, Requires, Spec, State
+from jaxmem.memory.compression.snapkv import SnapKV
+from jaxmem.memory.compression.value_norm import output_norm, two_stage
+from jaxmem.memory.parts import scored
+from jaxmem.memory.parts.scored import AUDIO_SHARE, Scored
+from jaxmem.typing import Array, Float
 
 
 class Slots(NamedTuple):
-    """Tokens, and the norm of each value behind the output projection."""
+    """Tokens, and the norm of each value after the output projection."""
 
-    tokens: KV
+    kv: KV
     norm: Float[Array, "S G"]
 
 
-def criticalkv(
-    budget: int,
-    score: evict.Score,
-    *,
-    reads: Requires | None = None,
-    first: float = 0.5,
-    per_kind: bool = True,
-    audio_share: float = evict.AUDIO_SHARE,
-    positions: places.Rule = "keep",
-) -> Memory:
-    """Return CriticalKV over the score of another method.
+@dataclass(frozen=True)
+class OverScore(Memory):
+    """A memory that works with the score of another one, and takes budget and options from it."""
+
+    inner: Scored
+
+    def __post_init__(self):
+        if not isinstance(self.inner, Scored) or self.inner.accumulates:
+            raise ValueError(
+                f"{self.name} works on the score of a method such as SnapKV, TOVA or KeyDiff that "
+                f"adds nothing up over chunks, got {self.inner!r}."
+            )
+
+    @classmethod
+    def of(
+        cls,
+        budget: int,
+        *,
+        window: int = 32,
+        kernel: int = 5,
+        audio_share: float | None = AUDIO_SHARE,
+        newest: int = 0,
+        reindex: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Return the memory over SnapKV's score, with the options of both.
+
+        Args:
+          budget: slots of a KV head (on average, where heads share).
+          window: of `SnapKV`.
+          kernel: of `SnapKV`.
+          audio_share: of `SnapKV`.
+          newest: of `SnapKV`.
+          reindex: of `SnapKV`.
+          options: of this class.
+        """
+        more = {"audio_share": audio_share, "newest": newest, "reindex": reindex}
+        return cls(SnapKV(budget, window=window, kernel=kernel, **more), **options)
+
+    @property
+    def budget(self) -> int:
+        """Return the slots of the memory whose score is used."""
+        return self.inner.budget
+
+    @property
+    def quotas(self) -> tuple[int, ...]:
+        """Return how the budget is divided."""
+        return scored.split(self.inner.budget, self.inner.audio_share)
+
+    def resized(self, slots: int, spec: Spec | None = None):
+        """Return the same memory with another budget."""
+        del spec
+        return replace(self, inner=replace(self.inner, budget=slots))
+
+
+@dataclass(frozen=True)
+class CriticalKV(OverScore):
+    """CriticalKV over the score of another method: `CriticalKV(SnapKV(96))`.
 
     The best by s fill `first` of the budget; the best by s' = (s + 1e-4) mean_h |W_o^h v|_1 of the
     tokens that are left fill the rest. The norm is taken once, when a token arrives. Tokens that
-    the score forces in (+inf: a window, sinks) are kept by both stages.
+    the score forces in (+inf: a window, sinks) are kept by both stages. Every KV head keeps its
+    own tokens.
 
-        criticalkv(96, partial(snapkv.score, window=32, kernel=5),
-                   reads=Reads(mass="softmax", last=32))
-
-    Args:
-      budget: S, slots of every layer.
-      score: s, as in `evict`; of every KV head, or one for all.
-      reads: what that score needs; the output projection is added to it.
+    Attributes:
+      inner: the method whose score is s; budget and shares are its own.
       first: part of the budget that s fills alone, 0.5 as published.
-      per_kind: audio competes in its own part of the budget, in both stages; False as published.
-      audio_share: that part.
-      positions: "keep" as published, or "contiguous".
 
     Raises:
-      ValueError: if the budget has no slot, or `first` is no part of it.
+      ValueError: if `inner` has no score of its own, or `first` is not in [0, 1].
     """
-    parts = evict.caps("criticalkv", budget, per_kind, audio_share)
-    if not 0.0 <= first <= 1.0:
-        raise ValueError(f"first is a part of the budget, 0 to 1, got {first}.")
-    stage = [int(first * part) for part in parts]
 
-    def init(spec: Spec) -> State:
-        norm = jnp.zeros((budget, spec.kv_heads), jnp.float32)
-        return State(Slots(spec.empty(budget, spec.kv_heads), norm), evict.notes(spec, parts))
+    first: float = 0.5
 
-    def view(state: State, bank: PyTree, rows: Embeds | None) -> View:
-        del bank, rows
-        return View(state.slots.tokens, state.aux.next_pos)
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.0 <= self.first <= 1.0:
+            raise ValueError(f"first is a part of the budget, 0 to 1, got {self.first}.")
 
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
+    @property
+    def requires(self) -> Requires:
+        return self.inner.requires._replace(output=True)
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        del layer
+        norm = jnp.zeros((self.budget, spec.kv_heads), jnp.float32)
+        return State(Slots(spec.empty(self.budget, spec.kv_heads), norm), self.inner.aux(spec))
+
+    def view(self, spec: Spec, state: State, embeds: Any, bank: Any = None):
+        return self.inner.view(spec, state, embeds, bank)
+
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
         held = state.slots
-        pool = evict.pool_of(held.tokens, None, seen)
-        norm = tk.append(held.norm, values.output_norm(seen), tk.count(held.tokens))
-        ranked = jnp.broadcast_to(score(pool), norm.T.shape)
-        certain = jnp.asarray([stage] * norm.shape[1], jnp.int32)
-        ranked = values.two_stage(ranked, norm.T, pool.tokens.modality, certain)
-        index, keep = evict.choose(
-            ranked, pool.tokens.modality, state.aux.quotas, evict.slots_of(state)
-        )
-        end = places.keep(seen).astype(state.aux.next_pos.dtype)
-        slots = evict.take(Slots(pool.tokens, norm), index, keep)
-        return State(slots, state.aux._replace(next_pos=end)), None
-
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        del query
-        return view(state, bank, None)
-
-    reads = (reads or Requires())._replace(output=True)
-    return places.ruled(Memory(init, view, write, recall, reads, name="criticalkv"), positions)
+        candidates = self.inner.candidates(spec, state, chunk)
+        n, modality = kvs.count(held.kv), candidates.kv.modality
+        norm = kvs.append(held.norm, output_norm(chunk), n)
+        score = jnp.broadcast_to(self.inner.ranked(candidates), norm.T.shape)
+        certain = [int(self.first * part) for part in self.quotas]
+        certain = jnp.asarray([certain] * norm.shape[1], jnp.int32)
+        ranked = two_stage(score, norm.T, modality, certain)
+        keep = scored.choose(ranked, modality, state.aux.quotas, scored.length(state))
+        stored = Slots(kvs.append(held.kv, chunk.kv, n), norm)
+        return State(scored.take(stored, *keep), self.inner.moved(state.aux, chunk)), None

@@ -10,28 +10,27 @@ import jax.numpy as jnp
 
 from jaxmem.kernels.select import top_mask
 from jaxmem.memory.base import Chunk
-from jaxmem.memory.parts import scored as evict
-from jaxmem.memory.parts import scores
+from jaxmem.memory.parts import scored, scores
 from jaxmem.typing import Array, Float, Int
 
 EPS = 1e-4
 """Added to the first score, so that a token without attention still has a value."""
 
 
-def output_norm(seen: Chunk) -> Float[Array, "T G"]:
+def output_norm(chunk: Chunk) -> Float[Array, "T G"]:
     """Return mean_h |W_o^h v|_1 of a chunk's tokens over the query heads h of a KV head, float32.
 
     Raises:
       ValueError: if the layer's output projection was not reported.
     """
-    if seen.output is None:
+    if chunk.output is None:
         raise ValueError(
-            "values are weighed by the layer's output projection but Chunk.output is None; the "
-            "decoder step must honour requires.output."
+            "values are weighed by the layer's output projection but Chunk.output is None: the "
+            "decoder must report what `requires.output` asks for."
         )
-    v = seen.tokens.v.astype(jnp.float32)
-    heads, dim, width = seen.output.shape
-    output = seen.output.astype(jnp.float32).reshape(v.shape[1], -1, dim, width)
+    v = chunk.kv.v.astype(jnp.float32)
+    heads, dim, width = chunk.output.shape
+    output = chunk.output.astype(jnp.float32).reshape(v.shape[1], -1, dim, width)
     # One query head at a time: [T, G, E] is the largest array.
     norms = jax.lax.map(
         lambda w: jnp.sum(
@@ -45,7 +44,7 @@ def output_norm(seen: Chunk) -> Float[Array, "T G"]:
 def two_stage(
     score: Float[Array, "G N"],
     norm: Float[Array, "G N"],
-    kind: Int[Array, "N G"],
+    modality: Int[Array, "N G"],
     first: Int[Array, "G C"],
 ) -> Float[Array, "G N"]:
     """Return scores under which the `first[g, c]` best are certain, and (s + eps) |W_o v|_1 ranks.
@@ -53,9 +52,9 @@ def two_stage(
     Args:
       score: s.
       norm: |W_o v|_1, of `output_norm`.
-      kind: of the tokens.
+      modality: of the tokens.
       first: how many of each part of a head's budget the first stage fills.
     """
-    ranked = evict.by_part(score, kind, first.shape[1])
+    ranked = scored.by_part(score, modality, first.shape[1])
     certain = jnp.any(jax.vmap(top_mask)(ranked, first), axis=1)
     return scores.protect((score + EPS) * norm, certain)

@@ -1,1 +1,1 @@
-"""Memories of encoder features, before the decoder: MovieChat, MA-LMM, and sound beside them."""
+"""Memories of encoder features, before the decoder: MovieChat, MA-LMM, and audio beside them."""

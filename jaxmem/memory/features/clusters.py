@@ -1,4 +1,4 @@
-"""Merging features: weighted k-means, and pairs of alike neighbours, with explicit draws.
+"""Merging features: weighted k-means, and pairs of similar neighbours, with explicit draws.
 
 Everything works on arrays of fixed length of which the first `n` entries count, so that a memory
 that is still filling compiles to the same program as a full one. Nothing is drawn here unless a
@@ -27,19 +27,19 @@ class Draws(NamedTuple):
 
 
 class Clusters(NamedTuple):
-    """The result of k-means. Up to K points, every point is its own cluster."""
+    """The result of k-means. With K points or fewer, each is its own cluster."""
 
     centres: Float[Array, "K F"]
-    weights: Float[Array, "K"]  # summed over members; 0 where nothing is
+    weights: Float[Array, "K"]  # summed over members; 0: no cluster
     labels: Int[Array, "N"]  # cluster of each point at the last assignment; -1: no point
     rounds: Int[Array, ""]  # assignments made
 
 
 class Merged(NamedTuple):
-    """Entries, each of which stands for one frame or several."""
+    """Entries, each of which is one frame or the mean of several."""
 
     x: Float[Array, "N ..."]
-    size: Float[Array, "N"]  # frames that an entry stands for
+    size: Float[Array, "N"]  # frames that an entry is the mean of
     count: Int[Array, ""]  # entries in use, the first ones
 
 
@@ -97,7 +97,7 @@ def weighted_kmeans(
     code released with Flash-VStream (arXiv 2406.08085).
 
     Raises:
-      ValueError: if there is room for fewer points than clusters.
+      ValueError: if the array is shorter than the number of clusters.
     """
     clusters, size = draws.first.shape[0], x.shape[0]
     if size < clusters:
@@ -156,7 +156,7 @@ def mean_dot(a: Float[Array, "P E"], b: Float[Array, "P E"]) -> Float[Array, ""]
     return jnp.sum(a.astype(jnp.float32).mean(0) * b.astype(jnp.float32).mean(0))
 
 
-def alike(
+def most_similar(
     pool: Merged, similarity: Similarity = cosine, *, anywhere: bool = False
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Return the most similar pair (left, right): adjacent, or `anywhere`; the first on ties."""
@@ -181,7 +181,7 @@ def join(
       pool: entries.
       left: index of the first of the pair.
       right: index of the second.
-      weighted: weigh the mean by how many frames each stands for (MA-LMM), or not.
+      weighted: weigh the mean by how many frames each is the mean of (MA-LMM), or not.
       coin: drop the right one where 1, the left one where 0, and take no mean; None: the mean.
     """
     x, size = pool.x, pool.size
@@ -199,7 +199,7 @@ def join(
 
 
 def empty_merged(slots: int, shape: tuple[int, ...], dtype=jnp.float32) -> Merged:
-    """Return room for `slots` entries of a shape."""
+    """Return `slots` unused entries of a shape."""
     size = jnp.zeros((slots,), jnp.float32)
     return Merged(jnp.zeros((slots, *shape), dtype), size, jnp.zeros((), jnp.int32))
 
@@ -222,7 +222,7 @@ def add(
     x = jnp.pad(held.x, ((0, 1), *((0, 0),) * (held.x.ndim - 1))).at[held.count].set(frame)
     size = jnp.pad(held.size, (0, 1)).at[held.count].set(1)
     pool = Merged(x, size, held.count + 1)
-    pair = alike(pool, similarity, anywhere=anywhere)
+    pair = most_similar(pool, similarity, anywhere=anywhere)
     joined = join(pool, *pair, weighted=weighted, coin=coin)
     fits = pool.count <= slots
     new = jax.tree.map(lambda a, b: jnp.where(fits, a, b), pool, joined)
@@ -233,6 +233,6 @@ def shrink(pool: Merged, left: int, similarity: Similarity = mean_dot) -> Merged
     """Average adjacent pairs, the most similar first, until `left` entries remain (MovieChat)."""
 
     def step(pool: Merged) -> Merged:
-        return join(pool, *alike(pool, similarity), weighted=False)
+        return join(pool, *most_similar(pool, similarity), weighted=False)
 
     return jax.lax.while_loop(lambda pool: pool.count > left, step, pool)

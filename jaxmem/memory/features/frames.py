@@ -1,46 +1,48 @@
-"""Between rows and frames, for memories of scope "feature".
+"""Between rows and frames, for memories of features.
 
-Such a memory takes the vision rows of a chunk as whole frames of P tokens (or its rows of sound as
+Such a memory takes the vision rows of a chunk as whole frames of P tokens (or its rows of audio as
 pieces of P tokens), and gives rows back that are prefilled in front of a question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmem.kv import EMPTY, VISION
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State
+from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
 from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
 
 Block = tuple[Float[Array, "n P E"], Bool[Array, "n"]]
 """Frames, and which of them hold something."""
+Grid = int | tuple[int, int]
+"""Rows and columns of a frame's tokens, or the side of a square."""
 
 
 def frames_of(
-    seen: Chunk, tokens: int, kind: int = VISION
+    embeds: Embeds, tokens: int, modality: int = VISION
 ) -> tuple[Float[Array, "F P E"], Int[Array, ""], Int[Array, ""]]:
-    """Return the rows of one kind in a chunk as frames of `tokens` rows.
+    """Return the rows of one modality in a chunk as frames of `tokens` rows.
 
     Returns:
-      Frames, how many of them are whole, and how many rows of the kind are left over: the rows of
-      a frame that the chunk cuts. Other kinds are not looked at.
+      Frames, how many of them are whole, and how many rows of the modality are left over: the rows
+      of a frame that the chunk cuts. Other modalities are not looked at.
 
     Raises:
       ValueError: if a chunk is shorter than a frame.
     """
-    assert seen.hidden is not None and seen.modality is not None  # by scope "feature"
-    rows = seen.hidden.shape[0]
+    rows = embeds.x.shape[0]
     if rows < tokens:
         raise ValueError(
             f"chunks have {rows} rows but a frame has {tokens}; stream chunks of whole frames."
         )
-    mine = seen.modality == kind
+    mine = embeds.modality == modality
     index = jnp.argsort(~mine, stable=True)[: rows // tokens * tokens]
-    frames = seen.hidden[index].reshape(rows // tokens, tokens, -1)
+    frames = embeds.x[index].reshape(rows // tokens, tokens, -1)
     found = jnp.sum(mine, dtype=jnp.int32)
     whole = jnp.arange(frames.shape[0], dtype=jnp.int32) < found // tokens
     # Zeros where no frame is: what padding rows hold never reaches a state.
@@ -49,26 +51,26 @@ def frames_of(
 
 
 def rows_of(
+    spec: Spec,
     blocks: list[Block],
-    step: Num[Array, "A"],
     *,
     place: Num[Array, "N A"] | None = None,
-    kinds: tuple[int, ...] | None = None,
+    modalities: tuple[int, ...] | None = None,
 ) -> Embeds:
     """Return blocks of frames as rows, those that hold something first.
 
     Args:
+      spec: of the model.
       blocks: in the order of the prompt; N tokens in all.
-      step: how far a token of text advances each position axis.
       place: positions of all N tokens; None: numbered like text.
-      kinds: of each block's tokens; `VISION` for all if None.
+      modalities: of each block's tokens; `VISION` for all if None.
     """
-    kinds = (VISION,) * len(blocks) if kinds is None else kinds
+    step = jnp.asarray(spec.step, spec.pos_dtype)
+    modalities = (VISION,) * len(blocks) if modalities is None else modalities
     x = jnp.concatenate([frames.reshape(-1, frames.shape[-1]) for frames, _ in blocks])
     real = jnp.concatenate([jnp.repeat(valid, frames.shape[1]) for frames, valid in blocks])
-    kind = jnp.concatenate(
-        [jnp.full((f.shape[0] * f.shape[1],), k) for (f, _), k in zip(blocks, kinds, strict=True)]
-    )
+    sizes = [frames.shape[0] * frames.shape[1] for frames, _ in blocks]
+    modality = jnp.asarray(np.repeat(np.asarray(modalities, np.int8), sizes))
     index = jnp.argsort(~real, stable=True)
     real = real[index]
     if place is None:
@@ -78,7 +80,7 @@ def rows_of(
     return Embeds(
         x=jnp.where(real[:, None], x[index], 0),
         pos=jnp.where(real[:, None], place, 0),
-        modality=jnp.where(real, kind[index], EMPTY).astype(jnp.int8),
+        modality=jnp.where(real, modality[index], EMPTY).astype(jnp.int8),
         advance=jnp.sum(real).astype(step.dtype) * step,
     )
 
@@ -86,100 +88,113 @@ def rows_of(
 def append_frames(
     held: Float[Array, "M ..."], count: Int[Array, ""], fresh: Float[Array, "F ..."]
 ) -> Float[Array, "M+F ..."]:
-    """Return [held ; fresh] with the fresh entries right behind the first `count` held ones."""
-    room = jnp.zeros((held.shape[0] + fresh.shape[0], *held.shape[1:]), held.dtype)
+    """Return [held ; fresh] with the fresh entries right after the first `count` held ones."""
+    both = jnp.zeros((held.shape[0] + fresh.shape[0], *held.shape[1:]), held.dtype)
     index = jnp.arange(fresh.shape[0], dtype=jnp.int32) + count
-    return room.at[: held.shape[0]].set(held).at[index].set(fresh.astype(held.dtype))
+    return both.at[: held.shape[0]].set(held).at[index].set(fresh.astype(held.dtype))
 
 
-def pool_grid(x: Float[Array, "N P E"], side: int, to: int) -> Float[Array, "N p E"]:
-    """Average frames of `side` x `side` tokens to `to` x `to`.
+def pool_grid(x: Float[Array, "N P E"], grid: Grid, to: Grid) -> Float[Array, "N p E"]:
+    """Average frames of a grid (rows, columns) of tokens to a smaller one; one number: a square.
 
     Raises:
-      ValueError: if `side` is not a multiple of `to`, or P not its square.
+      ValueError: if the smaller grid does not divide the larger, or P is not its size.
     """
-    if side % to or x.shape[1] != side * side:
+    (rows, columns), (less, fewer) = square(grid), square(to)
+    if rows % less or columns % fewer or x.shape[1] != rows * columns:
         raise ValueError(
-            f"{x.shape[1]} tokens as a grid of side {side} cannot be averaged to side {to}."
+            f"{x.shape[1]} tokens as a grid of {rows} x {columns} cannot be averaged to "
+            f"{less} x {fewer}."
         )
-    blocks = x.reshape(x.shape[0], to, side // to, to, side // to, x.shape[2])
-    return jnp.mean(blocks, (2, 4)).reshape(x.shape[0], to * to, x.shape[2])
+    blocks = x.reshape(x.shape[0], less, rows // less, fewer, columns // fewer, x.shape[2])
+    return jnp.mean(blocks, (2, 4)).reshape(x.shape[0], less * fewer, x.shape[2])
 
 
-class Notes(NamedTuple):
+def halve_grid(x: Float[Array, "N P E"], grid: Grid) -> Float[Array, "N p E"]:
+    """Average 2 x 2 tokens of frames; an odd last row or column is averaged with itself."""
+    rows, columns = square(grid)
+    image = x.reshape(x.shape[0], rows, columns, x.shape[2])
+    image = jnp.pad(image, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
+    even = rows + rows % 2, columns + columns % 2
+    flat = image.reshape(x.shape[0], even[0] * even[1], x.shape[2])
+    return pool_grid(flat, even, (even[0] // 2, even[1] // 2))
+
+
+def square(grid: Grid) -> tuple[int, int]:
+    """Return a grid as rows and columns; one number is a square's side."""
+    return (grid, grid) if isinstance(grid, int) else grid
+
+
+def area(grid: Grid) -> int:
+    """Return the tokens of a grid."""
+    rows, columns = square(grid)
+    return rows * columns
+
+
+def frame_tokens(memory: FeatureMemory, spec: Spec, tokens: int | None) -> int:
+    """Return the rows of a frame: those given, or those of `Spec.frame`."""
+    if tokens is not None:
+        return tokens
+    rows, columns = spec.needed("frame", memory)
+    return rows * columns
+
+
+def check_frame(name: str, spec: Spec, tokens: int) -> None:
+    """Raise ValueError if a chunk is shorter than a frame."""
+    if spec.chunk < tokens:
+        raise ValueError(
+            f"{name} takes whole frames of {tokens} rows, but chunks have {spec.chunk}: stream "
+            "longer chunks."
+        )
+
+
+class Aux(NamedTuple):
     """What is not a feature."""
 
-    step: Num[Array, "A"]
-    lost: Int[Array, ""]  # rows of frames that a chunk cut
+    dropped: Int[Array, ""]  # rows of frames that a chunk cut
 
 
-def frame_by_frame(
-    name: str,
-    tokens: int,
-    start: Callable[[Spec], PyTree],
-    step: Callable[[PyTree, Array], PyTree],
-    blocks: Callable[[PyTree], list[Block]],
-    kind: int = VISION,
-) -> Memory:
-    """Return a memory of scope "feature" that takes one frame of `tokens` rows after another.
+@dataclass(frozen=True)
+class FrameByFrame(FeatureMemory):
+    """A memory that takes one frame after another."""
 
-    Args:
-      name: of the memory.
-      tokens: P, rows of a frame.
-      start: the empty features held.
-      step: (held, frame [P, E]) -> held.
-      blocks: what a question reads.
-      kind: of the rows that are taken.
+    def tokens_of(self, spec: Spec) -> int:
+        """Return P, rows of a frame."""
+        raise NotImplementedError(f"{self.name}.tokens_of")
 
-    Raises:
-      ValueError: if `tokens` is not positive.
-    """
-    if tokens < 1:
-        raise ValueError(f"{name} needs at least 1 token in a frame, got {tokens}.")
+    def start(self, spec: Spec) -> PyTree:
+        """Return the empty features held."""
+        raise NotImplementedError(f"{self.name}.start")
 
-    def init(spec: Spec) -> State:
-        notes = Notes(jnp.asarray(spec.step, spec.pos_dtype), jnp.zeros((), jnp.int32))
-        return State(start(spec), notes)
+    def step(self, held: PyTree, frame: Float[Array, "P E"]) -> PyTree:
+        """Take one frame."""
+        raise NotImplementedError(f"{self.name}.step")
 
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
-        notes: Notes = state.aux
-        frames, n, cut = frames_of(seen, tokens, kind)
+    def blocks(self, held: PyTree) -> list[Block]:
+        """Return what a question reads."""
+        raise NotImplementedError(f"{self.name}.blocks")
+
+    @property
+    def taken(self) -> int:
+        """Return the modality of the rows that are taken."""
+        return VISION
+
+    def init(self, spec: Spec) -> State:
+        check_frame(self.name, spec, self.tokens_of(spec))
+        return State(self.start(spec), Aux(jnp.zeros((), jnp.int32)))
+
+    def write(self, spec: Spec, state: State, embeds: Embeds) -> State:
+        frames, n, cut = frames_of(embeds, self.tokens_of(spec), self.taken)
 
         def take(held: PyTree, item: tuple[Array, Array]) -> tuple[PyTree, None]:
             frame, comes = item
-            new = step(held, frame)
+            new = self.step(held, frame)
             return jax.tree.map(lambda a, b: jnp.where(comes, a, b), new, held), None
 
         comes = jnp.arange(frames.shape[0], dtype=jnp.int32) < n
         held = jax.lax.scan(take, state.slots, (frames, comes))[0]
-        return State(held, notes._replace(lost=notes.lost + cut)), None
+        return State(held, Aux(state.aux.dropped + cut))
 
-    def recall(state: State, bank: PyTree, query: Question | None) -> Embeds:
-        del bank, query
-        held = blocks(state.slots)
-        return rows_of(held, state.aux.step, kinds=(kind,) * len(held))
-
-    return Memory(
-        init,
-        no_view,  # type: ignore[arg-type]
-        write,
-        recall,  # type: ignore[arg-type]
-        scope="feature",
-        name=name,
-    )
-
-
-def no_view(*unused) -> None:
-    """Stand for `Memory.view`, which a memory before the decoder does not have."""
-    raise ValueError("a memory of scope 'feature' has no view; the decoder runs at questions only.")
-
-
-__all__ = [
-    "Block",
-    "append_frames",
-    "frame_by_frame",
-    "frames_of",
-    "no_view",
-    "pool_grid",
-    "rows_of",
-]
+    def read(self, spec: Spec, state: State) -> Embeds:
+        held = self.blocks(state.slots)
+        return rows_of(spec, held, modalities=(self.taken,) * len(held))

@@ -1,51 +1,74 @@
-"""MA-LMM's memory bank (arXiv 2404.05726): alike neighbours merge, separately at every place."""
+"""MA-LMM's memory bank (arXiv 2404.05726): similar neighbours merge, separately at every place."""
 
 from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from jaxmem.kv import VISION
-from jaxmem.memory.base import Memory, Spec
+from jaxmem.memory.base import Spec
 from jaxmem.memory.features.clusters import Merged, add
-from jaxmem.memory.features.frames import Block, frame_by_frame
-from jaxmem.typing import Array
+from jaxmem.memory.features.frames import Block, FrameByFrame, frame_tokens
+from jaxmem.typing import Array, Float
 
 ENTRIES = Merged(1, 1, None)  # type: ignore[arg-type]  # the axis of a frame's places
 
 
-def ma_lmm(frames: int, tokens: int, *, kind: int = VISION) -> Memory:
-    """Return MA-LMM's bank of `frames` entries of `tokens` rows, scope "feature".
+@dataclass(frozen=True)
+class MALMM(FrameByFrame):
+    """MA-LMM's bank of `frames` entries of a frame each.
 
     A frame is appended; if the bank was full, then at each of the P places of a frame the adjacent
-    pair of largest cosine becomes its mean, weighted by how many frames each stands for. Places
-    merge independently, so that an entry's rows may stand for different times. The released model
-    keeps such a bank for the frames and one more in each layer of its Q-Former; this is the bank
-    for the frames. Other kinds than `kind` are not kept; see `with_audio` for both.
+    pair of largest cosine becomes its mean, weighted by how many frames each represents. Places
+    merge independently, so that an entry's rows may be of different times. The released model keeps
+    such a bank for the frames and one more in each layer of its Q-Former; this is the bank for the
+    frames. Other modalities are not kept; see `WithAudio` for both.
 
-    Args:
-      frames: entries of the bank.
-      tokens: P, rows of a frame.
-      kind: of the rows that are kept: `VISION`, or `AUDIO` in pieces of P rows.
+    Attributes:
+      frames: entries of the bank; 20 as released.
+      tokens: P, rows of a frame; None: those of `Spec.frame`.
+      modality: of the rows that are kept: `Modality.VISION`, or `AUDIO` in pieces of P rows.
 
     Raises:
-      ValueError: if an argument is not positive, or chunks are shorter than a frame.
+      ValueError: if a size is not positive, or, when the stream begins, chunks are shorter than a
+        frame.
     """
-    if frames < 1:
-        raise ValueError(f"ma_lmm needs room for at least 1 frame, got {frames}.")
 
-    def start(spec: Spec) -> Merged:
-        x = jnp.zeros((frames, tokens, spec.width), spec.dtype)
-        return Merged(x, jnp.zeros((frames, tokens), jnp.float32), jnp.zeros((), jnp.int32))
+    frames: int = 20
+    _: KW_ONLY
+    tokens: int | None = None
+    modality: int = VISION
 
-    def step(held: Merged, frame: Array) -> Merged:
+    def __post_init__(self):
+        if min(self.frames, 1 if self.tokens is None else self.tokens) < 1:
+            raise ValueError(
+                f"ma_lmm needs at least 1 frame of at least 1 row, got {self!r}."
+            )
+
+    @property
+    def taken(self) -> int:
+        return self.modality
+
+    def resized(self, slots: int, spec: Spec) -> MALMM:
+        """Return the same memory in so many rows."""
+        return replace(self, frames=max(1, slots // self.tokens_of(spec)))
+
+    def tokens_of(self, spec: Spec) -> int:
+        return frame_tokens(self, spec, self.tokens)
+
+    def start(self, spec: Spec) -> Merged:
+        tokens = self.tokens_of(spec)
+        x = jnp.zeros((self.frames, tokens, spec.width), spec.dtype)
+        return Merged(x, jnp.zeros((self.frames, tokens), jnp.float32), jnp.zeros((), jnp.int32))
+
+    def step(self, held: Merged, frame: Float[Array, "P E"]) -> Merged:
         def place(held: Merged, row: Array) -> Merged:
             one = add(held._replace(x=held.x[:, None]), row[None], weighted=True)[0]
             return one._replace(x=one.x[:, 0])
 
         return jax.vmap(place, (ENTRIES, 0), ENTRIES)(held, frame)
 
-    def blocks(held: Merged) -> list[Block]:
-        return [(held.x, jnp.arange(frames, dtype=jnp.int32) < held.count)]
-
-    return frame_by_frame("ma_lmm", tokens, start, step, blocks, kind)
+    def blocks(self, held: Merged) -> list[Block]:
+        return [(held.x, jnp.arange(self.frames, dtype=jnp.int32) < held.count)]

@@ -2,90 +2,98 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State
+from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
 from jaxmem.memory.features.clusters import draw
-from jaxmem.memory.features.frames import frames_of, no_view, rows_of
-from jaxmem.memory.flash_vstream.semantic import Attention
+from jaxmem.memory.features.frames import area, check_frame, frames_of, rows_of
+from jaxmem.memory.flash_vstream.semantic import Maps
 from jaxmem.memory.flash_vstream.star import Form, Held, Sizes, advance, blocks_of, init_held
-from jaxmem.typing import Array, Int, Num, PyTree
+from jaxmem.typing import Array, Int
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """What is not a feature."""
 
     key: Array  # data of the key for the next chunk's draws
-    maps: Attention | None  # the learned maps: weights are data, never part of the program
-    step: Num[Array, "A"]
-    lost: Int[Array, ""]  # vision rows of frames that a chunk cut
+    maps: Maps | None  # the learned maps: weights are data, never part of the program
+    dropped: Int[Array, ""]  # vision rows of frames that a chunk cut
 
 
-def flash_vstream(
-    sizes: Sizes | None = None,
-    *,
-    maps: Attention | None = None,
-    form: Form = "as_released",
-    seed: int = 0,
-) -> Memory:
-    """Return Flash-VStream's STAR memory, scope "feature".
+@dataclass(frozen=True)
+class FlashVStream(FeatureMemory):
+    """Flash-VStream's STAR memory: spatial, temporal, abstract and retrieved features.
 
-    It reads vision rows in whole frames of `sizes.grid`^2 rows; text and sound are not kept. A
-    question is answered behind [abstract ; temporal ; retrieved ; newest], numbered like text:
-    681 rows with the default sizes.
+    It reads vision rows in whole frames; text and audio are not kept. A question is answered after
+    [abstract ; temporal ; retrieved ; newest], numbered like text: 681 rows with the published
+    sizes. Learned maps of the semantic attention are weights: `init(spec, maps)` takes them.
 
-    Args:
-      sizes: static sizes; the paper's if None.
-      maps: the learned maps of the semantic attention, over features of the rows' width; None:
-        the features attend to each other without maps.
-      form: "as_released" or "as_published", see `jaxmem.memory.flash_vstream.star`.
+    Attributes:
+      sizes: static sizes; None: those of the paper, for frames of the model (`Spec.frame`).
+      form: "as_released" or "as_published", see `star`.
       seed: of the draws of k-means.
 
     Raises:
-      ValueError: for an unknown form, sizes that do not divide each other, or chunks shorter than
-        a frame.
+      ValueError: for an unknown form, sizes that do not divide each other, or, when the stream
+        begins, chunks shorter than a frame.
     """
-    sizes = Sizes() if sizes is None else sizes
-    if form not in ("as_released", "as_published"):
-        raise ValueError(f'form must be "as_released" or "as_published", got {form!r}.')
-    for name in ("temporal_side", "abstract_side"):
-        if sizes.grid % sizes.side or sizes.side % getattr(sizes, name):
-            raise ValueError(
-                f"grid {sizes.grid}, side {sizes.side} and {name} {getattr(sizes, name)} must "
-                "divide each other, in this order."
-            )
 
-    def init(spec: Spec) -> State:
-        chunk = spec.chunk // sizes.grid**2
-        held = init_held(sizes, spec.width, chunk, form, spec.dtype)
-        step = jnp.asarray(spec.step, spec.pos_dtype)
-        key = jax.random.key_data(jax.random.key(seed))
+    sizes: Sizes | None = None
+    _: KW_ONLY
+    form: Form = "as_released"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.form not in ("as_released", "as_published"):
+            raise ValueError(f'form must be "as_released" or "as_published", got {self.form!r}.')
+        if self.sizes is not None:
+            self.sizes.check()
+
+    def sizes_of(self, spec: Spec) -> Sizes:
+        """Return the sizes for a model: as given, or as published for its frames."""
+        return Sizes.of_frame(spec.needed("frame", self)) if self.sizes is None else self.sizes
+
+    def resized(self, slots: int, spec: Spec) -> FlashVStream:
+        """Return the memory with centres in so many rows.
+
+        There are as many abstract entries as centres, as published; the buffer has twice the rows.
+        """
+        sizes = self.sizes_of(spec)
+        centres = max(1, slots // area(sizes.temporal_side))
+        buffer = max(sizes.retrieved, 2 * slots // area(sizes.side))
+        sizes = replace(sizes, temporal=centres, abstract=centres, buffer=buffer)
+        return replace(self, sizes=sizes)
+
+    def init(self, spec: Spec, maps: Maps | None = None) -> State:
+        """Return the empty state.
+
+        Args:
+          spec: of the model.
+          maps: the learned maps of the semantic attention, over features of the rows' width; None:
+            the features attend to each other without maps.
+        """
+        sizes = self.sizes_of(spec)
+        check_frame(self.name, spec, sizes.tokens)
+        chunk = spec.chunk // sizes.tokens
+        held = init_held(sizes, spec.width, chunk, self.form, spec.dtype)
+        key = jax.random.key_data(jax.random.key(self.seed))
         learned = None if maps is None else jax.tree.map(jnp.asarray, maps)
-        return State(held, Notes(key, learned, step, jnp.zeros((), jnp.int32)))
+        return State(held, Aux(key, learned, jnp.zeros((), jnp.int32)))
 
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
+    def write(self, spec: Spec, state: State, embeds: Embeds) -> State:
         held: Held = state.slots
-        notes: Notes = state.aux
-        frames, n, cut = frames_of(seen, sizes.grid**2)
+        aux, sizes = state.aux, self.sizes_of(spec)
+        frames, n, cut = frames_of(embeds, sizes.tokens)
         # By the number of frames and not of chunks: a chunk without a frame changes nothing.
-        key = jax.random.fold_in(jax.random.wrap_key_data(notes.key), held.seen)
+        key = jax.random.fold_in(jax.random.wrap_key_data(aux.key), held.seen)
         points = held.temporal.shape[0] + frames.shape[0]
         draws = draw(key, held.temporal_count + n, points, sizes.temporal)
-        held = advance(held, frames, n, draws, notes.maps, sizes, form)
-        return State(held, notes._replace(lost=notes.lost + cut)), None
+        held = advance(held, frames, n, draws, aux.maps, sizes, self.form)
+        return State(held, aux._replace(dropped=aux.dropped + cut))
 
-    def recall(state: State, bank: PyTree, query: Question | None) -> Embeds:
-        del bank, query
-        return rows_of(blocks_of(state.slots), state.aux.step)
-
-    return Memory(
-        init,
-        no_view,  # type: ignore[arg-type]
-        write,
-        recall,  # type: ignore[arg-type]
-        scope="feature",
-        name="flash_vstream",
-    )
+    def read(self, spec: Spec, state: State) -> Embeds:
+        return rows_of(spec, blocks_of(state.slots))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State
+from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
 from jaxmem.memory.features.clusters import draw
-from jaxmem.memory.features.frames import append_frames, frames_of, no_view, pool_grid, rows_of
+from jaxmem.memory.features.frames import (
+    append_frames,
+    check_frame,
+    frames_of,
+    halve_grid,
+    rows_of,
+    square,
+)
 from jaxmem.memory.flash_vstream.synopsis import (
     Form,
     Held,
@@ -20,91 +27,129 @@ from jaxmem.memory.flash_vstream.synopsis import (
     init_held,
     same,
 )
-from jaxmem.typing import Array, Int, Num, PyTree
+from jaxmem.typing import Array, Int
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Static sizes in frames (pairs of video frames in Qwen2-VL), and sides of square grids."""
+class QwenSizes:
+    """Static sizes in frames (pairs of video frames in Qwen2-VL), and the grid of a frame.
 
-    grid: int = 16  # rows of a frame, per side; a centre has half as many
+    Attributes:
+      grid: rows and columns of a frame (one number: a square's side); a centre has half as many,
+        rounded up.
+      synopsis: centres.
+      details: frames in detail.
+      bank: newest frames that details are taken from; the release keeps all.
+    """
+
+    grid: int | tuple[int, int] = 16
     synopsis: int = 60
     details: int = 30
-    bank: int = 512  # newest frames that details are taken from; the release keeps all
+    bank: int = 512
+
+    @property
+    def high(self) -> tuple[int, int]:
+        """Return rows and columns of a frame."""
+        return square(self.grid)
+
+    @property
+    def low(self) -> tuple[int, int]:
+        """Return rows and columns of a centre."""
+        rows, columns = self.high
+        return -(-rows // 2), -(-columns // 2)
+
+    def check(self) -> None:
+        """Raise ValueError if the sizes do not go together."""
+        if min(*self.high, self.synopsis, self.details, self.bank) < 1:
+            raise ValueError(f"sizes must be positive, got {self}.")
+        if self.details > self.synopsis:
+            raise ValueError(f"details must be at most synopsis, got {self}.")
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """What is not a feature."""
 
     key: Array  # data of the key for the next chunk's draws
-    step: Num[Array, "A"]
-    lost: Int[Array, ""]  # vision rows of frames that a chunk cut
+    dropped: Int[Array, ""]  # vision rows of frames that a chunk cut
 
 
-def flash_vstream_qwen(
-    sizes: Sizes | None = None, *, form: Form = "as_released", seed: int = 0
-) -> Memory:
-    """Return the Qwen version's memory, scope "feature".
+@dataclass(frozen=True)
+class FlashVStreamQwen(FeatureMemory):
+    """Flash-VStream, Qwen version: a synopsis of centres, and frames in detail from a ring.
 
-    It reads vision rows in whole frames of `sizes.grid`^2 rows; text and sound are not kept. A
-    question is answered behind [details ; synopsis]: 11 520 rows with the default sizes. With
-    three position axes they stand where AM-RoPE puts them; with another number of axes they are
-    numbered like text. The low-resolution frames are 2 x 2 averages of the rows; the released
-    model encodes averaged pixels a second time (`jaxmem.memory.flash_vstream.synopsis`).
+    It reads vision rows in whole frames; text and audio are not kept. A question is answered after
+    [details ; synopsis]: 11,520 rows with the released sizes. With three position axes they are
+    where AM-RoPE puts them; with another number of axes they are numbered like text. The
+    low-resolution frames are 2 x 2 averages of the rows; the released model encodes averaged pixels
+    a second time (`synopsis.pixel_pool`).
 
-    Args:
-      sizes: static sizes; the released ones if None.
+    Attributes:
+      sizes: static sizes; None: the released ones, for frames of the model (`Spec.frame`).
       form: "as_released": the time of a centre is the mean place of its members in the list that
         was clustered, which drifts in a stream; "as_published": the weighted mean of their times.
       seed: of the draws of k-means.
 
     Raises:
-      ValueError: for an unknown form, an odd grid, more details than centres, or chunks shorter
-        than a frame.
+      ValueError: for an unknown form, more details than centres, or, when the stream
+        begins, chunks shorter than a frame.
     """
-    sizes = Sizes() if sizes is None else sizes
-    grid, small = sizes.grid, sizes.grid // 2
-    if form not in ("as_released", "as_published"):
-        raise ValueError(f'form must be "as_released" or "as_published", got {form!r}.')
-    if sizes.grid % 2 or sizes.details > sizes.synopsis:
-        raise ValueError(f"grid must be even and details at most synopsis, got {sizes}.")
 
-    def init(spec: Spec) -> State:
-        held = init_held(sizes.synopsis, sizes.bank, grid**2, small**2, spec.width, spec.dtype)
-        step = jnp.asarray(spec.step, spec.pos_dtype)
-        key = jax.random.key_data(jax.random.key(seed))
-        return State(held, Notes(key, step, jnp.zeros((), jnp.int32)))
+    sizes: QwenSizes | None = None
+    _: KW_ONLY
+    form: Form = "as_released"
+    seed: int = 0
 
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
+    def __post_init__(self):
+        if self.form not in ("as_released", "as_published"):
+            raise ValueError(f'form must be "as_released" or "as_published", got {self.form!r}.')
+        if self.sizes is not None:
+            self.sizes.check()
+
+    def sizes_of(self, spec: Spec) -> QwenSizes:
+        """Return the sizes for a model: as given, or as released for its frames."""
+        sizes = QwenSizes(spec.needed("frame", self)) if self.sizes is None else self.sizes
+        sizes.check()
+        return sizes
+
+    def resized(self, slots: int, spec: Spec) -> FlashVStreamQwen:
+        """Return the released proportions: as many frames in the ring as fit so many rows."""
+        sizes = self.sizes_of(spec)
+        rows, columns = sizes.high
+        frames = max(1, slots // (rows * columns))
+        synopsis = max(1, frames * 60 // 512)
+        new = replace(sizes, synopsis=synopsis, details=-(-synopsis // 2), bank=frames)
+        return replace(self, sizes=new)
+
+    def init(self, spec: Spec) -> State:
+        sizes = self.sizes_of(spec)
+        tokens, small = (rows * columns for rows, columns in (sizes.high, sizes.low))
+        check_frame(self.name, spec, tokens)
+        held = init_held(sizes.synopsis, sizes.bank, tokens, small, spec.width, spec.dtype)
+        key = jax.random.key_data(jax.random.key(self.seed))
+        return State(held, Aux(key, jnp.zeros((), jnp.int32)))
+
+    def write(self, spec: Spec, state: State, embeds: Embeds) -> State:
         held: Held = state.slots
-        notes: Notes = state.aux
-        high, n, cut = frames_of(seen, grid**2)
-        low = pool_grid(high, grid, small)
+        aux, sizes = state.aux, self.sizes_of(spec)
+        rows, columns = sizes.high
+        high, n, cut = frames_of(embeds, rows * columns)
+        low = halve_grid(high, sizes.high)
         points = append_frames(held.x, held.count, low)
         total = held.count + n
         _, distinct = same(points.reshape(points.shape[0], -1), total)
-        key = jax.random.fold_in(jax.random.wrap_key_data(notes.key), held.seen)
+        key = jax.random.fold_in(jax.random.wrap_key_data(aux.key), held.seen)
         draws = draw(key, total, points.shape[0], sizes.synopsis, among=distinct)
-        held = advance(held, high, low, n, draws, form)
-        return State(held, notes._replace(lost=notes.lost + cut)), None
+        held = advance(held, high, low, n, draws, self.form)
+        return State(held, aux._replace(dropped=aux.dropped + cut))
 
-    def recall(state: State, bank: PyTree, query: Question | None) -> Embeds:
-        del bank, query
+    def read(self, spec: Spec, state: State) -> Embeds:
         held: Held = state.slots
+        sizes = self.sizes_of(spec)
         place, number, real = details(held, sizes.details)
         centres = jnp.arange(sizes.synopsis, dtype=jnp.int32) < held.count
         blocks = [(held.high[place], real), (held.x, centres)]
         positions = None
-        if state.aux.step.shape[0] == 3:
+        if spec.axes == 3:
             chosen = jnp.sum(real, dtype=jnp.int32)
-            positions = am_rope(number, held.times, chosen, (grid, grid), (small, small))
-        return rows_of(blocks, state.aux.step, place=positions)
-
-    return Memory(
-        init,
-        no_view,  # type: ignore[arg-type]
-        write,
-        recall,  # type: ignore[arg-type]
-        scope="feature",
-        name="flash_vstream_qwen",
-    )
+            positions = am_rope(number, held.times, chosen, sizes.high, sizes.low)
+        return rows_of(spec, blocks, place=positions)

@@ -14,7 +14,7 @@ from jaxmem.memory.features.clusters import HIGHEST
 from jaxmem.typing import Array, Float, Int
 
 
-class Attention(NamedTuple):
+class Maps(NamedTuple):
     """Learned maps of the semantic attention, y = x W^T + b."""
 
     wq: Float[Array, "h E"]
@@ -26,12 +26,12 @@ class Attention(NamedTuple):
 def attend_groups(
     x: Float[Array, "N P E"],
     n: Int[Array, ""],
-    maps: Attention | None,
+    maps: Maps | None,
     *,
     slots: int,
     ratio: float = 0.2,
 ) -> Float[Array, "slots P E"]:
-    """Semantic attention: the first `slots` frames take up the rest, `slots` frames at a time.
+    """Return the first `slots` frames after they took up the rest, `slots` frames at a time.
 
     Args:
       x: frames, of which the first `n` count.

@@ -46,21 +46,25 @@ def ordered_kmeans(
     draws: Draws,
     *,
     form: Form = "as_released",
+    rounds: int = 10,
+    tol: float = 1e-4,
 ) -> Synopsis:
     """Cluster the first `n` points and order the centres by time.
 
     As released, the time of a centre is the mean index of its members in the list of points, so
     that `times` has no effect; as published it is the weighted mean of their times. With fewer
-    distinct points than clusters the distinct points come in order, behind the first points of
-    the list (every weight is 1). Up to K points, the points are the centres.
+    distinct points than clusters the distinct points come in order, after the first points of
+    the list (every weight is 1). With K points or fewer, the points are the centres.
 
     Args:
-      x: points, N of room.
+      x: points, an array of N.
       weights: of the points.
       times: of the points.
       n: points.
       draws: initial centres, which should be distinct points, and refills.
       form: "as_released" or "as_published".
+      rounds: see `weighted_kmeans`.
+      tol: see `weighted_kmeans`.
     """
     clusters, size = draws.first.shape[0], x.shape[0]
     released = form == "as_released"
@@ -69,7 +73,7 @@ def ordered_kmeans(
     time = index if released else jnp.where(valid, times, 0)
     share = jnp.where(valid, 1 if released else weights, 0).astype(jnp.float32)
 
-    found = weighted_kmeans(x, weights, n, draws)
+    found = weighted_kmeans(x, weights, n, draws, rounds=rounds, tol=tol)
     member = (found.labels[:, None] == jnp.arange(clusters)[None]) * share[:, None]
     total = jnp.sum(member, 0)
     mean = jnp.sum(member * time[:, None], 0) / jnp.where(total > 0, total, 1)
@@ -187,7 +191,7 @@ def am_rope(
 ) -> Float[Array, "N 3"]:
     """Return the positions (t, h, w) of [details ; synopsis] tokens, relative to the first.
 
-    A detail stands at the number of its frame; a centre at its rounded time (half to even), all
+    A detail is at the number of its frame; a centre at its rounded time (half to even), all
     three axes moved on by the number of detail tokens.
 
     Args:

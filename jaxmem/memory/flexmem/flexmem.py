@@ -7,196 +7,316 @@ question is answered from the local memories of the few clips that are most rele
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.bank import retrieval as blocks
+from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import Bank
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Requires, Spec, State, View
-from jaxmem.memory.flexmem import clips
-from jaxmem.memory.flexmem import memindex as relevance
+from jaxmem.memory.bank.host_memory import Space
+from jaxmem.memory.base import (
+    Attention,
+    BankSpec,
+    Chunk,
+    Embeds,
+    Memory,
+    Probes,
+    Prompt,
+    Question,
+    Requires,
+    Spec,
+    State,
+    View,
+)
+from jaxmem.memory.flexmem import clips, memindex
 from jaxmem.memory.flexmem.clips import Ledger
-from jaxmem.memory.flexmem.memindex import MemIndex
+from jaxmem.memory.flexmem.memindex import Encoding, MemIndex
 from jaxmem.memory.parts import positions as places
 from jaxmem.typing import Array, Float, Int, Num, PyTree
 
+LINES = 2
+"""Lines of the ledger for each full clip that the bank holds: clips may be shorter."""
 
-class Notes(NamedTuple):
-    """What is not context memory; N clips fit into the bank."""
+
+class Aux(NamedTuple):
+    """What is not context memory; N clips have a line in the ledger."""
 
     capacity: Int[Array, "L"]
-    start: Num[Array, "A"]  # where positions begin, behind the prefix
+    start: Num[Array, "A"]  # where positions begin, after the prefix
     next_pos: Num[Array, "A"]  # where the next clip begins, if positions are kept
     recent: Int[Array, "window"]  # context tokens of the last clips, the newest last
-    book: Ledger  # where the clips' local memories lie in the bank
+    ledger: Ledger  # where the clips' local memories lie in the bank
+    dropped: Int[Array, ""]  # entries of the bank that no line leads to
     relevance: Float[Array, "N"]  # g, of a question that is known while watching; else 0
     keys: Float[Array, "N K k G D"] | None = None  # of the MemIndex, before rotation
 
 
-def flexmem(
-    clip: int = 1680,
-    *,
-    window: int = 12,
-    context_ratio: int = 4,
-    local_ratio: int = 2,
-    topk: int = 16,
-    long_term: bool | None = None,
-    reader: Literal["encoding", "memindex"] = "encoding",
-    index: MemIndex | None = None,
-    shallow: int = 3,
-    history: Literal["all", "context"] = "all",
-    per_kind: bool = True,
-    positions: places.Rule = "contiguous",
-) -> Memory:
-    """Return FlexMem; the defaults are those of the released standard profile (not in the paper).
+class Sizes(NamedTuple):
+    """Slots of a stream of one `Spec`."""
 
-    `Spec.bank` holds the local memories: N = Spec.bank // (clip // local_ratio) clips; later ones
-    are seen as context but cannot be recalled. The released "fast" profile is `local_ratio=4,
-    topk=32, reader="memindex", index=MemIndex(rope)`.
+    clip: int  # n_v, rows of a full clip
+    context: int  # slots of a clip's context memory
+    local: int  # entries of a clip's local memory
+    held: int  # slots of all context memory
+    longs: int  # local memories that are seen while watching
+    view: int  # slots that a chunk sees
+    lines: int  # N
 
-    With reader "encoding" the question is a probe of the stream (`probes=`, exactly one), which
-    must be known while watching. With "memindex" it is asked afterwards.
 
-    Args:
-      clip: n_v, rows of a full clip; at least `Spec.chunk`.
+@dataclass(frozen=True)
+class FlexMem(Memory):
+    """FlexMem; the defaults are those of the released standard profile (not in the paper).
+
+    The released "fast" profile is `local_ratio=4, topk=32`. With the reader `Encoding` the question
+    must be known while watching; with `MemIndex` it is asked afterwards.
+
+    Attributes:
+      clip: n_v, rows of a full clip, at least those of a chunk; None: those of a chunk.
       window: B, clips whose context memory is held.
       context_ratio: 1 / alpha_c: a clip of n rows keeps floor(n / ratio) of them as context.
-      local_ratio: 1 / alpha_s, likewise of its local memory.
+      local_ratio: 1 / alpha_s, likewise of its local memory; a clip keeps at least a token.
       topk: n_a, clips recalled for an answer.
       long_term: from clip B + 1 on, see the newest B // 2 contexts and, in the place of the others,
-        the local memories M_l of the most relevant older clips. None: if the reader is "encoding".
-      reader: what a clip's relevance is: the mass that the question's rows give it in its own pass
-        (equation 9), or what `index` says.
-      index: keys kept for MemIndex; with reader "encoding" they are kept to fit its layers.
-      shallow: the first layers take evenly spaced rows and have no say in relevance; 3 as
-        released, 0 scores everywhere.
+        the local memories M_l of the most relevant older clips. None: if the reader is `Encoding`.
+      reader: what a clip's relevance is: what `MemIndex` says, or the mass that the question's rows
+        give it in its own pass (equation 9, `Encoding`).
+      index: keys kept beside the reader `Encoding`, to fit a MemIndex to it; None: none.
+      shallow: the first layers take evenly spaced rows and have no say in relevance; 3 as released,
+        0 scores everywhere. Models with fewer layers keep one that scores.
       history: what the row mass of equation 7 is summed over: context and M_l ("all", released),
         or context only ("context", published).
-      per_kind: audio keeps its own part of a clip; False as published.
-      positions: every pass numbers what it sees without gaps as released ("contiguous"), or tokens
-        "keep" theirs.
+      own_audio: audio keeps its own part of a clip; False as published.
+      capacity: entries of each layer's bank. Clips that find it full are seen as context but cannot
+        be recalled, and are counted.
+      space: memory of the bank, "host" or "device".
+      reindex: every pass numbers what it sees without gaps as released; False: tokens keep their
+        positions.
 
     Raises:
       ValueError: if a size is not positive, options exclude each other, or, when the stream begins,
         the sizes do not fit the model.
     """
-    context_slots, local_slots = clip // max(context_ratio, 1), clip // max(local_ratio, 1)
-    if min(window, context_ratio, local_ratio, topk, context_slots, local_slots) < 1 or shallow < 0:
-        raise ValueError(
-            "flexmem needs positive sizes, and clips of which a token is kept; got clip="
-            f"{clip}, window={window}, context_ratio={context_ratio}, local_ratio={local_ratio}, "
-            f"topk={topk}, shallow={shallow}."
-        )
-    _check_options(reader, index, long_term, history, positions)
-    ask, half, longs = reader == "memindex", window // 2, 0
-    if (not ask) if long_term is None else long_term:
-        longs = (window - half) * context_slots // local_slots
-        if not longs:
-            raise ValueError(
-                f"{window - half} contexts of {context_slots} tokens leave no room for a local "
-                f"memory of {local_slots}: raise window, or set long_term=False."
-            )
-    held_slots = window * context_slots
-    view_slots = max(held_slots, half * context_slots + longs * local_slots)
 
-    def init(spec: Spec) -> State:
-        _check_spec(spec, clip, 0 if ask else shallow)
-        n, keys = max(1, spec.bank // local_slots), None
+    per: ClassVar[Literal["layer", "stack"]] = "stack"
+
+    clip: int | None = None
+    _: KW_ONLY
+    window: int = 12
+    context_ratio: int = 4
+    local_ratio: int = 2
+    topk: int = 16
+    long_term: bool | None = None
+    reader: MemIndex | Encoding = field(default=MemIndex())
+    index: MemIndex | None = None
+    shallow: int = 3
+    history: Literal["all", "context"] = "all"
+    own_audio: bool = True
+    capacity: int = 65_536
+    space: Space = "host"
+    reindex: bool = True
+
+    def __post_init__(self):
+        sizes = (self.window, self.context_ratio, self.local_ratio, self.topk, self.capacity)
+        if min(*sizes, 1 if self.clip is None else self.clip) < 1 or self.shallow < 0:
+            raise ValueError(f"flexmem needs positive sizes, and shallow >= 0, got {self!r}.")
+        if self.history not in ("all", "context"):
+            raise ValueError(f"history must be 'all' or 'context', got {self.history!r}.")
+        if not isinstance(self.reader, MemIndex | Encoding):
+            raise ValueError(f"reader must be a MemIndex or an Encoding, got {self.reader!r}.")
+        if isinstance(self.reader, MemIndex) and (self.long_term or self.index is not None):
+            raise ValueError(
+                "long_term memories are chosen by a question that is known while watching, and "
+                'index= is for fitting: both go with reader=Encoding("the question").'
+            )
+
+    @property
+    def encoding(self) -> bool:
+        """Return whether the question is known while the stream is watched."""
+        return isinstance(self.reader, Encoding)
+
+    @property
+    def keyed(self) -> MemIndex | None:
+        """Return the index whose keys are kept; None: no keys are."""
+        return self.reader if isinstance(self.reader, MemIndex) else self.index
+
+    @property
+    def requires(self) -> Requires:
+        received = Requires(attention=Attention("softmax"), given=True)
+        if self.encoding:
+            return received._replace(probes=Probes(1, "causal"))
+        return received._replace(question="pass")
+
+    def prompts(self, dialogue: tuple[str, str] | None = None) -> tuple[Prompt, ...]:
+        del dialogue
+        return (Prompt(self.reader.question),) if isinstance(self.reader, Encoding) else ()
+
+    def resized(self, slots: int, spec: Spec) -> FlexMem:
+        """Return the same memory with as many clips of context as the slots hold."""
+        rows = spec.chunk if self.clip is None else self.clip
+        return replace(self, window=max(1, slots // max(1, rows // self.context_ratio)))
+
+    def sizes(self, spec: Spec) -> Sizes:
+        """Return the slots of a stream.
+
+        Raises:
+          ValueError: if the sizes do not fit the model.
+        """
+        clip = spec.chunk if self.clip is None else self.clip
+        if spec.chunk > clip:
+            raise ValueError(
+                f"a chunk is a clip, of at most clip={clip} rows, but chunks have {spec.chunk}; "
+                "raise clip, or leave it out."
+            )
+        context, local = (max(1, clip // r) for r in (self.context_ratio, self.local_ratio))
+        half, longs = self.window // 2, 0
+        if self.encoding if self.long_term is None else self.long_term:
+            longs = (self.window - half) * context // local
+            if not longs:
+                raise ValueError(
+                    f"{self.window - half} contexts of {context} tokens leave no room for a local "
+                    f"memory of {local}: raise window, or set long_term=False."
+                )
+        held = self.window * context
+        view = max(held, half * context + longs * local)
+        lines = LINES * max(1, self.capacity // max(1, spec.chunk // self.local_ratio))
+        return Sizes(clip, context, local, held, longs, view, lines)
+
+    def even(self, spec: Spec) -> int:
+        """Return how many first layers take evenly spaced rows; one at least scores."""
+        return min(self.shallow, spec.layers - 1)
+
+    def bank(self, spec: Spec) -> BankSpec:
+        return BankSpec(self.capacity, spec.empty(self.sizes(spec).local), self.space)
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        del layer
+        sizes, keys, index = self.sizes(spec), None, self.keyed
         if index is not None:
-            relevance.check(index, spec.layers)
-            shape = (n, len(index.layers), index.keys, spec.kv_heads, spec.head_dim)
-            keys = jnp.zeros(shape, spec.dtype)
-        notes = Notes(
-            capacity=jnp.full((spec.layers,), held_slots, jnp.int32),
+            index.measured_against(spec)
+            shape = (sizes.lines, len(index.read_layers(spec.layers)), index.keys)
+            keys = jnp.zeros((*shape, spec.kv_heads, spec.head_dim), spec.dtype)
+        aux = Aux(
+            capacity=jnp.full((spec.layers,), sizes.held, jnp.int32),
             start=places.start(spec),
             next_pos=places.start(spec),
-            recent=jnp.zeros((window,), jnp.int32),
-            book=clips.ledger(n),
-            relevance=jnp.zeros((n,), jnp.float32),
+            recent=jnp.zeros((self.window,), jnp.int32),
+            ledger=clips.empty_ledger(sizes.lines),
+            dropped=jnp.zeros((), jnp.int32),
+            relevance=jnp.zeros((sizes.lines,), jnp.float32),
             keys=keys,
         )
-        return State(_of_all(spec.empty(held_slots), spec.layers), notes)
+        return State(_of_all(spec.empty(sizes.held), spec.layers), aux)
 
-    def place(tokens: KV, notes: Notes) -> View:
-        if positions == "contiguous":
-            return View(*jax.vmap(places.numbered, in_axes=(0, None))(tokens, notes.start))
-        return View(tokens, _of_all(notes.next_pos, tokens.modality.shape[0]))
+    def view(
+        self, spec: Spec, state: State, embeds: Embeds | None, bank: Bank | None = None
+    ) -> View:
+        del embeds
+        sizes = self.sizes(spec)
+        if not sizes.longs:
+            return self._placed(state.slots, state.aux)
+        return self._with_long_term(sizes, state, _need(bank))
 
-    def view(state: State, bank: Bank | None, rows: Embeds) -> View:
-        del rows
-        held, notes, stored = state.slots, state.aux, _need(bank).slots
-        if not longs:
-            return place(held, notes)
+    def _placed(self, kv: KV, aux: Aux) -> View:
+        if self.reindex:
+            return View(*jax.vmap(places.numbered, in_axes=(0, None))(kv, aux.start))
+        return View(kv, _of_all(aux.next_pos, kv.modality.shape[0]))
+
+    def _with_long_term(self, sizes: Sizes, state: State, bank: Bank) -> View:
+        """Return the newest contexts after the local memories of the most relevant older clips."""
+        held, aux, half = state.slots, state.aux, self.window // 2
         # The released code changes its schedule one clip after the window is full.
-        late = notes.book.count > window
-        older = jnp.clip(notes.book.count - half, 0, notes.book.capacity)
-        best, keep = blocks.best(notes.relevance, older, longs, 1)
-        long = clips.read(stored, notes.book, best, keep & late, longs * local_slots)
-        n, far = (jax.vmap(tk.count)(part)[0] for part in (held, long))
-        newest = jnp.where(late, jnp.sum(notes.recent[window - half :]), n)
+        late = aux.ledger.count > self.window
+        older = jnp.clip(aux.ledger.count - half, 0, aux.ledger.capacity)
+        best, keep = retrieval.best(aux.relevance, older, sizes.longs, 1)
+        slots = sizes.longs * sizes.local
+        long = clips.read(bank.slots, aux.ledger, best, keep & late, slots)
+        n, far = (jax.vmap(kvs.count)(part)[0] for part in (held, long))
+        newest = jnp.where(late, jnp.sum(aux.recent[self.window - half :]), n)
         near = clips.stretch(held, n - newest, newest)
-        pool = jax.vmap(tk.append, in_axes=(0, 0, None))(long, near, far)
-        seen = place(jax.tree.map(lambda x: x[:, :view_slots], pool), notes)
-        if history == "context":
-            counted = jnp.arange(view_slots, dtype=jnp.int32) >= far
-            seen = seen._replace(counted=_of_all(counted, held.modality.shape[0]))
-        return seen
+        pool = jax.vmap(kvs.append, in_axes=(0, 0, None))(long, near, far)
+        view = self._placed(jax.tree.map(lambda x: x[:, : sizes.view], pool), aux)
+        if self.history == "context":
+            counted = jnp.arange(sizes.view, dtype=jnp.int32) >= far
+            view = view._replace(counted=_of_all(counted, held.modality.shape[0]))
+        return view
 
-    def write(state: State, seen: Chunk) -> tuple[State, KV]:
-        notes, kind = state.aux, seen.tokens.modality[0, :, 0]
-        n = jnp.sum(kind != tk.EMPTY, dtype=jnp.int32)
-        even = np.arange(seen.tokens.modality.shape[0]) < shallow
-        received, aggregated = pathways(seen)
-        local_caps, caps = (clips.shares(kind, r, per_kind) for r in (local_ratio, context_ratio))
-        local = clips.picks(received, even, kind, local_caps, local_slots)
-        context = clips.picks(aggregated, even, kind, caps, context_slots)
-        gone = jnp.where(n > 0, notes.recent[0], 0)
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, KV]:
+        sizes, aux, modality = self.sizes(spec), state.aux, chunk.kv.modality[0, :, 0]
+        n = jnp.sum(modality != kvs.EMPTY, dtype=jnp.int32)
+        even = np.arange(spec.layers) < self.even(spec)
+        received, aggregated = pathways(chunk)
+        share = lambda ratio: clips.shares(modality, ratio, self.own_audio)
+        local_quotas, quotas = share(self.local_ratio), share(self.context_ratio)
+        local = clips.picks(received, even, modality, local_quotas, sizes.local)
+        context = clips.picks(aggregated, even, modality, quotas, sizes.context)
+        gone = jnp.where(n > 0, aux.recent[0], 0)
 
         def layer(item: tuple) -> tuple[KV, KV]:
             held, fresh, local, context = item
-            pool = tk.append(held, tk.take(fresh, *context), tk.count(held))
-            row = jnp.arange(held_slots, dtype=jnp.int32) + gone
-            return tk.take(pool, row, row < tk.count(pool)), tk.take(fresh, *local)
+            pool = kvs.append(held, kvs.take(fresh, *context), kvs.count(held))
+            row = jnp.arange(sizes.held, dtype=jnp.int32) + gone
+            return kvs.take(pool, row, row < kvs.count(pool)), kvs.take(fresh, *local)
 
         # One layer at a time: all pools side by side would be several copies of the memory.
-        held, spill = jax.lax.map(layer, (state.slots, seen.tokens, local, context))
-        newer = jnp.concatenate([notes.recent[1:], jnp.sum(caps)[None]])
-        after = notes._replace(
-            next_pos=seen.next_pos[0].astype(notes.next_pos.dtype)
-            if positions == "keep"
-            else notes.next_pos,
-            recent=jnp.where(n > 0, newer, notes.recent),
-            book=notes.book.record(jnp.sum(local_caps), n),
+        held, evicted = jax.lax.map(layer, (state.slots, chunk.kv, local, context))
+        many = jnp.sum(local_quotas)
+        aux = self._noted(spec, aux, chunk, n, many, jnp.sum(quotas), received, even)
+        return State(held, aux), evicted
+
+    def _noted(
+        self,
+        spec: Spec,
+        aux: Aux,
+        chunk: Chunk,
+        n: Int[Array, ""],
+        many: Int[Array, ""],
+        context: Int[Array, ""],
+        received: Float[Array, "L T"],
+        even: np.ndarray,
+    ) -> Aux:
+        """Return the numbers after a clip of `n` rows, `many` of which go to the bank."""
+        ledger, index = aux.ledger, self.keyed
+        recent = jnp.concatenate([aux.recent[1:], context[None]])
+        # What finds the bank full, or no line, can never be recalled.
+        stored = jnp.clip(self.capacity - jnp.sum(ledger.many), 0, many)
+        stored = jnp.where(ledger.full, 0, stored)
+        relevance, keys = aux.relevance, aux.keys
+        if self.encoding:
+            g = memindex.of_probe(chunk, self.even(spec))
+            relevance = ledger.put(relevance, g, n)
+        if index is not None and keys is not None:
+            read = np.asarray(index.read_layers(spec.layers))
+            quota = jnp.minimum(n, index.keys)[None]
+            modality = chunk.kv.modality[0, :, 0]
+            best = clips.picks(received[read], even[read], modality, quota, index.keys)
+            keys = ledger.put(keys, jax.vmap(kvs.take)(chunk.kv.k[read], *best), n)
+        return aux._replace(
+            next_pos=aux.next_pos if self.reindex else chunk.next_pos[0].astype(aux.next_pos.dtype),
+            recent=jnp.where(n > 0, recent, aux.recent),
+            ledger=ledger.record(stored, n),
+            dropped=aux.dropped + many - stored,
+            relevance=relevance,
+            keys=keys,
         )
-        if not ask:
-            g = relevance.of_probe(seen, shallow)
-            after = after._replace(relevance=notes.book.put(notes.relevance, g, n))
-        if index is not None and notes.keys is not None:
-            read, cap = np.asarray(index.layers), jnp.minimum(n, index.keys)[None]
-            best = clips.picks(received[read], even[read], kind, cap, index.keys)
-            keys = jax.vmap(tk.take)(seen.tokens.k[read], *best)
-            after = after._replace(keys=notes.book.put(notes.keys, keys, n))
-        return State(held, after), spill
 
-    def recall(state: State, bank: Bank | None, query: Question | None) -> View:
-        notes, stored, score = state.aux, _need(bank).slots, state.aux.relevance
-        if ask:
-            assert index is not None and notes.keys is not None and query is not None
-            many = jnp.minimum(notes.book.rows, index.keys)
-            score = relevance.scores(index, notes.keys, many, query)
-        there, most = jnp.minimum(notes.book.count, score.shape[0]), min(topk, score.shape[0])
-        best, keep = blocks.best(score, there, most, 1)
-        return place(clips.read(stored, notes.book, best, keep, most * local_slots), notes)
-
-    probe, asks = (None, "pass") if ask else ("causal", None)
-    reads = Requires(mass="softmax", rows=True, probe=probe, ask=asks)
-    spill = lambda spec: spec.empty(local_slots)
-    return Memory(init, view, write, recall, reads, "stack", "flexmem", spill)
+    def recall(
+        self, spec: Spec, state: State, question: Question | None, bank: Bank | None = None
+    ) -> View:
+        aux, sizes, score = state.aux, self.sizes(spec), state.aux.relevance
+        if isinstance(self.reader, MemIndex):
+            if question is None:
+                raise ValueError("flexmem recalls by a question's queries: pass a Question.")
+            many = jnp.minimum(aux.ledger.rows, self.reader.keys)
+            score = memindex.scores(self.reader, spec, aux.keys, many, question)
+        there, most = jnp.minimum(aux.ledger.count, score.shape[0]), min(self.topk, score.shape[0])
+        best, keep = retrieval.best(score, there, most, 1)
+        kv = clips.read(_need(bank).slots, aux.ledger, best, keep, most * sizes.local)
+        return self._placed(kv, aux)
 
 
 def _of_all(tree: PyTree, layers: int) -> PyTree:
@@ -204,50 +324,21 @@ def _of_all(tree: PyTree, layers: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (layers, *x.shape)), tree)
 
 
-def pathways(seen: Chunk) -> tuple[Float[Array, "L T"], Float[Array, "L T"]]:
+def pathways(chunk: Chunk) -> tuple[Float[Array, "L T"], Float[Array, "L T"]]:
     """Return the scores for local memory (equation 8) and context memory (equation 7).
 
     s_hat_j: what token j receives from the clip's rows, mean over heads. s_j: that, and what row j
     gives to the history. Early rows of a clip are seen by more rows; nothing corrects for it.
     """
-    if seen.mass is None or seen.rows is None:
-        raise ValueError("flexmem scores by attention mass; pass its chunks through a decoder.")
-    received = seen.mass.chunk[:, 0]
-    return received, seen.rows + received
+    if chunk.received is None or chunk.given is None:
+        raise ValueError("flexmem scores by attention; pass its chunks through a decoder.")
+    received = chunk.received.chunk[:, 0]
+    return received, chunk.given + received
 
 
 def _need(bank: Bank | None) -> Bank:
     if bank is None:
         raise ValueError(
-            "flexmem answers from a bank: set Spec.bank to clips * (clip // local_ratio)."
+            "flexmem answers from a bank: give the one that init_bank(memory, spec) makes."
         )
     return bank
-
-
-def _check_options(
-    reader: str, index: MemIndex | None, long_term: bool | None, history: str, positions: str
-) -> None:
-    for name, value, known in (
-        ("reader", reader, ("encoding", "memindex")),
-        ("history", history, ("all", "context")),
-        ("positions", positions, ("keep", "contiguous")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {known}, got {value!r}.")
-    if index is not None:
-        relevance.check(index)
-    if reader == "memindex" and (index is None or long_term):
-        raise ValueError(
-            'reader "memindex" needs index=MemIndex(rope), rope the model\'s, and cannot read '
-            "long_term memories while watching: no question is known then. Got "
-            f"index={index!r}, long_term={long_term!r}."
-        )
-
-
-def _check_spec(spec: Spec, clip: int, silent: int) -> None:
-    if spec.chunk > clip or silent >= spec.layers:
-        raise ValueError(
-            f"a chunk is a clip, of at most clip={clip} rows, and a layer behind the first "
-            f"{silent} must measure relevance; the model has chunks of {spec.chunk} and "
-            f"{spec.layers} layers. Raise clip, or lower shallow."
-        )

@@ -8,133 +8,174 @@ the few keys that its own rows attended to most. `fit_layers` and `best_layers` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import kv as tk
-from jaxmem.memory.base import Chunk, Question
+from jaxmem import kv as kvs
+from jaxmem.kv import KV
+from jaxmem.memory.base import Chunk, Question, Spec
 from jaxmem.rope import Rope, angles, rotate
 from jaxmem.typing import Array, Float, Int, Num
 
 EXACT = jax.lax.Precision.HIGHEST
 
 
-def of_probe(seen: Chunk, shallow: int) -> Float[Array, ""]:
+def of_probe(chunk: Chunk, shallow: int) -> Float[Array, ""]:
     """Return g: the mass that the question's rows give to the clip, over deep layers (equation 9).
 
-    Summed over rows and layers, mean over heads. A question behind the clip cannot change it.
+    Summed over rows and layers, mean over heads. A question after the clip cannot change it.
     """
-    if seen.probe is None or seen.probe.chunk.shape[1] != 1:
+    if chunk.probed is None or chunk.probed.rows.shape[1] != 1:
         raise ValueError(
-            "flexmem's encoding-based reader needs the question while watching: pass it alone as "
-            'probes= (see jaxmem.loop), or use reader="memindex".'
+            "flexmem's encoding-based reader needs the question while watching: stream through a "
+            "Session, or bind it as the only probe (see jaxmem.loop.probe_rows)."
         )
-    return jnp.sum(seen.probe.chunk[shallow:])
+    return jnp.sum(chunk.probed.received.chunk[shallow:])
 
 
-class MemIndex(NamedTuple):
+DEPTHS = (0.52, 0.81, 0.96)
+"""Of the released layers (14, 22, 26) of 28."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """FlexMem's encoding-based reader: a clip's relevance is the mass that a question gives it.
+
+    Attributes:
+      question: it must be known while the stream is watched.
+    """
+
+    question: str
+
+
+@dataclass(frozen=True)
+class MemIndex:
     """What a clip's index holds and how a question reads it; the defaults are the released code's.
 
     Attributes:
-      rotary: the model's rotary embedding.
-      layers: that are read. The released (14, 22, 26) of 28 are at depths 0.52, 0.81 and 0.96.
+      layers: that are read; None: those at depths 0.52, 0.81 and 0.96, as released (14, 22 and 26
+        of 28).
       weights: of these layers' scores; None adds them up.
       keys: k, of a clip and layer.
       against: what a clip's keys share their softmax with: the system prompt, clip by clip
         ("prefix", released), or the keys of all clips ("clips", the published equation 13, which
-        knows no system prompt; over one clip's keys alone every score would be 1).
-      query: the question's last row stands at position 0, before the keys ("zero", released,
-        probably by accident), or behind them ("behind").
+        knows no system prompt; over one clip's keys alone every score would be 1). None: "prefix"
+        where there is a prefix.
+      query: the question's last row is at position 0, before the keys ("zero", released, probably
+        by accident), or after them ("after").
+
+    Raises:
+      ValueError: if an option is out of range.
     """
 
-    rotary: Rope
-    layers: tuple[int, ...] = (14, 22, 26)
+    layers: tuple[int, ...] | None = None
     weights: tuple[float, ...] | None = None
     keys: int = 5
-    against: Literal["prefix", "clips"] = "prefix"
-    query: Literal["zero", "behind"] = "zero"
+    against: Literal["prefix", "clips"] | None = None
+    query: Literal["zero", "after"] = "zero"
+
+    def __post_init__(self):
+        layers, weights = self.layers, self.weights
+        if self.keys < 1 or (layers is not None and (not layers or min(layers) < 0)):
+            raise ValueError(
+                f"a MemIndex needs layers >= 0 and at least 1 key, got layers={layers} and "
+                f"keys={self.keys}."
+            )
+        if weights is not None and (layers is None or len(weights) != len(layers)):
+            raise ValueError(
+                f"a MemIndex needs one weight per layer, got {len(weights)} weights for layers "
+                f"{layers}."
+            )
+        if self.against not in (None, "prefix", "clips") or self.query not in ("zero", "after"):
+            raise ValueError(
+                'a MemIndex measures against "prefix" or "clips" with the query at "zero" or '
+                f'"after", got against={self.against!r} and query={self.query!r}.'
+            )
+
+    def read_layers(self, layers: int) -> tuple[int, ...]:
+        """Return the layers that are read in a model of so many.
+
+        Raises:
+          ValueError: if the model has too few.
+        """
+        if self.layers is None:
+            return tuple(sorted({int(depth * layers) for depth in DEPTHS}))
+        if max(self.layers) >= layers:
+            raise ValueError(
+                f"the MemIndex reads layers {self.layers} but the model has {layers}: fit your own "
+                "(fit_layers, best_layers), or leave layers out for depths 0.52, 0.81 and 0.96."
+            )
+        return self.layers
+
+    def measured_against(self, spec: Spec) -> Literal["prefix", "clips"]:
+        """Return what clips are measured against.
+
+        Raises:
+          ValueError: if it is a prefix and there is none.
+        """
+        if self.against == "prefix" and not spec.prefix:
+            raise ValueError(
+                "this MemIndex measures clips against the system prompt, but Spec.prefix is 0: use "
+                'against="clips", or a model with a prompt in front of its streams.'
+            )
+        return self.against or ("prefix" if spec.prefix else "clips")
 
 
-def published(rotary: Rope, layers: Sequence[int]) -> MemIndex:
+def published(layers: Sequence[int]) -> MemIndex:
     """Return the index as published: `layers` from `best_layers`, added up without weights."""
-    return MemIndex(rotary, tuple(layers), against="clips", query="behind")
-
-
-def check(index: MemIndex, layers: int | None = None) -> None:
-    """Raise ValueError where an index's options are out of range, or a model has too few layers."""
-    weights = index.weights
-    if not index.layers or min(index.layers) < 0 or index.keys < 1:
-        raise ValueError(
-            f"a MemIndex needs layers >= 0 and at least 1 key, got layers={index.layers} and "
-            f"keys={index.keys}."
-        )
-    if layers is not None and max(index.layers) >= layers:
-        raise ValueError(
-            f"the MemIndex reads layers {index.layers} but the model has {layers}: fit your own "
-            "(fit_layers, best_layers), or take depths 0.52, 0.81 and 0.96."
-        )
-    if weights is not None and len(weights) != len(index.layers):
-        raise ValueError(
-            f"a MemIndex needs one weight per layer, got {len(weights)} weights for "
-            f"{len(index.layers)} layers."
-        )
-    if index.against not in ("prefix", "clips") or index.query not in ("zero", "behind"):
-        raise ValueError(
-            'a MemIndex measures against "prefix" or "clips" with the query at "zero" or "behind", '
-            f"got against={index.against!r} and query={index.query!r}."
-        )
+    return MemIndex(tuple(layers), against="clips", query="after")
 
 
 def layer_scores(
-    index: MemIndex, keys: Float[Array, "N K k G D"], many: Int[Array, "N"], query: Question
+    reader: MemIndex,
+    spec: Spec,
+    keys: Float[Array, "N K k G D"],
+    many: Int[Array, "N"],
+    question: Question,
 ) -> Float[Array, "K N"]:
     """Return r of every layer and clip: the mass that a question's last row gives to the clip.
 
-    r = mean over heads of sum_j softmax(q . k_j / sqrt(D)), with the softmax of `index.against`.
-    Every clip's keys stand directly behind the prefix, whatever came between.
+    r = mean over heads of sum_j softmax(q . k_j / sqrt(D)), with the softmax of `reader.against`.
+    Every clip's keys come directly after the prefix, whatever came between.
 
     Args:
-      index: how to read; only `layers` of `query` are read.
+      reader: how to read; only its layers of `question` are read.
+      spec: of the model.
       keys: of N clips in K layers, k each, before rotation.
       many: how many of them each clip has; a clip without any scores 0.
-      query: queries [L, Q, H, D] of a pass over [prefix | question], and the prefix [L, P].
-
-    Raises:
-      ValueError: if the index measures against a prefix and there is none.
+      question: queries [L, Q, H, D] of a pass over [prefix | question], and the prefix [L, P].
     """
-    layers, prefix = np.asarray(index.layers), query.prefix
-    if index.against == "prefix" and prefix is None:
-        raise ValueError(
-            'this MemIndex measures clips against the system prompt: pass prefix=, or use "clips".'
-        )
+    against, rotary = reader.measured_against(spec), spec.needed("rope", reader)
+    layers, prefix = np.asarray(reader.read_layers(spec.layers)), question.prefix
     size, groups, width = keys.shape[2:]
     pinned = 0 if prefix is None else prefix.modality.shape[1]
-    last = jnp.maximum(jnp.sum(query.valid, dtype=jnp.int32) - 1, 0)
-    place = pinned + size + last if index.query == "behind" else jnp.zeros((), jnp.int32)
-    turn = _turn(index.rotary, place[None])
-    q = rotate(query.q[layers, last].astype(jnp.float32), turn[None])
+    last = jnp.maximum(jnp.sum(question.valid, dtype=jnp.int32) - 1, 0)
+    place = pinned + size + last if reader.query == "after" else jnp.zeros((), jnp.int32)
+    q = rotate(question.q[layers, last].astype(jnp.float32), _turn(rotary, place[None])[None])
     q = q.reshape(len(layers), groups, -1, width) / np.sqrt(width)
 
-    behind = pinned + jnp.arange(size, dtype=jnp.int32)
-    k = rotate(keys.astype(jnp.float32), _turn(index.rotary, behind)[None, None, :, None])
+    after = pinned + jnp.arange(size, dtype=jnp.int32)
+    k = rotate(keys.astype(jnp.float32), _turn(rotary, after)[None, None, :, None])
     logits = jnp.einsum("lgrd,nljgd->lgrnj", q, k, precision=EXACT)
     there = jnp.arange(size)[None] < many[:, None]
     clip = jax.nn.logsumexp(jnp.where(there[None, None, None], logits, -jnp.inf), axis=-1)
-    if index.against == "clips":
+    if against == "clips":
         return jnp.mean(jax.nn.softmax(clip, axis=-1), axis=(1, 2))
-
-    assert prefix is not None
-    sink = jax.tree.map(lambda x: x[layers], prefix)
-    away = angles(index.rotary, sink.pos)
-    k = rotate(sink.k.astype(jnp.float32), away)
-    logits = jnp.einsum("lgrd,lpgd->lgrp", q, k, precision=EXACT)
-    seen = tk.valid(sink)[:, :, 0]
-    sink_mass = jax.nn.logsumexp(jnp.where(seen[:, None, None], logits, -jnp.inf), axis=-1)
+    sink_mass = _prefix_mass(rotary, jax.tree.map(lambda x: x[layers], prefix), q)
     # exp(a) / (exp(a) + exp(b)): the share of the clip's keys beside the prefix.
     return jnp.mean(jax.nn.sigmoid(clip - sink_mass[..., None]), axis=(1, 2))
+
+
+def _prefix_mass(rotary: Rope, prefix: KV, q: Float[Array, "K G r D"]) -> Float[Array, "K G r"]:
+    """Return the log-sum-exp of the queries' logits over the prefix."""
+    k = rotate(prefix.k.astype(jnp.float32), angles(rotary, prefix.pos))
+    logits = jnp.einsum("lgrd,lpgd->lgrp", q, k, precision=EXACT)
+    there = kvs.valid(prefix)[:, :, 0]
+    return jax.nn.logsumexp(jnp.where(there[:, None, None], logits, -jnp.inf), axis=-1)
 
 
 def _turn(rotary: Rope, place: Num[Array, "*n"]) -> Float[Array, "*n D/2"]:
@@ -143,13 +184,17 @@ def _turn(rotary: Rope, place: Num[Array, "*n"]) -> Float[Array, "*n D/2"]:
 
 
 def scores(
-    index: MemIndex, keys: Float[Array, "N K k G D"], many: Int[Array, "N"], query: Question
+    reader: MemIndex,
+    spec: Spec,
+    keys: Float[Array, "N K k G D"],
+    many: Int[Array, "N"],
+    question: Question,
 ) -> Float[Array, "N"]:
-    """Return the (weighted) sum of `layer_scores` over the index's layers."""
-    per_layer = layer_scores(index, keys, many, query)
-    if index.weights is None:
+    """Return the (weighted) sum of `layer_scores` over the reader's layers."""
+    per_layer = layer_scores(reader, spec, keys, many, question)
+    if reader.weights is None:
         return jnp.sum(per_layer, axis=0)
-    return jnp.asarray(index.weights, jnp.float32) @ per_layer
+    return jnp.asarray(reader.weights, jnp.float32) @ per_layer
 
 
 def fit_layers(

@@ -1,30 +1,32 @@
-"""HERMES (arXiv 2601.14724, ACL 2026): a memory in layers of depth, each with its own taste.
+"""HERMES (arXiv 2601.14724, ACL 2026): a memory in layers of depth, each with its own retention rule.
 
 Shallow layers keep the newest tokens, deep layers what a fixed guidance prompt attends to, middle
 layers a mix that moves from one to the other. Scores are smoothed from layer to layer, every layer
 keeps its own best tokens, and a deep layer folds those it drops into one summary token per chunk.
 
-Two probes follow every chunk, in this order (texts: `guidance`): the one of the
-middle layers, and the one of the deep layers. They run only in the layers that use them, and only
-when the chunk makes tokens be dropped.
+Two probes follow every chunk, in this order (texts: `guidance`): the one of the middle layers, and
+the one of the deep layers. They run only in the layers that use them, and only when the chunk makes
+tokens be dropped.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
-from jaxmem.kv import EMPTY
+from jaxmem.kv import EMPTY, KV
 from jaxmem.memory.base import (
     Chunk,
     Embeds,
     Memory,
-    Question,
+    Probes,
+    Prompt,
     Received,
     Requires,
     Spec,
@@ -33,14 +35,16 @@ from jaxmem.memory.base import (
 )
 from jaxmem.memory.hermes import bands
 from jaxmem.memory.hermes.bands import DEEP, MIDDLE, Bands
-from jaxmem.memory.hermes.merge import Slots, shrink
+from jaxmem.memory.hermes.guidance import guidance
+from jaxmem.memory.hermes.merge import shrink
 from jaxmem.memory.parts import positions as places
-from jaxmem.memory.parts import scored as evict
+from jaxmem.memory.parts import scored
 from jaxmem.memory.parts.scored import AUDIO_SHARE
-from jaxmem.rope import Rope
-from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
+from jaxmem.typing import Array, Bool, Float, Int, Num
 
 EPS = 1e-6
+MAX_POSITION = 32_768
+"""Of the released models, where a model does not say."""
 
 
 class Mix(NamedTuple):
@@ -57,9 +61,11 @@ LLAVA = Mix((1.0, 0.1), (20.0, 0.5))
 """As released for LLaVA-OneVision."""
 PAPER = Mix((0.75, 0.15), (20.0, 20.0), "tokens")
 """As published; k is not given there, 20 is from the released code."""
+MIXES = {"qwen": QWEN, "llava": LLAVA, "paper": PAPER}
+MixName = Literal["qwen", "llava", "paper"]
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """Numbers of every layer [L]."""
 
     capacity: Int[Array, "L"]  # M, slots that may be filled
@@ -67,27 +73,14 @@ class Notes(NamedTuple):
     next_pos: Num[Array, "L A"]  # where the next chunk begins
 
 
-def hermes(
-    budget: int,
-    *,
-    mix: Mix = QWEN,
-    shares: tuple[float, float] = (0.1, 0.3),
-    smoothing: tuple[float, float, float] = (0.1, 0.3, 0.4),
-    recursive: bool = True,
-    attention: Literal["official", "exact"] = "official",
-    summary: bool = True,
-    per_kind: bool = True,
-    audio_share: float = AUDIO_SHARE,
-    positions: Literal["lazy", "eager", "keep"] = "lazy",
-    max_position: int = 32_768,
-    margin: int = 1024,
-    shared_offset: Rope | None = None,
-) -> Memory:
-    """Return HERMES; the defaults are those of the released code for Qwen2.5-VL.
+@dataclass(frozen=True)
+class Hermes(Memory):
+    """HERMES; the defaults are those of the released code for Qwen2.5-VL.
 
-    Args:
+    Attributes:
       budget: M, slots per layer; tokens are dropped when prefix, memory and chunk exceed it.
-      mix: weight of recency in the middle band: `QWEN`, `LLAVA`, `PAPER`, or your own.
+      mix: weight of recency in the middle band, and how it decays: "qwen", "llava" (as released for
+        each), "paper", or a `Mix`.
       shares: of shallow and of deep layers.
       smoothing: weight of the next layer's scores in a shallow, middle and deep layer; zeros
         switch it off.
@@ -96,111 +89,180 @@ def hermes(
       attention: of a probe: its raw embeddings enter every layer, without a causal mask
         ("official", what the released code does), or it is a causal pass of its own ("exact").
       summary: fold what deep layers drop into a token.
-      per_kind: audio has a part of the budget of its own; False: all tokens compete (published,
-        for models without sound).
-      audio_share: that part.
+      audio_share: audio's part of the budget, of its own; None: all tokens compete (published, for
+        models without audio).
       positions: close the gaps of dropped tokens when positions near the model's limit ("lazy", for
         streams), at every eviction ("eager", for videos known to end), or keep positions as they
         arrived and never close a gap ("keep").
-      max_position: the model's limit.
+      max_position: the model's limit; None: `Spec.max_position`, or 32,768.
       margin: how near to it positions are closed up; a chunk should advance by less.
-      shared_offset: the model's rotary embedding, to place new rows of all layers where layer 0
-        ends, though every layer records its own end. The released Qwen code does so by accident.
+      dialogue: guide by the last question and answer as published. What is kept then depends on
+        what was asked; False: a question never changes a stream.
 
     Raises:
       ValueError: if an option is unknown or out of range.
     """
-    parts = evict.caps("hermes", budget, per_kind, audio_share)
-    if parts[0] < 2:
-        raise ValueError(
-            f"hermes needs at least 2 slots per layer beside those of audio (one is a summary's), "
-            f"got {parts[0]} of {budget}."
-        )
-    if attention not in ("official", "exact"):
-        raise ValueError(f"attention must be 'official' or 'exact', got {attention!r}.")
-    if positions not in ("lazy", "eager", "keep"):
-        raise ValueError(f"positions must be 'lazy', 'eager' or 'keep', got {positions!r}.")
-    if min(smoothing) < 0 or max(smoothing) > 1:
-        raise ValueError(f"smoothing factors are between 0 and 1, got {smoothing}.")
-    bands.split(1, *shares)
 
-    def init(spec: Spec) -> State:
+    per: ClassVar[Literal["layer", "stack"]] = "stack"
+    smallest: ClassVar[int] = 4
+    """Fewest slots that every division of the budget leaves room for a token and a summary in."""
+
+    budget: int
+    _: KW_ONLY
+    mix: MixName | Mix = "qwen"
+    shares: tuple[float, float] = (0.1, 0.3)
+    smoothing: tuple[float, float, float] = (0.1, 0.3, 0.4)
+    recursive: bool = True
+    attention: Literal["official", "exact"] = "official"
+    summary: bool = True
+    audio_share: float | None = AUDIO_SHARE
+    positions: Literal["lazy", "eager", "keep"] = "lazy"
+    max_position: int | None = None
+    margin: int = 1024
+    dialogue: bool = False
+
+    def __post_init__(self):
+        scored.check_budget(self.name, self.budget, self.audio_share)
+        if self.quotas[0] < 2:
+            raise ValueError(
+                "hermes needs at least 2 slots per layer beside those of audio (one is a "
+                f"summary's), got {self.quotas[0]} of {self.budget}; raise the budget to "
+                f"{self.smallest}, or lower audio_share."
+            )
+        if isinstance(self.mix, str) and self.mix not in MIXES:
+            raise ValueError(f"mix must be one of {', '.join(MIXES)}, or a Mix, got {self.mix!r}.")
+        if self.attention not in ("official", "exact"):
+            raise ValueError(f"attention must be 'official' or 'exact', got {self.attention!r}.")
+        if self.positions not in ("lazy", "eager", "keep"):
+            raise ValueError(
+                f"positions must be 'lazy', 'eager' or 'keep', got {self.positions!r}."
+            )
+        if min(self.smoothing) < 0 or max(self.smoothing) > 1:
+            raise ValueError(f"smoothing factors are between 0 and 1, got {self.smoothing}.")
+        bands.split(1, *self.shares)
+
+    @property
+    def requires(self) -> Requires:
+        form = "embedding" if self.attention == "official" else "causal"
+        return Requires(probes=Probes(2, form))
+
+    def prompts(self, dialogue: tuple[str, str] | None = None) -> tuple[Prompt, ...]:
+        """Return the guidance of the middle layers, and that of the deep ones (appendix B)."""
+        middle, deep = guidance(dialogue if self.dialogue else None)
+        return Prompt(middle), Prompt(deep)
+
+    @property
+    def quotas(self) -> tuple[int, ...]:
+        """Return how the budget is divided."""
+        return scored.split(self.budget, self.audio_share)
+
+    def band(self, layers: int) -> Bands:
+        """Return which layers are shallow, middle and deep."""
+        return bands.split(layers, *self.shares)
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        del layer
         start = jnp.broadcast_to(places.start(spec)[None], (spec.layers, spec.axes))
-        one = Slots(spec.empty(budget))
-        if shared_offset is not None:
-            one = one._replace(record=one.tokens.pos[:, 0])
+        one = spec.empty(self.budget)
         slots = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (spec.layers, *x.shape)), one)
-        return State(slots, Notes(jnp.full((spec.layers,), budget, jnp.int32), start, start))
+        return State(slots, Aux(jnp.full((spec.layers,), self.budget, jnp.int32), start, start))
 
-    def place(state: State) -> Num[Array, "L A"]:
-        end = state.aux.next_pos
-        return end if shared_offset is None else jnp.broadcast_to(end[:1], end.shape)
-
-    def view(state: State, bank: PyTree, rows: Embeds) -> View:
+    def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: Any = None) -> View:
         del bank
-        band = bands.split(state.aux.capacity.shape[0], *shares)
-        new = jnp.sum(rows.modality != EMPTY, dtype=jnp.int32)
-        passes = jnp.asarray(_passes(band, attention)) & _full(state, new)[:, None]
-        after = state.aux.next_pos + rows.advance[None].astype(state.aux.next_pos.dtype)
-        probe = after if shared_offset is not None else None
-        return View(state.slots.tokens, place(state), probe, probing=passes)
+        probing = None
+        if embeds is not None:
+            new = jnp.sum(embeds.modality != EMPTY, dtype=jnp.int32)
+            passes = _passes(self.band(spec.layers), self.attention)
+            probing = jnp.asarray(passes) & _full(state, new)[:, None]
+        return View(state.slots, state.aux.next_pos, probing=probing)
 
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
-        slots, notes = state
-        band = bands.split(notes.capacity.shape[0], *shares)
-        n = jax.vmap(tk.count)(slots.tokens)
-        new = jax.vmap(tk.count)(seen.tokens)
-        pool = slots.tokens.modality.shape[1] + seen.tokens.modality.shape[1]
-        valid = jnp.arange(pool)[None] < (n + new)[:, None]
-        score = importance(attention_received(seen, n, band), valid, mix, band)
-        score = bands.smooth(score, np.asarray(smoothing)[band.of], recursive=recursive)
-        full = _full(state, new[0])
-        deep = jnp.asarray(band.of == DEEP) & summary
-        # A summary takes a slot that is not audio's; up to the budget, nothing is dropped.
-        kept = jnp.asarray(parts, jnp.int32)[None] - deep[:, None] * jnp.eye(
-            1, len(parts), dtype=jnp.int32
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
+        held, aux = state
+        n = jax.vmap(kvs.count)(held)
+        full = _full(state, jax.vmap(kvs.count)(chunk.kv)[0])
+        score = self.scores(chunk, n, spec.layers)
+        plan = Plan(
+            quotas=self._quotas(state, chunk, full, spec.layers),
+            fold=self._folds(spec.layers) & full,
+            close=full & self._near_the_end(spec, held, chunk, aux),
+            start=aux.prefix,
         )
-        caps = jnp.where(full[:, None], kept, notes.capacity[:, None])
-
-        record = None
-        if slots.record is not None:
-            own = seen.tokens.pos[:, :, 0] - seen.base[:, None]
-            record = notes.next_pos[:, None] + own
-        fresh = Slots(seen.tokens, record)
-        top = jax.vmap(lambda part, start: places.largest(part.placed, part.held, start))
-        top = jnp.maximum(top(slots, notes.prefix), top(fresh, notes.prefix))
-        far = jnp.max(top) > max_position - margin
-        close = full & (far if positions == "lazy" else positions == "eager")
-
-        def layer(item: tuple) -> Slots:
-            slots, fresh, n, score, cap, fold, close, start = item
-            pool = tk.append(slots, fresh, n)
-            ranked = evict.by_part(score[None], pool.tokens.modality, len(parts))[0]
-            chosen = select(ranked, cap, slots=slots.tokens.modality.shape[0])
-            place = {"close": close, "start": start, "behind": positions != "keep"}
-            return shrink(pool, *chosen, fold=fold, turn=shared_offset, **place)
-
-        score = jnp.where(valid, score, -jnp.inf)
         # One layer at a time: all pools side by side would be several copies of the memory.
-        items = (slots, fresh, n, score, caps, deep & full, close, notes.prefix)
-        slots = jax.lax.map(layer, items)
-        end = seen.next_pos
-        if positions != "keep":
-            end = jax.vmap(lambda s, p: places.behind(s.placed, s.held, p))
-            end = end(slots, notes.prefix).astype(notes.next_pos.dtype)
-        return State(slots, notes._replace(next_pos=end)), None
+        slots = jax.lax.map(lambda item: self._layer(*item), (held, chunk.kv, n, score, plan))
+        return State(slots, aux._replace(next_pos=self._next_pos(slots, chunk, aux))), None
 
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        del bank, query
-        return View(state.slots.tokens, place(state))
+    def scores(self, chunk: Chunk, n: Int[Array, "L"], layers: int) -> Float[Array, "L N"]:
+        """Return what each pool entry is worth in its layer, smoothed over layers."""
+        band, new = self.band(layers), jax.vmap(kvs.count)(chunk.kv)
+        attention = attention_received(chunk, n, band)
+        valid = jnp.arange(attention.shape[1])[None] < (n + new)[:, None]
+        mix = MIXES[self.mix] if isinstance(self.mix, str) else self.mix
+        score = importance(attention, valid, mix, band)
+        factors = np.asarray(self.smoothing)[band.of]
+        score = bands.smooth(score, factors, recursive=self.recursive)
+        return jnp.where(valid, score, -jnp.inf)
 
-    reads = Requires(probe="embedding" if attention == "official" else "causal")
-    return Memory(init, view, write, recall, reads, scope="stack", name="hermes")
+    def _folds(self, layers: int) -> Bool[Array, "L"]:
+        """Return which layers fold what they drop into a summary."""
+        return jnp.asarray(self.band(layers).of == DEEP) & self.summary
+
+    def _quotas(
+        self, state: State, chunk: Chunk, full: Bool[Array, "L"], layers: int
+    ) -> Int[Array, "L C"]:
+        """Return the slots of each part; a summary takes one that is not audio's.
+
+        Up to the budget nothing is dropped.
+        """
+        parts = jnp.asarray(self.quotas, jnp.int32)
+        both = jnp.concatenate([state.slots.modality, chunk.kv.modality], axis=1)
+        modality = both.reshape(-1, 1)  # layers keep different tokens: a part is empty in all
+        parts = scored.lend(parts, scored.members(modality, parts.shape[0])[:, 0])
+        first = jnp.argmax(parts > 0)  # without any but audio tokens the slot is audio's
+        one = (jnp.arange(parts.shape[0]) == first).astype(jnp.int32)
+        kept = parts[None] - self._folds(layers)[:, None] * one[None]
+        return jnp.where(full[:, None], kept, state.aux.capacity[:, None])
+
+    def _near_the_end(self, spec: Spec, held: KV, chunk: Chunk, aux: Aux) -> Bool[Array, ""]:
+        """Return whether the gaps between positions are closed at an eviction."""
+        if self.positions != "lazy":
+            return jnp.bool_(self.positions == "eager")
+        top = jax.vmap(lambda kv, start: places.largest(kv.pos[:, 0], kvs.valid(kv)[:, 0], start))
+        far = jnp.maximum(top(held, aux.prefix), top(chunk.kv, aux.prefix))
+        limit = self.max_position or spec.max_position or MAX_POSITION
+        return jnp.max(far) > limit - self.margin
+
+    def _layer(
+        self, held: KV, fresh: KV, n: Int[Array, ""], score: Float[Array, "N"], plan: Plan
+    ) -> KV:
+        """Return what one layer keeps."""
+        pool = kvs.append(held, fresh, n)
+        ranked = scored.by_part(score[None], pool.modality, plan.quotas.shape[0])[0]
+        chosen = select(ranked, plan.quotas, slots=held.modality.shape[0])
+        more = {"start": plan.start, "last": self.positions != "keep"}
+        return shrink(pool, *chosen, fold=plan.fold, close=plan.close, **more)
+
+    def _next_pos(self, slots: KV, chunk: Chunk, aux: Aux) -> Num[Array, "L A"]:
+        """Return where the next chunk begins: right after what is held, or where this one ended."""
+        if self.positions == "keep":
+            return chunk.next_pos
+        following = jax.vmap(
+            lambda kv, start: places.following(kv.pos[:, 0], kvs.valid(kv)[:, 0], start)
+        )
+        return following(slots, aux.prefix).astype(aux.next_pos.dtype)
+
+
+class Plan(NamedTuple):
+    """What every layer does with its pool; leading axis L."""
+
+    quotas: Int[Array, "C"]
+    fold: Bool[Array, ""]
+    close: Bool[Array, ""]
+    start: Num[Array, "A"]
 
 
 def _full(state: State, new: Int[Array, ""]) -> Bool[Array, "L"]:
     """Return whether a chunk of `new` tokens, prefix included, exceeds the budget."""
-    n = jax.vmap(tk.count)(state.slots.tokens)
+    n = jax.vmap(kvs.count)(state.slots)
     prefix = state.aux.prefix[:, 0].astype(jnp.int32)
     return (new > 0) & (prefix + n + new > state.aux.capacity)
 
@@ -214,20 +276,20 @@ def _passes(band: Bands, attention: str) -> np.ndarray:
     return np.stack([middle, deep], axis=1)
 
 
-def attention_received(seen: Chunk, n: Int[Array, "L"], band: Bands) -> Float[Array, "L N"]:
+def attention_received(chunk: Chunk, n: Int[Array, "L"], band: Bands) -> Float[Array, "L N"]:
     """Return the mean attention that each pool entry received from its band's probe.
 
     The softmax runs over prefix, pool and the probe itself; the pool's part is not normalised.
     """
-    if seen.probe is None or seen.probe_rows is None or seen.probe.memory.shape[1] != 2:
+    if chunk.probed is None or chunk.probed.rows.shape[1] != 2:
         raise ValueError(
             "hermes scores by two probes (for middle and deep layers); pass both to the stream, "
-            "see jaxmem.loop."
+            "see jaxmem.loop.probe_rows."
         )
     layers, which = np.arange(band.layers), (band.of == DEEP).astype(np.int32)
-    mass = Received(*(part[layers, which, 0] for part in seen.probe))
-    rows = jnp.maximum(seen.probe_rows[layers, which], 1).astype(jnp.float32)
-    return jax.vmap(tk.append)(mass.memory, mass.chunk, n) / rows[:, None]
+    received = Received(*(part[layers, which, 0] for part in chunk.probed.received))
+    rows = jnp.maximum(chunk.probed.rows[layers, which], 1).astype(jnp.float32)
+    return jax.vmap(kvs.append)(received.memory, received.chunk, n) / rows[:, None]
 
 
 def importance(

@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-from jaxmem.kv import EMPTY, KV, SUMMARY, take
+from jaxmem.kv import KV, SUMMARY, take, valid
 from jaxmem.memory.parts import positions
-from jaxmem.rope import Rope, rope
 from jaxmem.typing import Array, Bool, Int, Num
 
 
-class Slots(NamedTuple):
-    """Tokens of a layer, and the positions recorded for them where these are not the rotation."""
-
-    tokens: KV
-    record: Num[Array, "S A"] | None = None  # None: `tokens.pos` is the record
-
-    @property
-    def placed(self) -> Num[Array, "S A"]:
-        """The recorded positions (of the first group)."""
-        return self.tokens.pos[:, 0] if self.record is None else self.record
-
-    @property
-    def held(self) -> Bool[Array, "S"]:
-        """Which slots hold a token."""
-        return self.tokens.modality[:, 0] != EMPTY
-
-
-def summary(
-    tokens: KV, members: Bool[Array, "N"], pos: Num[Array, "A"], order: Int[Array, ""]
-) -> KV:
-    """Return one token [1] that stands for `members`: their mean key and value.
+def summary(kv: KV, members: Bool[Array, "N"], pos: Num[Array, "A"], number: Int[Array, ""]) -> KV:
+    """Return one token [1] in place of `members`: their mean key and value.
 
     Rotations compose, so the mean of keys that were each turned to `pos` is the mean of the
     unrotated keys, turned there once. Means are taken in float32 (HERMES, arXiv 2601.14724,
     algorithm 1). A member that is itself a summary counts as one token.
 
     Args:
-      tokens: [N], keys before rotation.
+      kv: [N], keys before rotation.
       members: who is merged; without any, key and value are zero.
-      pos: where the summary stands.
-      order: its arrival number.
+      pos: where the summary is.
+      number: its arrival number.
     """
     weight = members.astype(jnp.float32) / jnp.maximum(jnp.sum(members), 1)
 
@@ -51,28 +29,27 @@ def summary(
         wide = jnp.where(members[:, None, None], x.astype(jnp.float32), 0.0)
         return jnp.sum(wide * weight[:, None, None], axis=0, keepdims=True).astype(x.dtype)
 
-    groups = tokens.modality.shape[1]
+    groups = kv.modality.shape[1]
     return KV(
-        k=mean(tokens.k),
-        v=mean(tokens.v),
-        pos=jnp.broadcast_to(pos[None, None].astype(tokens.pos.dtype), (1, groups, pos.shape[0])),
-        index=jnp.full((1, groups), order, tokens.index.dtype),
-        modality=jnp.full((1, groups), SUMMARY, tokens.modality.dtype),
+        k=mean(kv.k),
+        v=mean(kv.v),
+        pos=jnp.broadcast_to(pos[None, None].astype(kv.pos.dtype), (1, groups, pos.shape[0])),
+        index=jnp.full((1, groups), number, kv.index.dtype),
+        modality=jnp.full((1, groups), SUMMARY, kv.modality.dtype),
     )
 
 
 def shrink(
-    pool: Slots,
+    pool: KV,
     index: Int[Array, "S"],
     keep: Bool[Array, "S"],
     *,
     fold: Bool[Array, ""] | bool,
     close: Bool[Array, ""] | bool,
     start: Num[Array, "A"],
-    turn: Rope | None = None,
-    behind: bool = True,
-) -> Slots:
-    """Return a layer's kept slots with their positions, and the summary of the others behind them.
+    last: bool = True,
+) -> KV:
+    """Return a layer's kept tokens with their positions, and the summary of the others after them.
 
     Args:
       pool: [N], valid entries first.
@@ -81,29 +58,22 @@ def shrink(
       fold: add a summary if anything is dropped; there must be a slot for it.
       close: close the gaps between positions (`positions.compact`).
       start: P, where positions begin.
-      turn: rotary embedding, where keys are rotated elsewhere than recorded: the summary is then
-        the mean of keys shifted as recorded.
-      behind: the summary stands behind all kept tokens; otherwise where the newest one stands.
+      last: the summary comes after all kept tokens; otherwise it is where the newest one is.
     """
-    kept = take(pool, index, keep)
-    old, used = kept.placed, jnp.sum(keep, dtype=jnp.int32)
+    kept, used = take(pool, index, keep), jnp.sum(keep, dtype=jnp.int32)
+    old = kept.pos[:, 0]
     new = jnp.where(close, positions.compact(old, keep, start), old)
-    pos = kept.tokens.pos + (new - old)[:, None]
-    kept = Slots(kept.tokens._replace(pos=pos), None if kept.record is None else new)
+    kept = kept._replace(pos=kept.pos + (new - old)[:, None])
     kept = take(kept, jnp.arange(keep.shape[0]), keep)  # what holds nothing stays zero
 
-    size = pool.tokens.modality.shape[0]
+    size = pool.modality.shape[0]
     chosen = jnp.zeros((size,), bool).at[jnp.where(keep, index, size)].set(True, mode="drop")
-    gone = pool.held & ~chosen
+    gone = valid(pool)[:, 0] & ~chosen
     at = new[jnp.maximum(used - 1, 0)]
-    if behind:  # not rounded: only chunks begin at whole positions
+    if last:  # not rounded: only chunks begin at whole positions
         at = jnp.broadcast_to(positions.largest(new, keep, start) + 1, at.shape)
-    source = pool.tokens
-    if turn is not None:
-        source = source._replace(k=rope(source.k, source.pos - pool.placed[:, None], turn))
-    order = jnp.max(pool.tokens.index) + 1  # the number that the clock spares for it
-    token = summary(source, gone, at, order)
-    one = Slots(token, None if pool.record is None else at[None].astype(pool.record.dtype))
+    number = jnp.max(pool.index) + 1  # the one that the clock spares for it
+    one = summary(pool, gone, at, number)
     here = (jnp.arange(keep.shape[0]) == used) & fold & jnp.any(gone)
 
     def put(slot: Array, new: Array) -> Array:

@@ -11,25 +11,26 @@ compress and gets more slots. Per layer, with normalised entropies H / log K and
 truncated to whole slots (the released script; the paper prints C without the square root). Only
 the differences of C between layers and the ratio C_v / C_a matter, so a `Profile` is those two.
 
-Signals are gathered by `recorder`, a memory like any other; profiles released with the paper's
+Signals are gathered by `Recorder`, a memory like any other; profiles released with the paper's
 models are `profile("salmonn-8b")` and `profile("salmonn-4b")`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem import kv as tk
-from jaxmem.memory.base import Chunk, Memory, Spec, State
+from jaxmem import kv as kvs
+from jaxmem.memory.base import Chunk, Embeds, Memory, Requires, Spec, State, View
 from jaxmem.memory.omnimem.budgets import read_document
-from jaxmem.memory.omnimem.omnimem import Pool, Slots, gather
-from jaxmem.typing import Array, Bool, Float, Int, PyTree
+from jaxmem.memory.omnimem.omnimem import OmniMem, Pool, gather
+from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
 
 AUDIO, VISION, BOTH = 0, 1, 2
 PROFILES = ("salmonn-8b", "salmonn-4b")
@@ -158,73 +159,75 @@ class Sums(NamedTuple):
     chunks: Int[Array, "3"]  # chunks that counted
 
 
-class RecorderNotes(NamedTuple):
-    """The recorded memory's notes, and what was recorded."""
+class RecorderAux(NamedTuple):
+    """The recorded memory's numbers, and what was recorded."""
 
     capacity: Int[Array, ""]
+    next_pos: Num[Array, "A"]
     inner: PyTree
     sums: Sums
-    seen: Int[Array, ""]  # chunks of this stream so far
+    chunks: Int[Array, ""]  # of this stream so far
 
 
-def recorder(memory: Memory, *, skip: int = 5, carry: float = 0.5) -> Memory:
-    """Return `memory` (an `omnimem`) recording AVBA's signals before each eviction.
+@dataclass(frozen=True)
+class Recorder(Memory):
+    """An `OmniMem` that records AVBA's signals before each eviction.
 
-    It streams exactly as `memory` does; `signals_of` reads the averages from the final states.
+    It streams exactly as the memory does; `signals_of` reads the averages from the final states.
     The released tables were calibrated with a uniform joint cap of 20,480 slots.
 
-    Args:
-      memory: from `omnimem(...)` with lam > 0.
+    Attributes:
+      memory: with lam > 0.
       skip: first chunks of every stream that are not recorded, while the memory fills.
-      carry: the memory's own `carry`.
 
     Raises:
-      ValueError: if the memory reads no attention or keeps no redundancy vectors.
+      ValueError: if the memory is no `OmniMem`, or reads no attention.
     """
-    if memory.requires.mass is None or not memory.requires.hidden:
-        raise ValueError(
-            f"calibration needs importance and redundancy, but memory {memory.name!r} reads "
-            f"mass={memory.requires.mass!r}, hidden={memory.requires.hidden}; "
-            "use omnimem with lam > 0."
-        )
 
-    def init(spec: Spec) -> State:
-        state = memory.init(spec)
-        if not isinstance(state.slots, Slots):
-            raise ValueError(f"calibration records omnimem, not {memory.name!r}.")
+    memory: OmniMem
+    _: KW_ONLY
+    skip: int = 5
+
+    def __post_init__(self):
+        if not isinstance(self.memory, OmniMem) or self.memory.requires.attention is None:
+            raise ValueError(
+                f"calibration needs importance and redundancy, got {self.memory!r}; use OmniMem "
+                "with lam > 0."
+            )
+
+    @property
+    def requires(self) -> Requires:
+        return self.memory.requires
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        state = self.memory.init(spec, layer)
         sums = Sums(jnp.zeros((3,)), jnp.zeros((3,)), jnp.zeros((3,), jnp.int32))
-        zero = jnp.zeros((), jnp.int32)
-        return State(state.slots, RecorderNotes(state.aux.capacity, state.aux, sums, zero))
+        zero, aux = jnp.zeros((), jnp.int32), state.aux
+        return State(state.slots, RecorderAux(aux.capacity, aux.next_pos, aux, sums, zero))
 
-    def inner(state: State) -> State:
-        return State(state.slots, state.aux.inner)
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, PyTree]:
+        aux, memory = state.aux, self.memory
+        pool = gather(state.slots, chunk, carry=memory.carry, exact=memory.importance == "exact")
+        real = jnp.any(chunk.kv.modality != kvs.EMPTY)
+        sums = _add(aux.sums, pool, real & (aux.chunks >= self.skip))
+        new, evicted = memory.write(spec, _inner(state), chunk)
+        count = aux.chunks + real.astype(jnp.int32)
+        aux = RecorderAux(aux.capacity, new.aux.next_pos, new.aux, sums, count)
+        return State(new.slots, aux), evicted
 
-    def write(state: State, seen: Chunk) -> tuple[State, PyTree]:
-        notes = state.aux
-        exact = memory.requires.mass == "softmax"
-        pool = gather(state.slots, seen, carry=carry, exact=exact)
-        real = jnp.any(seen.tokens.modality != tk.EMPTY)
-        sums = _add(notes.sums, pool, real & (notes.seen >= skip))
-        new, spill = memory.write(inner(state), seen)
-        count = notes.seen + real.astype(jnp.int32)
-        return State(new.slots, RecorderNotes(notes.capacity, new.aux, sums, count)), spill
+    def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
+        return self.memory.view(spec, _inner(state), embeds, bank)
 
-    def view(state: State, bank: Any, rows: Any):
-        return memory.view(inner(state), bank, rows)
 
-    def recall(state: State, bank: Any, query: Any):
-        return memory.recall(inner(state), bank, query)
-
-    return memory._replace(
-        init=init, view=view, write=write, recall=recall, name=f"recorder({memory.name})"
-    )
+def _inner(state: State) -> State:
+    return State(state.slots, state.aux.inner)
 
 
 def _add(sums: Sums, pool: Pool, record: Bool[Array, ""]) -> Sums:
     """Return the sums with one chunk's signals added, where `record` holds and K >= 2."""
     assert pool.importance is not None
-    audio = pool.modality == tk.AUDIO
-    visual = (pool.modality == tk.VISION) | (pool.modality == tk.SUMMARY)
+    audio = pool.modality == kvs.AUDIO
+    visual = (pool.modality == kvs.VISION) | (pool.modality == kvs.SUMMARY)
     members = jnp.stack([audio, visual, audio | visual])
     count = jnp.sum(members, axis=1, dtype=jnp.int32)
     k = jnp.maximum(count, 2).astype(jnp.float32)
@@ -245,11 +248,11 @@ def signals_of(states: State | Sequence[State]) -> Signals:
     """Return the average signals of recorded streams.
 
     Args:
-      states: final states of `recorder`, of all layers ([L] leading the notes, as the streaming
+      states: final states of `Recorder`, of all layers ([L] leading `aux`, as the streaming
         loop holds them; further leading axes are streams), one or several.
 
     Raises:
-      ValueError: if no chunk counted for some layer and kind.
+      ValueError: if no chunk counted for some layer and modality.
     """
     several = [states] if isinstance(states, State) else list(states)
     recorded = [jax.tree.map(np.asarray, state.aux.sums) for state in several]

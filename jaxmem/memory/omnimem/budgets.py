@@ -1,26 +1,31 @@
 """Budgets: how many slots each layer gives to audio and to vision, and what they cost in bytes.
 
-A *budget table* is an int array: `[L, 2]` holds (audio, visual) caps per layer, `[L]` one cap that
-both share. Tables are static; they come from one number (`uniform`), from a calibration
-(`jaxmem.memory.omnimem.avba`) or from a file (`load_table`).
+A *budget table* holds (audio, visual) caps per layer, [L][2], or one cap that both share, [L]. In a
+memory it is a nested tuple; functions take any array. Tables are static; they come from one number
+(`uniform`), from a calibration (`jaxmem.memory.omnimem.avba`) or from a file (`load_table`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import Memory, Spec
+from jaxmem.memory.base import AnyMemory, Spec
 
 FORMAT = "jaxmem-budget-table"
 VERSION = 1
 
-Table = np.ndarray | Sequence[Sequence[int]] | Sequence[int]
+Table = tuple[tuple[int, int], ...] | tuple[int, ...]
+TableLike = np.ndarray | Sequence[Sequence[int]] | Sequence[int]
+M = TypeVar("M", bound=AnyMemory)
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 def share_of_ratio(ratio: float) -> float:
@@ -44,38 +49,59 @@ def uniform(slots: int, layers: int, audio_share: float) -> np.ndarray:
     return np.tile(np.asarray([[audio, slots - audio]], np.int64), (layers, 1))
 
 
-def joined(table: Table) -> np.ndarray:
+def joined(table: TableLike) -> np.ndarray:
     """Return the table [L] in which audio and vision share one cap per layer."""
     array = np.asarray(table)
     return array if array.ndim == 1 else array.sum(axis=1)
 
 
-def resolve(budget: int | Table, layers: int, *, audio_share: float, joint: bool) -> np.ndarray:
-    """Return the int table that a budget argument means: [L, 2], or [L] for a joint cap.
+def hashable(budget: int | TableLike) -> int | Table:
+    """Return a budget as a memory holds it: a whole number, or a table of nested tuples.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if isinstance(budget, int | np.integer):
+        return int(budget)
+    array = check_table(budget)
+    if array.ndim == 1:
+        return tuple(int(cap) for cap in array)
+    return tuple((int(audio), int(visual)) for audio, visual in array)
+
+
+def scaled(table: Table, total: int) -> Table:
+    """Return a table whose caps add up to at most `total`, in the same proportions."""
+    array = check_table(table)
+    found = hashable(array * total // max(int(array.sum()), 1))
+    assert not isinstance(found, int)
+    return found
+
+
+def resolve(budget: int | Table, layers: int, *, audio_share: float | None) -> np.ndarray:
+    """Return the int table that a budget means: [L, 2], or [L] for a joint cap.
 
     Args:
       budget: slots per layer (audio and vision together), or a table.
       layers: L of the model.
-      audio_share: audio's part of an int budget; tables carry their own split.
-      joint: audio and vision share one cap.
+      audio_share: audio's part of a number as budget (tables carry their own split); None: audio
+        and vision share one cap.
 
     Raises:
       ValueError: if the table is not [L, 2] or [L] of whole numbers >= 0 for this model.
     """
-    if isinstance(budget, (int, np.integer)):
-        table = uniform(int(budget), layers, audio_share)
+    if isinstance(budget, int):
+        table = uniform(budget, layers, 0.0 if audio_share is None else audio_share)
     else:
         table = check_table(budget)
     if table.shape[0] != layers:
         raise ValueError(
             f"the budget table has {table.shape[0]} layers but the model has {layers}; calibrate "
-            "this model, or rescale a profile with jaxmem.memory.omnimem.avba before making the "
-            "table."
+            "this model, or rescale a profile with avba.stretch before making the table."
         )
-    return joined(table) if joint else table
+    return joined(table) if audio_share is None else table
 
 
-def check_table(table: Table) -> np.ndarray:
+def check_table(table: TableLike) -> np.ndarray:
     """Return a table as an int64 array.
 
     Raises:
@@ -96,7 +122,7 @@ def check_table(table: Table) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def save_table(path: str | Path, table: Table, made: Mapping[str, Any] | None = None) -> None:
+def save_table(path: str | Path, table: TableLike, made: Mapping[str, Any] | None = None) -> None:
     """Write a table as JSON; `made` records how it was made (settings, model, videos)."""
     document = {
         "format": FORMAT,
@@ -107,13 +133,16 @@ def save_table(path: str | Path, table: Table, made: Mapping[str, Any] | None = 
     Path(path).write_text(json.dumps(document, indent=1) + "\n")
 
 
-def load_table(path: str | Path) -> np.ndarray:
+def load_table(path: str | Path) -> Table:
     """Return a table written by `save_table`.
 
     Raises:
       ValueError: if the file is not such a table, or of a newer version.
     """
-    return check_table(read_document(Path(path).read_text(), FORMAT, VERSION, ("caps",))["caps"])
+    document = read_document(Path(path).read_text(), FORMAT, VERSION, ("caps",))
+    found = hashable(document["caps"])
+    assert not isinstance(found, int)
+    return found
 
 
 def read_document(text: str, kind: str, version: int, fields: Sequence[str]) -> dict[str, Any]:
@@ -140,34 +169,93 @@ def read_document(text: str, kind: str, version: int, fields: Sequence[str]) -> 
     return document
 
 
-def slots_for_bytes(factory: Callable[[int], Memory], spec: Spec, budget_bytes: int) -> int:
+def slots_for_bytes(
+    factory: Callable[[int], AnyMemory], spec: Spec, budget_bytes: int, *, smallest: int = 1
+) -> int:
     """Return the most slots per layer that `factory(slots)` affords within `budget_bytes`.
 
     One byte budget compares memories fairly: whatever a memory holds on the device beside keys and
-    values (redundancy vectors, text slots, grids of codes, summaries of a bank, notes, a bank that
-    is not in host memory) is counted. Nothing is allocated.
+    values (redundancy vectors, text slots, grids of codes, summaries of a bank, counters, a bank
+    that is not in host memory) is counted. Nothing is allocated.
 
     Args:
-      factory: slots per layer -> memory, for example `omnimem`; more slots never cost less.
+      factory: slots per layer -> memory, for example `OmniMem`; more slots never cost less.
       spec: of the model.
       budget_bytes: over all layers, at rest.
+      smallest: the fewest slots that the memory takes.
 
     Raises:
-      ValueError: if not even one slot per layer fits.
+      ValueError: if not even `smallest` slots per layer fit.
     """
 
     def price(slots: int) -> int:
         return footprint(factory(slots), spec).device
 
-    least = price(1)
+    least = price(smallest)
     if least > budget_bytes:
+        many = "one slot" if smallest == 1 else f"{smallest} slots"
         raise ValueError(
-            f"{budget_bytes} bytes hold no memory: one slot per layer costs {least} bytes."
+            f"{budget_bytes} bytes hold no memory: {many} per layer costs {least} bytes."
         )
-    low, high = 1, 2
+    low, high = smallest, 2 * smallest
     while price(high) <= budget_bytes:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if price(middle) <= budget_bytes else (low, middle)
     return low
+
+
+def parse_bytes(text: str) -> int:
+    """Return a size such as "64KiB", "1.5MB" or "300B" in bytes.
+
+    Raises:
+      ValueError: if it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise ValueError(f"{text!r} is no size: write 64KiB, 1.5MB or 300B.")
+    return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
+
+
+def resized(memory: M, slots: int, spec: Spec) -> M:
+    """Return the same memory with `slots` slots per layer.
+
+    Raises:
+      ValueError: if its slots do not follow from one number.
+    """
+    own = getattr(memory, "resized", None)
+    if own is not None:
+        return own(slots, spec)
+    names = {one.name for one in fields(memory)} if is_dataclass(memory) else set()
+    if "budget" in names:
+        return replace(memory, budget=slots)  # type: ignore[type-var]
+    if "memory" in names:
+        inner = resized(memory.memory, slots, spec)  # type: ignore[attr-defined]
+        return replace(memory, memory=inner)  # type: ignore[type-var]
+    raise ValueError(
+        f"{memory.name} cannot be resized: it has neither a `budget` nor a method `resized`."
+    )
+
+
+def smallest(memory: AnyMemory | type[AnyMemory], spec: Spec) -> int:
+    """Return the fewest slots per layer that a memory takes: its `smallest`, or 1."""
+    found = getattr(memory, "smallest", 1)
+    return found(spec) if callable(found) else found
+
+
+def within(memory: M, spec: Spec, size: int | str) -> M:
+    """Return the same memory with the most slots that fit in so many bytes on the device.
+
+    Args:
+      memory: any memory; its own number of slots does not matter.
+      spec: of the model.
+      size: in bytes, or "64KiB".
+
+    Raises:
+      ValueError: if the size is none, or holds no memory.
+    """
+    most = parse_bytes(size) if isinstance(size, str) else size
+    least = smallest(memory, spec)
+    slots = slots_for_bytes(lambda n: resized(memory, n, spec), spec, most, smallest=least)
+    return resized(memory, slots, spec)

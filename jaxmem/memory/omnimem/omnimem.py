@@ -5,26 +5,27 @@ from the chunk's queries and by its dissimilarity to the two neighbours in the p
 
     score = a^lam * max(1 - s, 0)^power,
 
-and audio and visual tokens compete inside their own kind, under caps of their own per layer. Text
-is always kept, up to a static cap. Positions are never changed.
+and audio and visual tokens compete inside their own modality, under caps of their own per layer.
+Text is always kept, up to a static cap. Positions are never changed.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kernels.similarity import neighbour_cosine, unit
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Memory, Requires, Spec, State, View
+from jaxmem.memory.base import Attention, Chunk, Requires, Spec, State
 from jaxmem.memory.omnimem import budgets
 from jaxmem.memory.omnimem.sign_sketch import project
-from jaxmem.memory.parts import positions as places
-from jaxmem.memory.parts import scores
+from jaxmem.memory.parts import scored, scores
+from jaxmem.memory.parts.positions import Reindexed, start
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
 RATIO = 5.0
@@ -34,15 +35,15 @@ RATIO = 5.0
 class Slots(NamedTuple):
     """What a slot holds: the token, the attention it has received, and its direction."""
 
-    tokens: KV
-    imp: Float[Array, "S"]  # float32, importance after the last chunk
+    kv: KV
+    importance: Float[Array, "S"]  # float32, after the last chunk
     unit: Float[Array, "S U"]  # unit layer input, or its sketch
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """One layer's numbers; caps are data, so that layers with different budgets share code."""
 
-    capacity: Int[Array, ""]  # slots that may be filled: the sum of caps
+    capacity: Int[Array, ""]  # slots that may be filled: the sum of quotas
     next_pos: Num[Array, "A"]  # where the next chunk begins
     quotas: Int[Array, "C"]  # (text, audio, visual), or (text, audio and visual)
     dropped: Int[Array, ""]  # text tokens dropped so far
@@ -55,148 +56,177 @@ class Pool(NamedTuple):
     modality: Int[Array, "N"]
     redundancy: Float[Array, "N"]  # mean cosine with the previous and the next pool entry
     importance: Float[Array, "N"] | None  # None: the memory reads no attention
+    n: Int[Array, ""]  # valid entries
 
 
-def omnimem(
-    budget: int | budgets.Table,
-    *,
-    audio_share: float = budgets.share_of_ratio(RATIO),
-    joint: bool = False,
-    text: int | None = None,
-    importance: Literal["mean_logit", "exact"] = "mean_logit",
-    lam: float = 0.02,
-    power: float = 0.5,
-    carry: float = 0.5,
-    form: Literal["product", "sum"] = "product",
-    global_factor: float = 0.0,
-    sketch: int | None = 128,
-    unit_dtype: Any = None,
-    positions: places.Rule = "keep",
-) -> Memory:
-    """Return OmniMem; the defaults are those of the released code.
+@dataclass(frozen=True)
+class OmniMem(Reindexed):
+    """OmniMem; the defaults are those of the released code.
 
-    Args:
-      budget: slots per layer for audio and vision together, or a budget table (see
-        `jaxmem.memory.omnimem.budgets`, `jaxmem.memory.omnimem.avba`).
-      audio_share: audio's part of an int budget; 1/6 is the released prior of five visual slots
-        for an audio slot. Where audio matters as much as vision, use 0.5.
-      joint: audio and vision compete for one cap.
-      text: slots for text tokens (the newest win); None gives a third of the average budget, at
-        least 8, which holds the 257 timestamps of 10 tokens of the released setting.
-      importance: softmax of head-averaged logits (released default), or the mean over heads of
-        the exact attention weights, divided by the number of queries.
-      lam: exponent of importance (weight, if form is "sum"); 0 = redundancy alone, and then no
+    Summary tokens of other memories compete as vision. A cap that nobody competes for is lent to
+    the other modality: without audio all slots are for pictures.
+
+    Attributes:
+      budget: slots per layer for audio and vision together, or a table of caps per layer (see
+        `budgets`, `avba`): [L][audio, visual], or [L] for one cap that both share.
+      audio_share: audio's part of a number as budget; 1/6 is the released prior of five visual
+        slots for an audio slot; where audio matters as much as vision, use 0.5. None: audio and
+        vision compete for one cap.
+      text: slots for text tokens (the newest win). None: where time stamps come with the stream, a
+        third of the average budget, at least 8, which holds the 257 time stamps of 10 tokens of the
+        released setting; else none.
+      importance: softmax of head-averaged logits ("mean_logit", released), or the mean over heads
+        of the exact attention weights, divided by the number of queries ("exact").
+      lam: exponent of importance (weight, if form is "sum"); 0: redundancy alone, and then no
         attention statistics are computed.
       power: exponent of 1 - s; 0.5 as released, 1 as published.
       carry: weight of the stored importance when a memory token is seen again.
-      form: a^lam (1 - s)^power, or the additive variant lam a / sum(a) - 2 s.
+      form: a^lam (1 - s)^power ("product"), or the additive variant lam a / sum(a) - 2 s ("sum").
       global_factor: adds this times the block redundancy (`scores.block_redundancy`) to 2 s.
       sketch: numbers per redundancy vector; wider layer inputs are projected to so many, narrower
-        ones are stored whole. None always stores the whole layer input.
+        ones are stored whole. None stores the whole layer input, as released.
       unit_dtype: of the stored redundancy vectors; None takes the dtype of keys and values.
-      positions: "keep" the position of arrival, or renumber ("contiguous").
-
-    Summary tokens of other memories compete as vision.
+      newest: so many newest tokens, of audio and of vision each, are held whatever their score,
+        inside the caps; 0 as published.
+      reindex: kept tokens are numbered without gaps; False as published.
 
     Raises:
       ValueError: if an option is unknown or out of range.
     """
-    if importance not in ("mean_logit", "exact"):
-        raise ValueError(f"importance must be 'mean_logit' or 'exact', got {importance!r}.")
-    if form not in ("product", "sum"):
-        raise ValueError(f"form must be 'product' or 'sum', got {form!r}.")
-    if not 0.0 <= carry <= 1.0:
-        raise ValueError(f"carry is the weight of an average, between 0 and 1, got {carry}.")
-    if lam < 0 or power <= 0:
-        raise ValueError(f"lam must be >= 0 and power > 0, got lam={lam}, power={power}.")
-    if sketch is not None and (sketch < 1 or sketch % 32):
-        raise ValueError(f"sketch must be a multiple of 32 numbers, or None, got {sketch}.")
 
-    def init(spec: Spec) -> State:
-        table = budgets.resolve(budget, spec.layers, audio_share=audio_share, joint=joint)
-        mean = int(table.sum()) // spec.layers
-        kept_text = max(8, mean // 3) if text is None else text
-        mine = table[spec.layer].reshape(-1)
-        room = kept_text + int(mine.sum())
-        if kept_text < 0 or room < 1:
+    budget: int | budgets.Table
+    _: KW_ONLY
+    audio_share: float | None = budgets.share_of_ratio(RATIO)
+    text: int | None = None
+    importance: Literal["mean_logit", "exact"] = "mean_logit"
+    lam: float = 0.02
+    power: float = 0.5
+    carry: float = 0.5
+    form: Literal["product", "sum"] = "product"
+    global_factor: float = 0.0
+    sketch: int | None = None
+    unit_dtype: str | None = None
+    newest: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "budget", budgets.hashable(self.budget))
+        if isinstance(self.budget, int):
+            scored.check_budget(self.name, max(self.budget, 1), self.audio_share)
+        if self.importance not in ("mean_logit", "exact"):
             raise ValueError(
-                f"layer {spec.layer} has {kept_text} text slots and caps {mine.tolist()}: a layer "
+                f"importance must be 'mean_logit' or 'exact', got {self.importance!r}."
+            )
+        if self.form not in ("product", "sum"):
+            raise ValueError(f"form must be 'product' or 'sum', got {self.form!r}.")
+        if not 0.0 <= self.carry <= 1.0:
+            raise ValueError(f"carry is the weight of an average, 0 to 1, got {self.carry}.")
+        if self.lam < 0 or self.power <= 0:
+            raise ValueError(
+                f"lam must be >= 0 and power > 0, got lam={self.lam}, power={self.power}."
+            )
+        if self.sketch is not None and (self.sketch < 1 or self.sketch % 32):
+            raise ValueError(
+                f"sketch must be a multiple of 32 numbers, or None, got {self.sketch}."
+            )
+        if self.newest < 0 or (self.text is not None and self.text < 0):
+            raise ValueError(
+                f"newest and text must not be negative, got {self.newest} and {self.text}."
+            )
+
+    @property
+    def requires(self) -> Requires:
+        form = "mean_logit" if self.importance == "mean_logit" else "softmax"
+        return Requires(hidden=True, attention=Attention(form) if self.lam > 0 else None)
+
+    def resized(self, slots: int, spec: Spec) -> OmniMem:
+        """Return the same memory with `slots` per layer; a table is scaled to that average."""
+        if isinstance(self.budget, int):
+            return replace(self, budget=slots)
+        return replace(self, budget=budgets.scaled(self.budget, slots * spec.layers))
+
+    def quotas(self, spec: Spec, layer: int) -> tuple[int, ...]:
+        """Return a layer's caps: (text, audio, visual), or (text, audio and visual)."""
+        table = budgets.resolve(self.budget, spec.layers, audio_share=self.audio_share)
+        kept_text = self.text
+        if kept_text is None:
+            kept_text = max(8, int(table.sum()) // spec.layers // 3) if spec.timestamps else 0
+        return kept_text, *(int(cap) for cap in table[layer].reshape(-1))
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        quotas = self.quotas(spec, layer)
+        capacity = sum(quotas)
+        if capacity < 1:
+            raise ValueError(
+                f"layer {layer} has {quotas[0]} text slots and caps {list(quotas[1:])}: a layer "
                 "needs at least one slot."
             )
-        width = spec.width if sketch is None else min(sketch, spec.width)
+        width = spec.width if self.sketch is None else min(self.sketch, spec.width)
         slots = Slots(
-            tokens=spec.empty(room),
-            imp=jnp.zeros((room,), jnp.float32),
-            unit=jnp.zeros((room, width), spec.dtype if unit_dtype is None else unit_dtype),
+            kv=spec.empty(capacity),
+            importance=jnp.zeros((capacity,), jnp.float32),
+            unit=jnp.zeros((capacity, width), self.unit_dtype or spec.dtype),
         )
-        notes = Notes(
-            capacity=jnp.asarray(room, jnp.int32),
-            next_pos=places.start(spec),
-            quotas=jnp.asarray([kept_text, *mine.tolist()], jnp.int32),
+        aux = Aux(
+            capacity=jnp.asarray(capacity, jnp.int32),
+            next_pos=start(spec),
+            quotas=jnp.asarray(quotas, jnp.int32),
             dropped=jnp.zeros((), jnp.int32),
         )
-        return State(slots, notes)
+        return State(slots, aux)
 
-    def view(state: State, bank: Any, rows: Any) -> View:
-        del bank, rows
-        return View(state.slots.tokens, state.aux.next_pos)
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
+        del spec
+        pool = gather(state.slots, chunk, carry=self.carry, exact=self.importance == "exact")
+        aux = state.aux
+        ranked = compete(self.score(pool), pool.modality, groups=aux.quotas.shape[0])
+        if self.newest:
+            ranked = _newest_first(ranked, self.newest)
+        media = scored.lend(aux.quotas[1:], ranked[1:] > -jnp.inf)
+        lent = jnp.concatenate([aux.quotas[:1], media])
+        index, keep = select(ranked, lent, slots=state.slots.importance.shape[0])
+        texts = jnp.sum(pool.modality == kvs.TEXT, dtype=jnp.int32)
+        aux = aux._replace(dropped=aux.dropped + jnp.maximum(texts - aux.quotas[0], 0))
+        return State(kvs.take(pool.slots, index, keep), self.moved(aux, chunk)), None
 
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
-        pool = gather(state.slots, seen, carry=carry, exact=importance == "exact")
+    def score(self, pool: Pool) -> Float[Array, "N"]:
+        """Return a^lam * max(1 - s, 0)^power, or the additive variant."""
         s = pool.redundancy
-        if global_factor:
+        if self.global_factor:
             vectors = unit(pool.slots.unit.astype(jnp.float32))
-            s = s + 0.5 * global_factor * scores.block_redundancy(vectors)
-        if form == "product":
-            score = scores.product(pool.importance, s, lam, power)
-        else:
-            score = scores.additive(pool.importance, s, lam)
-        notes = state.aux
-        ranked = compete(score, pool.modality, groups=notes.quotas.shape[0])
-        index, keep = select(ranked, notes.quotas, slots=state.slots.imp.shape[0])
-        texts = jnp.sum(pool.modality == tk.TEXT, dtype=jnp.int32)
-        notes = notes._replace(
-            next_pos=places.keep(seen),
-            dropped=notes.dropped + jnp.maximum(texts - notes.quotas[0], 0),
-        )
-        return State(tk.take(pool.slots, index, keep), notes), None
-
-    def recall(state: State, bank: Any, query: Any) -> View:
-        del bank, query
-        return View(state.slots.tokens, state.aux.next_pos)
-
-    mass = "mean_logit" if importance == "mean_logit" else "softmax"
-    reads = Requires(hidden=True, mass=mass if lam > 0 else None)
-    memory = Memory(init, view, write, recall, reads, scope="layer", name="omnimem")
-    return places.ruled(memory, positions)
+            s = s + 0.5 * self.global_factor * scores.block_redundancy(vectors)
+        if self.form == "product":
+            return scores.product(pool.importance, s, self.lam, self.power)
+        return scores.additive(pool.importance, s, self.lam)
 
 
-def gather(slots: Slots, seen: Chunk, *, carry: float = 0.5, exact: bool = False) -> Pool:
+def gather(slots: Slots, chunk: Chunk, *, carry: float = 0.5, exact: bool = False) -> Pool:
     """Return the dense pool of a layer with its redundancy and importance, before eviction.
 
     Args:
       slots: the memory [S], valid slots first.
-      seen: the chunk [T]; `hidden` is needed, `mass` gives importance.
+      chunk: the chunk [T]; `hidden` is needed, `received` gives importance.
       carry: see `scores.carry_over`.
-      exact: the mass is divided by the number of valid queries.
+      exact: the attention is divided by the number of valid queries.
     """
-    n = tk.count(slots.tokens)
-    fresh_kind = seen.tokens.modality[:, 0]
-    rows = jnp.sum(fresh_kind != tk.EMPTY, dtype=jnp.int32)
-    direction = _direction(seen.hidden, fresh_kind != tk.EMPTY, slots.unit.shape[1])
-    fresh = Slots(seen.tokens, jnp.zeros(fresh_kind.shape, jnp.float32), direction)
-    pool = tk.append(slots, fresh, n)
+    n = kvs.count(slots.kv)
+    modality = chunk.kv.modality[:, 0]
+    rows = jnp.sum(modality != kvs.EMPTY, dtype=jnp.int32)
+    direction = _direction(chunk.hidden, modality != kvs.EMPTY, slots.unit.shape[1])
+    fresh = Slots(chunk.kv, jnp.zeros(modality.shape, jnp.float32), direction)
+    pool = kvs.append(slots, fresh, n)
     # Vectors stored in fewer bits are rounded; their lengths are taken out again.
     s = neighbour_cosine(pool.unit, n + rows, lengths=pool.unit.dtype != jnp.float32)
 
-    imp = None
-    if seen.mass is not None:
-        new = tk.append(seen.mass.memory[0], seen.mass.chunk[0], n)
+    importance = None
+    if chunk.received is not None:
+        new = kvs.append(chunk.received.memory[0], chunk.received.chunk[0], n)
         if exact:
             new = new / jnp.maximum(rows, 1).astype(jnp.float32)
-        imp = jax.lax.stop_gradient(scores.carry_over(new, pool.imp, n, rows, carry))
-        pool = pool._replace(imp=imp)
-    return Pool(pool, pool.tokens.modality[:, 0], jax.lax.stop_gradient(s), imp)
+        carried = scores.carry_over(new, pool.importance, n, rows, carry)
+        importance = jax.lax.stop_gradient(carried)
+        pool = pool._replace(importance=importance)
+    s = jax.lax.stop_gradient(s)
+    return Pool(pool, pool.kv.modality[:, 0], s, importance, n + rows)
 
 
 def _direction(
@@ -205,8 +235,8 @@ def _direction(
     """Return the unit layer inputs, sketched to `width` numbers; zero for padding."""
     if hidden is None:
         raise ValueError(
-            "OmniMem compares layer inputs but Chunk.hidden is None; the decoder step must honour "
-            "requires.hidden."
+            "OmniMem compares layer inputs but Chunk.hidden is None: the decoder must report what "
+            "`requires.hidden` asks for."
         )
     vectors = jax.lax.stop_gradient(hidden).astype(jnp.float32)
     if width < hidden.shape[1]:
@@ -214,13 +244,22 @@ def _direction(
     return jnp.where(real[:, None], unit(vectors), 0.0)
 
 
-def compete(score: Float[Array, "N"], kind: Int[Array, "N"], *, groups: int) -> Float[Array, "C N"]:
+def compete(
+    score: Float[Array, "N"], modality: Int[Array, "N"], *, groups: int
+) -> Float[Array, "C N"]:
     """Return one row of scores per competition: text (the newest win), audio, vision.
 
     With two groups audio and vision compete in one.
     """
-    text, audio = kind == tk.TEXT, kind == tk.AUDIO
-    vision = (kind == tk.VISION) | (kind == tk.SUMMARY)
+    text, audio = modality == kvs.TEXT, modality == kvs.AUDIO
+    vision = (modality == kvs.VISION) | (modality == kvs.SUMMARY)
     members = [audio, vision] if groups == 3 else [audio | vision]
-    rows = [scores.only(scores.newest(kind.shape[0]), text)]
+    rows = [scores.only(scores.newest(modality.shape[0]), text)]
     return jnp.stack(rows + [scores.only(score, group) for group in members])
+
+
+def _newest_first(ranked: Float[Array, "C N"], count: int) -> Float[Array, "C N"]:
+    """Return scores under which each competition keeps its `count` newest members first."""
+    member = ranked > -jnp.inf
+    later = jnp.cumsum(member[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
+    return scores.protect(ranked, member & (later <= count))

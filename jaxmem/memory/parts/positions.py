@@ -1,77 +1,64 @@
 """Where the next chunk begins, and which positions the kept keys are read at.
 
 Keys are stored before rotation, so a position rule is a function of numbers; no key is touched.
-A memory holds the answer of its rule in its notes (`end [A]`) and returns it as `View.base`.
+A memory holds the answer of its rule in its state (`aux.next_pos`) and returns it as `View.base`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State, View
+from jaxmem.memory.base import Chunk, Embeds, Memory, Spec, State, View
 from jaxmem.typing import Array, Bool, Int, Num, PyTree, Scalar
-
-Rule = Literal["keep", "contiguous"]
-"""What positions kept tokens are read at."""
 
 
 def start(spec: Spec) -> Num[Array, "A"]:
-    """Return where the first chunk begins: behind the P tokens of the prefix, on every axis."""
+    """Return where the first chunk begins: after the P tokens of the prefix, on every axis."""
     return jnp.full((spec.axes,), spec.prefix, spec.pos_dtype)
 
 
-def keep(seen: Chunk) -> Num[Array, "A"]:
-    """Keep original positions: the next chunk begins where this one ended, whatever was dropped.
+@dataclass(frozen=True)
+class Reindexed(Memory):
+    """A memory that keeps positions as they came, or numbers what it holds without gaps.
 
-    The rule of OmniMem and of every baseline here. A chunk of padding spans nothing, so it does
-    not move the end.
+    Attributes:
+      reindex: the i-th valid slot is read at position P + i on every axis, and the next chunk
+        begins after the last one: distances then count what is held, not the time that has passed
+        (StreamingLLM, section 3.2). `aux.next_pos` then stays at P. False: positions are kept, and
+        the next chunk begins where the last one ended, whatever was dropped.
     """
-    return seen.next_pos
+
+    _: KW_ONLY
+    reindex: bool = False
+
+    def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
+        del spec, embeds, bank
+        kv, next_pos = self.kv(state), state.aux.next_pos
+        return View(*numbered(kv, next_pos)) if self.reindex else View(kv, next_pos)
+
+    def moved(self, aux: Any, chunk: Chunk) -> Any:
+        """Return `aux` with the position where the next chunk begins."""
+        if self.reindex:
+            return aux
+        return aux._replace(next_pos=chunk.next_pos.astype(aux.next_pos.dtype))
 
 
-def ruled(memory: Memory, rule: Rule) -> Memory:
-    """Return the memory under a rule of positions.
-
-    "keep" is the memory as it is. "contiguous" reads the i-th valid slot at position P + i on every
-    axis, and the next chunk begins behind the last one: distances then count what is held, not the
-    time that has passed (StreamingLLM, section 3.2). Notes that held the end of the stream hold P.
-
-    Raises:
-      ValueError: for another rule.
-    """
-    if rule == "keep":
-        return memory
-    if rule != "contiguous":
-        raise ValueError(f'positions must be "keep" or "contiguous", got {rule!r}.')
-
-    def view(state: State, bank: PyTree, rows: Embeds) -> View:
-        return View(*numbered(memory.view(state, bank, rows).tokens, state.aux.next_pos))
-
-    def write(state: State, seen: Chunk) -> tuple[State, PyTree]:
-        after, spill = memory.write(state, seen)
-        return State(after.slots, after.aux._replace(next_pos=state.aux.next_pos)), spill
-
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        return View(*numbered(memory.recall(state, bank, query).tokens, state.aux.next_pos))
-
-    return memory._replace(view=view, write=write, recall=recall)
-
-
-def numbered(tokens: KV, first: Num[Array, "A"]) -> tuple[KV, Num[Array, "A"]]:
-    """Return tokens at positions `first` + index on every axis, and the position behind them.
+def numbered(kv: KV, first: Num[Array, "A"]) -> tuple[KV, Num[Array, "A"]]:
+    """Return `kv` at positions `first` + index on every axis, and the position after them.
 
     Where heads hold different numbers they end together, and the fullest begins at `first`.
     """
-    counts = jnp.sum(tk.valid(tokens), axis=0, dtype=jnp.int32)  # [Gm]
+    counts = jnp.sum(kvs.valid(kv), axis=0, dtype=jnp.int32)  # [Gm]
     late = jnp.max(counts) - counts
-    index = jnp.arange(tokens.modality.shape[0], dtype=jnp.int32)[:, None] + late[None]
-    index = index[..., None].astype(tokens.pos.dtype)
-    pos = jnp.broadcast_to(first.astype(index.dtype)[None, None] + index, tokens.pos.shape)
-    return tokens._replace(pos=pos), first + jnp.max(counts).astype(first.dtype)
+    index = jnp.arange(kv.modality.shape[0], dtype=jnp.int32)[:, None] + late[None]
+    index = index[..., None].astype(kv.pos.dtype)
+    pos = jnp.broadcast_to(first.astype(index.dtype)[None, None] + index, kv.pos.shape)
+    return kv._replace(pos=pos), first + jnp.max(counts).astype(first.dtype)
 
 
 def largest(pos: Num[Array, "N A"], valid: Bool[Array, "N"], start: Num[Array, "A"]) -> Scalar:
@@ -79,10 +66,10 @@ def largest(pos: Num[Array, "N A"], valid: Bool[Array, "N"], start: Num[Array, "
     return jnp.max(jnp.where(valid[:, None], pos, (start - 1)[None].astype(pos.dtype)))
 
 
-def behind(
+def following(
     pos: Num[Array, "N A"], valid: Bool[Array, "N"], start: Num[Array, "A"]
 ) -> Num[Array, "A"]:
-    """Return the first whole position behind everything that is held, the same on every axis.
+    """Return the first whole position after everything that is held, the same on every axis.
 
     HERMES' rule for the next chunk: it closes the gap if the newest tokens were dropped.
     """

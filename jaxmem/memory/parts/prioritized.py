@@ -1,15 +1,15 @@
-"""`keep`: memories that hold what comes first in a fixed order of preference.
+"""`Prioritized`: memories that hold what comes first in a fixed order of preference.
 
 Every unit of the stream (a token or a whole frame) gets a priority when it arrives, which never
 changes: the newest first, some pinned, evenly spaced, at random. The memory holds the units of
-smallest priority that fit. Because a unit that was turned away once is always behind those that
+smallest priority that fit. Because a unit that was turned away once always ranks after those that
 were held then, the memory equals the choice among *all* tokens so far, although it sees each only
 once, and it does not depend on how the stream was cut into chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,130 +17,173 @@ import numpy as np
 
 from jaxmem.kernels.select import select
 from jaxmem.kv import EMPTY, KV, append, count, take
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State, View
-from jaxmem.memory.parts import positions
-from jaxmem.memory.parts.units import Unit, token
+from jaxmem.memory.base import Chunk, Spec, State
+from jaxmem.memory.parts.positions import Reindexed, numbered, start
+from jaxmem.memory.parts.units import FrameCursor, Number, Token, Unit
 from jaxmem.typing import Array, Bool, Int, Num, PyTree, UInt
 
 NONE = np.uint32(2**32 - 1)  # the priority of an empty slot, and the bar while nothing is refused
 LAST = np.uint32(2**32 - 2)  # the largest priority of a token
-
-Priority = Callable[[UInt[Array, "T"], PyTree], UInt[Array, "T"]]
-"""(unit numbers, seed) -> priorities, uint32, the smallest kept longest."""
+EDGE, STEP = np.uint32(2**31), np.uint32(2**30)
+"""Past EDGE, numbers of an order by age are moved down by STEP, again and again."""
 
 
 class Slots(NamedTuple):
     """Tokens, each with the priority of its unit."""
 
-    tokens: KV
+    kv: KV
     priority: UInt[Array, "S"]  # fixed at arrival
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """What is not a slot."""
 
     capacity: Int[Array, ""]  # slots that may be filled
     next_pos: Num[Array, "A"]  # where the next chunk begins
     bar: UInt[Array, ""]  # smallest priority refused so far
-    dropped: Int[Array, ""]  # tokens that were written and are no longer held
+    dropped: Int[Array, ""]  # tokens that were written and are no longer held, at most 2^31 - 1
     cursor: PyTree  # of the unit's numbering
     seed: PyTree  # what the priorities are drawn with, None where nothing is drawn
+    arrived: Num[Array, "A"] | None = None  # where the stream is, while positions are renumbered
 
 
-def newest(number: UInt[Array, "T"], seed: PyTree = None) -> UInt[Array, "T"]:
-    """Prefer the newest: the order of a sliding window."""
-    del seed
-    return LAST - number
+@dataclass(frozen=True)
+class Prioritized(Reindexed):
+    """Holds the units of smallest priority that fit. No attention statistics are read.
 
-
-def keep(
-    slots: int,
-    priority: Priority,
-    *,
-    name: str,
-    unit: Unit | None = None,
-    most: int | None = None,
-    seed: Callable[[Spec], PyTree] = lambda spec: None,
-    rule: positions.Rule = "keep",
-) -> Memory:
-    """Return the memory that holds the units of smallest priority.
-
-    Units are whole: the first unit that does not fit entirely is dropped with all behind it.
-    No attention statistics are read.
-
-    Args:
-      slots: S, slots of every layer.
-      priority: of unit numbers; called once for each chunk.
-      name: of the memory.
-      unit: what is counted and kept whole; single tokens if None.
-      most: units held at most; None for as many as fit.
-      seed: arrays that `priority` draws with, part of the state.
-      rule: of positions, see `positions.ruled`.
-
-    Raises:
-      ValueError: if `slots` or `most` is not positive.
+    Units are whole: the first unit that does not fit entirely is dropped with all that rank after
+    it.
     """
-    _positive(name, "slots", slots)
-    if most is not None:
-        _positive(name, "units", most)
-    unit = token() if unit is None else unit
 
-    def init(spec: Spec) -> State:
-        notes = Notes(
+    @property
+    def capacity(self) -> int:
+        """Return S, slots of every layer."""
+        raise NotImplementedError(f"{self.name}.capacity")
+
+    @property
+    def numbering(self) -> Unit:
+        """Return what is counted and kept whole: single tokens, unless overridden."""
+        return Token()
+
+    @property
+    def most(self) -> int | None:
+        """Return how many units are held at most; None: as many as fit."""
+        return None
+
+    def priority(self, number: Number, seed: PyTree) -> UInt[Array, "T"]:
+        """Return the priorities of unit numbers, the smallest kept longest."""
+        raise NotImplementedError(f"{self.name}.priority")
+
+    def seed_of(self, spec: Spec, layer: int) -> PyTree:
+        """Return arrays that `priority` draws with, part of the state."""
+        del spec, layer
+        return None
+
+    def rebased(self, slots: Slots, aux: Aux) -> tuple[Slots, Aux]:
+        """Return slots and aux before their numbers get too large; priorities need no such thing.
+
+        Only an order by age needs it (`ByAge`).
+        """
+        return slots, aux
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        slots = self.capacity
+        aux = Aux(
             capacity=jnp.full((), slots, jnp.int32),
-            next_pos=positions.start(spec),
+            next_pos=start(spec),
             bar=jnp.full((), NONE, jnp.uint32),
             dropped=jnp.zeros((), jnp.int32),
-            cursor=unit.init(spec),
-            seed=seed(spec),
+            cursor=self.numbering.init(spec),
+            seed=self.seed_of(spec, layer),
+            arrived=start(spec) if self.reindex else None,
         )
-        return State(Slots(spec.empty(slots), jnp.zeros((slots,), jnp.uint32)), notes)
+        return State(Slots(spec.empty(slots), jnp.zeros((slots,), jnp.uint32)), aux)
 
-    def view(state: State, bank: PyTree, rows: Embeds | None) -> View:
-        del bank, rows
-        return View(state.slots.tokens, state.aux.next_pos)
-
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
-        held, notes = state
-        number, cursor = unit.number(notes.cursor, seen.tokens, notes.capacity)
-        fresh = Slots(seen.tokens, jnp.minimum(priority(number, notes.seed), LAST))
-        pool: Slots = append(held, fresh, count(held.tokens))
-        valid = pool.tokens.modality[:, 0] != EMPTY
-        bar = jnp.minimum(notes.bar, _refused(pool.priority, valid, notes.capacity, most))
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
+        del spec
+        held, aux = self.rebased(*state)
+        arrived, fresh_kv = self._arrived(held.kv, chunk, aux)
+        number, cursor = self.numbering.number(aux.cursor, fresh_kv, aux.capacity)
+        fresh = Slots(chunk.kv, jnp.minimum(self.priority(number, aux.seed), LAST))
+        pool: Slots = append(held, fresh, count(held.kv))
+        valid = pool.kv.modality[:, 0] != EMPTY
+        bar = jnp.minimum(aux.bar, _refused(pool.priority, valid, aux.capacity, self.most))
         kept = valid & (pool.priority < bar)
         scores = jnp.where(kept, jnp.float32(0), -jnp.inf)
-        index, found = select(scores[None], notes.capacity[None], slots=held.priority.shape[0])
+        index, found = select(scores[None], aux.capacity[None], slots=held.priority.shape[0])
         gone = jnp.sum(valid, dtype=jnp.int32) - jnp.sum(kept, dtype=jnp.int32)
-        notes = notes._replace(
-            next_pos=positions.keep(seen).astype(notes.next_pos.dtype),
+        most = jnp.iinfo(jnp.int32).max
+        aux = aux._replace(
             bar=bar,
-            dropped=notes.dropped + gone,
+            dropped=jnp.where(aux.dropped > most - gone, most, aux.dropped + gone),
             cursor=cursor,
+            arrived=arrived,
         )
-        return State(take(pool, index, found), notes), None
+        return State(take(pool, index, found), self.moved(aux, chunk)), None
 
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        del query
-        return view(state, bank, None)
+    def _arrived(self, held: KV, chunk: Chunk, aux: Aux) -> tuple[Num[Array, "A"] | None, KV]:
+        """Return where the stream is after a chunk, and its tokens at the positions of arrival.
 
-    return positions.ruled(Memory(init, view, write, recall, name=name), rule)
+        Frames are told apart by these, whatever positions tokens are read at.
+        """
+        if aux.arrived is None:
+            return None, chunk.kv
+        _, base = numbered(held, aux.next_pos)
+        moved = aux.arrived - base
+        pos = chunk.kv.pos + moved[None, None].astype(chunk.kv.pos.dtype)
+        return chunk.next_pos + moved.astype(chunk.next_pos.dtype), chunk.kv._replace(pos=pos)
+
+
+@dataclass(frozen=True)
+class ByAge(Prioritized):
+    """Prefers the newest: the order of a sliding window. The first numbers may be pinned."""
+
+    @property
+    def pinned(self) -> int:
+        """Return how many of the first units are held for good."""
+        return 0
+
+    def priority(self, number: Number, seed: PyTree) -> UInt[Array, "T"]:
+        """Return LAST - number, and the number itself of what is pinned."""
+        del seed
+        pinned = (number.low < np.uint32(self.pinned)) & (number.high == 0)
+        return jnp.where(pinned, number.low, LAST - number.low)
+
+    def rebased(self, slots: Slots, aux: Aux) -> tuple[Slots, Aux]:
+        """Move the numbers of the stream, of what is held and of the bar down by STEP."""
+        frames = isinstance(aux.cursor, FrameCursor)
+        low = aux.cursor.frames.low if frames else aux.cursor.low
+        far = low >= EDGE
+
+        def older(priority: UInt[Array, "*n"]) -> UInt[Array, "*n"]:
+            moves = far & (priority >= STEP) & (priority <= LAST - STEP)  # neither pinned nor NONE
+            return jnp.where(moves, priority + STEP, priority)
+
+        low = jnp.where(far, low - STEP, low)
+        cursor = aux.cursor
+        if frames:
+            cursor = cursor._replace(frames=cursor.frames._replace(low=low))
+        else:
+            cursor = cursor._replace(low=low)
+        slots = slots._replace(priority=older(slots.priority))
+        return slots, aux._replace(cursor=cursor, bar=older(aux.bar))
+
+
+def newest(number: Number) -> UInt[Array, "T"]:
+    """Return priorities that prefer the newest, while numbers stay below 2^32 - 1."""
+    return LAST - number.low
 
 
 def _refused(
-    priority: UInt[Array, "N"], valid: Bool[Array, "N"], room: Int[Array, ""], most: int | None
+    priority: UInt[Array, "N"], valid: Bool[Array, "N"], capacity: Int[Array, ""], most: int | None
 ) -> UInt[Array, ""]:
     """Return the smallest priority that does not fit, `NONE` if all fit.
 
     Exact on 32-bit integers, which float32 scores would round to 24 bits.
     """
     ranked = jnp.sort(jnp.where(valid, priority, NONE))
-    refused = jnp.arange(ranked.shape[0], dtype=jnp.int32) >= room
+    refused = jnp.arange(ranked.shape[0], dtype=jnp.int32) >= capacity
     if most is not None:
         other = jnp.concatenate([jnp.ones((1,), bool), ranked[1:] != ranked[:-1]])
         refused |= jnp.cumsum(other, dtype=jnp.int32) > most
     return jnp.min(jnp.where(refused, ranked, NONE))
-
-
-def _positive(name: str, what: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} needs at least 1 of {what}, got {value}.")

@@ -1,4 +1,4 @@
-"""`evict`: memories that rank memory and chunk together after each chunk and keep the best.
+"""`Scored`: memories that rank memory and chunk together after each chunk and keep the best.
 
 A method is a score. Every KV head may keep tokens of its own (Gm = G): heads differ in which, never
 in how many. Audio may compete in a budget of its own, so that hundreds of visual tokens cannot push
@@ -7,20 +7,20 @@ out the few beside them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Requires, Spec, State, View
-from jaxmem.memory.parts import positions as places
+from jaxmem.memory.base import Chunk, Memory, Spec, State
 from jaxmem.memory.parts import scores
-from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
+from jaxmem.memory.parts.positions import Reindexed, numbered, start
+from jaxmem.typing import Array, Bool, Float, Int, Num
 
 T = TypeVar("T")
 AUDIO_SHARE = 1 / 6
@@ -30,11 +30,11 @@ AUDIO_SHARE = 1 / 6
 class Slots(NamedTuple):
     """Tokens, and what a method remembers of each."""
 
-    tokens: KV
-    received: Float[Array, "S Gm"] | None = None  # attention so far, where it is carried
+    kv: KV
+    received: Float[Array, "S Gm"] | None = None  # attention so far, where it accumulates
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """What is not a slot."""
 
     capacity: Int[Array, ""]  # slots that may be filled
@@ -42,145 +42,199 @@ class Notes(NamedTuple):
     quotas: Int[Array, "C"]  # (all), or (all but audio, audio)
 
 
-class Pool(NamedTuple):
+class Candidates(NamedTuple):
     """Memory, then chunk, dense, as a score sees them. Entries from `n` on hold nothing."""
 
-    tokens: KV  # [N]
-    received: Float[Array, "Gm N"] | None  # attention from this chunk's rows, and carried
+    kv: KV  # [N], at the positions that they are read at
+    received: Float[Array, "Gm N"] | None  # attention from this chunk's rows, and accumulated
     n: Int[Array, ""]  # valid entries
     rows: Int[Array, ""]  # how many of them the chunk brought
     next_pos: Num[Array, "A"]  # where the next chunk begins
-    queries: Float[Array, "T H D"] | None = None  # of the chunk's rows, before rotation
+    queries: Float[Array, "T H D"] | None  # of the chunk's rows, before rotation
+    spec: Spec
 
     @property
     def valid(self) -> Bool[Array, "Gm N"]:
         """Return which entries hold a token."""
-        return tk.valid(self.tokens).T
+        return kvs.valid(self.kv).T
 
     def newest(self, count: int | Array) -> Bool[Array, "1 N"]:
         """Return which entries are the last `count` valid ones (the same ones in every head)."""
-        index = jnp.arange(self.tokens.modality.shape[0], dtype=jnp.int32)[None]
-        return (index < self.n) & (index >= self.n - count)
+        entry = jnp.arange(self.kv.modality.shape[0], dtype=jnp.int32)[None]
+        return (entry < self.n) & (entry >= self.n - count)
+
+    def oldest(self, count: int) -> Bool[Array, "Gm N"]:
+        """Return which entries are the first `count` valid ones."""
+        return self.valid & (jnp.cumsum(self.valid, axis=1, dtype=jnp.int32) <= count)
 
 
-Score = Callable[[Pool], Float[Array, "Gm N"]]
-"""Finite or +inf scores; entries that hold nothing may have any."""
+@dataclass(frozen=True)
+class Scored(Reindexed):
+    """Keeps the tokens of largest score; equal scores go to the newer token.
 
-
-def evict(
-    budget: int,
-    score: Score,
-    *,
-    name: str,
-    reads: Requires | None = None,
-    per_head: bool = True,
-    carry: bool = False,
-    per_kind: bool = True,
-    audio_share: float = AUDIO_SHARE,
-    positions: places.Rule = "keep",
-) -> Memory:
-    """Return the memory that keeps the tokens of largest score.
-
-    Args:
+    Attributes:
       budget: S, slots of every layer.
-      score: of the pool, after each chunk; equal scores go to the newer token.
-      name: of the memory.
-      reads: what the forward pass must report.
-      per_head: every KV head keeps its own tokens.
-      carry: attention received adds up over chunks and is part of the state.
-      per_kind: audio has a part of the budget of its own.
-      audio_share: that part.
-      positions: "keep" the position of arrival, or renumber ("contiguous").
+      per_head: every KV head keeps its own tokens; False: scores are averaged over the heads.
+      audio_share: audio's part of the budget, where it competes by itself; None: all tokens compete
+        for all slots. A part that nothing competes for lends its slots to the other.
+      newest: so many newest tokens are always held, inside the budget.
+      reindex: kept tokens are numbered without gaps; False: they keep their positions.
 
     Raises:
       ValueError: if the budget is too small for its parts, or an option is out of range.
     """
-    parts = caps(name, budget, per_kind, audio_share)
 
-    def init(spec: Spec) -> State:
-        groups = spec.kv_heads if per_head else 1
-        received = jnp.zeros((budget, groups), jnp.float32) if carry else None
-        return State(Slots(spec.empty(budget, groups), received), notes(spec, parts))
+    accumulates: ClassVar[bool] = False
+    """Attention received adds up over chunks and is part of the state."""
 
-    def view(state: State, bank: PyTree, rows: Embeds | None) -> View:
-        del bank, rows
-        return View(state.slots.tokens, state.aux.next_pos)
+    budget: int
+    _: KW_ONLY
+    per_head: bool = True
+    audio_share: float | None = AUDIO_SHARE
+    newest: int = 0
 
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
-        pool = pool_of(state.slots.tokens, state.slots.received, seen)
-        index, keep = choose(score(pool), pool.tokens.modality, state.aux.quotas, slots_of(state))
-        received = None if pool.received is None or not carry else pool.received.T
-        slots = take(Slots(pool.tokens, received), index, keep)
-        end = places.keep(seen).astype(state.aux.next_pos.dtype)
-        return State(slots, state.aux._replace(next_pos=end)), None
+    def __post_init__(self):
+        check_budget(self.name, self.budget, self.audio_share)
+        if not 0 <= self.newest <= self.budget:
+            raise ValueError(
+                f"{self.name} needs 0 <= newest <= budget, got newest={self.newest} and "
+                f"budget={self.budget}."
+            )
 
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        del query
-        return view(state, bank, None)
+    def score(self, candidates: Candidates) -> Float[Array, "Gm N"]:
+        """Return finite or +inf scores; entries that hold nothing may have any."""
+        raise NotImplementedError(f"{self.name}.score")
 
-    memory = Memory(init, view, write, recall, reads or Requires(), name=name)
-    return places.ruled(memory, positions)
+    def ranked(self, candidates: Candidates) -> Float[Array, "Gm N"]:
+        """Return the scores that choose: of every head or their mean, the newest tokens first."""
+        score = self.score(candidates)
+        if not self.per_head:
+            score = jnp.mean(score, axis=0, keepdims=True)
+        if self.newest:
+            score = scores.protect(score, candidates.newest(self.newest))
+        return score
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        del layer
+        groups = spec.kv_heads if self.per_head else 1
+        received = jnp.zeros((self.budget, groups), jnp.float32) if self.accumulates else None
+        return State(Slots(spec.empty(self.budget, groups), received), self.aux(spec))
+
+    def aux(self, spec: Spec) -> Aux:
+        """Return the numbers of a stream that has not begun."""
+        return Aux(
+            capacity=jnp.asarray(self.budget, jnp.int32),
+            next_pos=start(spec),
+            quotas=jnp.asarray(split(self.budget, self.audio_share), jnp.int32),
+        )
+
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
+        candidates = self.candidates(spec, state, chunk)
+        keep = choose(
+            self.ranked(candidates), candidates.kv.modality, state.aux.quotas, length(state)
+        )
+        total = received(self, candidates).T if self.accumulates else None
+        stored = kvs.append(state.slots.kv, chunk.kv, kvs.count(state.slots.kv))
+        return State(take(Slots(stored, total), *keep), self.moved(state.aux, chunk)), None
+
+    def candidates(self, spec: Spec, state: State, chunk: Chunk) -> Candidates:
+        """Return memory and chunk as one dense pool."""
+        found = candidates_of(spec, state.slots.kv, chunk, getattr(state.slots, "received", None))
+        if not self.reindex:
+            return found
+        kv, next_pos = numbered(found.kv, state.aux.next_pos)
+        return found._replace(kv=kv, next_pos=next_pos)
 
 
-def caps(name: str, budget: int, per_kind: bool, audio_share: float) -> tuple[int, ...]:
-    """Return how a budget is divided: (all), or (all but audio, audio).
-
-    Raises:
-      ValueError: if the budget has no slot, or the share is no share.
-    """
+def check_budget(name: str, budget: int, audio_share: float | None) -> None:
+    """Raise ValueError if a budget has no slot, or audio's share is no share."""
     if budget < 1:
         raise ValueError(f"{name} needs a budget of at least 1 slot, got {budget}.")
-    if not 0.0 <= audio_share <= 1.0:
-        raise ValueError(f"audio_share is a part of the budget, 0 to 1, got {audio_share}.")
+    if audio_share is not None and not 0.0 <= audio_share <= 1.0:
+        raise ValueError(
+            f"audio_share is a part of the budget, 0 to 1, or None, got {audio_share}."
+        )
+
+
+def split(budget: int, audio_share: float | None) -> tuple[int, ...]:
+    """Return how a budget is divided: (all), or (all but audio, audio)."""
+    if audio_share is None:
+        return (budget,)
     audio = round(budget * audio_share)
-    return (budget - audio, audio) if per_kind else (budget,)
+    return budget - audio, audio
 
 
-def notes(spec: Spec, parts: tuple[int, ...]) -> Notes:
-    """Return the notes of a stream that has not begun."""
-    return Notes(
-        capacity=jnp.asarray(sum(parts), jnp.int32),
-        next_pos=places.start(spec),
-        quotas=jnp.asarray(parts, jnp.int32),
-    )
+def length(state: State) -> int:
+    """Return the length of a state's arrays, at least its capacity."""
+    return state.slots.kv.modality.shape[0]
 
 
-def slots_of(state: State) -> int:
-    """Return the length of a state's arrays, at least its room."""
-    return state.slots.tokens.modality.shape[0]
+def candidates_of(
+    spec: Spec, held: KV, chunk: Chunk, received: Float[Array, "S Gm"] | None = None
+) -> Candidates:
+    """Return the dense pool of a layer; `received` is what the memory's tokens accumulated."""
+    n = kvs.count(held)
+    rows = jnp.sum(chunk.kv.modality[:, 0] != kvs.EMPTY, dtype=jnp.int32)
+    total = None
+    if chunk.received is not None:
+        old = chunk.received.memory.T + (0.0 if received is None else received)
+        total = jax.lax.stop_gradient(kvs.append(old, chunk.received.chunk.T, n).T)
+    kv = kvs.append(held, chunk.kv, n)
+    return Candidates(kv, total, n + rows, rows, chunk.next_pos, chunk.queries, spec)
 
 
-def pool_of(held: KV, received: Float[Array, "S Gm"] | None, seen: Chunk) -> Pool:
-    """Return the dense pool of a layer; `received` is what the memory's tokens carry."""
-    n = tk.count(held)
-    rows = jnp.sum(seen.tokens.modality[:, 0] != tk.EMPTY, dtype=jnp.int32)
-    mass = None
-    if seen.mass is not None:
-        old = seen.mass.memory.T + (0.0 if received is None else received)
-        mass = jax.lax.stop_gradient(tk.append(old, seen.mass.chunk.T, n).T)
-    tokens = tk.append(held, seen.tokens, n)
-    return Pool(tokens, mass, n + rows, rows, seen.next_pos, seen.queries)
+def received(memory: Memory, candidates: Candidates) -> Float[Array, "Gm N"]:
+    """Return the attention that the candidates received.
+
+    Raises:
+      ValueError: if the decoder did not report it.
+    """
+    if candidates.received is None:
+        raise ValueError(
+            f"{memory.name} scores by Chunk.received, which is None: the decoder must report what "
+            "`requires.attention` asks for."
+        )
+    return candidates.received
 
 
 def choose(
-    score: Float[Array, "Gm N"], kind: Int[Array, "N Gm"], caps: Int[Array, "C"], slots: int
+    score: Float[Array, "Gm N"], modality: Int[Array, "N Gm"], quotas: Int[Array, "C"], slots: int
 ) -> tuple[Int[Array, "Gm K"], Bool[Array, "Gm K"]]:
     """Return what every head keeps, oldest first; feed it to `take`."""
-    ranked = by_part(score, kind, caps.shape[0])
-    return jax.vmap(partial(select, slots=slots), in_axes=(0, None))(ranked, caps)
+    parts = quotas.shape[0]
+    ranked = by_part(score, modality, parts)
+    lent = lend(quotas, members(modality[:, :1], parts)[:, 0])
+    return jax.vmap(partial(select, slots=slots), in_axes=(0, None))(ranked, lent)
+
+
+def members(modality: Int[Array, "N Gm"], parts: int) -> Bool[Array, "C Gm N"]:
+    """Return who competes in each part of a budget: (all), or (all but audio, audio)."""
+    valid, audio = modality.T != kvs.EMPTY, modality.T == kvs.AUDIO
+    return jnp.stack([valid] if parts == 1 else [valid & ~audio, audio])
+
+
+def lend(quotas: Int[Array, "C"], competing: Bool[Array, "C N"]) -> Int[Array, "C"]:
+    """Return the quotas with those of empty parts added to the first part that is not empty.
+
+    Without audio all slots are for pictures; when audio comes, its part is its own again.
+    """
+    empty = ~jnp.any(competing, axis=1)
+    first = jnp.argmin(empty)  # the first part that somebody competes for
+    lent = jnp.sum(jnp.where(empty, quotas, 0))
+    own = jnp.where(empty, 0, quotas)
+    return jnp.where(jnp.all(empty), quotas, own.at[first].add(lent))
 
 
 def by_part(
-    score: Float[Array, "Gm N"], kind: Int[Array, "N Gm"], parts: int
+    score: Float[Array, "Gm N"], modality: Int[Array, "N Gm"], parts: int
 ) -> Float[Array, "Gm C N"]:
     """Return one row of scores for each part of the budget, -inf for who may not compete in it."""
-    valid, audio = kind.T != tk.EMPTY, kind.T == tk.AUDIO
-    groups = [valid] if parts == 1 else [valid & ~audio, audio]
+    groups = members(modality, parts)
     return jnp.stack([scores.only(score, group) for group in groups], axis=1)
 
 
 def take(slots: T, index: Int[Array, "Gm K"], keep: Bool[Array, "Gm K"]) -> T:
     """Gather rows of every leaf [N, Gm or G, ...] by head, and zero those that are not kept."""
     if index.shape[0] == 1:
-        return tk.take(slots, index[0], keep[0])
-    return jax.vmap(tk.take, in_axes=(1, 0, 0), out_axes=1)(slots, index, keep)
+        return kvs.take(slots, index[0], keep[0])
+    return jax.vmap(kvs.take, in_axes=(1, 0, 0), out_axes=1)(slots, index, keep)

@@ -1,4 +1,4 @@
-"""`quantized`: any memory with its keys and values stored in 8 or 4 bits.
+"""`Quantized`: any memory with its keys and values stored in 8 or 4 bits.
 
 Keys have a few channels that are large in every token, values have large tokens: keys are rounded
 on a grid per channel, values on a grid per token (KIVI, arXiv 2402.02750, section 3). Keys are
@@ -11,130 +11,138 @@ that stays for hours is not rounded again and again.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State, View, held, kv_of
-from jaxmem.typing import Array, Bool, Float, Int, PyTree, UInt
-
-STEP = jnp.float16
-"""Of the grids of values; the keys' grids are few and stay float32."""
+from jaxmem.memory.base import Chunk, Spec, State, kv_of
+from jaxmem.memory.transforms.around import Around
+from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree, UInt
 
 
 class Packed(NamedTuple):
     """Slots of a quantised memory (a stack of layers adds a leading axis everywhere)."""
 
-    tokens: KV  # k, v: uint8 [S, G, D * bits / 8]
+    kv: KV  # k, v: uint8 [S, G, D * bits / 8]
     grid: Float[Array, "S G 2"]  # of a token's values: the smallest, and the step
     rest: PyTree  # the policy's own slots without their tokens
 
 
-class Notes(NamedTuple):
-    """The policy's notes, and the range that each channel of the keys has had so far."""
+class Aux(NamedTuple):
+    """The policy's numbers, and the range that each channel of the keys has had so far."""
 
     capacity: Int[Array, ""]
+    next_pos: Num[Array, "A"]
     inner: PyTree
     low: Float[Array, "G D"]
     high: Float[Array, "G D"]
     like: Float[Array, ""]  # zero, of the dtype that the policy sees: codes have none
 
 
-def quantized(memory: Memory, bits: int = 8) -> Memory:
-    """Return the memory with its keys and values stored in `bits` bits.
+@dataclass(frozen=True)
+class Quantized(Around):
+    """Any memory of keys and values with these stored in `bits` bits.
 
     A channel's range only ever grows. When it does, the keys that are held move to the new grid
-    and are rounded once more; records become rare in a long stream. What a memory spills to a bank,
-    and what it holds in its notes, stays as it is.
+    and are rounded once more; records become rare in a long stream. What a memory evicts to a bank,
+    and what it holds beside its slots, stays as it is.
 
-    Args:
-      memory: of scope "layer" or "stack".
+    Attributes:
+      memory: any but one of features.
       bits: 8 or 4; with 4 bits two channels share a byte.
 
     Raises:
-      ValueError: for other numbers of bits, a memory of scope "feature", or (from `init`) an odd
-        head size with 4 bits.
+      ValueError: for other numbers of bits, a memory of features, or (from `init`) an odd head size
+        with 4 bits.
     """
-    if bits not in (4, 8):
-        raise ValueError(f"keys and values are stored in 8 or 4 bits, got bits={bits}.")
-    if memory.scope == "feature":
-        raise ValueError(
-            f"memory {memory.name!r} keeps features, not keys and values: there is nothing to "
-            "quantise; pass a memory of scope 'layer' or 'stack'."
-        )
 
-    def init(spec: Spec) -> State:
-        if bits == 4 and spec.head_dim % 2:
+    bits: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.bits not in (4, 8):
+            raise ValueError(f"keys and values are stored in 8 or 4 bits, got bits={self.bits}.")
+
+    @property
+    def name(self) -> str:
+        return f"{self.memory.name}_int{self.bits}"
+
+    def inner(self, state: State) -> State:
+        return unpack(state, self.bits)
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        if self.bits == 4 and spec.head_dim % 2:
             raise ValueError(
                 f"4 bits store two channels in a byte, but head_dim is {spec.head_dim}; use bits=8."
             )
-        state = memory.init(spec)
+        state = self.memory.init(spec, layer)
         k = kv_of(state.slots).k
         channels = (*k.shape[:-3], *k.shape[-2:])  # without S
         low, high = jnp.full(channels, jnp.inf), jnp.full(channels, -jnp.inf)
         like = jnp.zeros(k.shape[:-3], k.dtype)
-        return pack(state, Notes(state.aux.capacity, None, low, high, like), bits)
+        aux = Aux(state.aux.capacity, state.aux.next_pos, None, low, high, like)
+        return pack(state, aux, self.bits)
 
-    def view(state: State, bank: PyTree, rows: Embeds) -> View:
-        return memory.view(unpack(state, bits), bank, rows)
-
-    def write(state: State, seen: Chunk) -> tuple[State, PyTree]:
-        after, spill = memory.write(unpack(state, bits), seen)
-        return pack(after, state.aux, bits), spill
-
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        return memory.recall(unpack(state, bits), bank, query)
-
-    def numbers(state: State) -> KV:
-        return held(memory, unpack(state, bits))
-
-    name = f"{memory.name}_int{bits}"
-    functions = {"init": init, "view": view, "write": write, "recall": recall, "held": numbers}
-    return memory._replace(name=name, **functions)
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, Any]:
+        after, evicted = self.memory.write(spec, self.inner(state), chunk)
+        return pack(after, state.aux, self.bits), evicted
 
 
-def pack(state: State, notes: Notes, bits: int) -> State:
+def pack(state: State, aux: Aux, bits: int) -> State:
     """Return a policy's state with keys and values as codes, and the keys' ranges widened."""
-    tokens = kv_of(state.slots)
-    real = jnp.broadcast_to(tk.valid(tokens)[..., None], tokens.k.shape)
-    k, v = tokens.k.astype(jnp.float32), tokens.v.astype(jnp.float32)
-    low, high = _widened(notes, k, real, bits)
+    kv = kv_of(state.slots)
+    real = jnp.broadcast_to(kvs.valid(kv)[..., None], kv.k.shape)
+    k, v = kv.k.astype(jnp.float32), kv.v.astype(jnp.float32)
+    low, high = _widened(aux, k, real, bits)
     first, step = _channel_grid(low, high, bits)
-    least = jnp.min(v, axis=-1).astype(STEP)
-    rise = ((jnp.max(v, axis=-1) - least.astype(jnp.float32)) / (2**bits - 1)).astype(STEP)
-    grid = jnp.where(real[..., :1], jnp.stack([least, rise], axis=-1), jnp.zeros((), STEP))
-    codes = tokens._replace(
+    grid = _token_grid(v, bits)
+    grid = jnp.where(real[..., :1], grid, 0.0)
+    codes = kv._replace(
         k=_codes(k, first, step, real, bits),
         v=_codes(v, grid[..., :1], grid[..., 1:], real, bits),
     )
-    rest = None if isinstance(state.slots, KV) else state.slots._replace(tokens=None)
-    after = Notes(state.aux.capacity, state.aux, low, high, notes.like)
+    rest = None if isinstance(state.slots, KV) else state.slots._replace(kv=None)
+    own = state.aux
+    after = Aux(own.capacity, own.next_pos, own, low, high, aux.like)
     return State(Packed(codes, grid, rest), after)
+
+
+def _token_grid(v: Float[Array, "*S G D"], bits: int) -> Float[Array, "*S G 2"]:
+    """Return the first point and the step of the grid of each token's values.
+
+    In float32: 16 bits have either too small a range (float16: values beyond 65,504 became NaN,
+    those near 1e-6 vanished) or too few digits for small values on a large offset (bfloat16).
+    """
+    least, most = jnp.min(v, axis=-1), jnp.max(v, axis=-1)
+    # Halves first: the difference of two large numbers of unlike sign may pass float32's range.
+    step = (most * 0.5 - least * 0.5) / ((2**bits - 1) * 0.5)
+    return jnp.stack([least, step], axis=-1)
 
 
 def unpack(state: State, bits: int) -> State:
     """Return the state that the policy knows, with keys and values as numbers."""
-    packed, notes = state.slots, state.aux
-    real = tk.valid(packed.tokens)[..., None]
-    first, step = _channel_grid(notes.low, notes.high, bits)
-    k = _values(packed.tokens.k, first, step, real, bits)
-    v = _values(packed.tokens.v, packed.grid[..., :1], packed.grid[..., 1:], real, bits)
-    tokens = packed.tokens._replace(k=k.astype(notes.like.dtype), v=v.astype(notes.like.dtype))
-    slots = tokens if packed.rest is None else packed.rest._replace(tokens=tokens)
-    return State(slots, notes.inner)
+    packed, aux = state.slots, state.aux
+    real = kvs.valid(packed.kv)[..., None]
+    first, step = _channel_grid(aux.low, aux.high, bits)
+    k = _values(packed.kv.k, first, step, real, bits)
+    v = _values(packed.kv.v, packed.grid[..., :1], packed.grid[..., 1:], real, bits)
+    kv = packed.kv._replace(k=k.astype(aux.like.dtype), v=v.astype(aux.like.dtype))
+    slots = kv if packed.rest is None else packed.rest._replace(kv=kv)
+    return State(slots, aux.inner)
 
 
 def _widened(
-    notes: Notes, k: Float[Array, "*S G D"], real: Bool[Array, "*S G D"], bits: int
+    aux: Aux, k: Float[Array, "*S G D"], real: Bool[Array, "*S G D"], bits: int
 ) -> tuple[Array, Array]:
     """Return the channels' ranges with these keys in them.
 
     A hundredth of a step does not count: what stands on the end of a grid comes back from its code
     with a rounding error, and would push the end outwards with every chunk of an endless stream.
     """
-    low, high = notes.low, notes.high
+    low, high = aux.low, aux.high
     slack = 0.01 * jnp.squeeze(_channel_grid(low, high, bits)[1], -3)
     least = jnp.min(jnp.where(real, k, jnp.inf), axis=-3)
     most = jnp.max(jnp.where(real, k, -jnp.inf), axis=-3)

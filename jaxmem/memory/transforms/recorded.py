@@ -1,70 +1,69 @@
-"""`watch`: any memory, noting what attention its slots received from the last chunk."""
+"""`Recorded`: any memory, noting what attention its slots received from the last chunk."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxmem.kv import EMPTY
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State, View, kv_of
-from jaxmem.typing import Array, Float, Int, PyTree
+from jaxmem.memory.base import Attention, Chunk, Requires, Spec, State, kv_of
+from jaxmem.memory.transforms.around import Around
+from jaxmem.typing import Array, Float, Int, Num, PyTree
 
 
-class WatchNotes(NamedTuple):
-    """The watched memory's notes, and the attention its slots received."""
+class RecordedAux(NamedTuple):
+    """The memory's own numbers, and the attention its slots received."""
 
     capacity: Int[Array, ""]
+    next_pos: Num[Array, "A"]
     inner: PyTree
-    mass: Float[Array, "Gm S"]  # from the last chunk with rows, by slot as it was before it
+    received: Float[Array, "Gm S"]  # from the last chunk with rows, by slot as it was before it
 
 
-def watch(memory: Memory) -> Memory:
-    """Return `memory` with the attention mass of the last chunk in `state.aux.mass`.
+@dataclass(frozen=True)
+class Recorded(Around):
+    """A memory with the attention of the last chunk in `state.aux.received`.
 
-    It streams exactly as `memory` does. Around `full` it is the oracle of what rows look at: pass
-    a question as a chunk through a branch of the stream, and read the notes.
+    It streams exactly as the memory does. Around `Full` it is the oracle of what rows look at: pass
+    a question as a chunk through a branch of the stream, and read what was recorded.
 
-    Args:
-      memory: of scope "layer", with equally many slots in all layers, reading exact attention mass
+    Attributes:
+      memory: that sees one layer, with equally many slots in all layers, requiring exact attention
         of all rows or none.
 
     Raises:
-      ValueError: for a memory of another scope, or one that reads its own kind of mass.
+      ValueError: for a memory of the whole stack, or one that requires its own kind of attention.
     """
-    mine = memory.requires.mass, memory.requires.last, memory.requires.modality
-    if memory.scope != "layer" or mine not in ((None,) * 3, ("softmax", None, None)):
-        raise ValueError(
-            f"watch() needs a memory of scope 'layer' that reads mass of all rows or none, got "
-            f"{memory.name!r} of scope {memory.scope!r} with {memory.requires}; watch full()."
-        )
 
-    def init(spec: Spec) -> State:
-        state = memory.init(spec)
-        mass = jnp.zeros(kv_of(state.slots).modality.shape[::-1], jnp.float32)
-        return State(state.slots, WatchNotes(state.aux.capacity, state.aux, mass))
+    def __post_init__(self):
+        super().__post_init__()
+        asked = self.memory.requires.attention
+        if self.memory.per != "layer" or asked not in (None, Attention("softmax")):
+            raise ValueError(
+                "Recorded needs a memory that sees one layer and requires attention of all rows or "
+                f"none, got {self.memory!r} with {self.memory.requires}; record Full."
+            )
 
-    def inner(state: State) -> State:
-        return State(state.slots, state.aux.inner)
+    @property
+    def name(self) -> str:
+        return f"recorded({self.memory.name})"
 
-    def view(state: State, bank: PyTree, rows: Embeds) -> View:
-        return memory.view(inner(state), bank, rows)
+    @property
+    def requires(self) -> Requires:
+        return self.memory.requires._replace(attention=Attention("softmax"))
 
-    def write(state: State, seen: Chunk) -> tuple[State, PyTree]:
-        assert seen.mass is not None
-        new, spill = memory.write(inner(state), seen)
-        real = jnp.any(seen.tokens.modality != EMPTY)
-        mass = jnp.where(real, seen.mass.memory, state.aux.mass)
-        return State(new.slots, WatchNotes(new.aux.capacity, new.aux, mass)), spill
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        state = self.memory.init(spec, layer)
+        received = jnp.zeros(kv_of(state.slots).modality.shape[::-1], jnp.float32)
+        aux = state.aux
+        return State(state.slots, RecordedAux(aux.capacity, aux.next_pos, aux, received))
 
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        return memory.recall(inner(state), bank, query)
-
-    return memory._replace(
-        init=init,
-        view=view,
-        write=write,
-        recall=recall,
-        requires=memory.requires._replace(mass="softmax"),
-        name=f"watch({memory.name})",
-    )
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, PyTree]:
+        assert chunk.received is not None
+        new, evicted = self.memory.write(spec, self.inner(state), chunk)
+        real = jnp.any(chunk.kv.modality != EMPTY)
+        received = jnp.where(real, chunk.received.memory, state.aux.received)
+        aux = RecordedAux(new.aux.capacity, new.aux.next_pos, new.aux, received)
+        return State(new.slots, aux), evicted

@@ -2,136 +2,147 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmem import kv as tk
+from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import AUDIO, EMPTY, KV, TEXT
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Spec, State, View
-from jaxmem.memory.parts import positions as places
-from jaxmem.memory.parts import scored as evict
+from jaxmem.memory.base import Chunk, Embeds, Spec, State, View
 from jaxmem.memory.parts import scores
-from jaxmem.typing import Array, Int, Num, PyTree
+from jaxmem.memory.parts.positions import Reindexed, start
+from jaxmem.memory.parts.scored import AUDIO_SHARE, check_budget, lend, length, split
+from jaxmem.typing import Array, Bool, Int, Num, PyTree
+
+PUBLISHED = 512
+"""Text tokens held from the start, and as many of the newest."""
 
 
 class Slots(NamedTuple):
     """Tokens, and the number of the chunk each came with."""
 
-    tokens: KV
+    kv: KV
     chunk: Int[Array, "S"]
 
 
-class Notes(NamedTuple):
+class Aux(NamedTuple):
     """What is not a slot."""
 
     capacity: Int[Array, ""]
-    next_pos: Num[
-        Array, "A"
-    ]  # where the next chunk begins; under "contiguous" where the stream began
-    quotas: Int[Array, "C"]  # sink, text, vision, audio
+    next_pos: Num[Array, "A"]  # where the next chunk begins; reindexed: where the stream began
+    quotas: Int[Array, "C"]  # vision, audio (if it has a part), text, sinks
     chunk: Int[Array, ""]  # chunks so far, without those of padding
-    step: Int[Array, "A"]  # how far text advances each axis
 
 
-def streaming_vlm(
-    budget: int,
-    *,
-    sinks: int = 512,
-    text: int = 512,
-    window: int = 16,
-    per_kind: bool = True,
-    audio_share: float = evict.AUDIO_SHARE,
-    positions: places.Rule = "contiguous",
-) -> Memory:
-    """Return StreamingVLM: eviction by structure, decided by kind and age alone.
+@dataclass(frozen=True)
+class StreamingVLM(Reindexed):
+    """StreamingVLM: eviction by structure, decided by modality and age alone.
 
     Held are the first `sinks` text tokens, the newest `text` others, and the vision of the newest
     `window` chunks (the newest tokens of it, if slots are short). The released code keeps the text
-    of the last 16 rounds on top of `text`, moves the assistant's behind the older text when a
+    of the last 16 rounds on top of `text`, moves the assistant's after the older text when a
     round leaves, and deletes the round's wrapper. Here all text competes for `text`, which must
     leave room for the rounds', and wrappers stay; with one window for both, vision is gone when
-    text moves, so the order is that of arrival.
+    text moves, so the order is that of arrival. A part of the budget that nothing competes for
+    lends its slots to vision, or to the next part that has any token.
 
-    Args:
+    Attributes:
       budget: S, slots of every layer: sinks, text, and the rest for vision and audio.
-      sinks: text held from the start of the stream.
-      text: newest text behind the sinks.
+      sinks: text tokens held from the start of the stream; None: 512 as published, at most a
+        quarter of the budget, where text comes with the stream, else 0. At most budget - 1.
+      text: newest text tokens held after the sinks; None: as `sinks`.
       window: chunks whose vision (and audio) is held; 16 of one second as released.
-      per_kind: audio of the window has its own part of what sinks and text leave. False: it takes
-        slots of vision, newest first; the published model hears nothing.
-      audio_share: that part.
-      positions: "contiguous" as released ("shrink"): the positions that the surviving tokens would
-        have as one prompt, see `contiguous`; "keep" ("append") lets them grow.
+      audio_share: audio's part of what sinks and text leave; None: it takes slots of vision, newest
+        first (the published model has no audio).
+      reindex: positions that the surviving tokens would have as one prompt, as released ("shrink",
+        see `contiguous`); False ("append") lets them grow.
 
     Raises:
-      ValueError: if a size is out of range or the budget leaves no slot for vision.
+      ValueError: if a size is out of range.
     """
-    if min(sinks, text) < 0 or window < 1 or sinks + text >= budget:
-        raise ValueError(
-            "streaming_vlm needs sinks and text >= 0, a window of at least 1 chunk and slots left "
-            f"for vision, got sinks={sinks}, text={text}, window={window}, budget={budget}."
+
+    budget: int
+    _: KW_ONLY
+    sinks: int | None = None
+    text: int | None = None
+    window: int = 16
+    audio_share: float | None = AUDIO_SHARE
+    reindex: bool = True
+
+    def __post_init__(self):
+        check_budget(self.name, self.budget, self.audio_share)
+        if min(self.sinks or 0, self.text or 0) < 0 or self.window < 1:
+            raise ValueError(
+                f"{self.name} needs sinks and text >= 0 and a window of at least 1 chunk, got "
+                f"sinks={self.sinks}, text={self.text}, window={self.window}."
+            )
+
+    def parts(self, spec: Spec) -> tuple[int, ...]:
+        """Return the slots of vision, audio (if it has a part), text and sinks."""
+        usual = min(PUBLISHED, self.budget // 4) if spec.timestamps else 0
+        sinks = min(usual if self.sinks is None else self.sinks, self.budget - 1)
+        text = min(usual if self.text is None else self.text, self.budget - 1 - sinks)
+        return (*split(self.budget - sinks - text, self.audio_share), text, sinks)
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        del layer
+        aux = Aux(
+            capacity=jnp.asarray(self.budget, jnp.int32),
+            next_pos=start(spec),
+            quotas=jnp.asarray(self.parts(spec), jnp.int32),
+            chunk=jnp.zeros((), jnp.int32),
         )
-    if positions not in ("keep", "contiguous"):
-        raise ValueError(f'positions must be "keep" or "contiguous", got {positions!r}.')
-    parts = evict.caps("streaming_vlm", budget - sinks - text, per_kind, audio_share)
+        return State(Slots(spec.empty(self.budget), jnp.zeros((self.budget,), jnp.int32)), aux)
 
-    def init(spec: Spec) -> State:
-        zero, step = jnp.zeros((), jnp.int32), jnp.asarray(spec.step, jnp.int32)
-        caps = jnp.asarray((sinks, text, *parts), jnp.int32)
-        notes = Notes(jnp.asarray(budget, jnp.int32), places.start(spec), caps, zero, step)
-        return State(Slots(spec.empty(budget), jnp.zeros((budget,), jnp.int32)), notes)
+    def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
+        del embeds, bank
+        (kv, chunk), aux = state
+        if not self.reindex:
+            return View(kv, aux.next_pos)
+        return View(*contiguous(kv, chunk, aux.next_pos, jnp.asarray(spec.step, jnp.int32)))
 
-    def view(state: State, bank: PyTree, rows: Embeds | None) -> View:
-        del bank, rows
-        (tokens, chunk), notes = state
-        if positions == "keep":
-            return View(tokens, notes.next_pos)
-        return View(*contiguous(tokens, chunk, notes.next_pos, notes.step))
+    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
+        held, aux = state
+        number = jnp.full(chunk.kv.modality.shape[:1], aux.chunk)
+        pool: Slots = kvs.append(held, Slots(chunk.kv, number), kvs.count(held.kv))
+        chunks = aux.chunk + jnp.any(chunk.kv.modality != EMPTY).astype(jnp.int32)
+        groups = self._groups(spec, pool, chunks)
+        ranked = scores.only(scores.newest(groups.shape[1])[None], groups)
+        index, keep = select(ranked, lend(aux.quotas, groups), slots=length(state))
+        aux = self.moved(aux._replace(chunk=chunks), chunk)
+        return State(kvs.take(pool, index, keep), aux), None
 
-    def write(state: State, seen: Chunk) -> tuple[State, None]:
-        held, notes = state
-        fresh = Slots(seen.tokens, jnp.full(seen.tokens.modality.shape[:1], notes.chunk))
-        pool: Slots = tk.append(held, fresh, tk.count(held.tokens))
-        kind = pool.tokens.modality[:, 0]
-        chunks = notes.chunk + jnp.any(seen.tokens.modality != EMPTY).astype(jnp.int32)
-        word, near = kind == TEXT, pool.chunk >= chunks - window
+    def _groups(self, spec: Spec, pool: Slots, chunks: Int[Array, ""]) -> Bool[Array, "C N"]:
+        """Return who competes for each part of the budget, in the order of `parts`."""
+        modality = pool.kv.modality[:, 0]
+        word, near = modality == TEXT, pool.chunk >= chunks - self.window
         # No sink is ever evicted, so the first text tokens of the pool are those of the stream.
-        sink = word & (jnp.cumsum(word) <= sinks)
-        other = (kind != EMPTY) & ~word & near
-        groups = [sink, word & ~sink, other & (kind != AUDIO), other & (kind == AUDIO)]
-        groups = groups if per_kind else [*groups[:2], other]
-        newest = scores.newest(kind.shape[0])
-        ranked = jnp.stack([scores.only(newest, group) for group in groups])
-        index, keep = select(ranked, notes.quotas, slots=held.chunk.shape[0])
-        end = (
-            places.keep(seen).astype(notes.next_pos.dtype)
-            if positions == "keep"
-            else notes.next_pos
-        )
-        notes = notes._replace(next_pos=end, chunk=chunks)
-        return State(tk.take(pool, index, keep), notes), None
-
-    def recall(state: State, bank: PyTree, query: Question | None) -> View:
-        del query
-        return view(state, bank, None)
-
-    return Memory(init, view, write, recall, name="streaming_vlm")
+        sink = word & (jnp.cumsum(word) <= self.parts(spec)[-1])
+        other, audio = (modality != EMPTY) & ~word & near, modality == AUDIO
+        media = [other] if self.audio_share is None else [other & ~audio, other & audio]
+        return jnp.stack([*media, word & ~sink, sink])
 
 
 def contiguous(
-    tokens: KV, chunk: Int[Array, "S"], first: Num[Array, "A"], step: Int[Array, "A"]
+    kv: KV, chunk: Int[Array, "S"], first: Num[Array, "A"], step: Int[Array, "A"]
 ) -> tuple[KV, Num[Array, "A"]]:
-    """Return tokens at the positions of a prompt of M-RoPE's form, and the position behind them.
+    """Return tokens at the positions of a prompt of M-RoPE's form, and the position after them.
 
     Text tokens, and runs of other tokens of one chunk, are units. A unit begins, on every axis,
-    one behind the largest coordinate of the unit before; within it distances stay as they came.
+    one after the largest coordinate of the unit before; within it distances stay as they came.
     Axes that text does not advance (image coordinates, where they are absolute) are left alone.
+
+    Args:
+      kv: what is held.
+      chunk: the number of the chunk that each token came with.
+      first: where the stream began.
+      step: how far a text token advances each axis.
     """
-    kind, pos, size = tokens.modality[:, 0], tokens.pos[:, 0], chunk.shape[0]
-    valid, word, moves = kind != EMPTY, kind == TEXT, (step > 0)[None]
+    modality, pos, size = kv.modality[:, 0], kv.pos[:, 0], chunk.shape[0]
+    valid, word, moves = modality != EMPTY, modality == TEXT, (step > 0)[None]
     same = (chunk[1:] == chunk[:-1]) & ~word[1:] & ~word[:-1]
     unit = jnp.cumsum(~jnp.pad(same, (1, 0)), dtype=jnp.int32) - 1
     unit = jnp.where(valid, unit, size)
@@ -144,4 +155,4 @@ def contiguous(
     begin = first[None] + (jnp.cumsum(extent) - extent)[unit][:, None].astype(pos.dtype)
     pos = jnp.where(valid[:, None] & moves, begin + inside, pos)
     end = first + jnp.where(moves[0], jnp.sum(extent), 0).astype(first.dtype)
-    return tokens._replace(pos=pos[:, None]), end
+    return kv._replace(pos=pos[:, None]), end

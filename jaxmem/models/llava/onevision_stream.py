@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ def read_pixels(directory: str | Path) -> Pixels:
     return pixels_of(read_settings(directory))
 
 
-def pack(
+def preprocess(
     frames: np.ndarray, samples: np.ndarray, valid: np.ndarray, past: np.ndarray, start: int
 ) -> Inputs:
     """Return a chunk's inputs; sound is not used, and every piece is laid out alike."""
@@ -111,17 +112,24 @@ def llava_parts(
         chat=chat,
         turn=turn,
         media=MediaFormat(fps, (config.vision.side, config.vision.side), RATE, 1.0),
-        pack=pack,
+        preprocess=preprocess,
         encode=partial(encode, see, config, read_pixels(directory)),
         table=family.weight_table(config),
         renames=family.RENAMES,
         ignore=family.ignored(config),
         tokens_per_piece=int(fps) * config.frame_tokens,
+        frame=frame_of(config.frame_tokens),
     )
 
 
+def frame_of(tokens: int) -> tuple[int, int] | None:
+    """Return rows and columns of a frame: a square, or one with a newline after every row."""
+    rows = isqrt(tokens)
+    return next(((rows, n) for n in (rows, rows + 1) if rows * n == tokens), None)
+
+
 def read_parts(directory: str | Path, *, fps: float = 1.0) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
 
     Raises:
       ValueError: if something is missing or does not fit.
@@ -134,4 +142,4 @@ def read_parts(directory: str | Path, *, fps: float = 1.0) -> Parts:
         return before, np.concatenate([newline, behind])
 
     parts = llava_parts(directory, config, chat, turn, family.encode, fps)
-    return replace(parts, settled=partial(with_newline, config.video))
+    return replace(parts, finalise=partial(with_newline, config.video))

@@ -38,7 +38,7 @@ def around(chat: Chat, question: str) -> tuple[Int[np.ndarray, "P"], Int[np.ndar
 
 
 def read_parts(directory: str | Path, *, fps: float = 1.0) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
 
     Raises:
       ValueError: if something is missing or does not fit.

@@ -121,7 +121,7 @@ def read_mel(
 
 
 def read_parts(directory: str | Path, *, fps: float = 1.0, max_pixels: int | None = None) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
 
     Raises:
       ValueError: if something is missing or does not fit.

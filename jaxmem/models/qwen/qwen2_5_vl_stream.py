@@ -54,7 +54,7 @@ def encode(config: Qwen25VLConfig, clip: Clip, params: Params, inputs: Inputs) -
 
 
 def read_parts(directory: str | Path, *, fps: float = 1.0, max_pixels: int | None = None) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
 
     Raises:
       ValueError: if something is missing or does not fit.

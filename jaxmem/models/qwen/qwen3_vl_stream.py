@@ -66,7 +66,7 @@ def encode(config: Qwen3VLConfig, clip: Clip, params: Params, inputs: Inputs) ->
 
 
 def read_parts(directory: str | Path, *, fps: float = 1.0, max_pixels: int | None = None) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
 
     Raises:
       ValueError: if something is missing or does not fit.
@@ -76,4 +76,4 @@ def read_parts(directory: str | Path, *, fps: float = 1.0, max_pixels: int | Non
     layout = Layout(config, clip, chat, len(chat.ids(LONGEST)))
     turn = turn_of(chat, config.video, drop=(config.vision_start, config.vision_end))
     parts = qwen_parts(family, config, chat, clip, layout, turn, partial(encode, config, clip))
-    return replace(parts, stamps=True)
+    return replace(parts, timestamps=True)

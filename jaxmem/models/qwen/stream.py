@@ -53,7 +53,7 @@ class Layout(Protocol):
         ...
 
 
-def pack(
+def preprocess(
     layout: Layout,
     hear: Callable[[np.ndarray, np.ndarray, int], np.ndarray] | None,
     frames: np.ndarray,
@@ -90,7 +90,7 @@ def media_of(clip: Clip) -> MediaFormat:
     return MediaFormat(float(clip.fps), clip.resized, rate, float(clip.seconds * clip.per_piece))
 
 
-def fitted(layout: Layout, clip: Clip, size: Size) -> Fitted:
+def fit(layout: Layout, clip: Clip, size: Size) -> Fitted:
     """Return what depends on the (height, width) of the frames.
 
     Raises:
@@ -102,7 +102,8 @@ def fitted(layout: Layout, clip: Clip, size: Size) -> Fitted:
             f"frames of this model have sides that are multiples of {cell} pixels, got {size}: "
             "resize them to model.media.size(height, width)."
         )
-    return Fitted(layout.rows(size), partial(layout.after, size))
+    frame = (size[0] // cell, size[1] // cell)
+    return Fitted(layout.rows(size), partial(layout.after, size), frame)
 
 
 def qwen_parts(
@@ -129,21 +130,21 @@ def qwen_parts(
       turn: a question to the ids around the video.
       encode: `Model.encode`.
       media: how video and sound are wanted; None: sound is dropped.
-      hear: see `pack`.
-      steps: `Model.steps`.
+      hear: see `preprocess`.
+      steps: `Model.text_steps`.
     """
     return Parts(
         decoder=config.decoder,
         chat=chat,
         turn=turn,
         media=media_of(clip) if media is None else media,
-        pack=partial(pack, layout, hear),
+        preprocess=partial(preprocess, layout, hear),
         encode=encode,
         table=family.weight_table(config),
         renames=family.RENAMES,
         ignore=family.IGNORE,
-        fitted=partial(fitted, layout, clip),
-        steps=steps,
+        for_frames=partial(fit, layout, clip),
+        text_steps=steps,
     )
 
 

@@ -159,7 +159,7 @@ def read_parts(
     piece_seconds: float | None = None,
     group: int = 1,
 ) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load_model`.
+    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
 
     Args:
       directory: the checkpoint.
@@ -202,4 +202,4 @@ def read_parts(
     )
     heard = math.ceil(config.per_second)
     table = salmonn.weight_table(config)
-    return replace(parts, table=table, audio_tokens=heard, stamps=timed)
+    return replace(parts, table=table, audio_tokens=heard, timestamps=timed)

@@ -14,6 +14,7 @@ from jaxmem.kv import EMPTY
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import MediaFormat, Model
 from jaxmem.models.tiny import tiny
+from jaxmem.models.tiny.presets import PRESETS
 from jaxmem.models.tiny.tiny import TinyConfig
 from jaxmem.typing import Bool, Float, Params, UInt
 
@@ -22,8 +23,9 @@ NOTE = (
     "nothing else: its answers about other videos mean nothing."
 )
 
-PROBES = ("Which shape, which sound, which colour?", "Which shape, which sound, where?")
-"""Of the length of the questions that the model was trained with."""
+PROBES = ("Which shape, which sound, where?", "Which shape, which sound, which colour?")
+"""About the present scene and about the whole stream, of the length of the questions that the model
+was trained with."""
 
 
 class Inputs(NamedTuple):
@@ -34,7 +36,7 @@ class Inputs(NamedTuple):
     valid: Bool[Any, "C"]
 
 
-def pack(
+def preprocess(
     config: TinyConfig,
     frames: np.ndarray,
     samples: np.ndarray,
@@ -89,7 +91,7 @@ def embedded(path: str | Path | None = None) -> Model:
         decoder=tiny.decoder_config(config),
         media=MediaFormat(1.0, (config.side, config.side), RATE, 1.0, past_samples=PAST),
         tokens_per_piece=config.tokens,
-        pack=partial(pack, config),
+        preprocess=partial(preprocess, config),
         encode=partial(encode, config),
         tokenize=partial(tiny.tokenize, words=config.words),
         detokenize=lambda ids: " ".join(config.words[int(i)] for i in ids),
@@ -98,4 +100,6 @@ def embedded(path: str | Path | None = None) -> Model:
         probes=PROBES,
         note=NOTE,
         audio_tokens=config.pieces,
+        frame=config.frame,
+        presets=PRESETS,
     )

@@ -66,9 +66,14 @@ class TinyConfig:
     words: tuple[str, ...] = WORDS
 
     @property
+    def frame(self) -> tuple[int, int]:
+        """Rows and columns of the visual tokens of a picture."""
+        return self.side // self.patch, self.side // self.patch
+
+    @property
     def patches(self) -> int:
         """Visual tokens per second."""
-        return (self.side // self.patch) ** 2
+        return self.frame[0] * self.frame[1]
 
     @property
     def pieces(self) -> int:

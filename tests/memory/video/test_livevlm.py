@@ -18,18 +18,17 @@ from jaxmem.decoder.decoder import layer_at, qkv
 from jaxmem.decoder.layer import layer_step
 from jaxmem.loop import init_carry, make_program, spec_of
 from jaxmem.loop import stream as small_stream
-from jaxmem.memory.base import Memory, Question, Requires
-from jaxmem.memory.full import full
+from jaxmem.memory.base import Question
 from jaxmem.memory.parts.positions import start
-from jaxmem.memory.video.livevlm import _bucket, livevlm, page_scores
+from jaxmem.memory.video.livevlm import LiveVLM, _bucket, page_scores
 
 BUDGET = 16
 OPTIONS = {
     "usual": {"short": 0.25, "top": 0.3, "audio_share": 0.25, "page": 2},
     "heads": {"short": 0.2, "top": 0.4, "per_head": True, "audio_share": 0.25, "kernel": 3},
-    "published": {"short": 0.25, "top": 0.5, "bucket": 3, "per_kind": False, "page": 5},
+    "published": {"short": 0.25, "top": 0.5, "bucket": 3, "audio_share": None, "page": 5},
 }
-MEMORIES = {name: livevlm(BUDGET, **options) for name, options in OPTIONS.items()}
+MEMORIES = {name: LiveVLM(BUDGET, **options) for name, options in OPTIONS.items()}
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -62,18 +61,19 @@ def test_writing_against_a_plain_loop(name):
     memory, chunks, options = MEMORIES[name], standard(), OPTIONS[name]
     short = int(BUDGET * options["short"])
     long = BUDGET - short
-    audio = round(long * options["audio_share"]) if "audio_share" in options else None
+    share = options["audio_share"]
+    audio = None if share is None else round(long * share)
     state, held = memory.init(SPEC), [{}, {}]
     write = compiled(lambda s, c: (laws.see(memory, s, c), laws.step(memory, s, c)))
     by_score_alone = 0
     for c in range(len(CUTS)):
         seen, state = jax.device_get(write(state, pick(chunks, c)))
-        for g in range(state.slots.tokens.modality.shape[1]):
-            before = zip(held[g].items(), seen.mass.memory[g], strict=False)
+        for g in range(state.slots.kv.modality.shape[1]):
+            before = zip(held[g].items(), seen.received.memory[g], strict=False)
             pool = {o: (kind, mass) for (o, kind), mass in before}
             for t in range(CUTS[c]):
-                order, kind = seen.tokens.index[t, g], seen.tokens.modality[t, g]
-                pool[int(order)] = (int(kind), seen.mass.chunk[g, t])
+                order, kind = seen.kv.index[t, g], seen.kv.modality[t, g]
+                pool[int(order)] = (int(kind), seen.received.chunk[g, t])
             numbers = sorted(pool)
             mass = np.asarray([pool[o][1] for o in numbers], np.float32)
             half = options.get("kernel", 1) // 2
@@ -83,19 +83,21 @@ def test_writing_against_a_plain_loop(name):
             sound = [item for item in old if pool[item[0]][0] == tk.AUDIO and audio is not None]
             other = [item for item in old if item not in sound]
             kept = numbers[len(old) :]
-            for group, cap in ((other, long - (audio or 0)), (sound, audio or 0)):
+            caps = {True: (0, long), False: (long - (audio or 0), audio or 0)}[not other]
+            caps = caps if sound else (long, 0)
+            for group, cap in zip((other, sound), caps, strict=True):
                 kept += into_buckets(group, cap, options["top"], options.get("bucket", 1))
                 best = sorted(group, key=lambda item: -item[1])[:cap]
                 by_score_alone += {o for o, _ in best} != set(kept) & {o for o, _ in group}
             held[g] = {o: pool[o][0] for o in sorted(kept)}
-            tokens = laws.of_head(state.slots.tokens, g)
+            tokens = laws.of_head(state.slots.kv, g)
             np.testing.assert_array_equal(laws.held(tokens), list(held[g]), err_msg=f"chunk {c}")
     assert by_score_alone > 3, "buckets never mattered"
 
 
 def question(rows, seed=0):
     rng = np.random.default_rng(seed)
-    q = rng.normal(size=(rows + 2, SPEC.heads, SPEC.head_dim)).astype(np.float32)
+    q = rng.normal(size=(rows + 2, laws.HEADS, SPEC.head_dim)).astype(np.float32)
     return Question(jnp.asarray(q), jnp.arange(rows + 2) < rows, None)
 
 
@@ -108,26 +110,26 @@ def test_reading_against_a_plain_loop(name, chunks):
         state = memory.init(SPEC)
         for c in range(chunks):
             state = laws.step(memory, state, pick(standard(), c))
-    tokens = jax.device_get(state.slots.tokens)
+    tokens = jax.device_get(state.slots.kv)
     n, page = int(tk.count(tokens)), options.get("page", 16)
     old = max(n - int(BUDGET * options["short"]), 0)
     pages = [list(range(i, min(i + page, old))) for i in range(0, old, page)]
     mean = np.stack([tokens.k[slots].mean(0) for slots in pages])
     score = np.zeros(len(pages))
     for q in np.asarray(query.q)[np.asarray(query.valid)]:
-        for h in range(SPEC.heads):
+        for h in range(laws.HEADS):
             z = mean[:, h // 2] @ q[h] / np.sqrt(SPEC.head_dim)
             score += np.exp(z) / np.exp(z).sum()
     best = np.argsort(-score)[: math.ceil(0.4 * len(pages))]
     slots = sorted(s for p in best for s in pages[p]) + list(range(old, n))
-    view = jax.jit(memory.recall)(state, None, query)
-    np.testing.assert_array_equal(tk.count(view.tokens), len(slots))
-    for got, want in zip(view.tokens, tokens, strict=True):
+    view = jax.jit(lambda s, q: memory.recall(SPEC, s, q))(state, query)
+    np.testing.assert_array_equal(tk.count(view.kv), len(slots))
+    for got, want in zip(view.kv, tokens, strict=True):
         np.testing.assert_array_equal(got[: len(slots)], want[slots])
     np.testing.assert_array_equal(view.base, state.aux.next_pos)
     most = math.ceil((BUDGET - int(BUDGET * options["short"])) / page)
     room = math.ceil(0.4 * most) * page + int(BUDGET * options["short"])
-    assert view.tokens.modality.shape[0] == min(BUDGET, room)
+    assert view.kv.modality.shape[0] == min(BUDGET, room)
 
 
 def test_page_scores_are_attention_over_pages():
@@ -138,21 +140,21 @@ def test_page_scores_are_attention_over_pages():
     want = np.zeros(2)
     mean = np.stack([k[:2].mean(0), k[2:5].mean(0)])
     for q in 3 * np.asarray(query.q)[:3]:
-        for h in range(SPEC.heads):
+        for h in range(laws.HEADS):
             z = mean[:, h // 2] @ q[h] / np.sqrt(4)
-            want += np.exp(z) / np.exp(z).sum() / SPEC.heads
+            want += np.exp(z) / np.exp(z).sum() / laws.HEADS
     got = page_scores(jnp.asarray(k), of, there, query._replace(q=3 * query.q))
     np.testing.assert_allclose(got[:2], want, rtol=1e-5)
     assert got[2] == 0
 
 
 def test_all_pages_are_everything_that_is_held():
-    memory = livevlm(BUDGET, page=5, ratio=1.0)
+    memory = LiveVLM(BUDGET, page=5, ratio=1.0)
     state, _ = laws.run(memory, memory.init(SPEC), standard())
-    view = memory.recall(state, None, question(2))
-    laws.assert_same(view.tokens, state.slots.tokens, "recall of all pages")
+    view = memory.recall(SPEC, state, question(2))
+    laws.assert_same(view.kv, state.slots.kv, "recall of all pages")
     with pytest.raises(ValueError, match="question's queries"):
-        memory.recall(state, None, None)
+        memory.recall(SPEC, state, None)
 
 
 def test_buckets_are_exact_where_a_product_leaves_32_bits():
@@ -165,12 +167,11 @@ def test_buckets_are_exact_where_a_product_leaves_32_bits():
 
 @pytest.mark.parametrize("kinds", [(2, 1, 2, 3, 2, 1, 0, 0), (1, 3, 1, 1, 3, 0, 0, 0)])
 def test_the_last_rows_of_a_kind_are_asked(kinds):
-    """What `Requires(kind=, last=)` makes the decoder report, against attention by hand."""
+    """What `Attention(modality=, last=)` makes the decoder report, against attention by hand."""
     cfg = small.config(layers=1, axes=1)
     weights, rows = small.params(cfg), small.chunk(small.stream_rows(cfg, 1, 8), 0)
     rows = rows._replace(modality=jnp.asarray(kinds, jnp.int8))
-    memory = full(8)._replace(requires=Requires(mass="softmax", last=2, modality=tk.VISION))
-    seen = masses(memory, cfg, weights, rows)
+    received = reported(LiveVLM(8, window=2), cfg, weights, rows)
     n = sum(kind != 0 for kind in kinds)
     asked = [t for t in range(n) if kinds[t] == tk.VISION] or list(range(n))
 
@@ -181,17 +182,75 @@ def test_the_last_rows_of_a_kind_are_asked(kinds):
         for h in range(cfg.heads):
             z = k[: t + 1, h // 2] @ q[t, h] / np.sqrt(cfg.head_dim)
             want[: t + 1] += np.exp(z) / np.exp(z).sum() / cfg.heads
-    np.testing.assert_allclose(seen.chunk[0], want, atol=1e-5)
+    np.testing.assert_allclose(received.chunk[0], want, atol=1e-5)
 
 
-def masses(memory: Memory, cfg, weights, rows):
+def reported(memory, cfg, weights, rows):
     spec = spec_of(cfg, chunk=8)
     program = make_program(cfg, memory, spec)
-    view = memory.view(memory.init(spec), None, rows)
+    view = memory.view(spec, memory.init(spec), rows)
     zero = jnp.zeros((), jnp.int32)
     np.testing.assert_array_equal(view.base, start(spec))
     one = jax.jit(partial(layer_step, program=program))
-    return one(weights, layer=zero, h=rows.x, view=view, rows=rows, clock=zero).seen.mass
+    return one(weights, layer=zero, h=rows.x, view=view, embeds=rows, clock=zero).chunk.received
+
+
+def silent(chunks=6):
+    return laws.cut(laws.stream(8 * chunks, kinds=np.full(8 * chunks, tk.VISION)), [8] * chunks, 8)
+
+
+@pytest.mark.parametrize("per_head", [True, False])
+def test_slots_of_audio_are_lent_while_there_is_none(per_head):
+    """Buckets and the top R are those of all slots; when sound comes its part is its own again."""
+    shared, alone = (LiveVLM(BUDGET, audio_share=s, per_head=per_head) for s in (0.5, None))
+    after = [laws.run(m, m.init(SPEC), silent())[0] for m in (shared, alone)]
+    assert int(tk.count(after[0].slots.kv)) == BUDGET
+    laws.assert_same(after[0].slots, after[1].slots, "silent stream")
+    for c in range(5):
+        after[0] = laws.step(shared, after[0], pick(standard(), c))
+    heard = np.asarray(after[0].slots.kv.modality[: -shared.short_slots]) == tk.AUDIO
+    assert (heard.sum(axis=0) >= 3).all()
+
+
+def test_only_sound_takes_all_slots():
+    flat = laws.stream(48, kinds=np.full(48, tk.AUDIO))
+    shared, alone = (LiveVLM(BUDGET, audio_share=s) for s in (0.25, None))
+    after = [
+        laws.run(m, m.init(SPEC), laws.cut(flat, [8] * 6, 8))[0].slots for m in (shared, alone)
+    ]
+    laws.assert_same(after[0], after[1], "a stream of sound")
+
+
+@pytest.mark.parametrize("budget", [1, 2, 8])
+def test_few_slots_are_a_memory(budget):
+    memory = LiveVLM(budget)
+    state, _ = laws.run(memory, memory.init(SPEC), standard())
+    assert int(tk.count(state.slots.kv)) == budget
+    assert 0 < int(tk.count(memory.recall(SPEC, state, question(2)).kv)) <= budget
+
+
+@pytest.mark.parametrize("newest", [6, BUDGET])
+def test_the_newest_are_always_held(newest):
+    memory = LiveVLM(BUDGET, newest=newest)
+    state, _ = laws.run(memory, memory.init(SPEC), standard())
+    want = np.arange(sum(CUTS) - newest, sum(CUTS))
+    for kv in (state.slots.kv, memory.recall(SPEC, state, question(2)).kv):
+        np.testing.assert_array_equal((laws.held(kv)[-newest:] - 1) // 2, want)
+
+
+def test_what_is_read_can_be_renumbered():
+    memory = LiveVLM(BUDGET, page=2, reindex=True)
+    state, _ = laws.run(memory, memory.init(SPEC), standard())
+    view = memory.recall(SPEC, state, question(2))
+    read = int(tk.count(view.kv))
+    assert read < BUDGET
+    np.testing.assert_array_equal(view.kv.pos[:read, 0, 1], np.arange(read))
+    np.testing.assert_array_equal(view.base, [read] * 3)
+    np.testing.assert_array_equal(memory.view(SPEC, state, None).base, [BUDGET] * 3)
+
+
+def test_equal_options_are_equal():
+    assert LiveVLM(8) == LiveVLM(8) != LiveVLM(8, page=8) and len({LiveVLM(8), LiveVLM(8)}) == 1
 
 
 @pytest.mark.parametrize("per_head", [False, True])
@@ -199,7 +258,7 @@ def test_ample_budget_is_full_attention_in_the_decoder(per_head):
     cfg = small.config(axes=1)
     weights = small.params(cfg)
     rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
-    memory = livevlm(64, ratio=1.0, audio_share=0.5, per_head=per_head)
+    memory = LiveVLM(64, ratio=1.0, audio_share=0.5, per_head=per_head)
     program = make_program(cfg, memory, spec_of(cfg, chunk=8))
     carry = small_stream(weights, init_carry(program), rows, program=program)
     asked = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
@@ -219,9 +278,9 @@ def test_ample_budget_is_full_attention_in_the_decoder(per_head):
         ({"short": 1.0}, "parts of 1"),
         ({"ratio": 0.0}, "parts of 1"),
         ({"audio_share": 2.0}, "audio_share"),
-        ({"positions": "dense"}, "'dense'"),
+        ({"newest": 17}, "newest=17"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        livevlm(BUDGET, **options)
+        LiveVLM(BUDGET, **options)

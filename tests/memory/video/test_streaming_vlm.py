@@ -15,11 +15,11 @@ from jaxmem import kv as tk
 from jaxmem.kv import AUDIO, KV, TEXT, VISION
 from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of
 from jaxmem.loop import stream as small_stream
-from jaxmem.memory.video.streaming_vlm import contiguous, streaming_vlm
+from jaxmem.memory.video.streaming_vlm import StreamingVLM, contiguous
 
 BUDGET = 16
 SIZES = {"sinks": 1, "text": 3, "audio_share": 0.25}
-KEEP = streaming_vlm(BUDGET, positions="keep", **SIZES)
+KEEP = StreamingVLM(BUDGET, reindex=False, **SIZES)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -32,21 +32,27 @@ def plain(written, now, sinks, text, window, vision, audio):
     words = [o for o, kind, _ in written if kind == TEXT]
     near = [(o, kind) for o, kind, chunk in written if kind != TEXT and chunk > now - window]
     if audio is None:
-        sound, image = [], [o for o, _ in near]
+        groups = [([o for o, _ in near], vision)]
     else:
         sound = [o for o, kind in near if kind == AUDIO]
-        image = [o for o, kind in near if kind != AUDIO]
-    last = lambda group, count: group[max(len(group) - count, 0) :]
-    late = last(words[sinks:], text) + last(image, vision) + last(sound, audio or 0)
-    return sorted(words[:sinks] + late)
+        groups = [([o for o, kind in near if kind != AUDIO], vision), (sound, audio)]
+    groups += [(words[sinks:], text), (words[:sinks], sinks)]
+    lent = sum(count for group, count in groups if not group)
+    held = []
+    for group, count in groups:
+        if group:
+            count, lent = count + lent, 0  # what empty parts lend goes to the first that is not
+            held += group[max(len(group) - count, 0) :]
+    return sorted(held)
 
 
-@pytest.mark.parametrize("per_kind", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("window", [2, 16])
-def test_kept_tokens_against_plain_lists(per_kind, window):
-    memory = streaming_vlm(BUDGET, window=window, per_kind=per_kind, positions="keep", **SIZES)
+def test_kept_tokens_against_plain_lists(shared, window):
+    sizes = SIZES if shared else {**SIZES, "audio_share": None}
+    memory = StreamingVLM(BUDGET, window=window, reindex=False, **sizes)
     trace = jax.device_get(laws.run(memory, memory.init(SPEC), standard())[1])
-    sizes = (1, 3, window, *((9, 3) if per_kind else (12, None)))
+    sizes = (1, 3, window, *((9, 3) if shared else (12, None)))
     kinds, orders = standard().tokens.modality[..., 0], standard().tokens.index[..., 0]
     written, now = [], 0
     for c, rows in enumerate(CUTS):
@@ -109,12 +115,12 @@ SILENT = (Piece(words=1), Piece(grid=(1, 3, 2)))
 def test_positions_are_those_of_the_surviving_prompt(prefix):
     """Two adjacent runs of vision, old text whose vision is gone, sinks, and a window of two."""
     spec = replace(SPEC, chunk=24, prefix=prefix)
-    memory = streaming_vlm(60, sinks=3, text=6, window=2)
+    memory = StreamingVLM(60, sinks=3, text=6, window=2)
     stream = (SECOND, SHORT, SHORT, SILENT, SHORT, SECOND, SHORT, SECOND, SILENT, SILENT)
     state, words, order = memory.init(spec), 0, 1
-    step = compiled(lambda state, chunk: laws.step(memory, state, chunk))
+    step = compiled(lambda s, chunk: memory.write(spec, s, laws.see(memory, s, chunk))[0])
     for c, pieces in enumerate(stream):
-        chunk = chunk_of(pieces, memory.view(state, None, None), order, 24)
+        chunk = chunk_of(pieces, memory.view(spec, state, None), order, 24)
         state = step(state, chunk)
         order += 24
         words += sum(piece.words for piece in pieces)
@@ -124,11 +130,11 @@ def test_positions_are_those_of_the_surviving_prompt(prefix):
         assert old >= 0
         prompt = [Piece(words=old), *stream[c - 1], *pieces] if c else pieces
         pos, kinds, end = numbered(prompt, prefix)
-        for view in (memory.view(state, None, None), memory.recall(state, None, None)):
+        for view in (memory.view(spec, state, None), memory.recall(spec, state, None)):
             n = len(kinds)
-            np.testing.assert_array_equal(view.tokens.modality[:n, 0], kinds)
-            assert not np.asarray(view.tokens.modality[n:]).any()
-            np.testing.assert_array_equal(view.tokens.pos[:n, 0], pos, err_msg=f"chunk {c}")
+            np.testing.assert_array_equal(view.kv.modality[:n, 0], kinds)
+            assert not np.asarray(view.kv.modality[n:]).any()
+            np.testing.assert_array_equal(view.kv.pos[:n, 0], pos, err_msg=f"chunk {c}")
             np.testing.assert_array_equal(view.base, [end] * 3)
     assert words > 9
     np.testing.assert_array_equal(state.aux.next_pos, [prefix] * 3)
@@ -150,17 +156,17 @@ def test_axes_that_text_does_not_advance_stay():
 
 
 def test_far_positions_never_grow():
-    memory = streaming_vlm(BUDGET, **SIZES)
+    memory = StreamingVLM(BUDGET, **SIZES)
     chunk = pick(standard(), 0)
     state = memory.init(SPEC)
     step = compiled(lambda state, chunk: laws.step(memory, state, chunk))
     tops = []
     for _ in range(12):
-        base = np.asarray(memory.view(state, None, None).base)
+        base = np.asarray(memory.view(SPEC, state, None).base)
         rel = np.arange(8, dtype=np.int32)[:, None, None]
         tokens = chunk.tokens._replace(pos=rel + base)
-        state = step(state, chunk._replace(tokens=tokens, base=base, next_pos=base + 8))
-        tops.append(int(memory.view(state, None, None).base[0]))
+        state = step(state, chunk._replace(tokens=tokens, base=base, end=base + 8))
+        tops.append(int(memory.view(SPEC, state, None).base[0]))
     assert max(tops) <= BUDGET + 8 and len(set(tops[4:])) == 1
 
 
@@ -170,26 +176,76 @@ def test_in_the_decoder():
     weights, rows = small.params(cfg), small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
     more = {"sinks": 10, "text": 10, "audio_share": 0.5}
     logits = []
-    for rule in ("contiguous", "keep"):
-        memory = streaming_vlm(60, positions=rule, **more)
+    for reindex in (True, False):
+        memory = StreamingVLM(60, reindex=reindex, **more)
         program = make_program(cfg, memory, spec_of(cfg, chunk=8))
         carry = small_stream(weights, init_carry(program), rows, program=program)
-        assert int(tk.count(carry.state.slots.tokens)) == 2 * 20
+        assert int(tk.count(carry.state.slots.kv)) == 2 * 20
         question = question_rows(weights, [1, 2, 3], program=program)
         logits.append(ask(weights, carry, question, program=program).first)
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
 
 
+def test_text_slots_are_those_of_the_stream():
+    """Published sizes where text comes with the stream, clamped; none where there is no text."""
+    stamped = replace(SPEC, timestamps=True)
+    assert StreamingVLM(6000, audio_share=None).parts(stamped) == (4976, 512, 512)
+    assert StreamingVLM(100, audio_share=0.2).parts(stamped) == (40, 10, 25, 25)
+    assert StreamingVLM(100, audio_share=0.2).parts(SPEC) == (80, 20, 0, 0)
+    assert StreamingVLM(100, audio_share=None, text=3).parts(stamped) == (72, 3, 25)
+    for budget in (1, 2, 3, 8, 96):
+        for sizes in ({}, {"sinks": 512, "text": 512}, {"sinks": 0, "text": 9}):
+            parts = StreamingVLM(budget, **sizes).parts(stamped)
+            assert sum(parts) == budget and min(parts) >= 0 and sum(parts[:2]) >= 1
+
+
+def test_time_stamps_are_kept():
+    """With the defaults, in few slots: the first and the newest words of a stamped stream."""
+    spec, memory = replace(SPEC, timestamps=True), StreamingVLM(BUDGET, reindex=False)
+    step = compiled(lambda s, chunk: memory.write(spec, s, laws.see(memory, s, chunk))[0])
+    state = memory.init(spec)
+    for c in range(len(CUTS)):
+        state = step(state, pick(standard(), c))
+    kept, written = laws.held(state.slots.kv), laws.stream(sum(CUTS)).tokens
+    words = written.index[written.modality[:, 0] == TEXT, 0]
+    want = {*words[:4], *words[-4:]}
+    assert len(words) > 4 and want == set(words) & set(kept.tolist())
+
+
+def silent(chunks=6):
+    return laws.cut(laws.stream(8 * chunks, kinds=np.full(8 * chunks, VISION)), [8] * chunks, 8)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"sinks": 2, "text": 4}, {"audio_share": 0.5}])
+def test_slots_that_nothing_competes_for_are_lent(sizes):
+    """Without sound and text all slots hold pictures, the newest ones."""
+    memory = StreamingVLM(BUDGET, **sizes)
+    state, _ = laws.run(memory, memory.init(SPEC), silent())
+    want = np.arange(48 - BUDGET, 48)
+    np.testing.assert_array_equal((laws.held(state.slots.kv) - 1) // 2, want)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 8])
+def test_few_slots_are_a_memory(budget):
+    memory = StreamingVLM(budget)
+    state, _ = laws.run(memory, memory.init(SPEC), standard())
+    assert int(tk.count(state.slots.kv)) == budget == int(state.aux.capacity)
+
+
+def test_equal_options_are_equal():
+    assert StreamingVLM(8) == StreamingVLM(8) != StreamingVLM(8, text=2)
+    assert len({StreamingVLM(8), StreamingVLM(8)}) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sinks": 8, "text": 8}, "slots left for vision"),
         ({"sinks": -1, "text": 4}, "sinks and text >= 0"),
         ({"sinks": 1, "text": 4, "window": 0}, "at least 1 chunk"),
-        ({"sinks": 1, "text": 4, "positions": "shrink"}, "'shrink'"),
         ({"sinks": 1, "text": 4, "audio_share": -1.0}, "audio_share"),
+        ({"budget": 0}, "at least 1 slot"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        streaming_vlm(BUDGET, **options)
+        StreamingVLM(**{"budget": BUDGET, **options})

@@ -1,0 +1,180 @@
+"""Attention with a memory: [prefix | sinks | memory | chunk] under one softmax, and its reports.
+
+The parts (`attend_view`, `attend_probe`) are what this package's own decoder is made of; decoders
+that are not ours use `jaxmem.memory.foreign`. A memory is told exactly what its `requires` names;
+one that needs no attention statistics costs none.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from jaxmem import kv as kvs
+from jaxmem.kernels.attend import attend as attend_segments
+from jaxmem.kernels.received import mass, row_mass
+from jaxmem.kernels.segment import Segment
+from jaxmem.kv import KV
+from jaxmem.memory.base import Chunk, Embeds, Received, Requires, View
+from jaxmem.rope import Rope
+from jaxmem.typing import Array, Float, Hidden, Int, Num
+
+
+def segment(kv: KV, origin: Num[Array, "A"], q_pos: Num[Array, "Q A"] | None, **more) -> Segment:
+    """Return tokens as an attention segment, with positions relative to `origin`."""
+    away = origin.astype(kv.pos.dtype).reshape(1, 1, -1)
+    return Segment(kv.k, kv.v, kvs.valid(kv), kv.pos - away, q_pos, **more)
+
+
+def fresh_kv(
+    k: Float[Array, "T G D"],
+    v: Float[Array, "T G D"],
+    view: View,
+    embeds: Embeds,
+    clock: Int[Array, ""],
+) -> KV:
+    """Return a chunk's tokens as the memory stores them (Gm as the view has it)."""
+    like = view.kv
+    length, groups = k.shape[0], like.modality.shape[1]
+    pos = view.base.astype(like.pos.dtype)[None] + embeds.pos.astype(like.pos.dtype)
+    index = clock + jnp.arange(length, dtype=jnp.int32)
+    real = embeds.modality != kvs.EMPTY
+
+    def spread(x: Array) -> Array:
+        return jnp.broadcast_to(x[:, None], (length, groups, *x.shape[1:]))
+
+    return KV(
+        k=k.astype(like.k.dtype),
+        v=v.astype(like.v.dtype),
+        pos=spread(pos),
+        index=spread(jnp.where(real, index, 0)),
+        modality=spread(embeds.modality.astype(jnp.int8)),
+    )
+
+
+def attend_view(
+    requires: Requires,
+    rope: Rope,
+    view: View,
+    q: Float[Array, "T H D"],
+    k: Float[Array, "T G D"],
+    v: Float[Array, "T G D"],
+    embeds: Embeds,
+    clock: Int[Array, ""],
+    *,
+    prefix: KV | None = None,
+    hidden: Hidden | None = None,
+    output: Float[Array, "H D E"] | None = None,
+) -> tuple[Float[Array, "T H D"], Chunk]:
+    """Attend a chunk's rows to what a memory shows, and report what the memory requires.
+
+    Args:
+      requires: of the memory.
+      rope: rotary embedding of width D.
+      view: what the chunk attends to, and where it begins.
+      q: queries before rotation.
+      k: keys before rotation.
+      v: values.
+      embeds: the chunk's positions and modalities (`x` is not read).
+      clock: arrival number of its first row.
+      prefix: this layer's pinned tokens [P], or None.
+      hidden: the layer's input, if `requires.hidden`.
+      output: the layer's output projection, if `requires.output`.
+    """
+    # Row t comes after the n valid slots: pool entry n + t. Only a sliding window cares.
+    n, t = kvs.count(view.kv), jnp.arange(embeds.modality.shape[0], dtype=jnp.int32)
+    fresh = fresh_kv(k, v, view, embeds, clock)
+    segments = [
+        segment(view.kv, view.base, embeds.pos, last=n + t if requires.window else None),
+        segment(fresh, view.base, embeds.pos, last=t),
+    ]
+    if prefix is not None:
+        segments.append(segment(prefix, view.base, embeds.pos))
+    if view.sinks is not None:
+        place = jnp.broadcast_to(view.sinks.pos[None], embeds.pos.shape)
+        segments.append(segment(view.sinks.kv, jnp.zeros_like(view.base), place))
+    out, lse = attend_segments(q, segments, rope=rope, window=requires.window)
+    more = {"rope": rope, "window": requires.window}
+    received = given = None
+    if requires.attention is not None:
+        columns = mass(
+            q, segments, lse, rows=counted_rows(requires, embeds),
+            form=requires.attention.form, reduce=_reduce(segments), **more,
+        )  # fmt: skip
+        received = Received(columns[0], columns[1])
+    if requires.given:
+        given = row_mass(q, segments, lse, segment=0, columns=view.counted, **more)
+    chunk = Chunk(
+        kv=fresh,
+        next_pos=view.base + embeds.advance.astype(view.base.dtype),
+        hidden=hidden if requires.hidden else None,
+        received=received,
+        given=given,
+        queries=q if requires.queries else None,
+        output=output if requires.output else None,
+    )
+    return out, chunk
+
+
+def counted_rows(requires: Requires, embeds: Embeds) -> Array:
+    """Return which rows [T] give the attention that a memory asks for."""
+    asked, real = requires.attention, embeds.modality != kvs.EMPTY
+    assert asked is not None
+    if asked.modality is not None:
+        these = embeds.modality == asked.modality
+        real = jnp.where(jnp.any(these), these, real)
+    if asked.last is None:
+        return real
+    later = jnp.sum(real) - jnp.cumsum(real)
+    return real & (later < asked.last)
+
+
+def attend_probe(
+    form: Literal["causal", "embedding"],
+    rope: Rope,
+    view: View,
+    fresh: KV,
+    advance: Num[Array, "A"],
+    probe: Embeds,
+    q: Float[Array, "Q H D"],
+    k: Float[Array, "Q G D"],
+    v: Float[Array, "Q G D"],
+    prefix: KV | None = None,
+) -> tuple[Float[Array, "Q H D"], Received]:
+    """Attend one probe to [prefix | memory | chunk | itself] as if it came after the chunk.
+
+    By causality a "causal" probe is the same as a separate pass over [memory | chunk].
+
+    Args:
+      form: of the probe, see `Probes`.
+      rope: rotary embedding.
+      view: what the chunk attended to.
+      fresh: the chunk's tokens [T].
+      advance: how far the chunk advances the position.
+      probe: positions and modalities of its rows.
+      q: queries before rotation.
+      k: keys before rotation.
+      v: values.
+      prefix: this layer's pinned tokens, or None.
+    """
+    own = fresh_kv(k, v, view, probe, jnp.zeros((), jnp.int32))
+    begin = advance.astype(view.base.dtype)
+    place = begin[None] + probe.pos.astype(begin.dtype)
+    own = own._replace(pos=jnp.broadcast_to(place[:, None], own.pos.shape))
+    t = jnp.arange(place.shape[0], dtype=jnp.int32)
+    segments = [
+        segment(view.kv, view.base, place),
+        segment(fresh, view.base, place),
+        segment(own, jnp.zeros_like(view.base), place, last=t if form == "causal" else None),
+    ]
+    if prefix is not None:
+        segments.append(segment(prefix, view.base, place))
+    out, lse = attend_segments(q, segments, rope=rope)
+    real = probe.modality != kvs.EMPTY
+    columns = mass(q, segments, lse, rope=rope, rows=real, form="softmax", reduce=_reduce(segments))
+    return out, Received(columns[0], columns[1])
+
+
+def _reduce(segments: list[Segment]) -> Literal["head_mean", "kv_head"]:
+    return "head_mean" if segments[0].valid.shape[1] == 1 else "kv_head"

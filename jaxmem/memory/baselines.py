@@ -1,0 +1,251 @@
+"""Baselines that look at nothing but the order of arrival."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import jax
+import numpy as np
+
+from jaxmem.memory.base import Spec
+from jaxmem.memory.parts import units
+from jaxmem.memory.parts.prioritized import ByAge, Prioritized
+from jaxmem.memory.parts.units import Number, Unit, UnitName
+from jaxmem.typing import Array, PyTree, UInt
+
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, rounded to the nearest odd number
+GOLDEN_32 = np.uint32(0x9E3779B9)
+
+
+@dataclass(frozen=True)
+class Full(ByAge):
+    """Holds everything, up to a capacity: the exact reference for every other memory.
+
+    Up to the capacity a stream is the same as attention over everything seen. Beyond it the newest
+    tokens win, and `state.aux.dropped` counts those that were lost: 0 means exact.
+
+    Attributes:
+      budget: S, slots of every layer.
+      reindex: number what is held without gaps.
+
+    Raises:
+      ValueError: if the budget is not positive.
+    """
+
+    budget: int
+
+    def __post_init__(self):
+        _positive(self.name, "slots", self.budget)
+
+    @property
+    def capacity(self) -> int:
+        return self.budget
+
+
+@dataclass(frozen=True)
+class Recent(ByAge):
+    """Holds the first `sinks` tokens and the newest of the rest.
+
+    The first tokens of a sequence draw attention whatever they mean, and dropping them breaks the
+    distribution that the model was trained with (StreamingLLM, arXiv 2309.17453, section 3).
+
+    Attributes:
+      budget: S, slots of every layer, sinks included.
+      sinks: tokens held from the start of the stream; 0 for a plain window. At most budget - 1 of
+        them are held, so that something follows the stream.
+      reindex: number what is held without gaps.
+
+    Raises:
+      ValueError: if the budget has no slot, or `sinks` is negative.
+    """
+
+    budget: int
+    _: KW_ONLY
+    sinks: int = 4
+
+    def __post_init__(self):
+        _positive(self.name, "slots", self.budget)
+        if self.sinks < 0:
+            raise ValueError(f"{self.name} needs sinks >= 0, got {self.sinks}.")
+
+    @property
+    def capacity(self) -> int:
+        return self.budget
+
+    @property
+    def pinned(self) -> int:
+        return min(self.sinks, self.budget - 1)
+
+
+@dataclass(frozen=True)
+class StreamingLLM(Recent):
+    """StreamingLLM (arXiv 2309.17453): attention sinks, a window, and positions inside the cache.
+
+    A token is read at its index in the cache (after the prefix), not at the position it arrived
+    with (section 3.2): no distance exceeds the budget, and the time that has passed is forgotten.
+    The released code also caches keys before rotation for that. It evicts *before* a chunk so that
+    memory and chunk fit into the cache together; here the chunk comes on top of the budget.
+
+    Attributes:
+      budget: S, slots of every layer, sinks included.
+      sinks: tokens held from the start of the stream; 4 as published.
+      reindex: True as published; False is `Recent`.
+    """
+
+    _: KW_ONLY
+    reindex: bool = True
+
+
+@dataclass(frozen=True)
+class LastFrames(ByAge):
+    """Holds the last whole frames and nothing else, a baseline that is hard to beat.
+
+    A frame comes with the text before it and the audio after it, see `units.Frame`; text and audio
+    stay exactly as long as their frame does. A frame that does not fit entirely is dropped. The
+    frame that is arriving counts as one of the last.
+
+    Attributes:
+      budget: S, slots of every layer.
+      frames: frames held at most; None for as many as fit.
+      tokens_per_frame: vision tokens of a frame. Needed where frames follow each other without text
+        or audio between and positions have one axis.
+      reindex: number what is held without gaps.
+
+    Raises:
+      ValueError: if a size is not positive.
+    """
+
+    budget: int
+    _: KW_ONLY
+    frames: int | None = None
+    tokens_per_frame: int | None = None
+
+    def __post_init__(self):
+        _positive(self.name, "slots", self.budget)
+        if self.frames is not None:
+            _positive(self.name, "frames", self.frames)
+        units.Frame(self.tokens_per_frame)
+
+    @property
+    def capacity(self) -> int:
+        return self.budget
+
+    @property
+    def numbering(self) -> Unit:
+        return units.Frame(self.tokens_per_frame)
+
+    @property
+    def most(self) -> int | None:
+        return self.frames
+
+
+@dataclass(frozen=True)
+class Uniform(Prioritized):
+    """Holds tokens or frames evenly spaced over everything seen, however long the stream is.
+
+    It holds the numbers whose Weyl value lies below a bar that sinks as the stream grows. By the
+    three-distance theorem (Sos 1958, Swierczkowski 1959) such numbers have at most three different
+    gaps; for the golden ratio they are consecutive Fibonacci numbers, so the longest is at most
+    three times the shortest. The bar only sinks, so a token that was dropped is never missed.
+
+    Attributes:
+      budget: S, slots of every layer.
+      unit: "token" spaces single tokens and fills every slot; "frame" spaces whole frames with
+        their text and audio, as uniform frame sampling does, and may leave slots empty.
+      tokens_per_frame: vision tokens of a frame, see `units.Frame`.
+      reindex: number what is held without gaps.
+
+    Raises:
+      ValueError: if the budget is not positive or the unit is unknown.
+    """
+
+    budget: int
+    _: KW_ONLY
+    unit: UnitName = "token"
+    tokens_per_frame: int | None = None
+
+    def __post_init__(self):
+        _positive(self.name, "slots", self.budget)
+        units.unit(self.unit, self.tokens_per_frame)
+
+    @property
+    def capacity(self) -> int:
+        return self.budget
+
+    @property
+    def numbering(self) -> Unit:
+        return units.unit(self.unit, self.tokens_per_frame)
+
+    def priority(self, number: Number, seed: PyTree) -> UInt[Array, "T"]:
+        del seed
+        return weyl(number)
+
+
+@dataclass(frozen=True)
+class RandomSample(Prioritized):
+    """Holds a uniform random sample of everything seen so far (a reservoir).
+
+    Each number draws 32 random bits from the seed's key folded with that number, and the smallest
+    are held: every subset of the stream is equally likely at every length (up to ties of 32-bit
+    draws). The draw depends on the arrival number alone, not on chunks or padding. The key is part
+    of the state, so a state that is copied or restored goes on identically.
+
+    Attributes:
+      budget: S, slots of every layer.
+      seed: of the draw.
+      unit: sample single tokens or whole frames.
+      tokens_per_frame: vision tokens of a frame, see `units.Frame`.
+      per_layer: draw independently in each layer instead of holding the same tokens in all.
+      reindex: number what is held without gaps.
+
+    Raises:
+      ValueError: if the budget is not positive or the unit is unknown.
+    """
+
+    budget: int
+    _: KW_ONLY
+    seed: int = 0
+    unit: UnitName = "token"
+    tokens_per_frame: int | None = None
+    per_layer: bool = False
+
+    def __post_init__(self):
+        _positive(self.name, "slots", self.budget)
+        units.unit(self.unit, self.tokens_per_frame)
+
+    @property
+    def capacity(self) -> int:
+        return self.budget
+
+    @property
+    def numbering(self) -> Unit:
+        return units.unit(self.unit, self.tokens_per_frame)
+
+    def seed_of(self, spec: Spec, layer: int) -> Array:
+        del spec
+        key = jax.random.key(self.seed)
+        return jax.random.key_data(jax.random.fold_in(key, layer) if self.per_layer else key)
+
+    def priority(self, number: Number, seed: PyTree) -> UInt[Array, "T"]:
+        key = jax.random.wrap_key_data(seed)
+        draw = lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype="uint32")
+        return jax.vmap(draw)(number.low ^ (number.high * GOLDEN_32))
+
+
+def weyl(number: Number) -> UInt[Array, "T"]:
+    """Return the upper 32 bits of frac(number / golden ratio): a Weyl sequence in integers."""
+    low, high = np.uint32(GOLDEN & 0xFFFFFFFF), np.uint32(GOLDEN >> 32)
+    return _upper(number.low, low) + number.low * high + number.high * low
+
+
+def _upper(a: UInt[Array, "*n"], b: np.uint32) -> UInt[Array, "*n"]:
+    """Return the upper 32 bits of a product, by halves of 16 bits."""
+    half, mask = np.uint32(16), np.uint32(0xFFFF)
+    a0, a1, b0, b1 = a & mask, a >> half, np.uint32(b & mask), np.uint32(b >> half)
+    cross = (a0 * b0 >> half) + (a1 * b0 & mask) + a0 * b1  # at most 2^32 - 1
+    return a1 * b1 + (a1 * b0 >> half) + (cross >> half)
+
+
+def _positive(name: str, what: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} needs at least 1 of {what}, got {value}.")
