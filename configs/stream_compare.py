@@ -7,8 +7,7 @@ Expected: omnimem close to `full` (the reference, which holds everything) and cl
           intervals of about +-14 points.
 """
 
-from jaxmem.experiments.memories import Memories, OmniMem
-from jaxmem.experiments.stream.__main__ import StreamConfig
+from jaxmem.experiments.stream.config import StreamConfig
 
 
 def get_config() -> StreamConfig:
@@ -17,5 +16,5 @@ def get_config() -> StreamConfig:
         budget="256KiB",
         seconds=240,
         questions=48,
-        memories=Memories(omnimem=OmniMem(audio_share=0.5)),
+        memories={"omnimem": {"audio_share": 0.5}},
     )

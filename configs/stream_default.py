@@ -6,7 +6,7 @@ Expected: omnimem with 96 slots per layer answers about as well as the whole str
           memory map shows that layers 2 and 3 hold little but the events.
 """
 
-from jaxmem.experiments.stream.__main__ import StreamConfig
+from jaxmem.experiments.stream.config import StreamConfig
 
 
 def get_config() -> StreamConfig:

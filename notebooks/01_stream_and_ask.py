@@ -14,6 +14,10 @@
 # %% [markdown]
 # # Stream a video, keep a memory of fixed size, ask
 #
+# [![Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxmem/jaxmem/blob/main/notebooks/01_stream_and_ask.ipynb)
+#
+# On Colab, run `%pip install git+https://github.com/jaxmem/jaxmem` in a cell of its own first.
+#
 # A memory is three pure functions over a state whose shapes never change: `view` (what the next
 # chunk attends to), `write` (what is kept after it) and `recall` (what a question reads). This
 # notebook builds one, scans it over a real video file with sound, asks questions, draws what was

@@ -14,6 +14,10 @@
 # %% [markdown]
 # # Your own model and your own video
 #
+# [![Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxmem/jaxmem/blob/main/notebooks/02_your_own_model.ipynb)
+#
+# On Colab, run `%pip install "jaxmem[hf] @ git+https://github.com/jaxmem/jaxmem"` in a cell first.
+#
 # A published checkpoint (LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL, Qwen2.5-Omni) streams a video
 # through any memory. Set `JAXMEM_MODEL` to a directory or a name on Hugging Face and `JAXMEM_VIDEO`
 # to a file to use yours. Without them the notebook takes a Qwen2.5-VL with two tiny layers and

@@ -16,10 +16,10 @@ import numpy as np
 
 from jaxmem import kv as tk
 from jaxmem.kv import AUDIO, KV, TEXT, VISION
-from jaxmem.memory.base import Chunk, Embeds, Memory, Received, Spec, State, kv_of
-from jaxmem.memory.base import Probed
+from jaxmem.memory.base import Chunk, Embeds, Memory, Probed, Received, Spec, State, kv_of
 from jaxmem.memory.baselines import Full, LastFrames, RandomSample, Recent, Uniform
 from jaxmem.memory.omnimem.omnimem import OmniMem
+from jaxmem.rope import Rope
 
 ALL_MEMORIES: dict[str, Callable[[int], Memory]] = {
     "full": Full,
@@ -33,7 +33,17 @@ ALL_MEMORIES: dict[str, Callable[[int], Memory]] = {
 
 BUDGET = 16
 HEADS = 4
-SPEC = Spec(layers=2, kv_heads=2, head_dim=4, width=6, axes=3, chunk=8)
+SPEC = Spec(
+    layers=2,
+    kv_heads=2,
+    head_dim=4,
+    width=6,
+    axes=3,
+    chunk=8,
+    rope=Rope((1.0, 0.01), (0, 1)),
+    frame=(2, 2),
+    audio_tokens=2,
+)
 CUTS = (8, 5, 8, 1, 0, 7, 8, 3)  # valid rows of the chunks of the standard stream
 FRAME = (TEXT, VISION, VISION, VISION, VISION, AUDIO, AUDIO)  # kinds of one frame's tokens
 
@@ -305,7 +315,7 @@ def check_padding_and_room(memory: Memory, extra: int = 5) -> None:
     longer = start._replace(slots=jax.tree.map(lengthen, start.slots))
     long, trace = jax.device_get(run(memory, longer, standard(width=11)))
     count = np.sum(trace.modality[..., 0] != 0, axis=1).max()
-    assert count <= int(start.aux.capacity), f"{count} slots filled of {start.notes.room}"
+    assert count <= int(start.aux.capacity), f"{count} slots filled of {int(start.aux.capacity)}"
     cropped = jax.tree.map(lambda x: x[:-extra], long.slots)
     assert_same(long._replace(slots=cropped), pick(short, 0), "padding or longer arrays")
     for leaf in jax.tree.leaves(jax.tree.map(lambda x: x[-extra:], long.slots)):
@@ -317,7 +327,7 @@ def check_ample_budget(memory: Memory) -> None:
     flat = stream(sum(CUTS))
     start, (_, trace) = usual(memory)
     ample = [c for c, seen in enumerate(np.cumsum(CUTS)) if seen <= int(start.aux.capacity)]
-    assert ample, f"a room of {start.notes.room} tests nothing"
+    assert ample, f"a room of {int(start.aux.capacity)} tests nothing"
     for c in ample:
         seen = sum(CUTS[: c + 1])
         tokens = pick(pick(trace, 0), c)

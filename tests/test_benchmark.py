@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from jaxmem.experiments._memory_options import Bank
 
 from jaxmem.experiments import calibrate
-from jaxmem.experiments._memory_options import Bank
 from jaxmem.experiments.benchmark import __main__ as benchmark
 from jaxmem.experiments.benchmark.constancy import measure
 from jaxmem.experiments.memories import NAMES, Budget, Memories, choose

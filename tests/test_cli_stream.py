@@ -1,5 +1,6 @@
 """The main job end to end, with random weights: what it says, writes and returns."""
 
+import dataclasses
 import json
 import queue
 import signal
@@ -8,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax.errors import JaxRuntimeError
 
@@ -16,27 +16,28 @@ from jaxmem.data.media.media import open_media
 from jaxmem.data.world.files import held_out
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.benchmark.price import nbytes as tree_bytes
-from jaxmem.experiments.benchmark.shapes import open_shapes
-from jaxmem.experiments.memories import NAMES, Budget, Memories, Setting, build, choose
-from jaxmem.experiments.parsing import load, parse
+from jaxmem.experiments.memories import Budget, build, contestants, options_class
+from jaxmem.experiments.parsing import load
 from jaxmem.experiments.stream import job as _job
-from jaxmem.experiments.stream.__main__ import main
+from jaxmem.experiments.stream.__main__ import configured, main
 from jaxmem.experiments.stream.config import StreamConfig
 from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.experiments.stream.output import show
 from jaxmem.experiments.stream.questions import parse_ask
-from jaxmem.experiments.stream.run import feed, open_lanes, put
+from jaxmem.experiments.stream.run import feed, open_streams, put
 from jaxmem.experiments.stream.screen import Screen
 from jaxmem.experiments.stream.segments import hold_frames, segments
-from jaxmem.experiments.stream.terminal import Typed
+from jaxmem.experiments.stream.terminal import Terminal
+from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import nbytes
+from jaxmem.models.load import load as load_model
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
+from jaxmem.programs import model_spec
 from jaxmem.report.numbers import size
-from jaxmem.session import Session, model_spec
+from jaxmem.session import Session
 
 SECONDS = 10
-SETTING = Setting(tiny.decoder_config(tiny.TinyConfig()).rope, 20, (1, 0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_a_clip_asks_at_times_and_compares(job, clip, monkeypatch):
     assert report["note"] and report["note"][:20] in captured.out
 
 
-def test_what_is_typed_meanwhile_is_answered_behind_the_segment(job, clip, monkeypatch):
+def test_what_is_typed_meanwhile_is_answered_after_the_segment(job, clip, monkeypatch):
     """A queue in place of the terminal: two lines while it streams, the rest when it is over."""
     lines = queue.Queue()
     for line in ("what was the last sound?", "what is a zebra?", ""):
@@ -124,7 +125,7 @@ def test_what_is_typed_meanwhile_is_answered_behind_the_segment(job, clip, monke
     @contextmanager
     def typed_lines(*, wanted, hidden):
         assert wanted and not hidden
-        yield Typed(lines.get)
+        yield Terminal(lines.get)
 
     def show_and_type(done, console):
         show(done, console)
@@ -152,14 +153,14 @@ def test_what_is_typed_meanwhile_is_answered_behind_the_segment(job, clip, monke
 def test_answers_of_several_tokens_grow_and_can_be_drawn(job, clip, weights, monkeypatch):
     """A checkpoint is stood in for by the small model with room for five words."""
     load = lambda *a, **k: embedded(weights)._replace(max_new=5, sampling=Sampling(0.9, 0.8))
-    grown, grows = {}, Screen.grows
+    grown, wrote = {}, Screen.wrote
 
     def note(screen, name, question, part):
         grown.setdefault(question, []).append(part)
-        grows(screen, name, question, part)
+        wrote(screen, name, question, part)
 
     monkeypatch.setattr("jaxmem.experiments.stream.source.load", load)
-    monkeypatch.setattr(Screen, "grows", note)
+    monkeypatch.setattr(Screen, "wrote", note)
     monkeypatch.setattr(_job, "warm_up", lambda *a, **k: None)  # saves two compilations
     words = ["--model", "any", "--video", str(clip), "--seconds", "2", "--no-prompt"]
     words += ["--ask", "end: which shape is there now?", "--sample", "--temperature", "4"]
@@ -183,7 +184,7 @@ def test_no_room_on_the_device_is_2(job, clip, weights, golden, monkeypatch):
     where = str(golden / "hf" / "qwen2_5_vl")
     monkeypatch.setattr("jaxmem.experiments.stream.source.load", full)
     _, captured = job("--model", where, *words, status=2)
-    shapes = open_shapes(where, jnp.dtype("float32")).params
+    shapes = load_model(where, abstract=True, dtype="float32").params
     assert f"while loading: --model {where} in float32 with --memory omnimem" in captured.err
     assert f"--budget 32 needs {size(tree_bytes(shapes))} of weights" in captured.err
 
@@ -191,8 +192,8 @@ def test_no_room_on_the_device_is_2(job, clip, weights, golden, monkeypatch):
     monkeypatch.setattr("jaxmem.experiments.stream.source.load", lambda *a, **k: model)
     monkeypatch.setattr(_job, "warm_up", full)
     report, captured = job("--model", "any", *words, "--memory", "recent", status=2)
-    spec = model_spec(model, model.tokens_per_piece)
-    state = nbytes(build("recent", 32, SETTING), spec)
+    spec = model_spec(model, 1)
+    state = nbytes(build("recent", 32, spec), spec)
     assert (
         f"needs {size(tree_bytes(model.params))} of weights and {size(state)} of state (recent)"
         in (captured.err)
@@ -237,13 +238,14 @@ def test_config_file_is_overridden_by_the_command_line(tmp_path):
         "get_config = lambda: StreamConfig(seconds=3, memory='recent', ask=('end: a',))\n"
     )
     words = ["--config", str(path), "--seconds", "2", "--recent.sinks", "7"]
-    config = parse(StreamConfig, words, prog="x")
-    assert (config.memory, config.seconds, config.memories.recent.sinks) == ("recent", 2, 7)
+    config = configured(words)
+    assert (config.memory, config.seconds) == ("recent", 2)
+    assert config.memories == {"recent": {"sinks": 7}}
     assert config.ask == ("end: a",) and config.config == path
     for text in ("", "get_config = lambda: 3", "get_config = 1 / 0"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"x\.py"):
-            parse(StreamConfig, words, prog="x")
+            configured(words)
 
 
 @pytest.mark.parametrize("name", ["stream_default", "stream_compare"])
@@ -297,8 +299,30 @@ def test_what_cannot_be_read_is_3(job, tmp_path):
 
 def test_help_is_0(capsys):
     assert main(["--help"]) == 0
+    assert "--help-memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*MEMORIES, "bank"])
+def test_every_memory_has_help(name, capsys):
+    """Every option with a line of its own."""
+    assert main(["--help-memory", name]) == 0
     shown = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}." in shown for name in NAMES)
+    for one in dataclasses.fields(options_class(name)):
+        assert one.name.replace("_", "-") in shown or one.name.upper() in shown
+
+
+def test_all_memories_compare_within_the_same_bytes(job, clip):
+    """Every name of the table, from the command line to its report."""
+    report, _ = job(
+        *["--video", str(clip), "--compare", ",".join(MEMORIES), "--budget", "48KiB"],
+        *["--seconds", "3", "--ask", "end: which was the last shape?", "--no-prompt"],
+        *["--flexmem.capacity", "64"],
+    )
+    assert [r["memory"] for r in report["results"]] == [*MEMORIES]
+    for result in report["results"]:
+        assert result["reference"] or result["nbytes"] <= 48 * 1024, result["memory"]
+        assert len(result["answers"]) == 1 and result["answers"][0]["answer"]
+    assert report["compilations"]["streaming"] == 0
 
 
 def test_segments_are_cut_where_questions_are_due(weights, clip):
@@ -324,17 +348,22 @@ def test_feeding_segments_is_what_a_session_does(weights, clip):
     question = parse_ask("end: which was the last shape?")
     with open_media(str(clip), size=(48, 48), stop=5.0) as reader:
         pieces = list(reader)
-    session = Session(model, build("omnimem", 24, SETTING), chunk_pieces=2).watch(pieces)
-    chosen = choose(("omnimem",), Memories(), Budget(24, None), session.spec, SETTING.rope, None)
-    (lane,) = open_lanes(model, chosen)
+    spec = model_spec(model, 2)
+    (one,) = contestants(("omnimem",), {}, Budget(24, None), spec, None)
+    session = Session(model, one.memory, chunk_pieces=2).watch(pieces)
+    (other,) = open_streams(model, [one], spec, chunk_pieces=2)
     for segment in segments(pieces, model, chunk_pieces=2, chunks=1, times=[]):
-        feed(model, lane, segment.inputs)
+        feed(other, segment.inputs, segment.heard)
     for mine, theirs in zip(
-        jax.tree.leaves(lane.carry.state), jax.tree.leaves(session.carry.state), strict=True
+        jax.tree.leaves(other.session.carry.state),
+        jax.tree.leaves(session.carry.state),
+        strict=True,
     ):
         assert mine.shape == theirs.shape
         assert float(abs(mine.astype(float) - theirs.astype(float)).max()) < 1e-5
-    assert put(model, lane, question, 5.0).answer == session.ask(question.text).text
+    for _ in put(other, question, 5.0):
+        pass
+    assert other.answers[0].answer == session.ask(question.text).text
 
 
 def test_fewer_pictures_are_held(clip):

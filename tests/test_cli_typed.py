@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxmem.experiments.stream import terminal as _typed
 from jaxmem.experiments.stream.screen import Bar, Screen
-from jaxmem.experiments.stream.terminal import Typed, typed_lines
+from jaxmem.experiments.stream.terminal import Terminal, typed_lines
 
 pty = pytest.importorskip("pty")
 termios = pytest.importorskip("termios")
@@ -26,7 +26,7 @@ def wait_for(condition, seconds=20.0):
 
 def test_lines_are_taken_without_waiting_and_then_waited_for():
     lines = queue.Queue()
-    typed = Typed(lines.get)
+    typed = Terminal(lines.get)
     assert typed.taken() == []
     for line in ("  one ", "", "two"):
         lines.put(line)
@@ -46,7 +46,7 @@ def test_an_interrupt_leaves():
     def interrupted():
         raise KeyboardInterrupt
 
-    typed = Typed(queue.Queue().get)
+    typed = Terminal(queue.Queue().get)
     assert list(typed.until_empty(interrupted)) == []
 
 
@@ -79,8 +79,8 @@ def test_a_terminal_is_read_while_it_shows_nothing(keyboard):
         wait_for(lambda: taken.extend(typed.taken()) or len(taken) == 2)
         assert taken == ["né😀!", "right"] and typed.unfinished == ""
         prompts = typed.until_empty(lambda: None)
-        types(b"behind the end\n")
-        assert next(prompts) == "behind the end" and shows()
+        types(b"after the end\n")
+        assert next(prompts) == "after the end" and shows()
         types(b"\x04")
         assert list(prompts) == []
     assert shows()
@@ -111,11 +111,11 @@ def test_the_screen_shows_what_is_written_and_typed():
     screen = Screen(console, ("omnimem",), lambda: typing[0])
     with Bar(screen) as bar:
         bar.add_task("", total=4, at="00:01", speed="")
-        screen.grows("omnimem", "Who?", "A man")
-        screen.grows("omnimem", "Who?", " in red")
+        screen.wrote("omnimem", "Who?", "A man")
+        screen.wrote("omnimem", "Who?", " in red")
         bar.refresh()
         assert "Who?  A man in red" in file.getvalue() and "> what" in file.getvalue()
-        screen.grows("omnimem", "Why?", "w " * 200)
+        screen.wrote("omnimem", "Why?", "w " * 200)
         below = screen.__rich__().plain
         assert below.startswith("  Why?  … w") and len(below) < 5 * 40 and "A man" not in below
         screen.refused("no such word")

@@ -12,10 +12,10 @@ from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.loop import init_carry, make_program, stream
-from jaxmem.memory.full import full
-from jaxmem.memory.hermes.hermes import hermes
-from jaxmem.memory.omnimem.omnimem import omnimem
-from jaxmem.memory.transforms.recorded import watch
+from jaxmem.memory.baselines import Full
+from jaxmem.memory.hermes.hermes import Hermes
+from jaxmem.memory.omnimem.omnimem import OmniMem
+from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.models.tiny import tiny
 from jaxmem.report import diagnostics as report
 
@@ -54,7 +54,7 @@ def test_evidence_kinds_and_ages():
 
 
 def test_watched_memory_streams_as_it_does_and_tells_the_mass():
-    plain, watched = make_program(CFG, full(40), SPEC), make_program(CFG, watch(full(40)), SPEC)
+    plain, watched = make_program(CFG, Full(40), SPEC), make_program(CFG, Recorded(Full(40)), SPEC)
     one = stream(WEIGHTS, init_carry(plain), ROWS, program=plain)
     two = stream(WEIGHTS, init_carry(watched), ROWS, program=watched)
     for x, y in zip(
@@ -62,17 +62,17 @@ def test_watched_memory_streams_as_it_does_and_tells_the_mass():
     ):
         np.testing.assert_array_equal(x, y)
     chunk = jax.tree.map(lambda x: x[0], ROWS)
-    mass = chunk_step(WEIGHTS, watched, two, chunk)[0].state.aux.mass[:, 0]  # [L, S]
-    held = np.asarray(two.state.slots.tokens.modality).reshape(CFG.layers, -1) != 0
+    mass = chunk_step(WEIGHTS, watched, two, chunk)[0].state.aux.received[:, 0]  # [L, S]
+    held = np.asarray(two.state.slots.kv.modality).reshape(CFG.layers, -1) != 0
     mass, rows = np.asarray(mass), int(jnp.sum(chunk.modality != 0))
     assert np.all(mass[~held] == 0) and np.all(mass[held] > 0)
     assert np.all(mass.sum(1) < rows) and np.all(mass.sum(1) > 0.2 * rows)
 
 
-@pytest.mark.parametrize("memory", [hermes(8), omnimem(8)])
+@pytest.mark.parametrize("memory", [Hermes(8), OmniMem(8)])
 def test_watch_refuses_what_it_cannot_watch(memory):
     with pytest.raises(ValueError, match=r"watch full\(\)"):
-        watch(memory)
+        Recorded(memory)
 
 
 def test_command(tmp_path, capsys):

@@ -1,14 +1,13 @@
-"""Every memory of the command line and every combinator, under the laws.
+"""Every memory of the table and every wrapper, under the laws.
 
-A memory of scope "layer" obeys `laws.LAWS` on made-up streams, in the file of its method; which
-file that is stands in `BARE`. The laws that concern the loop are checked here in a small decoder,
-for all scopes, and in `test_stream` for the memories of `ALL_MEMORIES`. What is under no law fails
-`test_every_memory_is_under_the_laws` or `test_every_combinator_is_under_the_laws`.
+A memory that sees one layer obeys `laws.LAWS` on made-up streams; all of them obey the laws of the
+loop in a small decoder. What is under no law fails `test_every_memory_is_under_the_laws`.
 """
 
+import dataclasses
 import importlib
-import inspect
 import pkgutil
+import typing
 from functools import cache
 
 import jax
@@ -17,15 +16,13 @@ import laws
 import numpy as np
 import pytest
 import small
-from laws import ALL_MEMORIES, LAWS, memory_of
+from laws import LAWS
 
 import jaxmem.memory
-from jaxmem.experiments import _memory_options as opt
-from jaxmem.experiments import _peer_options as peer
-from jaxmem.experiments.memories import NAMES, PROBES, Memories, Setting, build
+from jaxmem.experiments.memories import build
 from jaxmem.loop import (
+    Bound,
     ask,
-    branch,
     init_carry,
     make_program,
     probe_rows,
@@ -33,30 +30,17 @@ from jaxmem.loop import (
     spec_of,
     stream,
 )
-from jaxmem.memory.bank.with_bank import bank
-from jaxmem.memory.base import Memory
-from jaxmem.memory.features.ma_lmm import ma_lmm
-from jaxmem.memory.features.with_audio import with_sound
-from jaxmem.memory.omnimem.avba import recorder
-from jaxmem.memory.omnimem.omnimem import omnimem
-from jaxmem.memory.parts.positions import ruled
-from jaxmem.memory.recent import recent
-from jaxmem.memory.transforms.quantized import quantized
-from jaxmem.memory.transforms.recorded import watch
+from jaxmem.memory import MEMORIES
+from jaxmem.memory.bank.with_bank import WithBank
+from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory
+from jaxmem.memory.baselines import Recent, StreamingLLM
+from jaxmem.memory.features.ma_lmm import MALMM
+from jaxmem.memory.features.with_audio import WithAudio
+from jaxmem.memory.omnimem.avba import Recorder
+from jaxmem.memory.omnimem.omnimem import OmniMem
+from jaxmem.memory.transforms.quantized import Quantized
+from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.saving import restore, save
-
-BARE = {
-    "test_memories": (*ALL_MEMORIES,),
-    "test_peers": ("snapkv", "h2o", "tova", "knorm", "keydiff", "streaming_llm", "rekv",
-                   "infinipot_v"),
-    "test_expected_attention": ("expected_attention",),
-    "test_criticalkv": ("criticalkv",),
-    "test_adakv": ("adakv",),
-    "test_streammem": ("streammem",),
-    "test_livevlm": ("livevlm",),
-    "test_streaming_vlm": ("streaming_vlm",),
-}  # fmt: skip
-"""File -> memories of scope "layer" that it puts under `LAWS`, or under its own form of them."""
 
 SIZE, SLOTS, BANK = 8, 12, 24
 LENGTHS = (8, 5, 8, 0, 7, 8)
@@ -65,38 +49,31 @@ ROWS, OTHER = (
     jax.tree.map(np.asarray, small.stream_rows(CFG, len(LENGTHS), SIZE, lengths=n, seed=seed))
     for seed, n in enumerate((LENGTHS, LENGTHS[::-1]))
 )
-SETTING = Setting(CFG.rope, SIZE)
-OPTIONS = Memories(
-    rekv=opt.ReKV(block=4, topk=2, sinks=2),
-    flexmem=opt.FlexMem(clip=SIZE + 3, layers=(1,)),
-    flash_vstream=opt.FlashVStream(grid=2),
-    flash_vstream_qwen=opt.FlashVStreamQwen(grid=2),
-    moviechat=peer.MovieChat(grid=2),
-    ma_lmm=peer.MaLmm(grid=2),
-    infinipot_v=peer.InfiniPotV(grid=(2, 2)),
-    streammem=peer.StreamMem(frame=4),
-    livevlm=peer.LiveVLM(page=2),
-    snapkv=peer.SnapKV(window=3),
-    criticalkv=peer.CriticalKV(window=3),
-    adakv=peer.AdaKV(window=3),
-)
+MODEL = {"frame": (2, 2), "audio_tokens": 0}
+OPTIONS = {
+    "rekv": {"block": 4, "topk": 2, "sinks": 2},
+    "flexmem": {"clip": SIZE + 3, "shallow": 1},
+    "snapkv": {"window": 3},
+    "criticalkv": {"window": 3},
+    "adakv": {"window": 3},
+    "streaming_llm": {"sinks": 2},
+}
 """Sizes that fit twelve slots and frames of four tokens."""
 
 
-def of_name(name):
-    return build(name, SLOTS, SETTING, OPTIONS)
+def of_name(name, slots=SLOTS, spec=None):
+    return build(name, slots, spec or spec_of(CFG, chunk=SIZE, **MODEL), OPTIONS.get(name))
 
 
-COMBINATORS = {
-    "bank": lambda: bank(of_name("hermes"), BANK, block=4, topk=2),
-    "quantized": lambda: quantized(of_name("hermes"), 4),
-    "watch": lambda: watch(recent(SLOTS, 2)),
-    "with_sound": lambda: with_sound(ma_lmm(3, 4), 2, 1),
-    "ruled": lambda: ruled(recent(SLOTS, 2), "contiguous"),
-    "recorder": lambda: recorder(omnimem(SLOTS, text=4), skip=1),
+WRAPPERS = {
+    "bank": lambda: WithBank(of_name("hermes"), BANK, block=4, topk=2),
+    "quantized": lambda: Quantized(of_name("hermes"), 4),
+    "recorded": lambda: Recorded(Recent(SLOTS, sinks=2)),
+    "with_audio": lambda: WithAudio(MALMM(frames=3), 2, tokens=1),
+    "recorder": lambda: Recorder(OmniMem(SLOTS, text=4), skip=1),
 }
-LAYER = tuple(n for n in NAMES if n not in ALL_MEMORIES and of_name(n).scope == "layer")
-WIDE = tuple(n for n in NAMES if of_name(n).scope != "layer")
+LAYER = tuple(n for n in MEMORIES if getattr(of_name(n), "per", None) == "layer")
+WIDE = tuple(n for n in MEMORIES if n not in LAYER)
 
 
 def at_leisure(names, slow):
@@ -104,17 +81,16 @@ def at_leisure(names, slow):
     return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
-# What is marked slow has most of these laws in the file of its own name, too.
-LOOP = at_leisure([*WIDE, *COMBINATORS, *LAYER], {"bank", "recorder", *LAYER})
+LOOP = at_leisure([*WIDE, *WRAPPERS, *LAYER], {"bank", "recorder"})
 
 
 @cache
 def memory_in_the_loop(name):
-    return COMBINATORS[name]() if name in COMBINATORS else of_name(name)
+    return WRAPPERS[name]() if name in WRAPPERS else of_name(name)
 
 
 def program_of(name, size=SIZE):
-    return make_program(CFG, memory_in_the_loop(name), spec_of(CFG, chunk=size, bank=BANK))
+    return make_program(CFG, memory_in_the_loop(name), spec_of(CFG, chunk=size, **MODEL))
 
 
 @cache
@@ -122,12 +98,13 @@ def weights():
     return small.params(CFG)
 
 
-def probes_of(name, program):
-    """Return as many short probes as the memory reads, or None."""
-    if program.memory.requires.probe is None:
-        return None
-    count = PROBES.get(name, 2)  # combinators are around HERMES
-    return probe_rows(weights(), [[1, 2, 3], [4, 5]][:count], program=program)
+def bound(name, program):
+    """Return the weights with as many short probes as the memory reads."""
+    probes = program.requires.probes
+    if not probes:
+        return weights()
+    texts = [[1, 2, 3], [4, 5]][: probes.count]
+    return Bound(weights(), probes=probe_rows(weights(), texts, program=program))
 
 
 def run(name, carry, rows, first=0):
@@ -135,8 +112,7 @@ def run(name, carry, rows, first=0):
     program, carries = program_of(name), []
     for i in range(first, len(LENGTHS)):
         part = jax.tree.map(lambda x, i=i: x[i : i + 1], rows)
-        probes = probes_of(name, program)
-        carry = stream(weights(), branch(carry), part, program=program, probes=probes)
+        carry = stream(bound(name, program), carry, part, program=program)
         carries.append(carry)
     return carries
 
@@ -185,18 +161,19 @@ def padded(rows):
     )
 
 
-@pytest.mark.parametrize("name", at_leisure([*WIDE, "with_sound", "quantized"], {"flexmem"}))
+@pytest.mark.parametrize("name", at_leisure([*WIDE, "with_audio", "quantized"], {"flexmem"}))
 def test_scan_vmap_and_padding(name):
     """Both streams side by side in one scan of longer chunks equal each alone, chunk by chunk."""
     program = program_of(name, SIZE + 3)
     start = laws.side_by_side(*[plain(init_carry(program))] * 2)
     rows = laws.side_by_side(padded(ROWS), padded(OTHER))
-    probes = probes_of(name, program)
-    one = lambda c, r: stream(weights(), c, r, program=program, probes=probes)
+    arrays = bound(name, program)
+    one = lambda c, r: stream(arrays, c, r, program=program)
     many = plain(jax.vmap(one)(start, rows))
     alone = watched(name)[0], run(name, init_carry(program_of(name)), OTHER)
     for i, carries in enumerate(alone):
-        laws.assert_same(laws.pick(many, i), plain(carries[-1]), f"stream {i}")
+        found = laws.pick(many, i)._replace(made_by=carries[-1].made_by)
+        laws.assert_same(found, plain(carries[-1]), f"stream {i}")
     # A chunk of padding changes nothing.
     empty = LENGTHS.index(0)
     assert_equal(alone[0][empty], alone[0][empty - 1])
@@ -225,67 +202,58 @@ def test_questions_branches_and_files_leave_a_stream_as_it_was(name, tmp_path):
 
 @cache
 def bare(name):
-    if name == "watch":
-        return watch(memory_of("recent"))
-    return recorder(memory_of("omnimem"), skip=1)
+    """Return a memory that sees one layer, with options that fit the made-up stream."""
+    if name in ("recorded", "recorder"):
+        inner = Recent(laws.BUDGET, sinks=2) if name == "recorded" else laws.memory_of("omnimem")
+        return Recorded(inner) if name == "recorded" else Recorder(inner, skip=1)
+    if name in laws.ALL_MEMORIES:
+        return laws.memory_of(name)
+    if name == "streaming_llm":  # the law of positions is for those that are kept
+        return StreamingLLM(laws.BUDGET, sinks=2, reindex=False)
+    return of_name(name, laws.BUDGET, laws.SPEC)
 
 
-BARE_LAWS = [(name, law) for name in ("watch", "recorder") for law in LAWS]
+OWN_FORM = ("adakv", "streammem", "streaming_vlm")
+"""Heads of several lengths, frames that stay whole, two streams: their files have laws for them."""
+BARE = ("recorded", "recorder", *(n for n in LAYER if n not in OWN_FORM))
 COSTLY = {("recorder", "scan_vmap_and_loop"), ("recorder", "padding_and_room")}
 
 
 @pytest.mark.parametrize(
     ("name", "law"),
-    [pytest.param(*b, marks=pytest.mark.slow) if b in COSTLY else b for b in BARE_LAWS],
+    [
+        pytest.param(n, law, marks=pytest.mark.slow if (n, law) in COSTLY else ())
+        for n in BARE
+        for law in LAWS
+    ],
 )
 def test_bare_law(name, law):
-    """`bank` and `quantized` have theirs in the files of their names; `ruled` moves positions."""
-    if name == "watch" and law == "padding_and_room":
-        pytest.skip("what slots received is a note of [Gm, S], so a window is as long as its layer")
+    """`bank` and `quantized` have theirs in the files of their names."""
+    if name == "recorded" and law == "padding_and_room":
+        pytest.skip("what slots received is of [Gm, S], so a window is as long as its layer")
     LAWS[law](bare(name))
 
 
-def parameters(module):
-    """Yield the sets of parameters of every test in a file that runs laws."""
-    for name, test in inspect.getmembers(module, inspect.isfunction):
-        if name.startswith("test_law"):
-            marks = getattr(test, "pytestmark", ())
-            yield {m.args[0]: list(m.args[1]) for m in marks if m.name == "parametrize"}
-
-
-def made_by(value):
-    """Yield the memories in a module's variable."""
-    if isinstance(value, Memory):
-        yield value
-    elif isinstance(value, dict):
-        yield from (one for one in value.values() if isinstance(one, Memory))
-
-
-@pytest.mark.parametrize("file", BARE)
-def test_files_run_the_laws_that_are_counted_on(file):
-    module = importlib.import_module(file)
-    assert list(parameters(module))
-    made = {memory.name for value in vars(module).values() for memory in made_by(value)}
-    made |= set(ALL_MEMORIES) if file == "test_memories" else set()
-    assert set(BARE[file]) <= made
-
-
 def test_every_memory_is_under_the_laws():
-    """Those of scope "layer" bare and in the loop, the others in the loop."""
-    under = {name for names in BARE.values() for name in names} | set(WIDE)
-    assert set(NAMES) == under
-    assert set(NAMES) == {*ALL_MEMORIES, *LAYER, *WIDE}
+    """Those that see one layer bare and in the loop, the others in the loop."""
+    assert set(MEMORIES) == {*LAYER, *WIDE}
+    assert {p.values[0] if hasattr(p, "values") else p for p in LOOP} >= set(MEMORIES)
 
 
-def test_every_combinator_is_under_the_laws():
-    """A function of the library that takes a memory first and returns one is a combinator."""
+def test_every_wrapper_is_under_the_laws():
+    """A memory that takes another memory is a wrapper."""
     found = set()
-    for info in pkgutil.iter_modules(jaxmem.memory):
-        module = importlib.import_module(f"jaxmem.memory.{info.name}")
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            types = {k: v for k, v in function.__annotations__.items() if k != "return"}
-            makes = function.__annotations__.get("return")
-            first = next(iter(types.values()), None)
-            if function.__module__ == module.__name__ and first == makes == "Memory":
-                found.add(name)
-    assert found == set(COMBINATORS)
+    for info in pkgutil.walk_packages(jaxmem.memory.__path__, "jaxmem.memory."):
+        module = importlib.import_module(info.name)
+        for one in vars(module).values():
+            if isinstance(one, type) and dataclasses.is_dataclass(one) and wraps(one):
+                found.add(one.__name__)
+    assert found - {"Around"} == {type(make()).__name__ for make in WRAPPERS.values()}
+
+
+def wraps(kind):
+    """Return whether a field of the class is a memory."""
+    hints = typing.get_type_hints(kind) if issubclass(kind, (Memory, FeatureMemory)) else {}
+    return any(
+        hints.get(f.name) in (Memory, FeatureMemory, AnyMemory) for f in dataclasses.fields(kind)
+    )

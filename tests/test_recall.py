@@ -7,8 +7,8 @@ import json
 import jax
 import numpy as np
 import pytest
-
 from jaxmem.experiments._peer_options import MaLmm
+
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.experiments.evaluate.recall_streams import streams
 from jaxmem.experiments.memories import Budget, Memories, choose
@@ -103,7 +103,7 @@ def test_new_options_leave_old_cells_valid(weights):
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for leaf in jax.tree.leaves(model.params):
         digest.update(np.asarray(leaf).tobytes())
-    assert mark(of(per_kind=False)) == digest.hexdigest()[:16]
+    assert mark(of(audio_share=None)) == digest.hexdigest()[:16]
     pictures = {"per_kind": False}
     options = ({}, pictures, pictures | {"audio_tokens": 2}, pictures | {"grid": 2})
     assert len({mark(of(**o)) for o in options}) == 4
@@ -114,7 +114,7 @@ def test_sound_takes_half_of_the_slots():
     model = embedded()
     spec, rope = model_spec(model, 20), model.decoder.rope
     for name in ("ma_lmm", "moviechat", "flash_vstream", "flash_vstream_qwen"):
-        silent = dataclasses.replace(getattr(Memories(), name), per_kind=False)
+        silent = dataclasses.replace(getattr(Memories(), name), audio_share=None)
         alone = dataclasses.replace(Memories(), **{name: silent})
 
         def slots(options, many, model, name=name):

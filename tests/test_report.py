@@ -12,7 +12,7 @@ from jaxmem.memory.base import State
 from jaxmem.report import tables
 from jaxmem.report.compare import comparison
 from jaxmem.report.files import write_json, write_picture
-from jaxmem.report.kept import Kept, count_kinds, kept
+from jaxmem.report.kept import Kept, count_modalities, kept
 from jaxmem.report.maps import Span, age_histogram, map_edges, memory_map
 from jaxmem.report.numbers import clock, milliseconds, size, wilson
 from jaxmem.report.results import (
@@ -134,10 +134,10 @@ def test_kept_reads_clocks_and_leaves_empty_slots_out():
     state = layer([0, 7, 15, 0], [VISION, AUDIO, AUDIO, EMPTY], [0, 6, 18, 0])
     (held,) = kept([state], seconds=8.0, seconds_per_tick=0.25)
     np.testing.assert_array_equal(held.time, [0.0, 1.5, 4.5])
-    assert held.kind.tolist() == [VISION, AUDIO, AUDIO]
+    assert held.modality.tolist() == [VISION, AUDIO, AUDIO]
     (held,) = kept([state], seconds=8.0)  # 16 arrivals in 8 seconds
     np.testing.assert_allclose(held.time, [0.0, 3.5, 7.5])
-    assert count_kinds([held, held]) == {"vision": 2, "audio": 4}
+    assert count_modalities([held, held]) == {"vision": 2, "audio": 4}
 
 
 @pytest.mark.parametrize("seconds", [0.02, 1.0, 10.5, 3600.0, 90000.0])

@@ -10,8 +10,8 @@ import numpy as np
 import small
 
 from jaxmem.loop import ask, branch, init_carry, make_program, question_rows, stream
-from jaxmem.memory.bank.with_bank import bank
-from jaxmem.memory.recent import recent
+from jaxmem.memory.bank.with_bank import WithBank
+from jaxmem.memory.baselines import Recent
 from jaxmem.saving import save
 
 CFG = small.config()
@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def program_of():
-    memory = bank(recent(8), 16, block=4, topk=2)
+    memory = WithBank(Recent(8), 16, block=4, topk=2)
     return make_program(CFG, memory, small.small_spec(CFG, 8))
 
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmem.loop import Sampling, ask, init_carry, stream
-from jaxmem.memory.full import full
-from jaxmem.memory.recent import recent
+from jaxmem.loop import Sampling, ask, init_carry, question_rows, stream
+from jaxmem.memory.baselines import Full, Recent
 from jaxmem.models.tiny.embedded import embedded
+from jaxmem.pieces import Preprocessor
 from jaxmem.report.compilations import count_compilations
-from jaxmem.session import Packer, Session, asked_rows
+from jaxmem.session import Session
 
 
 def pieces(count, seed=0):
@@ -25,6 +25,16 @@ def pieces(count, seed=0):
     ]
 
 
+def written(session, question, **more):
+    """Return the parts of an answer as they come, and the reply."""
+    parts, answer = [], session.answer(question, **more)
+    while True:
+        try:
+            parts.append(next(answer))
+        except StopIteration as end:
+            return parts, end.value
+
+
 @pytest.fixture(scope="module")
 def model():
     return embedded()
@@ -32,27 +42,27 @@ def model():
 
 def test_pieces_per_chunk_change_nothing(model):
     """One second at a time or four: the whole stream is the same, sound windows included."""
-    sessions = [Session(model, full(200), chunk_pieces=n).watch(pieces(6)) for n in (1, 4)]
+    sessions = [Session(model, Full(200), chunk_pieces=n).watch(pieces(6)) for n in (1, 4)]
     kept = [s.layers() for s in sessions]
     for a, b in zip(*kept, strict=True):
         n = 6 * model.tokens_per_piece
-        np.testing.assert_array_equal(a.slots.tokens.modality[:n], b.slots.tokens.modality[:n])
-        np.testing.assert_array_equal(a.slots.tokens.pos[:n], b.slots.tokens.pos[:n])
-        np.testing.assert_allclose(a.slots.tokens.k[:n], b.slots.tokens.k[:n], atol=2e-4)
+        np.testing.assert_array_equal(a.slots.kv.modality[:n], b.slots.kv.modality[:n])
+        np.testing.assert_array_equal(a.slots.kv.pos[:n], b.slots.kv.pos[:n])
+        np.testing.assert_allclose(a.slots.kv.k[:n], b.slots.kv.k[:n], atol=2e-4)
 
 
 def test_session_equals_stream(model):
-    session = Session(model, recent(40)).watch(pieces(3))
-    pack = Packer(model, 1)
+    session = Session(model, Recent(40)).watch(pieces(3))
+    pack = Preprocessor(model, 1)
     chunks = jax.tree.map(lambda *x: np.stack(x), *[pack([p]) for p in pieces(3)])
     program = session.program
-    carry = stream(model.params, init_carry(program), chunks, program=program, encode=model.encode)
+    carry = stream(session.bound, init_carry(program), chunks, program=program)
     for x, y in zip(jax.tree.leaves(carry), jax.tree.leaves(session.carry), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_a_question_flushes_and_changes_nothing(model):
-    session = Session(model, recent(40), chunk_pieces=4)
+    session = Session(model, Recent(40), chunk_pieces=4)
     for piece in pieces(2):
         assert session.feed(piece) is False
     reply = session.ask("what is the last shape?")
@@ -63,9 +73,9 @@ def test_a_question_flushes_and_changes_nothing(model):
 
 
 def test_any_of_several_tokens_ends_an_answer(model):
-    session = Session(model._replace(max_new=4), recent(40)).watch(pieces(2))
+    session = Session(model._replace(max_new=4), Recent(40)).watch(pieces(2))
     ids = model.tokenize("what is the last shape?")
-    rows = asked_rows(model, session.program, ids, session.pieces)
+    rows = question_rows(model.params, ids, program=session.program)
     more = {"program": session.program, "max_new": 4}
     free = ask(model.params, session.carry, rows, **more)
     said = free.ids.tolist()
@@ -80,14 +90,14 @@ def test_any_of_several_tokens_ends_an_answer(model):
 def test_an_answer_can_be_seen_while_it_is_written(model):
     """In steps that compile once, with the words of the one call; also where tokens are drawn."""
     model = model._replace(max_new=6)
-    session = Session(model, recent(40)).watch(pieces(2))
+    session = Session(model, Recent(40)).watch(pieces(2))
     question, key = "what is the last shape?", jax.random.key(5)
     for more in ({}, {"sampling": Sampling(1.5, 0.95, 20, 9.0), "key": key}):
-        parts, whole = [], session.ask(question, **more)
+        whole = session.ask(question, **more)
         with count_compilations() as counted:
-            reply = session.ask(question, told=parts.append, **more)
+            parts, reply = written(session, question, **more)
             first = counted.count
-            again = session.ask(question, told=[].append, **more)
+            again = written(session, question, **more)[1]
         assert counted.count == first >= 2
         assert reply.text == again.text == whole.text == "".join(parts)
         assert [len(part.split()) for part in parts] == [1, 4, 1]
@@ -97,21 +107,21 @@ def test_an_answer_can_be_seen_while_it_is_written(model):
 
 
 def test_an_end_token_ends_what_is_written_in_steps(model):
-    session = Session(model._replace(max_new=3), recent(20)).watch(pieces(1))
+    session = Session(model._replace(max_new=3), Recent(20)).watch(pieces(1))
     drawn = {"sampling": Sampling(3.0), "key": jax.random.key(0)}
-    said, parts = session.ask("what is the last shape?", **drawn).text.split(), []
+    said = session.ask("what is the last shape?", **drawn).text.split()
     assert said[1] != said[0]
     session.model = session.model._replace(end=int(model.tokenize(said[1])[0]))
-    reply = session.ask("what is the last shape?", told=parts.append, **drawn)
+    parts, reply = written(session, "what is the last shape?", **drawn)
     assert reply.text == said[0] == "".join(parts)
 
 
 def test_refusals(model):
     with pytest.raises(ValueError, match="chunk_pieces"):
-        Session(model, recent(8), chunk_pieces=0)
+        Session(model, Recent(8), chunk_pieces=0)
     with pytest.raises(ValueError, match="does not know"):
-        Session(model, recent(8)).ask("why is the sky?")
+        Session(model, Recent(8)).ask("why is the sky?")
     with pytest.raises(ValueError, match="sampling needs a key"):
-        Session(model, recent(8)).ask("what is the last shape?", sampling=Sampling())
+        Session(model, Recent(8)).ask("what is the last shape?", sampling=Sampling())
     with pytest.raises(ValueError, match="1 to 2 pieces"):
-        Packer(model, 2)(pieces(3))
+        Preprocessor(model, 2)(pieces(3))

@@ -16,7 +16,7 @@ from jaxmem.decoder.step import chunk_step
 from jaxmem.loop import ask, branch, init_carry, make_program, question_rows, stream
 from jaxmem.memory import layout as pool
 from jaxmem.memory.base import kv_of
-from jaxmem.memory.full import full
+from jaxmem.memory.baselines import Full
 from jaxmem.report.compilations import count_compilations
 from jaxmem.saving import restore, save
 
@@ -63,8 +63,9 @@ def test_padding_changes_nothing(program):
     pad = lambda x, axis: jnp.pad(x, [(0, 3 if a == axis else 0) for a in range(x.ndim)])
     wide = ROWS._replace(x=pad(ROWS.x, 1), pos=pad(ROWS.pos, 1), modality=pad(ROWS.modality, 1))
     a = stream(WEIGHTS, init_carry(program), ROWS, program=program)
-    b = stream(WEIGHTS, init_carry(program), wide, program=program)
-    close(a, b)
+    longer = make_program(CFG, program.memory, small.small_spec(CFG, SIZE + 3))
+    b = stream(WEIGHTS, init_carry(longer), wide, program=longer)
+    close(a, b._replace(made_by=a.made_by))
 
 
 def test_an_empty_chunk_changes_nothing(program):
@@ -125,7 +126,7 @@ def test_vmap_over_streams_equals_one_by_one(program):
 
 
 def test_questions_of_different_buckets():
-    program = make_program(CFG, full(64), SPEC)
+    program = make_program(CFG, Full(64), SPEC)
     carry = stream(WEIGHTS, init_carry(program), ROWS, program=program)
     with count_compilations() as counted:
         for n in (2, 5, 8, 9, 12):
@@ -146,7 +147,7 @@ def test_full_memory_is_full_attention(axes, bias, activation):
     cfg = small.config(axes=axes, bias=bias, qk_norm=not bias, activation=activation)
     weights = small.params(cfg, seed=3)
     rows = small.stream_rows(cfg, CHUNKS, SIZE, lengths=[10, 6, 10, 9])
-    program = make_program(cfg, full(48), small.small_spec(cfg, SIZE))
+    program = make_program(cfg, Full(48), small.small_spec(cfg, SIZE))
     step = jax.jit(lambda carry, chunk: chunk_step(weights, program, carry, chunk))
     carry, streamed = init_carry(program), []
     for i in range(CHUNKS):
@@ -176,7 +177,7 @@ def test_full_memory_is_full_attention(axes, bias, activation):
 
 def test_positions_stay_exact_after_ten_hours():
     """The same stream, begun at tick 0 and at the tick of hour 10, gives the same outputs."""
-    program = make_program(CFG, full(64), SPEC)
+    program = make_program(CFG, Full(64), SPEC)
     start = init_carry(program)
     late = start._replace(
         state=start.state._replace(
@@ -192,12 +193,12 @@ def test_positions_stay_exact_after_ten_hours():
 
 
 def test_program_names_what_does_not_fit():
-    with pytest.raises(ValueError, match="Spec.heads is 8"):
-        make_program(CFG, full(8), dataclasses.replace(SPEC, heads=8))
+    with pytest.raises(ValueError, match="Spec.kv_heads is 8"):
+        make_program(CFG, Full(8), dataclasses.replace(SPEC, kv_heads=8))
 
 
 def test_an_empty_question_is_refused():
-    program = make_program(CFG, full(8), SPEC)
+    program = make_program(CFG, Full(8), SPEC)
     with pytest.raises(ValueError, match="question is empty"):
         question_rows(WEIGHTS, np.array([], int), program=program)
 
@@ -216,12 +217,12 @@ def test_saved_and_restored_goes_on_identically(program, tmp_path):
 
 
 def test_restore_names_what_does_not_fit(tmp_path):
-    program = make_program(CFG, full(8), SPEC)
+    program = make_program(CFG, Full(8), SPEC)
     with pytest.raises(ValueError, match="no saved stream"):
         restore(tmp_path / "nothing", program)
     save(tmp_path / "live", init_carry(program))
-    with pytest.raises(ValueError, match=r"uint32 \(16,\) there and .* \(24,\) here"):
-        restore(tmp_path / "live", make_program(CFG, full(12), SPEC))
+    with pytest.raises(ValueError, match=r"int32 \(16, 1\) there and int32 \(24, 1\) here"):
+        restore(tmp_path / "live", make_program(CFG, Full(12), SPEC))
 
 
 SLOW_GRADIENTS = {"recent", "last_frames", "uniform", "random"}  # minutes together
@@ -249,7 +250,7 @@ def test_gradient_flows_through_what_is_kept(program):
 
     (_, kept), slope = jax.jit(jax.value_and_grad(answer, has_aux=True))(ROWS.x)
     direction = jnp.where(jnp.abs(slope) > 0, jnp.sign(slope), 0.0)
-    step = 1e-2
+    step = 4e-3
     (up, kept_up), (down, kept_down) = (
         jax.jit(answer)(ROWS.x + sign * step * direction) for sign in (1, -1)
     )

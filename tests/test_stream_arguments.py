@@ -1,5 +1,6 @@
 """Arguments of the main job: memories, budgets, times and sampling, read and refused."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,35 +9,45 @@ from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import (
     NAMES,
     Budget,
-    Memories,
-    OmniMem,
-    Setting,
+    Wrapped,
     build,
-    choose,
+    contestants,
     parse_budget,
     parse_names,
+    parse_options,
+    split_options,
 )
 from jaxmem.experiments.parsing import split
 from jaxmem.experiments.stream.config import StreamConfig, sampling_of
 from jaxmem.experiments.stream.questions import END, parse_ask
+from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import Spec, nbytes, slots
 from jaxmem.memory.omnimem.budgets import save_table
 from jaxmem.models.tiny import tiny
 
-SETTING = Setting(tiny.decoder_config(tiny.TinyConfig()).rope, 20, (1, 0, 0))
+SPEC = Spec(
+    layers=4,
+    kv_heads=2,
+    head_dim=32,
+    width=128,
+    axes=3,
+    chunk=20,
+    step=(1, 0, 0),
+    rope=tiny.decoder_config(tiny.TinyConfig()).rope,
+    frame=(4, 4),
+    audio_tokens=4,
+)
 
 
-def test_every_memory_has_a_name():
-    from typing import get_args
+@pytest.mark.parametrize("name", NAMES)
+def test_every_memory_is_built_by_its_name(name):
+    memory = build(name, 40, SPEC)
+    assert type(getattr(memory, "memory", memory)) is MEMORIES[name]
 
-    from jaxmem.experiments._memory_builders import _BUILD
-    from jaxmem.experiments.memories import Name
 
-    assert get_args(Name) == NAMES == tuple(_BUILD)
-    for name in NAMES:
-        assert build(name, 40, SETTING).name == name
+def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="elephant"):
-        build("elephant", 4, SETTING)
+        build("elephant", 4, SPEC)
 
 
 @pytest.mark.parametrize(
@@ -58,33 +69,56 @@ def test_bad_budgets(text):
         parse_budget(text)
 
 
-def test_equal_bytes_whatever_the_options():
-    spec = Spec(layers=4, kv_heads=2, heads=4, head_dim=32, width=128, axes=3, chunk=20)
-    options = Memories(omnimem=OmniMem(sketch=32))
-    chosen = choose(NAMES[::-1], options, Budget(None, 1 << 18), spec, SETTING.rope, 4800)
-    setting = Setting(SETTING.rope, spec.chunk, spec.text_step)
+@pytest.mark.parametrize("nbytes_", [1 << 22, 1 << 23])
+def test_equal_bytes_whatever_the_options(nbytes_):
+    options = {"omnimem": {"sketch": 32}}
+    chosen = contestants(NAMES[::-1], options, Budget(None, nbytes_), SPEC, 4800)
+    assert [one.name for one in chosen] == [*NAMES[::-1]]
     for one in chosen:
-        price = nbytes(one.memory, one.spec)
+        price = nbytes(one.memory, SPEC)
         if one.reference:
-            assert price > 1 << 18
+            assert price > 0  # whatever the budget
         else:
-            more = build(one.name, one.slots + 1, setting, options)
-            assert price <= 1 << 18 < nbytes(more, one.spec)
+            more = build(one.name, one.slots + 1, SPEC, options.get(one.name))
+            assert price <= nbytes_ < nbytes(more, SPEC), one.name
     with pytest.raises(ValueError, match=r"full\.capacity"):
-        choose(("full",), options, Budget(96, None), spec, SETTING.rope, None)
+        contestants(("full",), {}, Budget(96, None), SPEC, None)
     assert parse_names("omnimem, last-frames") == ("omnimem", "last_frames")
 
 
 def test_a_budget_table_sets_the_bytes(tmp_path):
-    spec = Spec(layers=2, kv_heads=2, heads=4, head_dim=32, width=128, axes=3, chunk=20)
+    spec = dataclasses.replace(SPEC, layers=2)
     save_table(tmp_path / "table.json", [[10, 20], [30, 40]])
-    options = Memories(omnimem=OmniMem(table=tmp_path / "table.json"))
-    ours, other = choose(("omnimem", "recent"), options, Budget(8, None), spec, SETTING.rope, None)
+    options = {"omnimem": {"table": tmp_path / "table.json"}}
+    ours, other = contestants(("omnimem", "recent"), options, Budget(8, None), spec, None)
     assert slots(ours.memory, spec) == (30, 70)
     spare = nbytes(ours.memory, spec) - nbytes(other.memory, spec)
     assert 0 <= spare < 2 * 700
     with pytest.raises(ValueError, match="first"):
-        choose(("recent", "omnimem"), options, Budget(8, None), spec, SETTING.rope, None)
+        contestants(("recent", "omnimem"), options, Budget(8, None), spec, None)
+
+
+def test_options_are_taken_out_of_the_arguments():
+    rest, found = split_options(["--budget", "96", "--omnimem.lam", "0.5", "--model", "tiny"])
+    assert rest == ["--budget", "96", "--model", "tiny"]
+    assert parse_options("omnimem", found["omnimem"], {}) == {"lam": 0.5}
+
+
+def test_options_without_an_effect_are_refused():
+    with pytest.raises(ValueError, match=r"--rekv\.\* has no effect"):
+        contestants(("recent",), {"rekv": {"topk": 3}}, Budget(8, None), SPEC, None)
+    with pytest.raises(ValueError, match=r"--bank\.topk has no effect without --bank\.capacity"):
+        contestants(("recent",), {"bank": {"topk": 3}}, Budget(8, None), SPEC, None)
+    with pytest.raises(ValueError, match="has no option lamb"):
+        build("omnimem", 8, SPEC, {"lamb": 1})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_memory_is_built_with_bits_and_a_bank(name):
+    """What cannot take them says so, as the same memory without them."""
+    wrapped = Wrapped(8, {"capacity": 64})
+    memory = build(name, 40, SPEC, None, wrapped)
+    assert nbytes(memory, SPEC) > 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.loop import stream
 from jaxmem.memory.base import Embeds
-from jaxmem.memory.full import full
+from jaxmem.memory.baselines import Full
 
 FRAME, WIDTH = 4, 5
 KINDS = (tk.TEXT, *[tk.VISION] * FRAME, tk.AUDIO, tk.AUDIO)
@@ -122,7 +122,7 @@ def test_in_front_of_a_memory():
     many = int(jnp.sum(kept.modality != 0))
     assert 8 <= many < 20
 
-    program = make_program(cfg, full(32), spec_of(cfg, chunk=8))
+    program = make_program(cfg, Full(32), spec_of(cfg, chunk=8))
     carry = stream(weights, init_carry(program), kept, program=program)
     question = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
     h = jax.jit(prefill, static_argnames=("program", "room"))(

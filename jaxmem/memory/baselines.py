@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.memory.base import Spec
 from jaxmem.memory.parts import units
-from jaxmem.memory.parts.prioritized import ByAge, Prioritized
+from jaxmem.memory.parts.prioritized import ByAge, Drawn
 from jaxmem.memory.parts.units import Number, Unit, UnitName
 from jaxmem.typing import Array, PyTree, UInt
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, rounded to the nearest odd number
-GOLDEN_32 = np.uint32(0x9E3779B9)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class LastFrames(ByAge):
 
 
 @dataclass(frozen=True)
-class Uniform(Prioritized):
+class Uniform(Drawn):
     """Holds tokens or frames evenly spaced over everything seen, however long the stream is.
 
     It holds the numbers whose Weyl value lies below a bar that sinks as the stream grows. By the
@@ -176,19 +176,20 @@ class Uniform(Prioritized):
     def numbering(self) -> Unit:
         return units.unit(self.unit, self.tokens_per_frame)
 
-    def priority(self, number: Number, seed: PyTree) -> UInt[Array, "T"]:
+    def fraction(self, number: Number, seed: PyTree) -> Number:
         del seed
-        return weyl(number)
+        return Number(number.low * np.uint32(GOLDEN & 0xFFFFFFFF), weyl(number))
 
 
 @dataclass(frozen=True)
-class RandomSample(Prioritized):
+class RandomSample(Drawn):
     """Holds a uniform random sample of everything seen so far (a reservoir).
 
-    Each number draws 32 random bits from the seed's key folded with that number, and the smallest
-    are held: every subset of the stream is equally likely at every length (up to ties of 32-bit
-    draws). The draw depends on the arrival number alone, not on chunks or padding. The key is part
-    of the state, so a state that is copied or restored goes on identically.
+    Each number draws random bits from the seed's key folded with that number, and the smallest are
+    held: every subset of the stream is equally likely at every length (up to ties of draws, of
+    which 24 to 32 bits are compared). The draw depends on the arrival number alone, not on chunks
+    or padding. The key is part of the state, so a state that is copied or restored goes on
+    identically.
 
     Attributes:
       budget: S, slots of every layer.
@@ -226,10 +227,16 @@ class RandomSample(Prioritized):
         key = jax.random.key(self.seed)
         return jax.random.key_data(jax.random.fold_in(key, layer) if self.per_layer else key)
 
-    def priority(self, number: Number, seed: PyTree) -> UInt[Array, "T"]:
-        key = jax.random.wrap_key_data(seed)
-        draw = lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype="uint32")
-        return jax.vmap(draw)(number.low ^ (number.high * GOLDEN_32))
+    def fraction(self, number: Number, seed: PyTree) -> Number:
+        first = jax.random.wrap_key_data(seed)
+
+        def draw(low: Array, high: Array) -> Number:
+            key = jnp.where(high == 0, first, jax.random.fold_in(first, high))
+            key = jax.random.fold_in(key, low)
+            bits = lambda key: jax.random.bits(key, dtype="uint32")
+            return Number(bits(jax.random.fold_in(key, 1)), bits(key))
+
+        return jax.vmap(draw)(number.low, number.high)
 
 
 def weyl(number: Number) -> UInt[Array, "T"]:

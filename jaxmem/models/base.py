@@ -43,6 +43,21 @@ class Fitted(NamedTuple):
     frame: tuple[int, int] | None = None  # rows and columns of a frame's vision tokens
 
 
+@dataclass(frozen=True)
+class Encode:
+    """`Model.encode`: that of a frozen dataclass, so that equal models share compiled programs.
+
+    Attributes:
+      of: what has the method `encode(params, inputs)`.
+    """
+
+    of: Any
+
+    def __call__(self, params: Params, inputs: PyTree) -> Embeds:
+        """Return a chunk as rows."""
+        return self.of.encode(params, inputs)
+
+
 class Model(NamedTuple):
     """A model as data and pure functions; families differ in these fields only."""
 
@@ -55,7 +70,7 @@ class Model(NamedTuple):
     # (frames [C, F, h, w, 3] uint8, samples [C, n] float32, valid [C] bool (real pieces first),
     #  past float32 [past_samples], pieces of the stream before this chunk) -> inputs
     preprocess: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], PyTree]
-    # Device side, inside the scan: (params, inputs) -> rows
+    # Device side, inside the scan: (params, inputs) -> rows. Static: equal for equal models.
     encode: Callable[[Params, PyTree], Embeds]
     tokenize: Callable[[str], np.ndarray]  # question -> ids; ValueError on unknown words
     detokenize: Callable[[np.ndarray], str]
@@ -71,7 +86,7 @@ class Model(NamedTuple):
     prefix: np.ndarray | None = None  # token ids in front of every stream (chat template)
     note: str = ""  # what a user should know, printed in reports
     # How far text tokens advance the position, in text steps: ids [Q] -> [Q]; None: one each.
-    text_steps: Callable[[np.ndarray], np.ndarray] | None = None
+    text_steps: Callable[[np.ndarray], np.ndarray | None] | None = None
     # `Embeds.start` of a question asked after n pieces: -> [A]; None: at the end of the last chunk.
     question_start: Callable[[int], np.ndarray] | None = None
     # (height, width) of the frames -> `Fitted`, where the rows depend on that; see `for_frames`.

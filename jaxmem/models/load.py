@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
 from jaxmem.models.base import Model
-from jaxmem.models.hf.chat import read_sampling
+from jaxmem.models.hf import checkpoint
+from jaxmem.models.hf.chat import Uncoded
 from jaxmem.models.hf.checkpoint import Place
 from jaxmem.models.hf.config import read_json
-from jaxmem.models.hf.family import Parts, open_model
-from jaxmem.models.llava import onevision as llava_onevision
-from jaxmem.models.llava import onevision_stream as llava_onevision_model
-from jaxmem.models.llava import video as llava_video
-from jaxmem.models.llava import video_stream as llava_video_model
-from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_vl, qwen3_vl
-from jaxmem.models.qwen import qwen2_5_omni_stream as qwen2_5_omni_model
-from jaxmem.models.qwen import qwen2_5_vl_stream as qwen2_5_vl_model
-from jaxmem.models.qwen import qwen3_vl_stream as qwen3_vl_model
-from jaxmem.models.salmonn import salmonn
-from jaxmem.models.salmonn import stream as salmonn_model
+from jaxmem.models.hf.family import ANY_SIZE, Family, Files, model_of, read_files
+from jaxmem.models.hf.published import names, published_config
+from jaxmem.models.hf.weights import abstract as shapes_of
+from jaxmem.models.llava.onevision_stream import LlavaFamily, LlavaOnevision
+from jaxmem.models.llava.video_stream import LlavaVideo
+from jaxmem.models.qwen.qwen2_5_omni_stream import Qwen25Omni
+from jaxmem.models.qwen.qwen2_5_vl_stream import Qwen25VL
+from jaxmem.models.qwen.qwen3_vl_stream import Qwen3VL
+from jaxmem.models.salmonn.stream import Salmonn, TimedSalmonn
 from jaxmem.models.tiny.embedded import embedded
 
-FAMILIES: dict[str, Callable[..., Parts]] = {
-    **dict.fromkeys(llava_onevision.MODEL_TYPES, llava_onevision_model.read_parts),
-    **dict.fromkeys(qwen2_5_vl.MODEL_TYPES, qwen2_5_vl_model.read_parts),
-    **dict.fromkeys(qwen3_vl.MODEL_TYPES, qwen3_vl_model.read_parts),
-    **dict.fromkeys(qwen2_5_omni.MODEL_TYPES, qwen2_5_omni_model.read_parts),
-    **dict.fromkeys(llava_video.MODEL_TYPES, llava_video_model.read_parts),
-    **dict.fromkeys(salmonn.MODEL_TYPES, salmonn_model.read_parts),
+FAMILIES: dict[str, type[Family]] = {
+    "llava_onevision": LlavaOnevision,
+    "llava_qwen": LlavaVideo,
+    "llava": LlavaVideo,
+    "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
+    "qwen2_5_omni": Qwen25Omni,
+    "qwen2_5_omni_thinker": Qwen25Omni,
+    "video_salmonn_2_plus_qwen2_5_vl": Salmonn,
+    "video_salmonn_2_plus_qwen3_vl": TimedSalmonn,
 }
-"""`model_type` of config.json to what reads such a directory, but for the weights."""
-ONE_SIZE = (*llava_onevision.MODEL_TYPES, *llava_video.MODEL_TYPES)
+"""`model_type` of config.json to the class that reads such a checkpoint."""
 DTYPES = ("bfloat16", "float16", "float32")
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 """What is downloaded of a repository: never pickled weights or code."""
@@ -45,6 +47,7 @@ FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 def load(
     where: str | Path,
     *,
+    abstract: bool = False,
     dtype: Any = "bfloat16",
     sharding: Place | Sharding | None = None,
     fps: float = 1.0,
@@ -59,47 +62,70 @@ def load(
     Args:
       where: "tiny" for the embedded model, which takes no other argument; or a directory as
         `save_pretrained` writes it, or "organisation/name" on Hugging Face: with
-        config.json, safetensors, tokenizer.json, a chat template and preprocessor settings.
+        config.json, safetensors, tokenizer.json, a chat template and preprocessor settings. An
+        abstract model can also be one of `published.names` ("qwen2.5-vl:7b").
+      abstract: the same model with shapes (`jax.ShapeDtypeStruct`) for weights. No weights are
+        read, and of a directory config.json is enough.
       dtype: of the weights: bfloat16, float16 or float32.
       sharding: placement of the weights, see `checkpoint.load`.
       fps: pictures per second of a stream; LLaVA takes whole numbers, Qwen2.5-Omni two of them or a
         multiple in every piece of 2 s.
       max_new: answer tokens at most.
       max_pixels: of a frame; None: as the directory says. Not for families of one size.
-      options: of the family, see its `read_parts`.
+      options: of the family, see its `read`.
 
     Raises:
       ValueError: if there is no such checkpoint, its family is not supported, or something of it is
         missing or does not fit; nothing large is read before that is known.
     """
     if where == "tiny":
-        return embedded()
+        model = embedded()
+        return model._replace(params=jax.eval_shape(lambda: model.params)) if abstract else model
     kind = as_dtype(dtype)
-    directory = find(where)
-    found = read_json(directory).get("model_type")
+    if abstract and str(where).lower() in names():
+        name = str(where).lower()
+        directory, files = Path(), Files(published_config(name), ANY_SIZE, Uncoded())
+        made_by = family_of(files.config, name)
+    else:
+        directory = find(where)
+        name = Path(where).resolve().name  # a downloaded directory has one that says nothing
+        made_by = family_of(read_json(directory), directory)
+        files = read_files(directory, abstract=abstract)
+    if max_pixels is not None:
+        if issubclass(made_by, LlavaFamily):
+            raise ValueError(
+                f"{name} takes frames of one size: leave max_pixels out, got {max_pixels}."
+            )
+        options["max_pixels"] = max_pixels
+    family = made_by.read(files, fps=fps, **options)
+    family.turn("?")  # errors of the template come before anything large is read
+    table, renames, ignore = family.names
+    if abstract:
+        params = jax.eval_shape(family.finalise, shapes_of(table, kind))
+    else:
+        more = {"renames": renames, "ignore": ignore}
+        stored = checkpoint.load(directory, table, dtype=kind, sharding=sharding, **more)
+        params = family.finalise(stored)
+    return model_of(family, files, params, name=name, max_new=max_new)
+
+
+def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
+    """Return the class that reads a checkpoint.
+
+    Args:
+      config: its config.json.
+      where: it is, for the message.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    found = config.get("model_type")
     if found not in FAMILIES:
         raise ValueError(
-            f"{directory} has model_type {found!r} in its config.json; supported are "
+            f"{where} has model_type {found!r} in its config.json; supported are "
             f"{', '.join(FAMILIES)}."
         )
-    if max_pixels is not None and found in ONE_SIZE:
-        raise ValueError(
-            f"a model of type {found} takes frames of one size: leave max_pixels out, got "
-            f"{max_pixels}."
-        )
-    if max_pixels is not None:
-        options["max_pixels"] = max_pixels
-    sampling = read_sampling(directory)
-    parts = FAMILIES[found](directory, fps=fps, **options)
-    return open_model(
-        parts,
-        directory,
-        name=Path(where).resolve().name,  # a downloaded directory has one that says nothing
-        dtype=kind,
-        sharding=sharding,
-        max_new=max_new,
-        sampling=sampling,
-    )
+    return FAMILIES[found]
 
 
 def as_dtype(dtype: Any) -> Any:

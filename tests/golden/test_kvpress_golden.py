@@ -9,18 +9,20 @@ import pytest
 import weights
 
 from jaxmem import kv as tk
-from jaxmem.decoder.layer import segment
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.received import mass
 from jaxmem.kv import KV
+from jaxmem.memory.attention import segment
 from jaxmem.memory.base import Chunk, Memory, Received, Spec
-from jaxmem.memory.compression import knorm, snapkv, tova
-from jaxmem.memory.parts import scored as evict
-from jaxmem.memory.streaming_llm import streaming_llm
+from jaxmem.memory.baselines import StreamingLLM
+from jaxmem.memory.compression.keydiff import KeyDiff
+from jaxmem.memory.compression.knorm import Knorm
+from jaxmem.memory.compression.snapkv import SnapKV
+from jaxmem.memory.compression.tova import TOVA
 from jaxmem.rope import rope, rope_1d
 
 PADDED = 64
-PUBLISHED = {"per_kind": False}
+PUBLISHED = {"audio_share": None}
 
 
 def pytest_generate_tests(metafunc):
@@ -33,23 +35,21 @@ def pytest_generate_tests(metafunc):
 
 def memories(z) -> dict[str, Memory]:
     """Return the memories that a file has scores of, with its settings."""
-    kept, rotary = int(z["n_kept"]), table(z)
+    kept = int(z["n_kept"])
     window, kernel = int(z["window_size"]), int(z["kernel_size"])
     return {
-        "snapkv": snapkv.snapkv(kept, window=window, kernel=kernel, **PUBLISHED),
-        "tova": tova.tova(kept, **PUBLISHED),
-        "knorm": knorm.knorm(kept, **PUBLISHED),
-        "keydiff": knorm.keydiff(kept, rotary=rotary, **PUBLISHED),
-        "streamingllm": streaming_llm(kept, sinks=int(z["n_sink"])),
+        "snapkv": SnapKV(kept, window=window, kernel=kernel, **PUBLISHED),
+        "tova": TOVA(kept, **PUBLISHED),
+        "knorm": Knorm(kept, **PUBLISHED),
+        "keydiff": KeyDiff(kept, **PUBLISHED),
+        "streamingllm": StreamingLLM(kept, sinks=int(z["n_sink"])),
     }
 
 
-def score_of(name: str, z, pool: evict.Pool):
-    if name == "snapkv":
-        return snapkv.score(pool, int(z["window_size"]), int(z["kernel_size"]))
-    if name == "keydiff":
-        return knorm.difference_score(pool, table(z))
-    return {"tova": tova.score, "knorm": knorm.norm_score}[name](pool)
+def spec(z) -> Spec:
+    """Return the sizes of a file's one layer."""
+    heads, width = z["keys"].shape[0], z["hidden_states"].shape[1]
+    return Spec(1, heads, int(z["head_dim"]), width, chunk=PADDED, rope=table(z))
 
 
 def table(z):
@@ -90,20 +90,20 @@ def seen_of(z, memory: Memory, held: KV) -> Chunk:
     fresh = chunk_of(z, held.modality.shape[1])
     n = z["keys"].shape[1]
     end = jnp.full((1,), n, jnp.int32)
-    seen = Chunk(fresh, jnp.zeros((1,), jnp.int32), end, jnp.zeros((), jnp.int32))
-    if memory.requires.mass is None:
+    seen, base = Chunk(fresh, end), jnp.zeros((1,), jnp.int32)
+    if memory.requires.attention is None:
         return seen
     q = jnp.asarray(padded(queries(z)))
     row = jnp.arange(PADDED, dtype=jnp.int32)
     parts = [
-        segment(held, seen.base, row[:, None]),
-        segment(fresh, seen.base, row[:, None], last=row),
+        segment(held, base, row[:, None]),
+        segment(fresh, base, row[:, None], last=row),
     ]
     _, lse = attend(q, parts, rope=table(z))
-    counted = (row < n) & (row >= n - memory.requires.last)
+    counted = (row < n) & (row >= n - memory.requires.attention.last)
     reduce = "kv_head" if held.modality.shape[1] > 1 else "head_mean"
     sums = mass(q, parts, lse, rope=table(z), rows=counted, reduce=reduce)
-    return seen._replace(mass=Received(*sums))
+    return seen._replace(received=Received(*sums))
 
 
 @pytest.mark.parametrize("name", ["snapkv", "tova", "knorm", "keydiff", "streamingllm"])
@@ -111,17 +111,16 @@ def test_scores_and_kept_sets(file, name):
     z = weights.read(file)
     heads, n = z["keys"].shape[:2]
     memory = memories(z)[name]
-    spec = Spec(1, heads, int(z["num_heads"]), int(z["head_dim"]), z["hidden_states"].shape[1])
 
     @jax.jit
     def run(state):
-        seen = seen_of(z, memory, state.slots.tokens)
-        new, _ = memory.write(state, seen)
+        seen = seen_of(z, memory, state.slots.kv)
+        new, _ = memory.write(spec(z), state, seen)
         if name == "streamingllm":
             return new, None
-        return new, score_of(name, z, evict.pool_of(state.slots.tokens, None, seen))
+        return new, memory.score(memory.candidates(spec(z), state, seen))
 
-    state, score = run(memory.init(spec))
+    state, score = run(memory.init(spec(z)))
     if score is not None:
         theirs = z[f"score.{name}"]
         ours = np.broadcast_to(np.asarray(score)[:, :n], theirs.shape)
@@ -130,6 +129,6 @@ def test_scores_and_kept_sets(file, name):
         np.testing.assert_array_equal(plain, np.arange(n)[None] < np.full((heads, 1), n - always))
         close = {"atol": 1e-6} if name == "keydiff" else {"rtol": 1e-5, "atol": 1e-7}
         np.testing.assert_allclose(ours[plain], theirs[plain], **close)
-    kept = np.asarray(state.slots.tokens.index).T
-    assert np.asarray(state.slots.tokens.modality).all()
+    kept = np.asarray(state.slots.kv.index).T
+    assert np.asarray(state.slots.kv.modality).all()
     np.testing.assert_array_equal(np.broadcast_to(kept, z[f"kept.{name}"].shape), z[f"kept.{name}"])

@@ -10,14 +10,14 @@ import pytest
 import weights
 
 from jaxmem import kv as tk
-from jaxmem.decoder.step import Program, layer_step
+from jaxmem.decoder.step import layer_step, make_program
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.received import mass
 from jaxmem.kernels.segment import Segment
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Embeds, Received, Spec, State
 from jaxmem.memory.omnimem import avba
-from jaxmem.memory.omnimem.omnimem import Slots, gather, omnimem
+from jaxmem.memory.omnimem.omnimem import OmniMem, Slots, gather
 from jaxmem.memory.parts import scores
 from jaxmem.rope import rope_1d
 
@@ -57,10 +57,10 @@ def caps(z) -> np.ndarray:
 
 
 def spec_of(z) -> Spec:
-    heads, _, head_dim = z["q_chunk"].shape
+    head_dim = z["q_chunk"].shape[-1]
     kv_heads = z["k_pool"].shape[0]
     width = z["pool_hidden"].shape[1]
-    return Spec(layers=1, kv_heads=kv_heads, heads=heads, head_dim=head_dim, width=width, axes=3)
+    return Spec(layers=1, kv_heads=kv_heads, head_dim=head_dim, width=width, axes=3)
 
 
 def padded(x, n: int, fill=0):
@@ -99,7 +99,7 @@ def masses(q, held: KV, fresh: KV, form: str) -> Received:
 @cache
 def writer(**more):
     """Return the jitted `write` of a memory; budgets are data of the state."""
-    return jax.jit(omnimem(1, **more).write)
+    return jax.jit(OmniMem(1, **more).write, static_argnums=0)
 
 
 pooled = jax.jit(gather, static_argnames=("carry", "exact"))
@@ -109,7 +109,7 @@ def replay(z, table, **more) -> tuple[State, Chunk]:
     """Return the state before the file's step, and what the layer sees of its chunk."""
     m, c = int(z["n_memory"]), int(z["n_chunk"])
     room = ROOM * (1 + (len(z["modality"]) + int(np.sum(table))) // ROOM)
-    memory = omnimem(table, text=room - int(np.sum(table)), **more)
+    memory = OmniMem(table, text=room - int(np.sum(table)), **more)
     state = memory.init(spec_of(z))
     hidden = z["pool_hidden"]
     stored = padded(z.get("stored_importance", np.zeros(m, np.float32)), room)
@@ -122,14 +122,14 @@ def replay(z, table, **more) -> tuple[State, Chunk]:
     chunk_hidden = padded(hidden[m:], size, 7.0)
     q = padded(z["q_chunk"].transpose(1, 0, 2), size, 3.0)
     end = np.zeros((3,), np.int32)
-    seen = Chunk(fresh, end, end, np.zeros((), np.int32), hidden=chunk_hidden)
-    if memory.requires.mass is not None:
-        seen = seen._replace(mass=masses(q, slots.tokens, fresh, memory.requires.mass))
+    seen = Chunk(fresh, end, hidden=chunk_hidden)
+    if memory.requires.attention is not None:
+        seen = seen._replace(received=masses(q, slots.kv, fresh, memory.requires.attention.form))
     return State(slots, state.aux), seen
 
 
 def kept(state: State) -> np.ndarray:
-    tokens = state.slots.tokens
+    tokens = state.slots.kv
     return np.asarray(tokens.index)[np.asarray(tokens.modality) != tk.EMPTY]
 
 
@@ -137,20 +137,20 @@ def test_kept_set(select_file):
     z = weights.read(select_file)
     state, seen = replay(z, caps(z), **options(z))
     pool = pooled(state.slots, seen)
-    new, _ = writer(**options(z))(state, seen)
+    new, _ = writer(**options(z))(spec_of(z), state, seen)
     n = len(z["modality"])
     av = z["modality"] != tk.TEXT
 
     if "importance_new" in z:
         if "importance" in z:
             np.testing.assert_allclose(pool.importance[:n], z["importance"], **CLOSE)
-        stored = np.asarray(new.slots.imp)
+        stored = np.asarray(new.slots.importance)
         np.testing.assert_allclose(
             stored[: len(z["importance_kept"])], z["importance_kept"], **CLOSE
         )
         assert not stored[len(z["importance_kept"]) :].any()
     else:
-        assert seen.mass is None and float(z["lam"]) == 0.0
+        assert seen.received is None and float(z["lam"]) == 0.0
     similarity = 2 * np.asarray(pool.redundancy[:n])
     s = pool.redundancy
     if "global_factor" in z:
@@ -189,9 +189,9 @@ def test_duplicates_are_evicted_and_nothing_is_nan(golden):
     assert np.isin(inner, z["kept_idx"]).any(), "the released code keeps some of them"
 
     state, seen = replay(z, caps(z), **options(z))
-    new, _ = writer(**options(z))(state, seen)
+    new, _ = writer(**options(z))(spec_of(z), state, seen)
     assert not np.isin(inner, kept(new)).any()
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in (new.slots.imp, new.slots.unit))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in (new.slots.importance, new.slots.unit))
 
 
 def test_pair_caps_work_without_audio(golden):
@@ -199,8 +199,8 @@ def test_pair_caps_work_without_audio(golden):
     if not path.exists():
         pytest.skip("no file without audio")
     z = weights.read(path)
-    state, seen = replay(z, [[6, int(z["cap_joint"])]], **options(z))
-    new, _ = writer(**options(z))(state, seen)
+    state, seen = replay(z, [[6, int(z["cap_joint"]) - 6]], **options(z))
+    new, _ = writer(**options(z))(spec_of(z), state, seen)
     np.testing.assert_array_equal(kept(new), z["kept_idx"])
 
 
@@ -211,23 +211,22 @@ def test_two_chunks_through_one_layer(golden):
     z = weights.read(path)
     config, params = weights.decoder_config(z), weights.decoder_params(z)
     table = [[int(z["cap_audio"]), int(z["cap_visual"])]]
-    memory = omnimem(table, lam=float(z["lam"]), text=64, sketch=None)
+    memory = OmniMem(table, lam=float(z["lam"]), text=64, sketch=None)
     spec = Spec(
         layers=1,
         kv_heads=config.kv_heads,
-        heads=config.heads,
         head_dim=config.head_dim,
         width=config.width,
         axes=3,
     )
-    program, state = Program(config, memory, spec, None), memory.init(spec)
+    program, state = make_program(config, memory, spec), memory.init(spec)
 
     @jax.jit
     def step(state, rows, clock):
-        view = memory.view(state, None, rows)
+        view = memory.view(spec, state, rows)
         layer = jnp.zeros((), jnp.int32)
         out = layer_step(params, program, layer, rows.x, view, rows, clock)
-        return out.h, gather(state.slots, out.seen), memory.write(state, out.seen)[0]
+        return out.h, gather(state.slots, out.chunk), memory.write(spec, state, out.chunk)[0]
 
     begin, size = 0, max(int(z["chunk1"]), int(z["chunk2"]))
     for i, length in enumerate((int(z["chunk1"]), int(z["chunk2"])), start=1):
@@ -243,7 +242,7 @@ def test_two_chunks_through_one_layer(golden):
         np.testing.assert_allclose(out[:length], z[f"layer_out{i}"][n:], **CLOSE)
         np.testing.assert_allclose(pool.importance[: n + length], z[f"importance{i}"], **CLOSE)
         stored = z[f"stored{i}"]
-        np.testing.assert_allclose(state.slots.imp[: len(stored)], stored, **CLOSE)
+        np.testing.assert_allclose(state.slots.importance[: len(stored)], stored, **CLOSE)
         begin += length
     np.testing.assert_array_equal(kept(state), z["kept2_global"])
 

@@ -11,7 +11,7 @@ from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.step import chunk_step, init_carry, make_program, spec_of
 from jaxmem.memory import layout as pool
 from jaxmem.memory.base import Embeds
-from jaxmem.memory.omnimem.omnimem import omnimem
+from jaxmem.memory.omnimem.omnimem import OmniMem
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_stream_question_and_decoding(file):
     config = decoder_config(file)
     weights = decoder_params(file, head="lm_head")
     size, end = int(file["chunk_size"]), int(file["query_start"])
-    memory = omnimem(file["caps"], lam=float(file["lam"]), text=200, sketch=None)
+    memory = OmniMem(file["caps"], lam=float(file["lam"]), text=200, sketch=None)
     program = make_program(config, memory, spec_of(config, chunk=size))
     step = jax.jit(lambda carry, rows: chunk_step(weights, program, carry, rows)[0])
 
@@ -56,14 +56,14 @@ def test_stream_question_and_decoding(file):
     for i, start in enumerate(range(0, end, size)):
         carry = step(carry, rows_of(parts, start, min(start + size, end), size))
         for l, state in enumerate(pool.layers(program.layout, carry.state)):
-            tokens = state.slots.tokens
+            tokens = state.slots.kv
             held = np.asarray(tokens.modality[:, 0]) != 0
             # `order` skips one number per chunk, which the clock keeps free.
             order = np.asarray(tokens.index[held, 0])
             arrived = order - order // (size + 1)
             np.testing.assert_array_equal(arrived, file[f"kept_global_c{i}_l{l}"])
             kept = file[f"importance_c{i}_l{l}"][file[f"kept_c{i}_l{l}"]]
-            np.testing.assert_allclose(state.slots.imp[held], kept, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(state.slots.importance[held], kept, rtol=2e-5, atol=1e-6)
 
     total = len(parts[0])
     follow = np.asarray(file["decode_positions"]).reshape(-1)

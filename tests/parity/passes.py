@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 
 from jaxmem.decoder.decoder import finish, layer_at, logits, qkv
-from jaxmem.decoder.layer import add_deep
-from jaxmem.decoder.step import chunk_step, init_carry, make_program, spec_of
+from jaxmem.decoder.layer import add_deepstack
+from jaxmem.decoder.step import chunk_step
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
-from jaxmem.loop import ask
-from jaxmem.memory.full import full
-from jaxmem.models.hf.checkpoint import load, read_json
+from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of
+from jaxmem.memory.baselines import Full
+from jaxmem.models.hf.checkpoint import load
+from jaxmem.models.hf.config import read_json
 from jaxmem.models.hf.prompt import Plan, cut, fill, pad
+from jaxmem.session import Session
 
 FEATURES, HIDDEN, LOGITS = 2e-5, 1e-4, 1e-4
 TEXT_KIND = 1
@@ -79,14 +82,34 @@ class Reference:
                 found[name] = taps, run(self.params["vision"], patches=self[key])
         return found
 
+    def free(self, count: int = 1) -> list[int]:
+        """Token ids that are nothing but text."""
+        layout = getattr(self.config, "layout", self.config)
+        names = (
+            "image",
+            "video",
+            "audio",
+            "vision_start",
+            "vision_end",
+            "audio_start",
+            "audio_end",
+        )
+        taken = {getattr(layout, name, None) for name in names}
+        return [i for i in range(self.config.decoder.vocab) if i not in taken][-count:]
+
     def grids_of(self, row: int, name: str, token: int) -> tuple[list, slice]:
         """The grids ("image" or "video") of a row, and where its features lie among all."""
+        mine, where = self.numbers_of(row, name, token)
+        return [self.grids(f"{name}_grid_thw")[i] for i in mine], where
+
+    def numbers_of(self, row: int, name: str, token: int) -> tuple[list[int], slice]:
+        """Which of all pictures or videos are a row's, and where its features lie among all."""
         before = [int((self.ids(r) == token).sum()) for r in range(row + 1)]
         start, stop = sum(before[:-1]), sum(before)
         grids = self.grids(f"{name}_grid_thw")
         cell = self.config.vision.merge**2
         ends = np.cumsum([0] + [f * h * w // cell for f, h, w in grids])
-        mine = [grid for grid, first in zip(grids, ends[:-1], strict=True) if start <= first < stop]
+        mine = [i for i, first in enumerate(ends[:-1].tolist()) if start <= first < stop]
         return mine, slice(start, stop)
 
 
@@ -118,14 +141,14 @@ def _one_pass(params, config, plan, features, deep):
         q, k, v = qkv(weights, config, h)
         part = Segment(k, v, valid, rows.pos[:, None], rows.pos, last=t)
         out = finish(weights, config, h, attend(q, [part], rope=config.rope)[0])
-        return add_deep(out, rows.deepstack, index), (h, out)
+        return add_deepstack(out, rows.deepstack, index), (h, out)
 
     h, (inputs, outputs) = jax.lax.scan(layer, rows.x, jnp.arange(config.layers))
     return Passed(inputs, outputs, logits(params, config, h))
 
 
 def one_pass(params, config, plan, features=None, deep=None) -> Passed:
-    """Pass a whole plan; padded behind its end, so that prompts share a program."""
+    """Pass a whole plan; padded after its end, so that prompts share a program."""
     count, features, deep = len(plan.ids), longer(features, 0), longer(deep, 1)
     found = _one_pass(params, config, pad(plan, -(-count // STEP) * STEP), features, deep)
     inputs, outputs, out = (np.array(x) for x in found)
@@ -160,7 +183,7 @@ def chunks_of(plan, starts, size):
 def program_of(config, plan, size):
     """A program of `full` memory that prompts of about one length share."""
     capacity = -(-(len(plan.ids) + 8) // STEP) * STEP
-    return make_program(config, full(capacity), spec_of(config, chunk=size))
+    return make_program(config, Full(capacity), spec_of(config, chunk=size))
 
 
 def in_chunks(params, config, plan, features, deep, starts, size):
@@ -185,3 +208,36 @@ def greedy(params, config, plan, features, deep, count: int) -> np.ndarray:
         carry, _ = _step(params, carry, part, features, deep, program=program)
     answer = ask(params, carry, fill(params, question), program=program, max_new=count)
     return np.asarray(answer.ids)
+
+
+def pieces_of(model, size, count: int, seed: int = 0) -> list:
+    """Random frames of one size, and samples, in the format of a model."""
+    rng, media = np.random.default_rng(seed), model.media
+    frames = (round(media.fps * media.piece_seconds), *size, 3)
+    samples = round(media.sample_rate * media.piece_seconds)
+    return [
+        SimpleNamespace(
+            frames=rng.integers(0, 256, frames, np.uint8),
+            samples=0.1 * rng.normal(size=samples).astype(np.float32),
+        )
+        for _ in range(count)
+    ]
+
+
+def streamed(model, pieces, question: str, count: int, **more):
+    """An answer of `count` tokens about pieces in chunks of two: one and padding, then the rest."""
+    session = Session(model, Full(len(pieces) * model.tokens_per_piece), chunk_pieces=2)
+    session.watch(pieces[:1]).watch(pieces[1:])
+    ids, program = model.tokenize(question), session.program
+    start = None if model.question_start is None else model.question_start(session.pieces)
+    rows = question_rows(
+        model.params, ids, program=program, steps=model.text_steps(ids), start=start
+    )
+    return ask(session.bound, session.carry, rows, program=program, max_new=count, **more)
+
+
+def answers_alike(answer, passed: Passed) -> None:
+    """Compare the first logits and the greedy tokens of an answer with one pass over it."""
+    out = passed.logits[-len(answer.ids) :]
+    close(answer.first, out[0], LOGITS)
+    np.testing.assert_array_equal(answer.ids, out.argmax(-1))

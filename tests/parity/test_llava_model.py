@@ -2,58 +2,36 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from passes import LOGITS, Reference, close, one_pass
+from checkpoints import TEMPLATE, ids_of, write_checkpoint
+from passes import LOGITS, Reference, close, one_pass, pieces_of, streamed
 from safetensors.numpy import load_file, save_file
 
-from jaxmem.loop import Sampling, ask
-from jaxmem.memory.full import full
-from jaxmem.models.base import said_by
-from jaxmem.models.hf.chat import around, read_chat
-from jaxmem.models.hf.checkpoint import load
+from jaxmem.loop import Sampling
+from jaxmem.models.base import penalised_ids
+from jaxmem.models.hf import checkpoint
+from jaxmem.models.hf.chat import read_chat
+from jaxmem.models.hf.preprocessor import pixels_of, read_settings
 from jaxmem.models.llava import onevision as family
-from jaxmem.models.llava.onevision_stream import read_pixels
 from jaxmem.models.load import load
-from jaxmem.session import Session, asked_rows
 
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
-    "{% for c in m['content'] if c['type'] == 'video' %}{{ '<video>\n' }}{% endfor %}"
-    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
-    "{{ '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SPECIAL = {2: "<unk>", 3: "<image>", 4: "<video>", 5: "<|im_start|>", 6: "<|im_end|>"}
-WORDS = ("user", "assistant", "what", "is", "shown")
 QUESTION = "what is shown"
+PROMPT = TEMPLATE.replace("VIDEO", "<video>\n")
 
 
 @pytest.fixture(scope="module")
 def folder(golden, tmp_path_factory):
     """The reference checkpoint with a word tokenizer and a template like the public ones."""
-    source = golden / "hf" / "llava_onevision"
-    if not (source / "config.json").exists():
-        pytest.skip(f"no config.json in {source}")
-    target = tmp_path_factory.mktemp("llava") / "tiny-onevision"
-    shutil.copytree(source, target)
-    names = {**{i: f"w{i}" for i in range(100)}, **SPECIAL}
-    names |= {10 + i: word for i, word in enumerate(WORDS)}
-    model = tokenizers.models.WordLevel({n: i for i, n in names.items()}, unk_token="<unk>")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(SPECIAL.values()))
-    tokenizer.save(str(target / "tokenizer.json"))
-    (target / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, 1]}))
-    return target
+    return write_checkpoint(
+        golden, "llava_onevision", tmp_path_factory.mktemp("llava") / "tiny-onevision"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +39,26 @@ def model(folder):
     return load(folder, dtype=jnp.float32, fps=2, max_new=5)
 
 
-def test_prompt_from_the_template(folder, model):
-    np.testing.assert_array_equal(model.prefix, [5, 10])
-    np.testing.assert_array_equal(model.tokenize("what is shown"), [4, 12, 13, 14, 6, 5, 11])
-    said = said_by(model, model.tokenize("what is shown"), Sampling(repetition_penalty=1.1))
-    assert said is not None and said.shape == (100,)
-    assert np.flatnonzero(said).tolist() == [4, 5, 6, 10, 11, 12, 13, 14]
-    assert said_by(model, model.tokenize("what"), Sampling(0.5, 0.5, 3)) is None
-    assert model.end == (6, 1) and model.detokenize(np.array([12, 13, 6])) == "what is"
+@pytest.fixture(scope="module")
+def video(folder):
+    """The placeholder's id."""
+    return family.read_config(json.loads((folder / "config.json").read_text())).video
+
+
+def test_prompt_from_the_template(folder, model, video):
+    before = ids_of(folder, "<|im_start|>user")
+    after = [video, *ids_of(folder, "what is shown<|im_end|><|im_start|>assistant")]
+    np.testing.assert_array_equal(model.prefix, before)
+    np.testing.assert_array_equal(model.tokenize(QUESTION), after)
+    np.testing.assert_array_equal(model.answer_start, after[4:])
+    np.testing.assert_array_equal(model.tokenize_text(QUESTION), after[1:4])
+    found = penalised_ids(model, model.tokenize(QUESTION), Sampling(repetition_penalty=1.1))
+    assert found is not None and found.shape == (model.decoder.vocab,)
+    assert np.flatnonzero(found).tolist() == sorted({*before, *after})
+    assert penalised_ids(model, model.tokenize("what"), Sampling(0.5, 0.5, 3)) is None
+    (end,) = ids_of(folder, "<|im_end|>")
+    assert model.end == (end, 1)
+    assert model.detokenize(np.array(ids_of(folder, "what is<|im_end|>"))) == "what is"
     with pytest.raises(ValueError, match="2 times, expected once"):
         model.tokenize("what is <video>")
     with pytest.raises(ValueError, match="question is empty"):
@@ -83,38 +73,26 @@ def test_stream_is_the_offline_prompt(golden, model):
     """
     ref = Reference(golden / "hf" / "llava_onevision", family)
     config, side = ref.config, ref.config.vision.side
-    rng = np.random.default_rng(0)
-    pieces = [
-        SimpleNamespace(
-            frames=rng.integers(0, 256, (2, side, side, 3), np.uint8),
-            samples=np.zeros(16_000, np.float32),
-        )
-        for _ in range(3)
-    ]
-    session = Session(model, full(3 * model.tokens_per_piece), chunk_pieces=2)
-    session.watch(pieces[:1]).watch(pieces[1:])
+    pieces = pieces_of(model, (side, side), 3)
+    asked, sampling = model.tokenize(QUESTION), Sampling(0, repetition_penalty=3.0)
+    more = {"sampling": sampling, "repeated": penalised_ids(model, asked, sampling)}
+    answer = streamed(model, pieces, QUESTION, 5, **more)
     pixels = np.concatenate([p.frames for p in pieces]).astype(np.float32) / 127.5 - 1
     see = jax.jit(lambda p, x: family.video_features(p, config, x))
-    features, asked = see(ref.params, jnp.asarray(pixels)), model.tokenize(QUESTION)
-    sampling = Sampling(0, repetition_penalty=3.0)
-    rows = asked_rows(model, session.program, asked, session.pieces)
-    more = {"program": session.program, "max_new": 5, "prefix": session.prefix}
-    more |= {"sampling": sampling, "said": said_by(model, asked, sampling)}
-    answer = ask(model.params, session.carry, rows, **more)
+    features = see(ref.params, jnp.asarray(pixels))
     prompt = [*model.prefix, *[config.video] * len(features), *asked[1:]]
     plan = family.prompt_plan(config, prompt + answer.ids[:-1].tolist())
     out = one_pass(ref.params["decoder"], config.decoder, plan, features).logits[-5:]
     close(answer.first, out[0], LOGITS)
-    said, plain = {*model.prefix.tolist(), *asked.tolist()}, out.argmax(-1).tolist()
+    occurred = {*model.prefix.tolist(), *asked.tolist()}
     for token, scores in zip(answer.ids.tolist(), np.array(out), strict=True):
-        for i in said:
+        for i in occurred:
             scores[i] *= 3.0 if scores[i] < 0 else 1 / 3.0
         assert token == int(np.argmax(scores))
-        said.add(token)
-    assert answer.ids.tolist() != plain
+        occurred.add(token)
 
 
-def test_a_tied_checkpoint_keeps_its_logits(golden, folder, model, tmp_path):
+def test_a_tied_checkpoint_keeps_its_logits(folder, video, tmp_path):
     """The newline's row in the embedding is none of the output matrix."""
     target = tmp_path / "tied"
     shutil.copytree(folder, target)
@@ -126,8 +104,22 @@ def test_a_tied_checkpoint_keeps_its_logits(golden, folder, model, tmp_path):
     table = stored["language_model.model.embed_tokens.weight"]
     np.testing.assert_array_equal(tied.params["decoder"]["head"]["kernel"], table.T)
     rows = np.asarray(tied.params["decoder"]["embedding"]["embedding"])
-    np.testing.assert_array_equal(rows[4], stored["image_newline"])
-    np.testing.assert_array_equal(np.delete(rows, 4, 0), np.delete(table, 4, 0))
+    np.testing.assert_array_equal(rows[video], stored["image_newline"])
+    np.testing.assert_array_equal(np.delete(rows, video, 0), np.delete(table, video, 0))
+    shapes = load(target, dtype=jnp.float32, abstract=True)  # the copy is priced too
+    assert shapes.decoder == tied.decoder
+    assert jax.tree.map(jnp.shape, shapes.params) == jax.tree.map(jnp.shape, tied.params)
+
+
+def test_equal_directories_are_one_program(folder, model):
+    """What is static of two loads is equal: nothing compiles again."""
+    again = load(folder, dtype=jnp.float32, fps=2, abstract=True)
+    assert again.encode == model.encode and hash(again.encode) == hash(model.encode)
+    assert again.encode != load(folder, fps=1, abstract=True).encode
+    assert (
+        model.frame
+        == (family.read_config(json.loads((folder / "config.json").read_text())).frame_side,) * 2
+    )
 
 
 OLDER = {
@@ -154,41 +146,44 @@ def test_older_names(golden, tmp_path, older):
     tensors = load_file(ref.folder / "model.safetensors")
     renamed = {older(name): tensor for name, tensor in tensors.items()}
     assert set(renamed) != set(tensors) and len(renamed) == len(tensors)
-    renamed["vision_tower.vision_model.head.probe"] = np.zeros((1, 1, 32), np.float32)
+    probe = np.zeros((1, 1, ref.config.vision.stack.width), np.float32)
+    renamed["vision_tower.vision_model.head.probe"] = probe
     save_file(renamed, tmp_path / "model.safetensors")
     table = family.weight_table(ref.config)
     ignore = family.ignored(ref.config)
-    params = load(tmp_path, table, renames=family.RENAMES, ignore=ignore)
+    params = checkpoint.load(tmp_path, table, renames=family.RENAMES, ignore=ignore)
     jax.tree.map(np.testing.assert_array_equal, params, ref.params)
 
 
-def test_template_files(folder, tmp_path):
+def test_template_files(folder, video, tmp_path):
     target = tmp_path / "x"
     shutil.copytree(folder, target)
     (target / "chat_template.json").unlink()
     (target / "generation_config.json").unlink()
     with pytest.raises(ValueError, match="no chat template in"):
         read_chat(target)
-    settings = {"eos_token": {"content": "<|im_end|>"}, "chat_template": TEMPLATE}
+    settings = {"eos_token": {"content": "<|im_end|>"}, "chat_template": PROMPT}
     (target / "tokenizer_config.json").write_text(json.dumps(settings))
     chat = read_chat(target)
-    assert chat.end == (6,) and around(chat, "what", 4)[0].tolist() == [5, 10]
+    assert chat.end == tuple(ids_of(folder, "<|im_end|>"))
+    before = chat.around("what", video).before
+    assert before.tolist() == ids_of(folder, "<|im_start|>user")
     settings["chat_template"] = [{"name": "default", "template": "{{ bos_token }}<video> is"}]
     (target / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert around(read_chat(target), "what", 4)[1].tolist() == [13]
+    assert read_chat(target).around("what", video).after.tolist() == ids_of(folder, "is")
     (target / "chat_template.jinja").write_text("{{ raise_exception('no videos') }}")
     with pytest.raises(ValueError, match="cannot write this prompt: no videos"):
-        around(read_chat(target), "what", 4)
+        read_chat(target).around("what", video)
     (target / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"no tokenizer\.json in"):
         read_chat(target)
 
 
 def test_normalisation_and_frame_rate(folder, tmp_path):
-    assert read_pixels(tmp_path).mean == (0.5, 0.5, 0.5)
+    assert pixels_of(read_settings(tmp_path)).mean == (0.5, 0.5, 0.5)
     settings = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "rescale_factor": 0.01}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    found = read_pixels(tmp_path)(jnp.full((1, 2, 2, 3), 50, jnp.uint8))
+    found = pixels_of(read_settings(tmp_path))(jnp.full((1, 2, 2, 3), 50, jnp.uint8))
     np.testing.assert_allclose(found, np.full((1, 2, 2, 3), 2.0), rtol=1e-6)
     with pytest.raises(ValueError, match=r"whole number of frames in each second, got 0\.5"):
         load(folder, fps=0.5)

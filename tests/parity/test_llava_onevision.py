@@ -17,6 +17,7 @@ from passes import (
     one_pass,
 )
 
+from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders import siglip
 from jaxmem.models.hf.prompt import fill
 from jaxmem.models.llava import onevision as family
@@ -85,14 +86,16 @@ def test_streamed_in_chunks(reference, prompt, features):
 
 
 def test_streamed_frame_by_frame(reference, pixels, prompt):
-    """The encoder sees one frame at a time and the newline comes with the text behind the video."""
+    """The encoder sees one frame at a time and the newline comes with the text after the video."""
     config, decoder = reference.config, reference.config.decoder
     own = (np.asarray(prompt.place) >= 0).nonzero()[0]
     first, n = int(own[0]), config.frame_tokens
     starts = [first + i * n for i in range(len(pixels) + 1)]
     frames = [family.encode(reference.params, config, frame[None]) for frame in pixels]
     features = jnp.concatenate([*frames, reference.params["newline"][None]])
-    out, _, _ = in_chunks(reference.params["decoder"], decoder, prompt, features, None, starts, 16)
+    size = max(np.diff([0, *starts, len(prompt.ids)]).tolist())
+    params = reference.params["decoder"]
+    out, _, _ = in_chunks(params, decoder, prompt, features, None, starts, size)
     close(out, reference.at("logits", 0), LOGITS)
     part = family.video_chunk(config, 2)
     offline = prompt.pos[first : first + 2 * n] - first
@@ -117,9 +120,10 @@ def test_positions_of_a_long_stream(reference):
 
 
 def test_text_only_prompt(reference):
-    ids = reference.ids(0)[:5]
+    ids = reference.ids(0)
+    ids = ids[: int(np.flatnonzero(ids == reference.config.video)[0])]
     rows = fill(reference.params["decoder"], family.prompt_plan(reference.config, ids))
-    close(rows.x, reference.at("lm0_in", 0)[:5], 1e-6)
+    close(rows.x, reference.at("lm0_in", 0)[: len(ids)], 1e-6)
     assert rows.deepstack is None
 
 
@@ -133,12 +137,12 @@ def numpy_picture(config, projected, newline, size, best):
             whole[r * g : (r + 1) * g, c * g : (c + 1) * g] = tile
     height, width = size
     if width / height > columns / rows:
-        inside = round(height * columns * g / width)
-        skip = (rows * g - int(inside)) // 2
+        inside = int(round(height * columns * g / width, 7))
+        skip = (rows * g - inside) // 2
         whole = whole[skip : rows * g - skip]
     else:
-        inside = round(width * rows * g / height)
-        skip = (columns * g - int(inside)) // 2
+        inside = int(round(width * rows * g / height, 7))
+        skip = (columns * g - inside) // 2
         whole = whole[:, skip : columns * g - skip]
     lines = [np.concatenate([line, newline[None]]) for line in whole]
     return np.concatenate([projected[0].reshape(g * g, -1), *lines])
@@ -151,14 +155,17 @@ def tiled(reference):
 
     side = reference.config.vision.side
     sizes = ((side, side), (side, 2 * side), (2 * side, side), (2 * side, 2 * side))
-    return replace(reference.config, sizes=sizes)
+    return replace(reference.config, sizes=sizes, tiles=9)
 
 
-@pytest.mark.parametrize("size", [(20, 40), (24, 50), (70, 40), (40, 40)])
-def test_pictures_in_tiles(reference, tiled, size):
+@pytest.mark.parametrize("shape", [(1, 2), (1.2, 2.5), (3.5, 2), (2, 2)])
+def test_pictures_in_tiles(reference, tiled, shape):
+    """Pictures of so many tiles' height and width."""
+    side = tiled.vision.side
+    size = (round(shape[0] * side), round(shape[1] * side))
     best = family.best_size(tiled, size)
-    count = 1 + best[0] * best[1] // tiled.vision.side**2
-    tiles = np.random.default_rng(0).normal(size=(count, 20, 20, 3)).astype(np.float32)
+    count = 1 + best[0] * best[1] // side**2
+    tiles = np.random.default_rng(0).normal(size=(count, side, side, 3)).astype(np.float32)
     projected = np.asarray(family.project(reference.params, tiled, jnp.asarray(tiles)))
     newline = np.asarray(reference.params["newline"])
     found = family.image_features(reference.params, tiled, jnp.asarray(tiles), size)
@@ -167,14 +174,16 @@ def test_pictures_in_tiles(reference, tiled, size):
 
 
 def test_choice_of_tiles(reference, tiled):
-    assert family.best_size(tiled, (20, 40)) == (20, 40)
-    assert family.best_size(tiled, (10, 10)) == (20, 20)
-    assert family.best_size(tiled, (90, 44)) == (40, 20)
-    one = jnp.zeros((1, 20, 20, 3))
-    found = family.image_features(reference.params, tiled, one, (99, 20))
-    assert len(found) == family.image_tokens(tiled, (99, 20), tiled=False) == 26
+    side, grid = tiled.vision.side, tiled.vision.grid
+    assert family.best_size(tiled, (side, 2 * side)) == (side, 2 * side)
+    assert family.best_size(tiled, (side // 2, side // 2)) == (side, side)
+    assert family.best_size(tiled, (9 * side, 4 * side)) == (2 * side, side)
+    one, tall = jnp.zeros((1, side, side, 3)), (5 * side, side)
+    found = family.image_features(reference.params, tiled, one, tall)
+    assert len(found) == family.image_tokens(tiled, tall, tiled=False) == grid**2 + 1
     with pytest.raises(ValueError, match=r"has 1 \+ 1 x 2 tiles, got 4"):
-        family.image_features(reference.params, tiled, jnp.zeros((4, 20, 20, 3)), (20, 40))
+        four = jnp.zeros((4, side, side, 3))
+        family.image_features(reference.params, tiled, four, (side, 2 * side))
 
 
 def test_config_errors(reference):
@@ -196,7 +205,8 @@ def test_config_errors(reference):
     text = {**raw["text_config"], "use_sliding_window": True}
     with pytest.raises(ValueError, match="use_sliding_window is true"):
         family.read_config({**raw, "text_config": text})
-    assert family.read_config({**raw, "vision_feature_layer": -2}).layer == 1
+    depth = reference.config.vision.stack.depth
+    assert family.read_config({**raw, "vision_feature_layer": -2}).layer == depth - 2
     assert family.read_config({**raw, "vision_feature_layer": 1}).layer == 0
 
 
@@ -204,7 +214,7 @@ def test_earlier_vision_layer(reference, pixels):
     """A feature layer before the last is that block's output."""
     config = family.read_config({**reference.raw, "vision_feature_layer": -2})
     found = family.project(reference.params, config, pixels)
-    weights, x = reference.params["projector"], reference["vis_layer1_out"]
-    x = x @ weights["fc1"]["kernel"] + weights["fc1"]["bias"][None, None]
-    x = jax.nn.gelu(x, approximate=False) @ weights["fc2"]["kernel"]
-    close(found.reshape(x.shape), x + weights["fc2"]["bias"][None, None], FEATURES)
+    weights, depth = reference.params["projector"], config.vision.stack.depth
+    x = linear(reference[f"vis_layer{depth - 2}_out"], weights["fc1"])
+    x = linear(jax.nn.gelu(x, approximate=False), weights["fc2"])
+    close(found.reshape(x.shape), x, FEATURES)

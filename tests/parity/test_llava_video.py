@@ -3,23 +3,19 @@
 import json
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import tokenizer_of
-from passes import LOGITS, Reference, close, one_pass
+from checkpoints import ids_of, tokenizer_of
+from passes import Reference, answers_alike, close, one_pass, pieces_of, streamed
 from safetensors.numpy import load_file, save_file
 
-from jaxmem.loop import ask
-from jaxmem.memory.full import full
-from jaxmem.models import load
 from jaxmem.models.llava import onevision as llava_onevision
 from jaxmem.models.llava import video as llava_video
 from jaxmem.models.llava.onevision import project, prompt_plan, video_chunk
-from jaxmem.session import Session, asked_rows
+from jaxmem.models.load import load
 
 pytest.importorskip("jinja2")
 
@@ -46,7 +42,10 @@ def original(name):
 
 @pytest.fixture(scope="module")
 def reference(golden):
-    return Reference(golden / "hf" / "llava_onevision", llava_onevision)
+    found = Reference(golden / "hf" / "llava_onevision", llava_onevision)
+    if not found.config.bias or found.config.decoder.tied:
+        pytest.skip("LLaVA-Video has biases in the projector, and an output matrix")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +56,13 @@ def raw(reference):
         "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
         "num_key_value_heads", "rms_norm_eps", "vocab_size", "use_sliding_window",
     )  # fmt: skip
-    return {key: text[key] for key in keys} | {
+    return {key: text[key] for key in keys if key in text} | {
         "model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"],
         "rope_theta": text["rope_parameters"]["rope_theta"], "rope_scaling": None,
         "mm_vision_tower": "tiny/siglip", "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": -2, "mm_newline_position": "grid",
         "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2,
-        "image_token_index": 97, "tie_word_embeddings": False,
+        "image_token_index": text["vocab_size"] - 3, "tie_word_embeddings": False,
     }  # fmt: skip
 
 
@@ -86,14 +85,16 @@ def folder(reference, raw, tower, tmp_path_factory):
     save_file({original(k): v for k, v in tensors.items()}, target / "model.safetensors")
     (target / "config.json").write_text(json.dumps(raw))
     (target / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
-    tokenizer_of({}).save(str(target / "tokenizer.json"))
+    tokenizer = tokenizer_of({}, raw["vocab_size"])
+    end = {"eos_token_id": tokenizer.token_to_id("<|im_end|>")}
+    (target / "generation_config.json").write_text(json.dumps(end))
+    tokenizer.save(str(target / "tokenizer.json"))
     return target
 
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return load.load(folder, dtype="float32", fps=2, max_new=4)
+    return load(folder, dtype="float32", fps=2, max_new=4)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +104,15 @@ def config(raw, tower):
 
 def test_config_and_renamed_weights(reference, config, model):
     """The same model and weights as from transformers' directory."""
-    for field in ("decoder", "vision", "layer", "bias"):
+    for field in ("decoder", "vision", "bias"):
         assert getattr(config, field) == getattr(reference.config, field)
-    assert (config.frame_side, config.frame_tokens, config.video) == (3, 3 * 4, 97)
+    assert config.layer == config.vision.stack.depth - 1
+    side = math.ceil(config.vision.grid / 2)
+    assert (config.frame_side, config.frame_tokens) == (side, side * (side + 1))
+    assert config.video == config.decoder.vocab - 3
     jax.tree.map(np.testing.assert_array_equal, model.params, reference.params)
-    assert model.tokens_per_piece == 2 * 12 and model.media.size == (20, 20)
+    assert model.tokens_per_piece == 2 * config.frame_tokens
+    assert model.media.size == (config.vision.side,) * 2 and model.frame == (side, side + 1)
 
 
 def test_released_sizes():
@@ -147,25 +152,28 @@ def average(frame, r, c, side):
 
 @pytest.mark.parametrize("pooling, each", [("bilinear", bilinear), ("average", average)])
 def test_layout_is_the_plain_loop(reference, config, pooling, each):
-    """Frame by frame, row by row, the newline behind every row."""
+    """Frame by frame, row by row, the newline after every row."""
     config = replace(config, pooling=pooling)
-    pixels = np.random.default_rng(0).normal(size=(3, 20, 20, 3)).astype(np.float32)
+    shape = (3, config.vision.side, config.vision.side, 3)
+    pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     projected = np.asarray(project(reference.params, config, jnp.asarray(pixels)))
     newline, side, expected = np.asarray(reference.params["newline"]), config.frame_side, []
     for frame in projected:
         for r in range(side):
             expected += [each(frame, r, c, side) for c in range(side)] + [newline]
     found = llava_video.encode(reference.params, config, jnp.asarray(pixels))
-    assert side == {"bilinear": 3, "average": 2}[pooling]
+    assert side == {"bilinear": -(-len(frame) // 2), "average": len(frame) // 2}[pooling]
     assert len(found) == 3 * config.frame_tokens
     close(found, np.stack(expected), 1e-6)
 
 
-def test_prompt(model):
+def test_prompt(folder, model):
     """The text around `<image>`, which is no token here; what template and question may not do."""
-    assert model.prefix.tolist() == [8, 11]
-    assert model.tokenize(QUESTION).tolist() == [13, 14, 15, 9, 8, 12]
-    assert model.end == (9,) and model.detokenize(np.array([13, 14, 9])) == "what is"
+    assert model.prefix.tolist() == ids_of(folder, "<|im_start|>user")
+    after = ids_of(folder, QUESTION + "<|im_end|><|im_start|>assistant")
+    assert model.tokenize(QUESTION).tolist() == after
+    assert model.end == tuple(ids_of(folder, "<|im_end|>"))
+    assert model.detokenize(np.array(ids_of(folder, "what is<|im_end|>"))) == "what is"
     with pytest.raises(ValueError, match="holds <image> 2 times, expected once"):
         model.tokenize("what is <image>")
     with pytest.raises(ValueError, match="question is empty"):
@@ -174,35 +182,30 @@ def test_prompt(model):
 
 def test_stream_in_chunks_is_one_pass(reference, config, model):
     """Three seconds in chunks of two, one padded: logits and greedy tokens of one pass."""
-    rng = np.random.default_rng(1)
-    pieces = [
-        SimpleNamespace(
-            frames=rng.integers(0, 256, (2, 20, 20, 3), np.uint8),
-            samples=np.zeros(16_000, np.float32),
-        )
-        for _ in range(3)
-    ]
-    params, decoder = reference.params, reference.config.decoder
-    session = Session(model, full(3 * model.tokens_per_piece), chunk_pieces=2)
-    session.watch(pieces[:1]).watch(pieces[1:])
-    rows = asked_rows(model, session.program, model.tokenize(QUESTION), session.pieces)
-    more = {"program": session.program, "max_new": 4, "prefix": session.prefix}
-    answer = ask(model.params, session.carry, rows, **more)
+    pieces = pieces_of(model, model.media.size, 3, seed=1)
+    answer = streamed(model, pieces, QUESTION, 4)
     pixels = np.concatenate([p.frames for p in pieces]).astype(np.float32) / 127.5 - 1
     see = jax.jit(lambda p, x: llava_video.encode(p, config, x))
-    features = see(params, jnp.asarray(pixels))
-    assert len(features) == 6 * 12
+    features = see(reference.params, jnp.asarray(pixels))
+    assert len(features) == 6 * config.frame_tokens
     ids = [*model.prefix, *[config.video] * len(features), *model.tokenize(QUESTION)]
     plan = prompt_plan(config, ids + answer.ids[:-1].tolist())
-    out = one_pass(params["decoder"], decoder, plan, features).logits[-4:]
-    close(answer.first, out[0], LOGITS)
-    np.testing.assert_array_equal(answer.ids, out.argmax(-1))
+    params, decoder = reference.params["decoder"], reference.config.decoder
+    answers_alike(answer, one_pass(params, decoder, plan, features))
+
+
+def test_equal_directories_are_one_program(folder, model):
+    """What is static of two loads is equal: nothing compiles again."""
+    again = load(folder, dtype="float32", fps=2, abstract=True)
+    assert again.encode == model.encode and hash(again.encode) == hash(model.encode)
+    assert again.decoder == model.decoder
 
 
 def test_ten_hours(config):
     """A chunk after ten hours is laid out like the first; positions stay exact integers."""
     part = video_chunk(config, 2)
-    assert part.pos[:, 0].tolist() == list(range(24)) and part.advance.tolist() == [24]
+    rows = 2 * config.frame_tokens
+    assert part.pos[:, 0].tolist() == list(range(rows)) and part.advance.tolist() == [rows]
     assert (part.modality == 2).all() and 36_000 * 210 < 2**31
 
 
@@ -223,6 +226,6 @@ def test_refusals(raw, tower, folder, tmp_path):
     with pytest.raises(ValueError, match="has no mm_newline_position"):
         llava_video.read_config(lacking)
     with pytest.raises(ValueError, match=r"whole number of frames in each second, got 1\.5"):
-        load.load(folder, fps=1.5)
+        load(folder, fps=1.5)
     with pytest.raises(ValueError, match="takes frames of one size: leave max_pixels out"):
-        load.load(folder, max_pixels=400)
+        load(folder, max_pixels=400)

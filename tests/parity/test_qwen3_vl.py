@@ -40,7 +40,7 @@ def prompt(ref, encoded, row):
         media[f"{name}s"], mine = ref.grids_of(row, name, token)
         if name in encoded:
             tokens.append(encoded[name][1].tokens[mine])
-            deep.append(encoded[name][1].deepstack[:, mine])
+            deep.append(encoded[name][1].deep[:, mine])
     plan = family.prompt_plan(ref.config, ref.ids(row), **media)
     return plan, jnp.concatenate(tokens), jnp.concatenate(deep, axis=1)
 
@@ -48,7 +48,7 @@ def prompt(ref, encoded, row):
 def test_vision(ref, encoded):
     for name, (taps, found) in encoded.items():
         close(found.tokens, ref[f"{name}_features"], FEATURES)
-        for i, deep in enumerate(found.deepstack):
+        for i, deep in enumerate(found.deep):
             close(deep, ref[f"{name}_deepstack{i}"], FEATURES)
         for tap, h in zip(taps, found.tapped, strict=True):
             close(h, ref[f"{name}_vis_block{tap}_out"], FEATURES)
@@ -59,19 +59,21 @@ def test_vision(ref, encoded):
 def test_corners_and_borders(ref):
     """Corners of a frame are corners of the square; weights are those of a plain loop."""
     config = ref.config.vision
-    side = config.side
-    at = corners(config, [(1, 4, 6)])
-    order = [(r, c) for y in (0, 2) for x in (0, 2, 4) for r in (y, y + 1) for c in (x, x + 1)]
+    side, merge = config.side, config.merge
+    rows, columns, cell = 2 * merge, 3 * merge, range(merge)
+    at = corners(config, [(1, rows, columns)])
+    corner = [(y, x) for y in range(0, rows, merge) for x in range(0, columns, merge)]
+    order = [(y + r, x + c) for y, x in corner for r in cell for c in cell]
     for n, (r, c) in enumerate(order):
-        y, x = r * (side - 1) / 3, c * (side - 1) / 5
+        y, x = r * (side - 1) / (rows - 1), c * (side - 1) / (columns - 1)
         dense = np.zeros(side**2)
         np.add.at(dense, at.index[:, n], at.weight[:, n])
         for i in range(side):
             for j in range(side):
                 expected = max(0, 1 - abs(y - i)) * max(0, 1 - abs(x - j))
                 assert dense[i * side + j] == pytest.approx(expected, abs=1e-6)
-    one = corners(config, [(1, 2, 2)])
-    assert [int(one.index[0, i]) for i in (0, 3)] == [0, side**2 - 1]
+    one = corners(config, [(1, merge, merge)])
+    assert [int(one.index[0, i]) for i in (0, merge**2 - 1)] == [0, side**2 - 1]
 
 
 def test_positions(ref):
@@ -123,10 +125,12 @@ def test_stamps(frame, fps, text):
 
 def test_ten_hours(ref):
     """Chunks of ten hours stand where one prompt over all of it would stand, in int32."""
-    config, frames, per_chunk, grid = ref.config, 36_000, 450, (2, 4)
-    letters = {c: 10 + i for i, c in enumerate("<>. 0123456789second")}
+    config, frames, per_chunk = ref.config, 36_000, 450
+    grid, signs = (config.vision.merge, 2 * config.vision.merge), "<>. 0123456789second"
+    text, *free = ref.free(len(signs) + 1)
+    letters = dict(zip(signs, free, strict=True))
     words = [[letters[c] for c in family.stamp(i, 2, Fraction(2))] for i in range(frames)]
-    at, found, ids, size = np.full(3, 7, np.int32), [], [9] * 7, 450 * 21
+    at, found, ids, size = np.full(3, 7, np.int32), [], [text] * 7, 450 * 21
     for first in range(0, frames, per_chunk):
         stamps = words[first : first + per_chunk]
         part = family.video_chunk(config, stamps, (per_chunk, *grid), size)
@@ -136,7 +140,7 @@ def test_ten_hours(ref):
         found.append(at + part.pos[real])
         ids += part.ids[real].tolist()
         at = at + part.advance
-    whole, after = family.positions(config, [*ids, 9], videos=[(frames, *grid)])
+    whole, after = family.positions(config, [*ids, text], videos=[(frames, *grid)])
     np.testing.assert_array_equal(np.concatenate(found), whole[7:-1])
     np.testing.assert_array_equal(at, whole[-1])
     # Every frame takes its words, two tokens around it and max(1, 2).
@@ -144,7 +148,7 @@ def test_ten_hours(ref):
 
 
 def test_errors(ref):
-    config = ref.config
+    config, merge, (text,) = ref.config, ref.config.vision.merge, ref.free()
     with pytest.raises(ValueError, match="model_type 'qwen2_vl'"):
         family.read_config({"model_type": "qwen2_vl"})
     with pytest.raises(ValueError, match="has no vision_config"):
@@ -152,6 +156,6 @@ def test_errors(ref):
     with pytest.raises(ValueError, match="no square"):
         family.read_vision({**ref.raw["vision_config"], "num_position_embeddings": 35})
     with pytest.raises(ValueError, match="2 frames came with 1 time stamps"):
-        family.video_chunk(config, [[9]], (2, 2, 2), 10)
+        family.video_chunk(config, [[text]], (2, merge, merge), 10)
     with pytest.raises(ValueError, match="4 rows do not fit a chunk of 3"):
-        family.video_chunk(config, [[9]], (1, 2, 2), 3)
+        family.video_chunk(config, [[text]], (1, merge, merge), 3)

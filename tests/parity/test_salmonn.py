@@ -2,37 +2,32 @@
 
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
-from passes import FEATURES, LOGITS, close, one_pass
+from checkpoints import MEAN, STD, ids_of, write_checkpoint
+from passes import FEATURES, answers_alike, close, one_pass, pieces_of, streamed
 from safetensors.numpy import load_file, save_file
 
 from jaxmem.kv import AUDIO, TEXT, VISION
-from jaxmem.loop import ask
-from jaxmem.memory.full import full
 from jaxmem.models.base import for_frames
 from jaxmem.models.encoders.vision_parts import patchify
 from jaxmem.models.encoders.whisper_mel import LogMel
-from jaxmem.models.hf.checkpoint import read_json
+from jaxmem.models.hf.config import read_json
 from jaxmem.models.hf.preprocessor import Limits, smart_resize
 from jaxmem.models.hf.prompt import Plan
 from jaxmem.models.load import load
 from jaxmem.models.qwen import qwen3_vl
 from jaxmem.models.salmonn import salmonn
-from jaxmem.models.salmonn.stream import MAX_PIXELS
-from jaxmem.session import Session, asked_rows
+from jaxmem.models.salmonn.stream import Salmonn, TimedSalmonn
 
 pytest.importorskip("jinja2")
 
-SIZE, QUESTION, SOUND = (16, 40), "what is shown", 98  # 2 x 5 tokens a frame
-CELLS = (2, 5)
-RATE, CLIP = 16_000, 12_800  # samples of the tiny clip: 0.8 s, 40 rows, 8 tokens
-FPS = 7.5  # three frames of two pictures in a clip; 2, 3 and 3 tokens of sound
+CELLS, QUESTION = (2, 5), "what is shown"  # tokens of a frame
+FRAMES = 3  # of a piece
+SAMPLES = 320  # of a row of Whisper's encoder
 FORMER = (("layernorm.", "embeddings.LayerNorm."), (".attention.attention.", ".attention.self."),
           (".crossattention.attention.", ".crossattention.self."))  # fmt: skip
 
@@ -64,15 +59,21 @@ def folder(golden, tmp_path_factory):
         for name, x in load_file(hf / "qformer" / "model.safetensors").items():
             own = "audio_query_tokens" if name == "query_tokens" else "audio_qformer."
             tensors[own if own[-1] != "." else own + bert_name(name)] = x
+        raw, former = read_json(target), read_json(hf / "qformer")
+        with np.load(hf / "qformer" / "reference.npz") as file:
+            window = int(file["window"])
+        wide, width = raw["text_config"]["hidden_size"], former["hidden_size"]
         rng = np.random.default_rng(0)
-        tensors["audio_projector.weight"] = rng.normal(size=(48, 24)).astype("f") / 5
-        tensors["audio_projector.bias"] = rng.normal(size=48).astype("f") / 5
+        tensors["audio_projector.weight"] = rng.normal(size=(wide, width)).astype("f") / 5
+        tensors["audio_projector.bias"] = rng.normal(size=wide).astype("f") / 5
         save_file(tensors, target / "model.safetensors")
-        raw = read_json(target)
         raw["model_type"] = salmonn.PREFIX + base
-        raw["audio_token_id"], raw["audio_config"] = SOUND, read_json(hf / "whisper")
-        raw["qformer_config"] = read_json(hf / "qformer") | {"window": 5}
-        raw["vision_config"]["tokens_per_second"] = 10  # ticks of a token of sound, as released
+        # No word's id: the last one.
+        raw["audio_token_id"] = raw["text_config"]["vocab_size"] - 1
+        raw["audio_config"] = read_json(hf / "whisper")
+        raw["qformer_config"] = former | {"window": window}
+        # A tick is an audio token, as released.
+        raw["vision_config"]["tokens_per_second"] = salmonn.ROWS_PER_SECOND // window
         (target / "config.json").write_text(json.dumps(raw))
         made[base] = target
         return target
@@ -80,14 +81,34 @@ def folder(golden, tmp_path_factory):
     return get
 
 
+class Sizes:
+    """Sizes of a directory's model and of its stream."""
+
+    def __init__(self, config):
+        vision = config.base.vision
+        self.cell, self.temporal = vision.patch * vision.merge, vision.temporal
+        self.frames = (CELLS[0] * self.cell, CELLS[1] * self.cell)
+        self.samples = config.sound.rows * SAMPLES  # of a clip
+        self.seconds = config.sound.rows / salmonn.ROWS_PER_SECOND
+        self.fps = FRAMES * self.temporal / self.seconds
+        self.gap = self.temporal / self.fps  # from frame to frame
+        self.heard = config.clip_tokens
+
+
 @pytest.fixture(scope="module")
-def model(folder):
+def sizes(folder):
+    return lambda base: Sizes(config_of(folder, base))
+
+
+@pytest.fixture(scope="module")
+def model(folder, sizes):
     made = {}
 
     def get(base):
         if base not in made:
-            found = load(folder(base), dtype="float32", fps=FPS, max_new=3)
-            made[base] = fit(found, SIZE)
+            its = sizes(base)
+            found = load(folder(base), dtype="float32", fps=its.fps, max_new=3)
+            made[base] = for_frames(found, its.frames)
         return made[base]
 
     return get
@@ -103,13 +124,13 @@ def _hear(params, logmel, config):
 
 
 def heard_by(config, params, logmel):
-    """What is heard in up to three clips, by one program."""
-    clips = np.pad(logmel, ((0, 3 - len(logmel)), (0, 0), (0, 0)))
+    """What is heard in some clips; three and fewer by one program."""
+    clips = np.pad(logmel, ((0, max(0, 3 - len(logmel))), (0, 0), (0, 0)))
     return np.asarray(_hear(params, clips, config))[: len(logmel)]
 
 
 def test_hears_as_whisper_and_the_q_former_do(golden, folder, model):
-    """Both references one behind the other, then the linear map."""
+    """Both references one after the other, then the linear map."""
     config, params = config_of(folder, "qwen3_vl"), model("qwen3_vl").params
     with np.load(golden / "hf" / "whisper" / "reference.npz") as file:
         logmel = file["input_features"].transpose(0, 2, 1)
@@ -118,7 +139,7 @@ def test_hears_as_whisper_and_the_q_former_do(golden, folder, model):
     stored = load_file(folder("qwen3_vl") / "model.safetensors")
     expected = read @ stored["audio_projector.weight"].T + stored["audio_projector.bias"]
     found = heard_by(config, params, logmel)
-    assert found.shape == (2, config.clip_tokens, 48) and config.per_second == 10
+    assert found.shape == (len(logmel), config.clip_tokens, config.decoder.width)
     close(found, expected, FEATURES)
 
 
@@ -132,29 +153,19 @@ def test_released_sizes(folder):
     assert (config.sound.mel_bins, config.sound.rows, config.sound.stack.depth) == (128, 1500, 32)
     assert (config.qformer.width, config.qformer.heads, config.qformer.depth) == (3072, 12, 2)
     assert config.qformer.inputs == 1280
-    limits = Limits(1, MAX_PIXELS["qwen3_vl"])
+    limits = Limits(1, TimedSalmonn.max_pixels)
     for sides, tokens in (((1080, 1920), 9 * 17), ((1080, 1440), 165)):
         found = smart_resize(*sides, cell=32, limits=limits)
         assert found[0] * found[1] // 32**2 == tokens
-    found = smart_resize(1080, 1920, cell=28, limits=Limits(1, MAX_PIXELS["qwen2_5_vl"]))
-    assert found == (6 * 28, 11 * 28) and MAX_PIXELS["qwen2_5_vl"] // 28**2 == 78
+    found = smart_resize(1080, 1920, cell=28, limits=Limits(1, Salmonn.max_pixels))
+    assert found == (6 * 28, 11 * 28) and Salmonn.max_pixels // 28**2 == 78
 
 
-def pieces_of(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [
-        SimpleNamespace(
-            frames=rng.integers(0, 256, (6, *SIZE, 3), np.uint8),
-            samples=(0.1 * rng.normal(size=CLIP)).astype("f"),
-        )
-        for _ in range(count)
-    ]
-
-
-def laid_out(config, model, frames, answer):
-    """(token, kind, position) of every row of one prompt, by plain loops."""
+def laid_out(config, folder, model, sizes, frames, answer):
+    """(token, modality, position) of every row of one prompt, by plain loops."""
     base, timed = config.base, config.family is qwen3_vl
     rows, heard, begin = [], 0, len(model.prefix)
+    per_second = float(config.per_second)
 
     def text(tokens):
         at = max((max(row[2]) for row in rows), default=-1) + 1
@@ -162,15 +173,15 @@ def laid_out(config, model, frames, answer):
 
     text(model.prefix.tolist())
     for i in range(frames):
-        start = np.array([begin + int(i * 2 / FPS * 10), begin, begin])
+        start = np.array([begin + int(i * sizes.gap * per_second + 1e-6), begin, begin])
         if timed:
-            words = model.tokenize(f"what <{(2 * i + 0.5) / FPS:.1f} seconds>").tolist()
-            text([*words[1:-3], base.vision_start])
+            middle = (sizes.temporal * i + (sizes.temporal - 1) / 2) / sizes.fps
+            text([*ids_of(folder, f"<{middle:.1f} seconds>"), base.vision_start])
             start = np.array(rows[-1][2]) + 1
-        for r in range(2):
-            for c in range(5):
+        for r in range(CELLS[0]):
+            for c in range(CELLS[1]):
                 rows.append((base.video, VISION, (start + np.array([0, r, c])).tolist()))
-        for j in range(heard, int((i + 1) * 2 / FPS * 10 + 1e-6)):
+        for j in range(heard, int((i + 1) * sizes.gap * per_second + 1e-6)):
             at = [max(rows[-1][2]) + 1] * 3 if timed else [begin + j, begin, begin + j]
             rows.append((config.audio, AUDIO, at))
             heard += 1
@@ -180,131 +191,165 @@ def laid_out(config, model, frames, answer):
     return rows
 
 
-def offline(folder, model, pieces, answer):
+def offline(folder, model, sizes, pieces, answer):
     """The plan of one prompt over everything, and its features."""
     config, params = salmonn.read_config(read_json(folder)), model.params
+    vision = config.base.vision
     frames = np.concatenate([p.frames for p in pieces]).astype(np.float32) / 255
-    pixels = (frames - np.array([0.4, 0.5, 0.6], "f")) / np.array([0.3, 0.25, 0.2], "f")
-    patches = patchify(jnp.asarray(pixels), patch=4, temporal=2, merge=2)
-    grids = [(len(frames) // 2, 4, 10)]
+    pixels = (frames - np.array(MEAN, "f")) / np.array(STD, "f")
+    shape = {"patch": vision.patch, "temporal": vision.temporal, "merge": vision.merge}
+    patches, count = patchify(jnp.asarray(pixels), **shape), len(frames) // vision.temporal
+    grids = [(count, *(side // vision.patch for side in sizes.frames))]
     see = jax.jit(lambda p, x: config.family.encode(p, config.base, x, grids))
     seen, deep = see(params, patches), None
-    logmel = np.stack([LogMel(16)(p.samples, None) for p in pieces])
-    heard = heard_by(config, params, logmel).reshape(-1, 48)
+    mel = LogMel(config.sound.mel_bins)
+    heard = heard_by(config, params, np.stack([mel(p.samples, None) for p in pieces]))
+    heard = heard.reshape(-1, heard.shape[-1])
     if config.family is qwen3_vl:
-        silent = jnp.zeros((len(seen.deep), len(heard), 48))
+        silent = jnp.zeros((len(seen.deep), *heard.shape))
         seen, deep = seen.tokens, jnp.concatenate([seen.deep, silent], axis=1)
-    rows = laid_out(config, model, len(frames) // 2, answer)
-    ids, kind, pos = (np.array(x, np.int32) for x in zip(*rows, strict=True))
+    rows = laid_out(config, folder, model, sizes, count, answer)
+    ids, modality, pos = (np.array(x, np.int32) for x in zip(*rows, strict=True))
     place = np.full(len(ids), -1, np.int32)
-    place[kind == VISION] = np.arange(len(seen))
-    place[kind == AUDIO] = len(seen) + np.arange(len(heard))
-    whole = Plan(ids, place, pos, kind.astype(np.int8), pos.max(0) + 1)
+    place[modality == VISION] = np.arange(len(seen))
+    place[modality == AUDIO] = len(seen) + np.arange(len(heard))
+    whole = Plan(ids, place, pos, modality.astype(np.int8), pos.max(0) + 1)
     return whole, jnp.concatenate([seen, heard]), deep
 
 
 @pytest.mark.parametrize("base", salmonn.BASES)
-def test_stream_is_the_offline_prompt(folder, model, base):
+def test_stream_is_the_offline_prompt(folder, model, sizes, base):
     """One clip and padding, then two clips: logits and tokens of one pass."""
-    model, pieces = model(base), pieces_of(3)
-    session = Session(model, full(3 * model.tokens_per_piece), chunk_pieces=2)
-    session.watch(pieces[:1]).watch(pieces[1:])
-    rows = asked_rows(model, session.program, model.tokenize(QUESTION), session.pieces)
-    more = {"program": session.program, "max_new": 3, "prefix": session.prefix}
-    answer = ask(model.params, session.carry, rows, **more)
-    whole = offline(folder(base), model, pieces, answer.ids[:-1].tolist())
-    out = one_pass(model.params["decoder"], model.decoder, *whole).logits[-3:]
-    close(answer.first, out[0], LOGITS)
-    np.testing.assert_array_equal(answer.ids, out.argmax(-1))
+    model, sizes = model(base), sizes(base)
+    pieces = pieces_of(model, sizes.frames, 3)
+    answer = streamed(model, pieces, QUESTION, 3)
+    whole = offline(folder(base), model, sizes, pieces, answer.ids[:-1].tolist())
+    answers_alike(answer, one_pass(model.params["decoder"], model.decoder, *whole))
 
 
-def packed(model, start, samples=CLIP):
-    """A chunk of one piece, behind so many."""
-    piece = pieces_of(1)[0]
-    frames = piece.frames[None, : round(model.media.fps * model.media.piece_seconds)]
-    past = np.zeros(0, np.float32)
-    return model.pack(frames, piece.samples[None, :samples], np.array([True]), past, start)
+def packed(model, sizes, start):
+    """A chunk of one piece, after so many."""
+    (piece,) = pieces_of(model, sizes.frames, 1)
+    past, valid = np.zeros(0, np.float32), np.array([True])
+    return model.preprocess(piece.frames[None], piece.samples[None], valid, past, start)
 
 
-def test_rows_of_a_piece(model):
-    """Frames and sound; with time stamps their longest words and the two tokens around each."""
-    assert model("qwen2_5_vl").tokens_per_piece == 3 * 10 + 8
-    assert [model(b).audio_tokens for b in ("qwen2_5_vl", "qwen3_vl")] == [10, 10]
-    assert [model(b).stamps for b in ("qwen2_5_vl", "qwen3_vl")] == [False, True]
-    timed = model("qwen3_vl")
-    assert timed.tokens_per_piece == 3 * 10 + 8 + 3 * (11 + 2)
-    assert timed.media.piece_seconds == 0.8 and timed.media.past_samples == 0
-    plan = packed(timed, 0).plan
-    assert np.bincount(plan.modality).tolist() == [3 * 5, 3 * (6 + 2), 3 * 10, 8]
-    assert packed(timed, 0).mel.shape == (1, 80, 16)
+SEEN = FRAMES * CELLS[0] * CELLS[1]
 
 
-def test_ten_hours(model):
-    """A piece after ten hours: other words; the columns of sound alone have grown."""
-    late = 45_000  # pieces of 0.8 s
-    one, two = (packed(model("qwen2_5_vl"), start).plan for start in (0, late))
+def test_rows_of_a_piece(folder, model, sizes):
+    """Frames and audio; with time stamps their longest words and the two tokens around each."""
+    heard = sizes("qwen3_vl").heard
+    assert model("qwen2_5_vl").tokens_per_piece == SEEN + heard
+    per_second = config_of(folder, "qwen3_vl").per_second
+    assert [model(b).audio_tokens for b in salmonn.BASES] == [per_second] * 2
+    assert [model(b).timestamps for b in salmonn.BASES] == [False, True]
+    assert [model(b).frame for b in salmonn.BASES] == [CELLS] * 2
+    timed, its = model("qwen3_vl"), sizes("qwen3_vl")
+    assert timed.tokens_per_piece == SEEN + heard + FRAMES * (11 + 2)
+    assert timed.media.piece_seconds == its.seconds and timed.media.past_samples == 0
+    inputs = packed(timed, its, 0)
+    words = FRAMES * (len("<0.1>") + 1 + 2)  # "seconds" is one token
+    padding = FRAMES * (11 + 2) - words
+    assert np.bincount(inputs.plan.modality).tolist() == [padding, words, SEEN, heard]
+    config = config_of(folder, "qwen3_vl").sound
+    assert inputs.mel.shape == (1, 2 * config.rows, config.mel_bins)
+
+
+def test_ten_hours(folder, model, sizes):
+    """A piece after ten hours: other words; the columns of audio alone have grown."""
+    its, base = sizes("qwen2_5_vl"), model("qwen2_5_vl")
+    late = int(36_000 / its.seconds)
+    one, two = (packed(base, its, start).plan for start in (0, late))
     np.testing.assert_array_equal(one.ids, two.ids)
     grown = np.zeros_like(one.pos)
-    grown[one.modality == AUDIO, 2] = 8 * late
+    grown[one.modality == AUDIO, 2] = its.heard * late
     np.testing.assert_array_equal(two.pos, one.pos + grown)
-    assert one.advance.tolist() == two.advance.tolist() == [8, 0, 0]
-    one, two = (packed(model("qwen3_vl"), start).plan for start in (0, late))
-    assert two.advance.tolist() == [n + 3 * 4 for n in one.advance.tolist()]  # "36000.1", "0.1"
-    assert (one.pos >= 0).all() and two.pos.max() < 100
+    assert one.advance.tolist() == two.advance.tolist() == [its.heard, 0, 0]
+    its, timed = sizes("qwen3_vl"), model("qwen3_vl")
+    one, two = (packed(timed, its, start).plan for start in (0, late))
+    longer = len("36000.1") - len("0.1")  # a token for each digit
+    assert two.advance.tolist() == [n + FRAMES * longer for n in one.advance.tolist()]
+    assert (one.pos >= 0).all() and two.pos.max() < len(two.ids)
 
 
-def test_one_stamp_for_a_group(folder, model):
-    timed = load(folder("qwen3_vl"), dtype=jnp.bfloat16, fps=FPS, group=3)
-    inputs = packed(fit(timed, SIZE), 1)
+def test_one_stamp_for_a_group(folder, sizes):
+    its = sizes("qwen3_vl")
+    where, config = folder("qwen3_vl"), config_of(folder, "qwen3_vl").base
+    timed = load(where, dtype=jnp.bfloat16, fps=its.fps, group=FRAMES)
+    inputs = packed(for_frames(timed, its.frames), its, 1)
     rows = jax.eval_shape(timed.encode, timed.params, inputs)
     assert rows.x.dtype == rows.deepstack.dtype == jnp.bfloat16
-    plan = inputs.plan  # pictures 6 to 11: 8.5 / 7.5 s
-    words = model("qwen3_vl").tokenize("what <1.1 seconds>")[1:-3]
-    assert plan.ids[: len(words) + 1].tolist() == [*words.tolist(), 1]
-    kinds = plan.modality[len(words) + 1 :]
-    assert kinds[: 3 * 10 + 9].tolist() == [VISION] * 30 + [AUDIO] * 8 + [TEXT]
+    plan, pictures = inputs.plan, FRAMES * its.temporal
+    middle = (pictures + (pictures - 1) / 2) / its.fps  # of the second group
+    words = ids_of(where, f"<{middle:.1f} seconds>")
+    assert plan.ids[: len(words) + 1].tolist() == [*words, config.vision_start]
+    modalities, one = plan.modality[len(words) + 1 :], SEEN // FRAMES
+    expected = [VISION] * SEEN + [AUDIO] * its.heard + [TEXT]
+    assert modalities[: len(expected)].tolist() == expected
     begin = plan.pos[len(words) + 1]
-    assert (plan.pos[len(words) + 21] - begin).tolist() == [2, 0, 0]  # the third frame
-    assert (plan.pos[len(words) + 31] - begin).tolist() == [5] * 3  # sound, behind five columns
+    assert (plan.pos[len(words) + 1 + 2 * one] - begin).tolist() == [2, 0, 0]  # the third frame
+    after = plan.pos[len(words) + 1 + SEEN]
+    assert (after - begin).tolist() == [max(FRAMES, *CELLS)] * 3  # audio, after five columns
 
 
-def test_short_pieces_are_heard_with_silence(folder):
-    short = load(folder("qwen2_5_vl"), dtype=jnp.float32, fps=5, piece_seconds=0.4)
-    short = fit(short, SIZE)
-    assert short.tokens_per_piece == 10 + 4
-    inputs = packed(short, 0, CLIP // 2)
-    sound = np.zeros(CLIP, np.float32)
-    sound[: CLIP // 2] = pieces_of(1)[0].samples[: CLIP // 2]
-    np.testing.assert_array_equal(inputs.mel[0], LogMel(16)(sound, None))
-    config = config_of(folder, "qwen2_5_vl")
-    heard = heard_by(config, short.params, inputs.mel)[0, :4]
+def test_short_pieces_are_heard_with_silence(folder, sizes):
+    its, config = sizes("qwen2_5_vl"), config_of(folder, "qwen2_5_vl")
+    heard = its.heard // 2
+    seconds = heard / float(config.per_second)
+    more = {"fps": its.temporal / seconds, "piece_seconds": seconds}
+    short = load(folder("qwen2_5_vl"), dtype=jnp.float32, **more)
+    short, seen = for_frames(short, its.frames), CELLS[0] * CELLS[1]
+    assert short.tokens_per_piece == seen + heard
+    inputs = packed(short, its, 0)
+    sound = np.zeros(its.samples, np.float32)
+    (piece,) = pieces_of(short, its.frames, 1)
+    sound[: len(piece.samples)] = piece.samples
+    np.testing.assert_array_equal(inputs.mel[0], LogMel(config.sound.mel_bins)(sound, None))
+    expected = heard_by(config, short.params, inputs.mel)[0, :heard]
     rows = jax.jit(short.encode)(short.params, inputs)
-    assert rows.modality.tolist() == [VISION] * 10 + [AUDIO] * 4
-    close(rows.x[10:], heard, 1e-6)
+    assert rows.modality.tolist() == [VISION] * seen + [AUDIO] * heard
+    close(rows.x[seen:], expected, 1e-6)
 
 
-def test_deep_features_are_the_frames_alone(model):
+def test_deepstack_adds_to_the_frames_alone(model, sizes):
     timed = model("qwen3_vl")
-    rows = jax.jit(timed.encode)(timed.params, packed(timed, 0))
-    kind, deep = np.asarray(rows.modality), np.abs(np.asarray(rows.deepstack)).max((0, 2))
-    assert (deep[kind == VISION] > 0).all() and not deep[kind != VISION].any()
+    rows = jax.jit(timed.encode)(timed.params, packed(timed, sizes("qwen3_vl"), 0))
+    modality, deep = np.asarray(rows.modality), np.abs(np.asarray(rows.deepstack)).max((0, 2))
+    assert (deep[modality == VISION] > 0).all() and not deep[modality != VISION].any()
 
 
-def test_refusals(folder):
-    where = folder("qwen3_vl")
-    for seconds, fps in ((1.6, 2.5), (0.25, 8)):
-        with pytest.raises(ValueError, match=r"multiple of 0\.1 s up to 8 of them"):
-            load(where, fps=fps, piece_seconds=seconds)
-    with pytest.raises(ValueError, match="which must hold a multiple of 2 pictures"):
-        load(where, fps=1)
-    with pytest.raises(ValueError, match="a divisor of the 3 frames of a piece"):
-        load(where, fps=FPS, group=2)
+def test_equal_directories_are_one_program(folder, sizes):
+    """What is static of two loads is equal: nothing compiles again."""
+    for base in salmonn.BASES:
+        more = {"abstract": True, "fps": sizes(base).fps}
+        one, two = (load(folder(base), **more).encode for _ in range(2))
+        assert one == two and hash(one) == hash(two)
+        assert one != load(folder(base), **more, max_pixels=sizes(base).cell ** 2).encode
+
+
+def test_refusals(folder, sizes):
+    where, its = folder("qwen3_vl"), sizes("qwen3_vl")
+    tick = 1 / float(config_of(folder, "qwen3_vl").per_second)
+    for seconds in (2 * its.seconds, 2.5 * tick):
+        with pytest.raises(ValueError, match=rf"multiple of {tick:g} s up to {its.heard} of them"):
+            load(where, fps=its.temporal / seconds, piece_seconds=seconds)
+    with pytest.raises(ValueError, match=f"which must hold a multiple of {its.temporal} pictures"):
+        load(where, fps=its.fps / FRAMES / 1.5)
+    with pytest.raises(ValueError, match=f"a divisor of the {FRAMES} frames of a piece"):
+        load(where, fps=its.fps, group=2)
     raw = read_json(where)
+    rows = raw["audio_config"]["max_source_positions"]
+    former = raw["qformer_config"]
     for key, value, message in (
         ("model_type", "qwen3_vl", "expected one of video_salmonn_2_plus_qwen2_5_vl"),
         ("audio_token_id", None, "has no audio_token_id"),
-        ("qformer_config", raw["qformer_config"] | {"window": 7}, "expected a divisor of the 40"),
-        ("qformer_config", {"cross_attention_frequency": 2, "window": 5}, "is 2 in config.json"),
+        ("qformer_config", former | {"window": rows - 1}, f"expected a divisor of the {rows}"),
+        (
+            "qformer_config",
+            {"cross_attention_frequency": 2, "window": former["window"]},
+            "is 2 in config.json",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             salmonn.read_config(raw | {key: value})

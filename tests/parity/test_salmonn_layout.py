@@ -1,19 +1,20 @@
 """The two layouts of video-SALMONN 2+: the released prompt, and plain loops."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from jaxmem.kv import TEXT
-from jaxmem.models.hf.checkpoint import read_json
+from jaxmem.models.hf.config import read_json
 from jaxmem.models.salmonn import layout as lay
 from jaxmem.models.salmonn import salmonn
 
 
 @pytest.fixture(scope="module")
 def make(golden):
-    """Configs of both bases with the token numbers of the released prompt's file."""
+    """Configs of both bases with token ids and ticks of these tests."""
 
     def get(base):
         folder = golden / "hf" / base
@@ -21,6 +22,7 @@ def make(golden):
             pytest.skip(f"no config.json in {folder}")
         raw = read_json(folder) | {"model_type": salmonn.PREFIX + base, "audio_token_id": 4}
         raw |= {"vision_start_token_id": 1, "vision_end_token_id": 2, "video_token_id": 3}
+        raw["vision_config"]["tokens_per_second"] = 2  # as released
         return salmonn.read_config(raw)
 
     return get
@@ -36,15 +38,29 @@ def test_the_worked_example(golden, make):
         frames, h, w = file["video_grid_thw"].reshape(-1).tolist()
         audio, visual = file["audio_mask"].reshape(-1), file["visual_mask"].reshape(-1)
         delta = int(file["rope_delta"].reshape(-1)[0])
-    config = make("qwen3_vl")
-    opens, closes = np.flatnonzero(ids == 1), np.flatnonzero(ids == 2)
-    words = 3  # of each time stamp
-    stamps = [ids[at - words : at].tolist() for at in opens]
-    ends, each = lay.group_ends(0, frames, 1), int(audio.sum()) // frames
-    video = lay.timed_video(config, stamps, ends, [each] * frames, (h // 2, w // 2))
-    plan = lay.prompt_plan(
-        config, ids[: opens[0] - words].tolist(), video, ids[closes[-1] + 1 :].tolist()
-    )
+    seen, heard = np.flatnonzero(visual), np.flatnonzero(audio)
+    each = len(seen) // frames
+    merge = round((h * w / each) ** 0.5)
+    firsts = seen[::each]
+    lasts = [
+        max([*heard[heard < after], first + each - 1])
+        for first, after in zip(firsts, [*firsts[1:], len(ids)], strict=True)
+    ]
+    opens, closes = firsts - 1, np.array(lasts) + 1
+    made = make("qwen3_vl")
+    base = replace(
+        made.base, video=int(ids[seen[0]]), vision_start=int(ids[opens[0]]),
+        vision_end=int(ids[closes[0]]),
+    )  # fmt: skip
+    config = replace(made, base=base, audio=int(ids[heard[0]]))
+    # Words before the first frame are the prompt's, or its time stamp: text alike.
+    begins = [opens[0], *(closes[:-1] + 1)]
+    stamps = [ids[a:b].tolist() for a, b in zip(begins, opens, strict=True)]
+    sounds = [int(((heard > a) & (heard < b)).sum()) for a, b in zip(opens, closes, strict=True)]
+    ends, cells = lay.group_ends(0, frames, 1), (h // merge, w // merge)
+    video = lay.timed_video(config, stamps, ends, sounds, cells)
+    before, after = ids[: opens[0]].tolist(), ids[closes[-1] + 1 :].tolist()
+    plan = lay.prompt_plan(config, before, video, after)
     np.testing.assert_array_equal(plan.ids, ids)
     np.testing.assert_array_equal(plan.pos.T, positions)
     np.testing.assert_array_equal(plan.modality, TEXT + visual + 2 * audio)
@@ -76,12 +92,12 @@ def test_groups_and_what_is_left_of_the_sound(make):
             ids, pos, at = [*ids, token], [*pos, [at] * 3], at + 1
     np.testing.assert_array_equal(video.ids, ids)
     np.testing.assert_array_equal(video.pos, pos)
-    assert video.span.tolist() == [at] * 3
+    assert video.advance.tolist() == [at] * 3
     # 16 s under one stamp of seven words: 8 text, max(8, 9, 17), 32 of sound, 1.
     ends = lay.group_ends(0, 8, 8)
     sounds = lay.shares(config, ends, Fraction(2))
     wide = lay.timed_video(config, [[9] * 7], ends, sounds, (9, 17))
-    assert wide.span.tolist() == [58] * 3 and len(wide.ids) == 8 * 153 + 32 + 9
+    assert wide.advance.tolist() == [58] * 3 and len(wide.ids) == 8 * 153 + 32 + 9
 
 
 def test_sound_and_frames_on_one_clock(make):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -17,21 +16,15 @@ from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import logits
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price_table import GPUS, Price, Step, bound
-from jaxmem.experiments.benchmark.shapes import Chunk, Shapes, chunk_of, open_shapes
 from jaxmem.experiments.memories import Budget, contestants
-from jaxmem.loop import (
-    Bound,
-    Program,
-    advance,
-    ask,
-    init_carry,
-    make_program,
-    question_rows,
-    spec_of,
-)
+from jaxmem.loop import Bound, Carry, Program, advance, ask, bind, question_rows, start
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import Embeds, FeatureMemory
-from jaxmem.typing import Params, PyTree
+from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Spec
+from jaxmem.models.base import Model, for_frames
+from jaxmem.models.load import load
+from jaxmem.pieces import blank
+from jaxmem.programs import compile, model_spec, stream_tokens
+from jaxmem.typing import PyTree
 
 NOT_IN_A_CHUNK = ("embedding", "norm", "head")
 """Parts of the decoder that a chunk does not read whole: rows of the embedding are looked up."""
@@ -68,7 +61,7 @@ class PriceConfig:
     json: bool = False
     """Print JSON instead of tables."""
     memories: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
-        default_factory=dict
+        default_factory=dict, hash=False
     )
     """Options of memories by name, as --NAME.OPTION sets them."""
 
@@ -78,6 +71,17 @@ def nbytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+class Stream(NamedTuple):
+    """A stream as shapes."""
+
+    model: Model
+    program: Program
+    bound: Bound
+    carry: Carry
+    inputs: PyTree  # of a segment of one chunk
+    size: tuple[int, int]  # of a picture in pixels, after the family's rounding
+
+
 def price(config: PriceConfig) -> Price:
     """Return the price of a stream.
 
@@ -85,41 +89,31 @@ def price(config: PriceConfig) -> Price:
       ValueError: if the model or the memory does not take what is asked.
     """
     pictures = _pictures(config)
-    dtype = jnp.dtype(config.dtype)
-    shapes = open_shapes(config.model, dtype)
-    chunk = chunk_of(
-        shapes,
-        pictures=pictures,
-        seconds=Fraction(config.chunk_seconds).limit_denominator(1000),
-        size=(config.height, config.width),
-        dtype=dtype,
-    )
-    program = _program(config, shapes, chunk, dtype)
-    carry = jax.eval_shape(lambda: init_carry(program))
-    chunk_step = _chunk_step(config, shapes.params, program, carry, chunk, dtype)
-    question = _question_step(config, shapes.params, program, carry)
+    found = open_stream(config)
+    params, memory, spec = found.bound.params, found.program.memory, found.program.spec
     # Entries of a bank in host memory are no part of what the device holds.
-    host = footprint(program.memory, program.spec).host
-    chunk_step, question = (_on_device(step, host) for step in (chunk_step, question))
-    peak = max(chunk_step.peak_bytes, question.peak_bytes)
+    host = footprint(memory, spec).host
+    chunk = _on_device(_chunk_step(found), host)
+    question = _on_device(_question_step(config, found), host)
+    peak = max(chunk.peak_bytes, question.peak_bytes)
     chosen = GPUS.values() if config.gpu is None else (GPUS[config.gpu],)
     return Price(
-        model=shapes.name,
+        model=found.model.name,
         memory=config.memory,
         budget=config.budget,
-        size=chunk.size,
+        size=found.size,
         pictures=pictures,
         chunk_seconds=config.chunk_seconds,
-        rows=chunk.rows,
-        parameters={part: _numbers(tree) for part, tree in shapes.params.items()},
-        weight_bytes=nbytes(shapes.params),
-        state_bytes=nbytes(carry),
-        bank_bytes=footprint(program.memory, program.spec).host,
-        chunk=chunk_step,
+        rows=spec.chunk,
+        parameters={part: _numbers(tree) for part, tree in params.items()},
+        weight_bytes=nbytes(params),
+        state_bytes=nbytes(found.carry),
+        bank_bytes=host,
+        chunk=chunk,
         question=question,
-        flops_per_frame=chunk_step.flops / pictures,
+        flops_per_frame=chunk.flops / pictures,
         compiled_for=jax.default_backend(),
-        bounds=tuple(bound(gpu, chunk_step, question, peak) for gpu in chosen),
+        bounds=tuple(bound(gpu, chunk, question, peak) for gpu in chosen),
     )
 
 
@@ -149,83 +143,88 @@ def _pictures(config: PriceConfig) -> int:
     return pictures
 
 
-def _program(config: PriceConfig, shapes: Shapes, chunk: Chunk, dtype: Any) -> Program:
-    spec = spec_of(
-        shapes.config.decoder,
-        chunk=chunk.rows,
-        dtype=dtype,
-        frame=chunk.frame,
-        audio_tokens=shapes.audio_tokens,
-        timestamps=shapes.timestamps,
+def open_stream(config: PriceConfig) -> Stream:
+    """Return the stream that is to be priced.
+
+    Raises:
+      ValueError: if the model or the memory does not take what is asked.
+    """
+    model = load(config.model, abstract=True, dtype=config.dtype, fps=config.fps)
+    pieces = _pieces(model, config.chunk_seconds)
+    size = model.media.size
+    size = size if isinstance(size, tuple) else size(config.height, config.width)
+    model = for_frames(model, size)
+    spec = model_spec(model, pieces)
+    memory = _memory(config, model, spec)
+    program = compile(model, memory, chunk_pieces=pieces, spec=spec)
+    media = model.media
+    frames = (round(media.fps * media.piece_seconds), *size, 3)
+    chunk = blank(model, frames, round(media.sample_rate * media.piece_seconds), pieces)
+    return Stream(
+        model,
+        program,
+        jax.eval_shape(partial(bind, program), model.params),
+        jax.eval_shape(partial(start, program)),
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), chunk),
+        size,
     )
+
+
+def _pieces(model: Model, seconds: float) -> int:
+    """Return the pieces of a chunk that lasts so many seconds."""
+    each = model.media.piece_seconds
+    pieces = round(seconds / each)
+    if pieces < 1 or abs(pieces * each - seconds) > 1e-6:
+        raise ValueError(
+            f"a chunk of {seconds:g} s: {model.name} takes pieces of {each:g} s at --fps "
+            f"{model.media.fps:g}, give --chunk-seconds as a multiple."
+        )
+    return pieces
+
+
+def _memory(config: PriceConfig, model: Model, spec: Spec) -> AnyMemory:
     options = dict(config.memories)
     if config.memory == "full":
         options["full"] = {"capacity": config.budget, **options.get("full", {})}
-    tokens = math.ceil(config.hours * 3600 / config.chunk_seconds) * chunk.rows
-    budget = Budget(config.budget, None)
-    (chosen,) = contestants((config.memory,), options, budget, spec, tokens)
-    return make_program(shapes.config.decoder, chosen.memory, spec, encode=chunk.encode)
+    tokens = stream_tokens(model, config.hours * 3600)
+    budget, names = Budget(config.budget, None), (config.memory,)
+    (chosen,) = contestants(names, options, budget, spec, tokens, presets=model.presets)
+    return chosen.memory
 
 
-def _chunk_step(
-    config: PriceConfig, params: Params, program: Program, carry: PyTree, chunk: Chunk, dtype: Any
-) -> Step:
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), chunk.inputs)
-    probes = _probes(program, dtype)
-    flops = _flops.count(
-        lambda p, c, x, n: advance(Bound(p, probes=n), c, x, program=program),
-        params,
-        carry,
-        inputs,
-        probes,
-    )
-    spec = program.spec
-    fresh = 2 * spec.layers * chunk.rows * spec.kv_heads * spec.head_dim * dtype.itemsize
+def _chunk_step(found: Stream) -> Step:
+    program, spec, params = found.program, found.program.spec, found.bound.params
+    arguments = (found.bound, found.carry, found.inputs)
+    fresh = 2 * spec.layers * spec.chunk * spec.kv_heads * spec.head_dim * spec.dtype.itemsize
     decoder = {k: v for k, v in params["decoder"].items() if k not in NOT_IN_A_CHUNK}
     if isinstance(program.memory, FeatureMemory):  # no decoder runs while the stream is watched
         decoder, fresh = {}, 0
     read = {**params, "decoder": decoder, "newline": None}
-    lowered = advance.lower(Bound(params, probes=probes), carry, inputs, program=program)
     return _step(
-        lowered,
-        flops,
-        held=nbytes((params, carry, inputs, probes)),
-        read=nbytes(read) + nbytes(carry.state) + fresh,
+        advance.lower(*arguments, program=program),
+        _flops.count(partial(advance, program=program), *arguments),
+        held=nbytes(arguments),
+        read=nbytes(read) + nbytes(found.carry.state) + fresh,
     )
 
 
-def _probes(program: Program, dtype: Any) -> Embeds | None:
-    """Return the shapes of the probes that a memory reads, 16 tokens each."""
-    if program.requires.probes is None:
-        return None
-    n, q, spec = program.requires.probes.count, 16, program.spec
-    empty = lambda: Embeds(
-        jnp.zeros((n, q, spec.width), dtype),
-        jnp.zeros((n, q, spec.axes), spec.pos_dtype),
-        jnp.zeros((n, q), jnp.int8),
-        jnp.zeros((n, spec.axes), spec.pos_dtype),
-    )
-    return jax.eval_shape(empty)
-
-
-def _question_step(config: PriceConfig, params: Params, program: Program, carry: PyTree) -> Step:
+def _question_step(config: PriceConfig, found: Stream) -> Step:
+    program, arrays, carry = found.program, found.bound, found.carry
     ids = np.zeros(config.question, np.int32)
-    rows = jax.eval_shape(lambda p: question_rows(p, ids, program=program), params)
+    rows = jax.eval_shape(lambda p: question_rows(p, ids, program=program), arrays.params)
 
-    def first_token(params: Params, carry: PyTree, rows: Embeds) -> jax.Array:
-        decoder = params["decoder"]
-        _, h = prefill(decoder, program, carry, rows, room=1)
+    def first_token(bound: Bound, carry: Carry, rows: Embeds) -> jax.Array:
+        decoder = bound.params["decoder"]
+        _, h = prefill(decoder, program, carry, rows, room=1, prefix=bound.prefix)
         return logits(decoder, program.config, h[-1])
 
-    decoder = params["decoder"]
+    decoder = arrays.params["decoder"]
     if not program.config.tied:  # a tied embedding is the output matrix
         decoder = {k: v for k, v in decoder.items() if k != "embedding"}
-    lowered = ask.lower(params, carry, rows, program=program, max_new=config.answer)
-    flops = _flops.count(first_token, params, carry, rows)
     return _step(
-        lowered,
-        flops,
-        held=nbytes((params, carry, rows)),
+        ask.lower(arrays, carry, rows, program=program, max_new=config.answer),
+        _flops.count(first_token, arrays, carry, rows),
+        held=nbytes((arrays, carry, rows)),
         read=nbytes(decoder) + nbytes(carry.state),
     )
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from jaxmem.experiments.benchmark.price import nbytes
-from jaxmem.experiments.benchmark.shapes import open_shapes
 from jaxmem.experiments.stream.config import StreamConfig
 from jaxmem.experiments.stream.job import Plan
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.models.load import find
+from jaxmem.models.load import load
 from jaxmem.report.numbers import size
 
 
@@ -51,7 +49,6 @@ def asked_and_price(config: StreamConfig, ready: Plan | None) -> str:
 def _weights(config: StreamConfig) -> int | None:
     """Return the bytes of a checkpoint's weights by their shapes; None where those are unknown."""
     try:
-        shapes = open_shapes(str(find(config.model or "")), jnp.dtype(config.dtype))
+        return nbytes(load(config.model or "", abstract=True, dtype=config.dtype).params)
     except ValueError:
         return None
-    return nbytes(shapes.params)

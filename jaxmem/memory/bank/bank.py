@@ -28,7 +28,7 @@ class Bank(NamedTuple):
 
     slots: PyTree  # as the memory evicts them: [entries, ...]
     count: Int[Array, ""]  # entries in use
-    dropped: Int[Array, ""]  # entries that were turned away or displaced
+    dropped: Int[Array, ""]  # entries that were turned away or displaced, at most 2^31 - 1
     layer: Int[Array, ""] | None = None  # set: `slots` are those of all layers, and this one's mine
 
 
@@ -118,7 +118,7 @@ def footprint(memory: AnyMemory, spec: Spec) -> Footprint:
 
 
 def append(bank: Bank | None, layer: Int[Array, ""], evicted: PyTree) -> Bank | None:
-    """Write what a layer evicted: blocks where they belong, or rows (valid ones first) at the end."""
+    """Write what a layer evicted: blocks where they belong, rows (valid ones first) at the end."""
     if bank is None or evicted is None:
         return bank
     if isinstance(evicted, Blocks):
@@ -134,6 +134,7 @@ def append(bank: Bank | None, layer: Int[Array, ""], evicted: PyTree) -> Bank | 
 
 def _write(bank: Bank, layer: Int[Array, ""], evicted: Blocks) -> Bank:
     many = evicted.many.astype(jnp.int32)
+    room = jnp.iinfo(jnp.int32).max - bank.dropped[layer]  # the count stops there
 
     def put(entries: Array, rows: Array) -> Array:
         return host_memory.put(entries, layer, rows, evicted.source, evicted.at, many)
@@ -141,5 +142,5 @@ def _write(bank: Bank, layer: Int[Array, ""], evicted: Blocks) -> Bank:
     return Bank(
         slots=jax.tree.map(put, bank.slots, evicted.kv),
         count=bank.count.at[layer].set(evicted.count),
-        dropped=bank.dropped.at[layer].add(evicted.dropped),
+        dropped=bank.dropped.at[layer].add(jnp.minimum(evicted.dropped, room)),
     )

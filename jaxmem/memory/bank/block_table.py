@@ -6,7 +6,6 @@ every KV head has a table of its own (leading axis G), and its own stretch of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,26 +14,23 @@ import numpy as np
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV, SUMMARY
-from jaxmem.memory.bank import retrieval
+from jaxmem.memory.bank import retrieval, rules
 from jaxmem.memory.bank.bank import Bank, Blocks
 from jaxmem.memory.bank.epochs import today
 from jaxmem.memory.base import Question, at_layer
 from jaxmem.memory.parts import scored
-from jaxmem.memory.parts.prioritized import LAST, NONE
+from jaxmem.memory.parts.prioritized import NONE
+from jaxmem.memory.parts.units import Number, zero
 from jaxmem.typing import Array, Bool, Int, PyTree, UInt
 
-NEVER = np.int32(2**31 - 1)  # behind every arrival number
-
-
-Rule = Callable[[UInt[Array, "n"]], UInt[Array, "n"]]
-"""Block numbers -> priorities, the smallest kept."""
+NEVER = np.int32(2**31 - 1)  # after every arrival number
 
 
 class BlockTable(NamedTuple):
-    """What one layer knows of its part of the bank: M retrieval."""
+    """What one layer knows of its part of the bank: M blocks."""
 
     open: KV  # [block], the block that is not full yet
-    written: UInt[Array, ""]  # blocks that became full so far
+    written: Number  # blocks that became full so far
     used: Int[Array, ""]  # blocks in the bank
     priority: UInt[Array, "M"]  # of each, the largest goes first; NONE: the place is free
     summary: PyTree  # [M, ...], what each is known by
@@ -52,7 +48,7 @@ def empty_table(open: KV, places: int, reader: retrieval.Recall) -> BlockTable:
     summary = jax.eval_shape(reader.summary, open)
     return BlockTable(
         open=open,
-        written=jnp.zeros((), jnp.uint32),
+        written=zero(),
         used=jnp.zeros((), jnp.int32),
         priority=jnp.full((places,), NONE, jnp.uint32),
         summary=jax.tree.map(lambda x: jnp.zeros((places, *x.shape), x.dtype), summary),
@@ -80,7 +76,7 @@ def evicted(before: KV, fresh: KV, after: KV) -> KV:
 
 
 def file_away(
-    table: BlockTable, gone: KV, rule: Rule, reader: retrieval.Recall
+    table: BlockTable, gone: KV, full: rules.Full, reader: retrieval.Recall
 ) -> tuple[BlockTable, Blocks]:
     """Put evicted tokens [N] into the open block, and say where each block that gets full goes.
 
@@ -88,7 +84,7 @@ def file_away(
     one's is smaller; otherwise the new one is turned away.
     """
     if table.open.modality.ndim == 3:
-        one_head = lambda item: file_away(item[0], item[1], rule, reader)
+        one_head = lambda item: file_away(item[0], item[1], full, reader)
         table, plans = jax.lax.map(one_head, (table, _by_head(gone)))
         return table, _joined(plans, table.priority.shape[1] * table.open.modality.shape[1])
     block, places = table.open.modality.shape[0], table.priority.shape[0]
@@ -96,20 +92,20 @@ def file_away(
     rows = kvs.append(table.open, gone, held)
     n, most = held + kvs.count(gone), (rows.modality.shape[0] - 1) // block
     stacks = jax.tree.map(lambda x: x[: most * block].reshape(most, block, *x.shape[1:]), rows)
-    full = n // block
-    # A loop whose length is data has no gradient: tokens stay outside, summaries only rank retrieval.
+    many = n // block
+    # A loop whose length is data has no gradient: tokens stay outside, summaries only rank blocks.
     seen, summary = jax.lax.stop_gradient((stacks, table.summary))
 
     def one(i: Array, loop: tuple[BlockTable, Blocks]) -> tuple[BlockTable, Blocks]:
         table, plan = loop
-        mine = jnp.minimum(rule(table.written[None])[0], LAST)
+        mine = rules.priority(full, table.written)
         place = jnp.argmax(table.priority).astype(jnp.int32)  # free ones have the largest
         there = table.priority[place]
         enters, free = mine < there, there == NONE
         put = jnp.where(enters, place, places)
         known = reader.summary(at_layer(seen, i))
         table = table._replace(
-            written=table.written + jnp.uint32(1),
+            written=table.written.plus(jnp.uint32(1)),
             used=table.used + free,
             priority=table.priority.at[put].set(mine, mode="drop"),
             epochs=table.epochs.at[put].set(table.epoch, mode="drop"),
@@ -125,10 +121,12 @@ def file_away(
             dropped=plan.dropped + jnp.where(free, 0, block),
         )
 
-    none, zero = jnp.zeros((most,), jnp.int32), jnp.zeros((), jnp.int32)
-    begun = table._replace(open=None, summary=summary), Blocks(None, none, none, zero, zero, zero)
-    table, plan = jax.lax.fori_loop(0, full, one, begun)
-    rest = kvs.stretch(rows, full * block, n - full * block, block)
+    none, nothing = jnp.zeros((most,), jnp.int32), jnp.zeros((), jnp.int32)
+    written, priority = rules.rebased(full, table.written, table.priority)
+    begun = table._replace(open=None, written=written, priority=priority, summary=summary)
+    plan = Blocks(None, none, none, nothing, nothing, nothing)
+    table, plan = jax.lax.fori_loop(0, many, one, (begun, plan))
+    rest = kvs.stretch(rows, many * block, n - many * block, block)
     return table._replace(open=rest), plan._replace(kv=stacks, count=table.used * block)
 
 
@@ -179,7 +177,7 @@ def recalled(
 ) -> KV:
     """Return the `topk` best blocks of one layer, each where the bank has it.
 
-    Where heads have file_aways of their own, each is asked by the queries that it serves, and `topk`
+    Where heads have tables of their own, each is asked by the queries that it serves, and `topk`
     blocks of each are read.
 
     Args:

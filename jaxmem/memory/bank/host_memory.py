@@ -29,7 +29,7 @@ KIND = "pinned_host"
 """JAX's name of the memory behind "host"."""
 NO_DERIVATIVE = (
     "a derivative passes through a bank in host memory, whose gradient would have to lie on the "
-    'device: use bank_space="device".'
+    'device: use space="device".'
 )
 
 
@@ -54,7 +54,7 @@ def zeros(shape: tuple[int, ...], dtype: Any, space: Space) -> Array:
     if KIND not in kinds:
         raise ValueError(
             f"the bank was asked into host memory, but this device has {kinds} and no {KIND!r}: "
-            'use bank_space="device".'
+            'use space="device".'
         )
     return jax.device_put(np.zeros(shape, dtype), jax.memory.Space.Host)
 

@@ -8,9 +8,8 @@ summaries and reads the best blocks beside what the memory itself recalls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,6 @@ from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import Bank, Blocks, of_layer
 from jaxmem.memory.bank.block_table import (
     BlockTable,
-    Rule,
     empty_table,
     evicted,
     file_away,
@@ -29,6 +27,7 @@ from jaxmem.memory.bank.block_table import (
     together,
 )
 from jaxmem.memory.bank.host_memory import Space
+from jaxmem.memory.bank.rules import RULES, Full
 from jaxmem.memory.base import (
     BankSpec,
     Chunk,
@@ -41,20 +40,9 @@ from jaxmem.memory.base import (
     at_layer,
     kv_of,
 )
-from jaxmem.memory.baselines import weyl
 from jaxmem.memory.parts import positions as places
-from jaxmem.memory.parts.prioritized import LAST
-from jaxmem.memory.parts.units import Number
 from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Int, Num, PyTree
-
-Full = Literal["oldest", "newest", "uniform"]
-"""Which block goes when the bank is full."""
-RULES: Mapping[str, Rule] = {
-    "oldest": lambda number: LAST - number,
-    "newest": lambda number: number,
-    "uniform": lambda number: weyl(Number(number, jnp.zeros_like(number))),
-}
 
 
 class Aux(NamedTuple):
@@ -89,9 +77,9 @@ class WithBank(Around):
       capacity: tokens of a layer that the bank holds; a last part of a block is not used.
       block: tokens of a block.
       topk: blocks that a question reads in every layer.
-      recall: what a block is known by and how a question scores it: its mean key ("mean"), the
-        attention to mean keys ("attention"), the best of four parts ("parts"), or a
-        `retrieval.Recall`.
+      recall_by: what a block is known by and how a question scores it: its mean key ("mean"), the
+        attention to mean keys ("attention"), the best of four parts ("parts"); in Python also a
+        `retrieval.Recall`, such as `ByParts(8)`.
       evict: the block that goes when the bank is full: "oldest" (first in, first out), "newest"
         (what came first stays), "uniform" (what stays is evenly spaced over all blocks so far).
       reindex: number all that is read without gaps, for memories that renumber what they hold;
@@ -126,7 +114,9 @@ class WithBank(Around):
             raise ValueError(
                 f"recall_by must be one of {known}, or a Recall, got {self.recall_by!r}."
             )
-        has_bank = type(self.memory).bank not in (Memory.bank, Around.bank)
+        if self.space not in get_args(Space):
+            raise ValueError(f'space is "device" or "host", got {self.space!r}.')
+        has_bank = type(_innermost(self.memory)).bank is not Memory.bank
         if has_bank or self.memory.requires.window is not None:
             raise ValueError(
                 f"memory {self.memory.name} has"
@@ -200,7 +190,7 @@ class WithBank(Around):
 
         def layer(item: tuple[BlockTable, KV, KV, KV]) -> tuple[BlockTable, Blocks]:
             table, *kv = item
-            return file_away(table, evicted(*kv), RULES[self.evict], self.reader)
+            return file_away(table, evicted(*kv), self.evict, self.reader)
 
         item = (state.aux.table, before, chunk.kv, self.memory.kv(after))
         # One layer at a time: all pools side by side would be several copies of the memory.
@@ -243,3 +233,10 @@ class WithBank(Around):
         if not self.reindex:
             return near._replace(kv=kv)
         return near._replace(**dict(zip(("kv", "base"), places.numbered(kv, start), strict=True)))
+
+
+def _innermost(memory: Memory) -> Memory:
+    """Return the memory inside wrappers that have no bank themselves."""
+    while isinstance(memory, Around) and type(memory).bank is Around.bank:
+        memory = memory.memory
+    return memory

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmem.kernels.select import top_mask
 from jaxmem.kv import KV
@@ -72,8 +73,8 @@ class AdaKV(OverScore):
             )
         if self.inner.requires.window is not None:
             raise ValueError(
-                "heads hold different numbers, so rows cannot look at a sliding window; use a score "
-                "without one."
+                "heads hold different numbers, so rows cannot look at a sliding window; use a "
+                "score without one."
             )
 
     @property
@@ -83,22 +84,22 @@ class AdaKV(OverScore):
     @property
     def safe(self) -> tuple[int, ...]:
         """Return the slots of each part that no head goes below."""
-        return tuple(int(self.alpha * part) for part in self.quotas)
+        return tuple(_floor(self.alpha, part) for part in self.quotas)
 
     def limits(self, groups: int) -> tuple[int, ...]:
         """Return the slots of each part that one head may hold: what the others must leave."""
         pairs = zip(self.quotas, self.safe, strict=True)
         left = [groups * part - (groups - 1) * s for part, s in pairs]
         shares = groups if self.most is None else self.most
-        limits = [min(n, int(shares * p)) for n, p in zip(left, self.quotas, strict=True)]
+        limits = [min(n, _floor(shares, p)) for n, p in zip(left, self.quotas, strict=True)]
         return tuple(limits)
 
     def width(self, groups: int) -> int:
         """Return the slots that one head may hold in all, whichever part lends to the other."""
         total = sum(self.quotas)
-        lent = groups * total - (groups - 1) * int(self.alpha * total)
+        lent = groups * total - (groups - 1) * _floor(self.alpha, total)
         most = groups if self.most is None else self.most
-        return max(sum(self.limits(groups)), min(lent, int(most * total)))
+        return max(sum(self.limits(groups)), min(lent, _floor(most, total)))
 
     def init(self, spec: Spec, layer: int = 0) -> State:
         del layer
@@ -167,6 +168,11 @@ class AdaKV(OverScore):
         left = groups * even - (groups - 1) * safe
         most = float(groups if self.most is None else self.most)
         return jnp.minimum(left, (most * even).astype(jnp.int32))
+
+
+def _floor(share: float, slots: int) -> int:
+    """Return a share in whole slots, rounded in float32 as `write` does with quotas as data."""
+    return int(np.float32(share) * np.float32(slots))
 
 
 def _best_of_each(ranked: Float[Array, "G C N"], quotas: Int[Array, "C"]) -> Bool[Array, "G C N"]:

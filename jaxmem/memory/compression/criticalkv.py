@@ -36,6 +36,8 @@ class OverScore(Memory):
                 f"{self.name} works on the score of a method such as SnapKV, TOVA or KeyDiff that "
                 f"adds nothing up over chunks, got {self.inner!r}."
             )
+        if self.inner.soft is not None:
+            raise ValueError(f"{self.name} chooses without a gate; leave soft out of its method.")
 
     @classmethod
     def of(
@@ -121,9 +123,10 @@ class CriticalKV(OverScore):
         n, modality = kvs.count(held.kv), candidates.kv.modality
         norm = kvs.append(held.norm, output_norm(chunk), n)
         score = jnp.broadcast_to(self.inner.ranked(candidates), norm.T.shape)
-        certain = [int(self.first * part) for part in self.quotas]
-        certain = jnp.asarray([certain] * norm.shape[1], jnp.int32)
+        quotas = state.aux.quotas
+        _, lent = scored.competition(score, modality, quotas)
+        certain = jnp.broadcast_to((self.first * lent).astype(jnp.int32), (len(score), len(lent)))
         ranked = two_stage(score, norm.T, modality, certain)
-        keep = scored.choose(ranked, modality, state.aux.quotas, scored.length(state))
+        keep = scored.choose(ranked, modality, quotas, scored.length(state))
         stored = Slots(kvs.append(held.kv, chunk.kv, n), norm)
         return State(scored.take(stored, *keep), self.inner.moved(state.aux, chunk)), None

@@ -1,12 +1,11 @@
-"""Clips: chunks that each keep a part of themselves, and are later read one by one.
+"""What a chunk keeps of itself, and how the clips in a bank are read.
 
-A clip may be shorter than others (a last, padded chunk), so what it keeps has a length of its own.
+A chunk may be shorter than others (a last, padded one), so what it keeps has a length of its own.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +14,36 @@ import numpy as np
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
 from jaxmem.memory.bank import host_memory
+from jaxmem.memory.flexmem.ledger import Ledger
 from jaxmem.memory.parts import scored
 from jaxmem.typing import Array, Bool, Float, Int
 
 Pick = tuple[Int[Array, "K"], Bool[Array, "K"]]
-"""Rows of a clip, ascending, and which of them count; feed it to `jaxmem.kv`."""
+"""Rows of a chunk, ascending, and which of them count; feed it to `jaxmem.kv`."""
 
 
-def shares(modality: Int[Array, "T"], ratio: int, own_audio: bool) -> Int[Array, "C"]:
-    """Return how many of a clip's n valid rows are kept: floor(n / ratio) in all, at least one.
+def shares(
+    modality: Int[Array, "T"],
+    ratio: int,
+    own_audio: bool,
+    before: Int[Array, ""] | int = 0,
+    kept: Int[Array, ""] | int = 0,
+) -> Int[Array, "C"]:
+    """Return how many of a chunk's n valid rows are kept, so that its clip keeps one in `ratio`.
 
-    With `own_audio` (all but audio, audio): audio keeps its part of the clip, rounded up, so that
+    That is floor((before + n) / ratio), at least one, less what the clip has kept so far.
+    With `own_audio` (all but audio, audio): audio keeps its part of the chunk, rounded up, so that
     the few audio rows beside hundreds of pictures never vanish.
+
+    Args:
+      modality: of the rows.
+      ratio: of rows to rows kept.
+      own_audio: audio is a group of its own.
+      before: rows of the clip that came before the chunk.
+      kept: of these.
     """
     n = jnp.sum(modality != kvs.EMPTY, dtype=jnp.int32)
-    total = jnp.maximum(n // ratio, jnp.minimum(n, 1))
+    total = jnp.clip(jnp.maximum((before + n) // ratio, 1) - kept, 0, n)
     if not own_audio:
         return total[None]
     audio = -(-jnp.sum(modality == kvs.AUDIO, dtype=jnp.int32) // ratio)
@@ -95,49 +109,6 @@ def picks(
     spaced = uniform(modality, quotas, slots)
     score = jnp.where(even[:, None], spaced[None], score)
     return jax.vmap(partial(pick, modality=modality, quotas=quotas, slots=slots))(score)
-
-
-class Ledger(NamedTuple):
-    """Where in a bank each clip lies. N clips are noted; later ones are only counted."""
-
-    count: Int[Array, ""]  # clips written
-    first: Int[Array, "N"]  # entry of the bank where the clip begins
-    many: Int[Array, "N"]  # its entries
-    rows: Int[Array, "N"]  # rows that it had
-
-    @property
-    def capacity(self) -> int:
-        """N."""
-        return self.first.shape[0]
-
-    def line(self, rows: Array) -> Int[Array, ""]:
-        """Return the line of a clip of `rows` rows that comes next; N (no line) for padding."""
-        return jnp.where(rows > 0, self.count, self.capacity)
-
-    @property
-    def full(self) -> Bool[Array, ""]:
-        """Return whether there is no line left: the next clip can be seen, but not recalled."""
-        return self.count >= self.capacity
-
-    def put(self, values: Array, new: Array, rows: Array) -> Array:
-        """Return values [N, ...] with the next clip's, unless it is padding or there is no line."""
-        return values.at[self.line(rows)].set(new.astype(values.dtype), mode="drop")
-
-    def record(self, many: Array, rows: Array) -> Ledger:
-        """Return the ledger with a clip of `rows` rows that evicted `many`; padding is no clip."""
-        most = jnp.iinfo(jnp.int32).max - 1  # a stream of clips that are only counted never wraps
-        return Ledger(
-            count=jnp.minimum(self.count + (rows > 0), most),
-            first=self.put(self.first, jnp.sum(self.many), rows),
-            many=self.put(self.many, many, rows),
-            rows=self.put(self.rows, rows, rows),
-        )
-
-
-def empty_ledger(capacity: int) -> Ledger:
-    """Return a ledger without entries."""
-    none = jnp.zeros((capacity,), jnp.int32)
-    return Ledger(jnp.zeros((), jnp.int32), none, none, none)
 
 
 def read(

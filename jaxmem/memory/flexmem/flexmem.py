@@ -1,14 +1,15 @@
 """FlexMem (arXiv 2603.29252, CVPR 2026): a short memory to watch with, a long one to answer from.
 
-A chunk is a clip. From the attention of its own pass every layer keeps two subsets of it: a small
-*context memory* that the next clips see, and a larger *local memory* that goes to the bank. A
-question is answered from the local memories of the few clips that are most relevant to it.
+From the attention of its own pass every layer keeps two subsets of a chunk: a small *context
+memory* that the next chunks see, and a larger *local memory* that goes to the bank. A full chunk is
+a clip; shorter ones in succession make one together. A question is answered from the local memories
+of the few clips that are most relevant to it.
 """
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,38 +35,11 @@ from jaxmem.memory.base import (
     View,
 )
 from jaxmem.memory.flexmem import clips, memindex
-from jaxmem.memory.flexmem.clips import Ledger
+from jaxmem.memory.flexmem.ledger import MOST, Entry
 from jaxmem.memory.flexmem.memindex import Encoding, MemIndex
+from jaxmem.memory.flexmem.state import Aux, Sizes, empty_aux, sizes_of
 from jaxmem.memory.parts import positions as places
-from jaxmem.typing import Array, Float, Int, Num, PyTree
-
-LINES = 2
-"""Lines of the ledger for each full clip that the bank holds: clips may be shorter."""
-
-
-class Aux(NamedTuple):
-    """What is not context memory; N clips have a line in the ledger."""
-
-    capacity: Int[Array, "L"]
-    start: Num[Array, "A"]  # where positions begin, after the prefix
-    next_pos: Num[Array, "A"]  # where the next clip begins, if positions are kept
-    recent: Int[Array, "window"]  # context tokens of the last clips, the newest last
-    ledger: Ledger  # where the clips' local memories lie in the bank
-    dropped: Int[Array, ""]  # entries of the bank that no line leads to
-    relevance: Float[Array, "N"]  # g, of a question that is known while watching; else 0
-    keys: Float[Array, "N K k G D"] | None = None  # of the MemIndex, before rotation
-
-
-class Sizes(NamedTuple):
-    """Slots of a stream of one `Spec`."""
-
-    clip: int  # n_v, rows of a full clip
-    context: int  # slots of a clip's context memory
-    local: int  # entries of a clip's local memory
-    held: int  # slots of all context memory
-    longs: int  # local memories that are seen while watching
-    view: int  # slots that a chunk sees
-    lines: int  # N
+from jaxmem.typing import Array, Float, Int, PyTree
 
 
 @dataclass(frozen=True)
@@ -76,10 +50,11 @@ class FlexMem(Memory):
     must be known while watching; with `MemIndex` it is asked afterwards.
 
     Attributes:
-      clip: n_v, rows of a full clip, at least those of a chunk; None: those of a chunk.
+      clip: n_v, rows of a full clip, at least those of a chunk; None: those of a chunk. Shorter
+        chunks in succession make one clip together, as long as they fit.
       window: B, clips whose context memory is held.
       context_ratio: 1 / alpha_c: a clip of n rows keeps floor(n / ratio) of them as context.
-      local_ratio: 1 / alpha_s, likewise of its local memory; a clip keeps at least a token.
+      local_ratio: 1 / alpha_s, likewise of its local memory; every chunk keeps at least a token.
       topk: n_a, clips recalled for an answer.
       long_term: from clip B + 1 on, see the newest B // 2 contexts and, in the place of the others,
         the local memories M_l of the most relevant older clips. None: if the reader is `Encoding`.
@@ -161,30 +136,8 @@ class FlexMem(Memory):
         return replace(self, window=max(1, slots // max(1, rows // self.context_ratio)))
 
     def sizes(self, spec: Spec) -> Sizes:
-        """Return the slots of a stream.
-
-        Raises:
-          ValueError: if the sizes do not fit the model.
-        """
-        clip = spec.chunk if self.clip is None else self.clip
-        if spec.chunk > clip:
-            raise ValueError(
-                f"a chunk is a clip, of at most clip={clip} rows, but chunks have {spec.chunk}; "
-                "raise clip, or leave it out."
-            )
-        context, local = (max(1, clip // r) for r in (self.context_ratio, self.local_ratio))
-        half, longs = self.window // 2, 0
-        if self.encoding if self.long_term is None else self.long_term:
-            longs = (self.window - half) * context // local
-            if not longs:
-                raise ValueError(
-                    f"{self.window - half} contexts of {context} tokens leave no room for a local "
-                    f"memory of {local}: raise window, or set long_term=False."
-                )
-        held = self.window * context
-        view = max(held, half * context + longs * local)
-        lines = LINES * max(1, self.capacity // max(1, spec.chunk // self.local_ratio))
-        return Sizes(clip, context, local, held, longs, view, lines)
+        """Return the slots of a stream."""
+        return sizes_of(self, spec)
 
     def even(self, spec: Spec) -> int:
         """Return how many first layers take evenly spaced rows; one at least scores."""
@@ -195,21 +148,10 @@ class FlexMem(Memory):
 
     def init(self, spec: Spec, layer: int = 0) -> State:
         del layer
-        sizes, keys, index = self.sizes(spec), None, self.keyed
-        if index is not None:
-            index.measured_against(spec)
-            shape = (sizes.lines, len(index.read_layers(spec.layers)), index.keys)
-            keys = jnp.zeros((*shape, spec.kv_heads, spec.head_dim), spec.dtype)
-        aux = Aux(
-            capacity=jnp.full((spec.layers,), sizes.held, jnp.int32),
-            start=places.start(spec),
-            next_pos=places.start(spec),
-            recent=jnp.zeros((self.window,), jnp.int32),
-            ledger=clips.empty_ledger(sizes.lines),
-            dropped=jnp.zeros((), jnp.int32),
-            relevance=jnp.zeros((sizes.lines,), jnp.float32),
-            keys=keys,
-        )
+        sizes = self.sizes(spec)
+        if self.keyed is not None:
+            self.keyed.measured_against(spec)
+        aux = empty_aux(spec, sizes, self.window, self.keyed)
         return State(_of_all(spec.empty(sizes.held), spec.layers), aux)
 
     def view(
@@ -231,7 +173,7 @@ class FlexMem(Memory):
         held, aux, half = state.slots, state.aux, self.window // 2
         # The released code changes its schedule one clip after the window is full.
         late = aux.ledger.count > self.window
-        older = jnp.clip(aux.ledger.count - half, 0, aux.ledger.capacity)
+        older = jnp.clip(aux.ledger.count - half, 0, aux.ledger.noted)
         best, keep = retrieval.best(aux.relevance, older, sizes.longs, 1)
         slots = sizes.longs * sizes.local
         long = clips.read(bank.slots, aux.ledger, best, keep & late, slots)
@@ -247,14 +189,20 @@ class FlexMem(Memory):
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, KV]:
         sizes, aux, modality = self.sizes(spec), state.aux, chunk.kv.modality[0, :, 0]
-        n = jnp.sum(modality != kvs.EMPTY, dtype=jnp.int32)
         even = np.arange(spec.layers) < self.even(spec)
         received, aggregated = pathways(chunk)
-        share = lambda ratio: clips.shares(modality, ratio, self.own_audio)
-        local_quotas, quotas = share(self.local_ratio), share(self.context_ratio)
-        local = clips.picks(received, even, modality, local_quotas, sizes.local)
+        quotas = clips.shares(modality, self.local_ratio, self.own_audio)
+        local = clips.picks(received, even, modality, quotas, sizes.local)
+        entry = aux.ledger.entry(
+            jnp.sum(modality != kvs.EMPTY, dtype=jnp.int32),
+            jnp.sum(quotas),
+            clip=sizes.clip,
+            local=sizes.local,
+            room=self.capacity,
+        )
+        quotas = self._context_quotas(aux, modality, entry)
         context = clips.picks(aggregated, even, modality, quotas, sizes.context)
-        gone = jnp.where(n > 0, aux.recent[0], 0)
+        gone = jnp.where(entry.begins, aux.recent[0], 0)
 
         def layer(item: tuple) -> tuple[KV, KV]:
             held, fresh, local, context = item
@@ -264,44 +212,46 @@ class FlexMem(Memory):
 
         # One layer at a time: all pools side by side would be several copies of the memory.
         held, evicted = jax.lax.map(layer, (state.slots, chunk.kv, local, context))
-        many = jnp.sum(local_quotas)
-        aux = self._noted(spec, aux, chunk, n, many, jnp.sum(quotas), received, even)
-        return State(held, aux), evicted
+        aux = self._indexed(spec, aux, chunk, entry, received)
+        return State(held, self._noted(aux, chunk, entry, jnp.sum(quotas))), evicted
 
-    def _noted(
-        self,
-        spec: Spec,
-        aux: Aux,
-        chunk: Chunk,
-        n: Int[Array, ""],
-        many: Int[Array, ""],
-        context: Int[Array, ""],
-        received: Float[Array, "L T"],
-        even: np.ndarray,
+    def _context_quotas(self, aux: Aux, modality: Array, entry: Entry) -> Int[Array, "C"]:
+        """Return how many rows of a chunk become context, so that its clip keeps its share."""
+        before = jnp.where(entry.joins, aux.ledger.open_rows, 0)
+        kept = jnp.where(entry.joins, aux.recent[-1], 0)
+        return clips.shares(modality, self.context_ratio, self.own_audio, before, kept)
+
+    def _indexed(
+        self, spec: Spec, aux: Aux, chunk: Chunk, entry: Entry, received: Float[Array, "L T"]
     ) -> Aux:
-        """Return the numbers after a clip of `n` rows, `many` of which go to the bank."""
-        ledger, index = aux.ledger, self.keyed
-        recent = jnp.concatenate([aux.recent[1:], context[None]])
-        # What finds the bank full, or no line, can never be recalled.
-        stored = jnp.clip(self.capacity - jnp.sum(ledger.many), 0, many)
-        stored = jnp.where(ledger.full, 0, stored)
-        relevance, keys = aux.relevance, aux.keys
+        """Return the numbers with what questions will find the chunk's clip by."""
+        book, index = aux.ledger, self.keyed
         if self.encoding:
             g = memindex.of_probe(chunk, self.even(spec))
-            relevance = ledger.put(relevance, g, n)
-        if index is not None and keys is not None:
-            read = np.asarray(index.read_layers(spec.layers))
-            quota = jnp.minimum(n, index.keys)[None]
-            modality = chunk.kv.modality[0, :, 0]
-            best = clips.picks(received[read], even[read], modality, quota, index.keys)
-            keys = ledger.put(keys, jax.vmap(kvs.take)(chunk.kv.k[read], *best), n)
+            aux = aux._replace(relevance=book.add(aux.relevance, g, entry))
+        if index is None or aux.keys is None or aux.worth is None:
+            return aux
+        read, line = np.asarray(index.read_layers(spec.layers)), book.line(entry)
+        has = jnp.minimum(jnp.where(entry.joins, book.open_rows, 0), index.keys)
+        old = jnp.where(has > 0, aux.keys[jnp.minimum(line, book.capacity - 1)], 0)
+        keys, worth = memindex.best_keys(
+            (old, aux.worth, has),
+            (chunk.kv.k[read], received[read], chunk.kv.modality[0, :, 0]),
+            read < self.even(spec),
+        )
+        keys = aux.keys.at[line].set(keys.astype(aux.keys.dtype), mode="drop")
+        return aux._replace(keys=keys, worth=jnp.where(entry.rows > 0, worth, aux.worth))
+
+    def _noted(self, aux: Aux, chunk: Chunk, entry: Entry, context: Int[Array, ""]) -> Aux:
+        """Return the numbers after a chunk of which `context` rows became context memory."""
+        shifted = jnp.concatenate([aux.recent[1:], jnp.zeros((1,), jnp.int32)])
+        recent = jnp.where(entry.begins, shifted, aux.recent)
+        lost = entry.many - entry.stored
         return aux._replace(
             next_pos=aux.next_pos if self.reindex else chunk.next_pos[0].astype(aux.next_pos.dtype),
-            recent=jnp.where(n > 0, recent, aux.recent),
-            ledger=ledger.record(stored, n),
-            dropped=aux.dropped + many - stored,
-            relevance=relevance,
-            keys=keys,
+            recent=recent.at[-1].add(context),
+            ledger=aux.ledger.record(entry),
+            dropped=aux.dropped + jnp.minimum(lost, MOST - aux.dropped),
         )
 
     def recall(
@@ -313,8 +263,8 @@ class FlexMem(Memory):
                 raise ValueError("flexmem recalls by a question's queries: pass a Question.")
             many = jnp.minimum(aux.ledger.rows, self.reader.keys)
             score = memindex.scores(self.reader, spec, aux.keys, many, question)
-        there, most = jnp.minimum(aux.ledger.count, score.shape[0]), min(self.topk, score.shape[0])
-        best, keep = retrieval.best(score, there, most, 1)
+        most = min(self.topk, score.shape[0])
+        best, keep = retrieval.best(score, aux.ledger.noted, most, 1)
         kv = clips.read(_need(bank).slots, aux.ledger, best, keep, most * sizes.local)
         return self._placed(kv, aux)
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Question, Spec
+from jaxmem.memory.flexmem import clips
 from jaxmem.rope import Rope, angles, rotate
 from jaxmem.typing import Array, Float, Int, Num
 
@@ -128,6 +129,29 @@ class MemIndex:
 def published(layers: Sequence[int]) -> MemIndex:
     """Return the index as published: `layers` from `best_layers`, added up without weights."""
     return MemIndex(tuple(layers), against="clips", query="after")
+
+
+def best_keys(
+    old: tuple[Float[Array, "K k G D"], Float[Array, "K k"], Int[Array, ""]],
+    new: tuple[Float[Array, "K T G D"], Float[Array, "K T"], Int[Array, "T"]],
+    even: np.ndarray,
+) -> tuple[Float[Array, "K k G D"], Float[Array, "K k"]]:
+    """Return the k keys of a clip that its rows attended to most, in time, and what they received.
+
+    Args:
+      old: keys that the clip has so far, what each received, and how many there are.
+      new: keys of the chunk that is added, what each received, and the modality of its rows.
+      even: which of the K layers take evenly spaced keys.
+    """
+    size = old[0].shape[1]
+    there = jnp.where(jnp.arange(size, dtype=jnp.int32) < old[2], kvs.SUMMARY, kvs.EMPTY)
+    keys, worth = (
+        jnp.concatenate([a, b.astype(a.dtype)], 1) for a, b in zip(old[:2], new[:2], strict=True)
+    )
+    modality = jnp.concatenate([there.astype(new[2].dtype), new[2]])
+    quota = jnp.minimum(jnp.sum(modality != kvs.EMPTY, dtype=jnp.int32), size)[None]
+    best = clips.picks(worth, even, modality, quota, size)
+    return jax.vmap(kvs.take)((keys, worth), *best)
 
 
 def layer_scores(

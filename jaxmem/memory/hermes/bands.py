@@ -1,8 +1,8 @@
-"""Bands of layers by depth (shallow, middle, deep), and scores that speak across layers."""
+"""Bands of layers by depth (shallow, middle, deep), how each weighs, and smoothing across them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,32 @@ class Bands(NamedTuple):
         """How far a layer lies into the middle band, 0 at its first layer and below 1, [L]."""
         width = max(self.deep - self.middle, 1)
         return np.clip((np.arange(self.layers) - self.middle) / width, 0.0, 1.0)
+
+    def passes(self, attention: Literal["official", "exact"]) -> np.ndarray:
+        """Return which layers the two probes must pass through, [L, 2]."""
+        middle, deep = self.of == MIDDLE, self.of == DEEP
+        if attention == "exact":  # a causal pass comes from below
+            middle = np.cumsum(middle[::-1])[::-1] > 0
+            deep = np.full_like(deep, deep.any())
+        return np.stack([middle, deep], axis=1)
+
+
+class Mix(NamedTuple):
+    """How a layer weighs recency against attention; pairs run over the middle band."""
+
+    weight: tuple[float, float]  # of recency at the band's first layer, and past its last
+    decay: tuple[float, float]  # k of exp(-k age), likewise; shallow layers take the first
+    age: Literal["relative", "tokens"] = "relative"  # 0 (newest) to 1 (oldest), or token counts
+
+
+QWEN = Mix((0.75, 0.15), (20.0, 8.0))
+"""As released for Qwen2.5-VL; its weights are the published ones."""
+LLAVA = Mix((1.0, 0.1), (20.0, 0.5))
+"""As released for LLaVA-OneVision."""
+PAPER = Mix((0.75, 0.15), (20.0, 20.0), "tokens")
+"""As published; k is not given there, 20 is from the released code."""
+MIXES = {"qwen": QWEN, "llava": LLAVA, "paper": PAPER}
+MixName = Literal["qwen", "llava", "paper"]
 
 
 def split(layers: int, shallow: float = 0.1, deep: float = 0.3) -> Bands:

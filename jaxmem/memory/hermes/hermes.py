@@ -1,4 +1,4 @@
-"""HERMES (arXiv 2601.14724, ACL 2026): a memory in layers of depth, each with its own retention rule.
+"""HERMES (arXiv 2601.14724, ACL 2026): bands of layers, each with its own retention rule.
 
 Shallow layers keep the newest tokens, deep layers what a fixed guidance prompt attends to, middle
 layers a mix that moves from one to the other. Scores are smoothed from layer to layer, every layer
@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
-from jaxmem.kv import EMPTY, KV
+from jaxmem.kv import EMPTY, KV, SUMMARY
 from jaxmem.memory.base import (
     Chunk,
     Embeds,
@@ -34,7 +34,7 @@ from jaxmem.memory.base import (
     View,
 )
 from jaxmem.memory.hermes import bands
-from jaxmem.memory.hermes.bands import DEEP, MIDDLE, Bands
+from jaxmem.memory.hermes.bands import DEEP, MIDDLE, MIXES, Bands, Mix, MixName
 from jaxmem.memory.hermes.guidance import guidance
 from jaxmem.memory.hermes.merge import shrink
 from jaxmem.memory.parts import positions as places
@@ -45,24 +45,6 @@ from jaxmem.typing import Array, Bool, Float, Int, Num
 EPS = 1e-6
 MAX_POSITION = 32_768
 """Of the released models, where a model does not say."""
-
-
-class Mix(NamedTuple):
-    """How a layer weighs recency against attention; pairs run over the middle band."""
-
-    weight: tuple[float, float]  # of recency at the band's first layer, and past its last
-    decay: tuple[float, float]  # k of exp(-k age), likewise; shallow layers take the first
-    age: Literal["relative", "tokens"] = "relative"  # 0 (newest) to 1 (oldest), or token counts
-
-
-QWEN = Mix((0.75, 0.15), (20.0, 8.0))
-"""As released for Qwen2.5-VL; its weights are the published ones."""
-LLAVA = Mix((1.0, 0.1), (20.0, 0.5))
-"""As released for LLaVA-OneVision."""
-PAPER = Mix((0.75, 0.15), (20.0, 20.0), "tokens")
-"""As published; k is not given there, 20 is from the released code."""
-MIXES = {"qwen": QWEN, "llava": LLAVA, "paper": PAPER}
-MixName = Literal["qwen", "llava", "paper"]
 
 
 class Aux(NamedTuple):
@@ -124,10 +106,11 @@ class Hermes(Memory):
     def __post_init__(self):
         scored.check_budget(self.name, self.budget, self.audio_share)
         if self.quotas[0] < 2:
+            least = [b for b in range(99) if scored.split(b, self.audio_share)[0] >= 2][:1]
+            repair = f"raise the budget to {least[0]}, or " if least else ""
             raise ValueError(
                 "hermes needs at least 2 slots per layer beside those of audio (one is a "
-                f"summary's), got {self.quotas[0]} of {self.budget}; raise the budget to "
-                f"{self.smallest}, or lower audio_share."
+                f"summary's), got {self.quotas[0]} of {self.budget}; {repair}lower audio_share."
             )
         if isinstance(self.mix, str) and self.mix not in MIXES:
             raise ValueError(f"mix must be one of {', '.join(MIXES)}, or a Mix, got {self.mix!r}.")
@@ -139,6 +122,11 @@ class Hermes(Memory):
             )
         if min(self.smoothing) < 0 or max(self.smoothing) > 1:
             raise ValueError(f"smoothing factors are between 0 and 1, got {self.smoothing}.")
+        if (self.max_position is not None and self.max_position < 1) or self.margin < 0:
+            raise ValueError(
+                "hermes needs max_position >= 1 (or None) and margin >= 0, got "
+                f"max_position={self.max_position} and margin={self.margin}."
+            )
         bands.split(1, *self.shares)
 
     @property
@@ -172,7 +160,7 @@ class Hermes(Memory):
         probing = None
         if embeds is not None:
             new = jnp.sum(embeds.modality != EMPTY, dtype=jnp.int32)
-            passes = _passes(self.band(spec.layers), self.attention)
+            passes = self.band(spec.layers).passes(self.attention)
             probing = jnp.asarray(passes) & _full(state, new)[:, None]
         return View(state.slots, state.aux.next_pos, probing=probing)
 
@@ -215,6 +203,7 @@ class Hermes(Memory):
         """
         parts = jnp.asarray(self.quotas, jnp.int32)
         both = jnp.concatenate([state.slots.modality, chunk.kv.modality], axis=1)
+        both = jnp.where(both == SUMMARY, EMPTY, both)  # of audio as well as of pictures
         modality = both.reshape(-1, 1)  # layers keep different tokens: a part is empty in all
         parts = scored.lend(parts, scored.members(modality, parts.shape[0])[:, 0])
         first = jnp.argmax(parts > 0)  # without any but audio tokens the slot is audio's
@@ -265,15 +254,6 @@ def _full(state: State, new: Int[Array, ""]) -> Bool[Array, "L"]:
     n = jax.vmap(kvs.count)(state.slots)
     prefix = state.aux.prefix[:, 0].astype(jnp.int32)
     return (new > 0) & (prefix + n + new > state.aux.capacity)
-
-
-def _passes(band: Bands, attention: str) -> np.ndarray:
-    """Return which layers the two probes must pass through, [L, 2]."""
-    middle, deep = band.of == MIDDLE, band.of == DEEP
-    if attention == "exact":  # a causal pass comes from below
-        middle = np.cumsum(middle[::-1])[::-1] > 0
-        deep = np.full_like(deep, deep.any())
-    return np.stack([middle, deep], axis=1)
 
 
 def attention_received(chunk: Chunk, n: Int[Array, "L"], band: Bands) -> Float[Array, "L N"]:

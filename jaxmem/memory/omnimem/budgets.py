@@ -62,7 +62,13 @@ def hashable(budget: int | TableLike) -> int | Table:
       ValueError: if it is neither.
     """
     if isinstance(budget, int | np.integer):
+        if budget < 0:
+            raise ValueError(f"a budget is a number of slots per layer, got {budget}.")
         return int(budget)
+    if isinstance(budget, str | Path):
+        raise ValueError(
+            f"a budget is a number or a table, got {budget!r}; read a file with load_table."
+        )
     array = check_table(budget)
     if array.ndim == 1:
         return tuple(int(cap) for cap in array)

@@ -12,7 +12,7 @@ Text is always kept, up to a static cap. Positions are never changed.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +86,8 @@ class OmniMem(Reindexed):
       sketch: numbers per redundancy vector; wider layer inputs are projected to so many, narrower
         ones are stored whole. None stores the whole layer input, as released.
       unit_dtype: of the stored redundancy vectors; None takes the dtype of keys and values.
-      newest: so many newest tokens, of audio and of vision each, are held whatever their score,
-        inside the caps; 0 as published.
+      newest: so many newest tokens, of audio and of vision each (of both together where they share
+        a cap), are held whatever their score, inside the caps; 0 as published.
       reindex: kept tokens are numbered without gaps; False as published.
 
     Raises:
@@ -110,8 +110,8 @@ class OmniMem(Reindexed):
 
     def __post_init__(self):
         object.__setattr__(self, "budget", budgets.hashable(self.budget))
-        if isinstance(self.budget, int):
-            scored.check_budget(self.name, max(self.budget, 1), self.audio_share)
+        object.__setattr__(self, "unit_dtype", _dtype_name(self.unit_dtype))
+        scored.check_budget(self.name, 1, self.audio_share)  # none is fine where text has slots
         if self.importance not in ("mean_logit", "exact"):
             raise ValueError(
                 f"importance must be 'mean_logit' or 'exact', got {self.importance!r}."
@@ -120,7 +120,7 @@ class OmniMem(Reindexed):
             raise ValueError(f"form must be 'product' or 'sum', got {self.form!r}.")
         if not 0.0 <= self.carry <= 1.0:
             raise ValueError(f"carry is the weight of an average, 0 to 1, got {self.carry}.")
-        if self.lam < 0 or self.power <= 0:
+        if not (self.lam >= 0 and self.power > 0):
             raise ValueError(
                 f"lam must be >= 0 and power > 0, got lam={self.lam}, power={self.power}."
             )
@@ -227,6 +227,14 @@ def gather(slots: Slots, chunk: Chunk, *, carry: float = 0.5, exact: bool = Fals
         pool = pool._replace(importance=importance)
     s = jax.lax.stop_gradient(s)
     return Pool(pool, pool.kv.modality[:, 0], s, importance, n + rows)
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    """Return the one name under which memories with equal options are equal."""
+    try:
+        return None if dtype is None else jnp.dtype(dtype).name
+    except TypeError:
+        raise ValueError(f"unit_dtype is a name such as 'bfloat16', got {dtype!r}.") from None
 
 
 def _direction(

@@ -26,6 +26,8 @@ NONE = np.uint32(2**32 - 1)  # the priority of an empty slot, and the bar while 
 LAST = np.uint32(2**32 - 2)  # the largest priority of a token
 EDGE, STEP = np.uint32(2**31), np.uint32(2**30)
 """Past EDGE, numbers of an order by age are moved down by STEP, again and again."""
+COARSE, CLOSER, CLOSEST = np.uint32(2**24), np.uint32(8), np.uint32(24)
+"""Below COARSE, drawn priorities are magnified by CLOSER bits, up to CLOSEST."""
 
 
 class Slots(NamedTuple):
@@ -45,6 +47,7 @@ class Aux(NamedTuple):
     cursor: PyTree  # of the unit's numbering
     seed: PyTree  # what the priorities are drawn with, None where nothing is drawn
     arrived: Num[Array, "A"] | None = None  # where the stream is, while positions are renumbered
+    shift: UInt[Array, ""] | None = None  # bits that drawn priorities are magnified by
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,17 @@ class Prioritized(Reindexed):
         """Return how many units are held at most; None: as many as fit."""
         return None
 
-    def priority(self, number: Number, seed: PyTree) -> UInt[Array, "T"]:
+    def priority(self, number: Number, aux: Aux) -> UInt[Array, "T"]:
         """Return the priorities of unit numbers, the smallest kept longest."""
         raise NotImplementedError(f"{self.name}.priority")
 
     def seed_of(self, spec: Spec, layer: int) -> PyTree:
-        """Return arrays that `priority` draws with, part of the state."""
+        """Return arrays that priorities are drawn with, part of the state."""
         del spec, layer
         return None
 
     def rebased(self, slots: Slots, aux: Aux) -> tuple[Slots, Aux]:
-        """Return slots and aux before their numbers get too large; priorities need no such thing.
-
-        Only an order by age needs it (`ByAge`).
-        """
+        """Return slots and aux as before, in numbers that stay in range however long it goes on."""
         return slots, aux
 
     def init(self, spec: Spec, layer: int = 0) -> State:
@@ -104,7 +104,7 @@ class Prioritized(Reindexed):
         held, aux = self.rebased(*state)
         arrived, fresh_kv = self._arrived(held.kv, chunk, aux)
         number, cursor = self.numbering.number(aux.cursor, fresh_kv, aux.capacity)
-        fresh = Slots(chunk.kv, jnp.minimum(self.priority(number, aux.seed), LAST))
+        fresh = Slots(chunk.kv, jnp.minimum(self.priority(number, aux), LAST))
         pool: Slots = append(held, fresh, count(held.kv))
         valid = pool.kv.modality[:, 0] != EMPTY
         bar = jnp.minimum(aux.bar, _refused(pool.priority, valid, aux.capacity, self.most))
@@ -143,9 +143,9 @@ class ByAge(Prioritized):
         """Return how many of the first units are held for good."""
         return 0
 
-    def priority(self, number: Number, seed: PyTree) -> UInt[Array, "T"]:
+    def priority(self, number: Number, aux: Aux) -> UInt[Array, "T"]:
         """Return LAST - number, and the number itself of what is pinned."""
-        del seed
+        del aux
         pinned = (number.low < np.uint32(self.pinned)) & (number.high == 0)
         return jnp.where(pinned, number.low, LAST - number.low)
 
@@ -167,6 +167,51 @@ class ByAge(Prioritized):
             cursor = cursor._replace(low=low)
         slots = slots._replace(priority=older(slots.priority))
         return slots, aux._replace(cursor=cursor, bar=older(aux.bar))
+
+
+@dataclass(frozen=True)
+class Drawn(Prioritized):
+    """Prefers numbers by fractions in [0, 1), evenly spread over the stream.
+
+    What is held lies below a bar that sinks as the stream grows, to the part of it that fits. After
+    2^32 units few 32-bit values would be left below it, so priorities are bits of a longer fraction
+    and are read further down whenever the bar has sunk far.
+    """
+
+    def fraction(self, number: Number, seed: PyTree) -> Number:
+        """Return the first 64 bits of the fractions of unit numbers."""
+        raise NotImplementedError(f"{self.name}.fraction")
+
+    def init(self, spec: Spec, layer: int = 0) -> State:
+        slots, aux = super().init(spec, layer)
+        return State(slots, aux._replace(shift=jnp.zeros((), jnp.uint32)))
+
+    def priority(self, number: Number, aux: Aux) -> UInt[Array, "T"]:
+        """Return the fraction's bits from `aux.shift` on."""
+        assert aux.shift is not None
+        return magnified(self.fraction(number, aux.seed), aux.shift)
+
+    def rebased(self, slots: Slots, aux: Aux) -> tuple[Slots, Aux]:
+        """Magnify what is held and the bar, all of them small, if the bar has sunk far.
+
+        The bits that follow of what is held are taken as 0: with at least 24 left, that is no
+        matter.
+        """
+        assert aux.shift is not None
+        more = jnp.where((aux.bar < COARSE) & (aux.shift < CLOSEST), CLOSER, np.uint32(0))
+        slots = slots._replace(priority=slots.priority << more)
+        return slots, aux._replace(bar=aux.bar << more, shift=aux.shift + more)
+
+
+def magnified(fraction: Number, shift: UInt[Array, ""]) -> UInt[Array, "*n"]:
+    """Return the 32 bits of 64-bit fractions after the first `shift` (0 to 31).
+
+    Fractions that do not begin with so many zeros lie far above the bar; they become LAST.
+    """
+    # Two steps: a shift by 32 is undefined.
+    below = lambda x: (x >> np.uint32(1)) >> (np.uint32(31) - shift)
+    bits = (fraction.high << shift) | below(fraction.low)
+    return jnp.where(below(fraction.high) > 0, LAST, bits)
 
 
 def newest(number: Number) -> UInt[Array, "T"]:

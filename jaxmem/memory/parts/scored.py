@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as kvs
-from jaxmem.kernels.select import select
+from jaxmem.kernels.select import gate, select
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Memory, Spec, State
 from jaxmem.memory.parts import scores
@@ -79,6 +79,8 @@ class Scored(Reindexed):
         for all slots. A part that nothing competes for lends its slots to the other.
       newest: so many newest tokens are always held, inside the budget.
       reindex: kept tokens are numbered without gaps; False: they keep their positions.
+      soft: for training, the temperature of a straight-through gate that kept keys and values pass,
+        so that gradients reach the scores; None: the choice has no gradient.
 
     Raises:
       ValueError: if the budget is too small for its parts, or an option is out of range.
@@ -92,9 +94,15 @@ class Scored(Reindexed):
     per_head: bool = True
     audio_share: float | None = AUDIO_SHARE
     newest: int = 0
+    soft: float | None = None
 
     def __post_init__(self):
         check_budget(self.name, self.budget, self.audio_share)
+        if self.soft is not None and (not self.soft > 0 or type(self).write is not Scored.write):
+            raise ValueError(
+                f"soft is a temperature above 0 of memories that choose by one score, got "
+                f"soft={self.soft} for {self.name}."
+            )
         if not 0 <= self.newest <= self.budget:
             raise ValueError(
                 f"{self.name} needs 0 <= newest <= budget, got newest={self.newest} and "
@@ -129,17 +137,20 @@ class Scored(Reindexed):
         )
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
-        candidates = self.candidates(spec, state, chunk)
-        keep = choose(
-            self.ranked(candidates), candidates.kv.modality, state.aux.quotas, length(state)
-        )
+        candidates, quotas = self.candidates(spec, state, chunk), state.aux.quotas
+        score = self.ranked(candidates)
+        keep = choose(score, candidates.kv.modality, quotas, length(state))
         total = received(self, candidates).T if self.accumulates else None
         stored = kvs.append(state.slots.kv, chunk.kv, kvs.count(state.slots.kv))
+        if self.soft is not None:
+            stored = gated(stored, score, quotas, self.soft)
         return State(take(Slots(stored, total), *keep), self.moved(state.aux, chunk)), None
 
     def candidates(self, spec: Spec, state: State, chunk: Chunk) -> Candidates:
         """Return memory and chunk as one dense pool."""
         found = candidates_of(spec, state.slots.kv, chunk, getattr(state.slots, "received", None))
+        if self.soft is None and found.received is not None:
+            found = found._replace(received=jax.lax.stop_gradient(found.received))
         if not self.reindex:
             return found
         kv, next_pos = numbered(found.kv, state.aux.next_pos)
@@ -178,7 +189,7 @@ def candidates_of(
     total = None
     if chunk.received is not None:
         old = chunk.received.memory.T + (0.0 if received is None else received)
-        total = jax.lax.stop_gradient(kvs.append(old, chunk.received.chunk.T, n).T)
+        total = kvs.append(old, chunk.received.chunk.T, n).T
     kv = kvs.append(held, chunk.kv, n)
     return Candidates(kv, total, n + rows, rows, chunk.next_pos, chunk.queries, spec)
 
@@ -201,10 +212,25 @@ def choose(
     score: Float[Array, "Gm N"], modality: Int[Array, "N Gm"], quotas: Int[Array, "C"], slots: int
 ) -> tuple[Int[Array, "Gm K"], Bool[Array, "Gm K"]]:
     """Return what every head keeps, oldest first; feed it to `take`."""
+    choice = partial(select, slots=slots)
+    return jax.vmap(choice, in_axes=(0, None))(*competition(score, modality, quotas))
+
+
+def gated(kv: KV, score: Float[Array, "Gm N"], quotas: Int[Array, "C"], temperature: float) -> KV:
+    """Return tokens times their gate: as they are where they are chosen, with a gradient."""
+    choice = partial(gate, temperature=temperature)
+    gates = jax.vmap(choice, in_axes=(0, None))(*competition(score, kv.modality, quotas))
+    weight = jnp.sum(gates, axis=1).T[..., None]  # [N, Gm, 1]
+    return kv._replace(k=(kv.k * weight).astype(kv.k.dtype), v=(kv.v * weight).astype(kv.v.dtype))
+
+
+def competition(
+    score: Float[Array, "Gm N"], modality: Int[Array, "N Gm"], quotas: Int[Array, "C"]
+) -> tuple[Float[Array, "Gm C N"], Int[Array, "C"]]:
+    """Return the scores of each part of the budget, and how many win in it."""
     parts = quotas.shape[0]
-    ranked = by_part(score, modality, parts)
     lent = lend(quotas, members(modality[:, :1], parts)[:, 0])
-    return jax.vmap(partial(select, slots=slots), in_axes=(0, None))(ranked, lent)
+    return by_part(score, modality, parts), lent
 
 
 def members(modality: Int[Array, "N Gm"], parts: int) -> Bool[Array, "C Gm N"]:

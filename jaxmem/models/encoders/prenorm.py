@@ -1,6 +1,6 @@
 """The encoder block that SigLIP and Whisper share: layer norm, attention, layer norm, GELU MLP.
 
-Rows of all pictures or clips lie one behind the other; who sees whom is a static `Groups`.
+Rows of all pictures or clips lie one after the other; who sees whom is a static `Groups`.
 """
 
 from __future__ import annotations

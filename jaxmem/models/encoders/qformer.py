@@ -25,7 +25,7 @@ from jaxmem.typing import Array, Float, Params
 
 
 class Names(NamedTuple):
-    """What checkpoints call the parts; `layer.0...` and these stand behind a prefix."""
+    """What checkpoints call the parts; `layer.0...` and these follow a prefix."""
 
     layers: str = "encoder.layer.{}."
     attention: str = "self"  # the maps of queries, keys and values, in `attention.<this>.query`

@@ -18,7 +18,7 @@ Kind = Literal["linear", "cubic"]
 
 
 def _taps(t: np.ndarray, kind: Kind) -> np.ndarray:
-    """Return the weights of the neighbours around a point, `t` in [0, 1) behind the left one."""
+    """Return the weights of the neighbours around a point, `t` in [0, 1) after the left one."""
     if kind == "linear":
         return np.stack([1 - t, t], -1)
     a = -0.75

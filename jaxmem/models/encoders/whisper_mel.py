@@ -3,7 +3,7 @@
 Frame j is centred on sample j * hop. Whisper looks at a whole clip at once: it mirrors the sound at
 both ends and cuts everything below its loudest value by 8 (80 dB). A stream comes piece by piece.
 Here a piece sees the sound before it, is mirrored at its own end only (which touches frames whose
-window ends behind it: one, of the released models) and takes the loudest value of its own.
+window ends after it: one, of the released models) and takes the loudest value of its own.
 """
 
 from __future__ import annotations

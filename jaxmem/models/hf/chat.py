@@ -6,10 +6,11 @@ Needs the packages of the extra `hf` (tokenizers, jinja2); nothing else in the l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,13 @@ from jaxmem.typing import Int
 Message = Mapping[str, Any]
 TOP_K = 50
 """Of transformers, for a generation_config.json that samples and does not say."""
+
+
+class Turn(NamedTuple):
+    """The token ids of a prompt with one question, around its video."""
+
+    before: Int[np.ndarray, "P"]
+    after: Int[np.ndarray, "Q"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,117 @@ class Chat:
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of token ids, special tokens left out."""
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return messages as the template writes them, up to where the answer begins.
+
+        Raises:
+          ValueError: if jinja2 is missing, or the template refuses the messages.
+        """
+        try:
+            from jinja2 import TemplateError
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise ValueError(
+                "a checkpoint's chat template needs the package `jinja2`: pip install 'jaxmem[hf]'."
+            ) from None
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        # A template is code from the checkpoint: it runs in a sandbox, as in transformers.
+        env = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        env.globals["raise_exception"] = refuse
+        # Unlike jinja2's own filter, no escapes of HTML.
+        env.filters["tojson"] = lambda x, **more: json.dumps(x, ensure_ascii=False, **more)
+        try:
+            template = env.from_string(self.template)
+            return template.render(messages=messages, add_generation_prompt=True, **self.special)
+        except TemplateError as error:
+            raise ValueError(f"the chat template cannot write this prompt: {error}.") from None
+
+    def around(self, question: str, placeholder: int) -> Turn:
+        """Return the token ids before and after the video of a prompt with one question.
+
+        Args:
+          question: the user's text.
+          placeholder: token that the template writes for the video.
+
+        Raises:
+          ValueError: if the question is empty, or the template does not write the placeholder once.
+        """
+        check_question(question)
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        ids = self.ids(self.render([{"role": "user", "content": content}]))
+        at = np.flatnonzero(ids == placeholder)
+        if len(at) != 1:
+            raise ValueError(
+                f"the chat template wrote the placeholder {placeholder} of the video {len(at)} "
+                "times, expected once: the tokenizer and config.json are not of one checkpoint, or "
+                "the question holds the placeholder's text."
+            )
+        return Turn(ids[: at[0]], ids[at[0] + 1 :])
+
+    def around_text(self, question: str, mark: str) -> Turn:
+        """Return the same for a template that takes text only: the video stands for `mark` in it.
+
+        As released, the text before and after the mark is tokenised apart.
+
+        Args:
+          question: the user's text.
+          mark: what stands for the video, with a line break before the question.
+
+        Raises:
+          ValueError: if the question is empty, or the prompt does not hold the mark once.
+        """
+        check_question(question)
+        parts = self.render([{"role": "user", "content": f"{mark}\n{question}"}]).split(mark)
+        if len(parts) != 2:
+            raise ValueError(
+                f"the prompt holds {mark} {len(parts) - 1} times, expected once: leave it out of "
+                "the question, and use a chat template that writes the content of messages as it "
+                "is."
+            )
+        return Turn(self.ids(parts[0]), self.ids(parts[1]))
+
+
+class Uncoded(Chat):
+    """Text without a tokenizer or a template: as many ids as it would have, about, all of them 0.
+
+    For shapes only: a word is one token, and so is every digit and every sign.
+    """
+
+    def __init__(self):
+        """Make one."""
+        super().__init__(None, "", {}, None)
+
+    def ids(self, text: str) -> Int[np.ndarray, "Q"]:
+        """Return the ids."""
+        return np.zeros(len(re.findall(r"\d|[^\W\d]+|[^\w\s]", text)), np.int32)
+
+    def text(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return no text."""
+        del ids
+        return ""
+
+    def around(self, question: str, placeholder: int | None = None) -> Turn:
+        """Return no tokens before the video, and the question's after it."""
+        del placeholder
+        check_question(question)
+        return Turn(self.ids(""), self.ids(question))
+
+    def around_text(self, question: str, mark: str) -> Turn:
+        """Return the same."""
+        del mark
+        return self.around(question)
+
+
+def check_question(question: str) -> None:
+    """Refuse a question without a word."""
+    if not question.strip():
+        raise ValueError("the question is empty; ask at least one word.")
 
 
 def _optional(folder: Path, name: str) -> dict[str, Any]:
@@ -127,62 +246,3 @@ def read_sampling(directory: str | Path) -> Sampling | None:
         return Sampling(**{"top_k": TOP_K, **given})
     except ValueError as error:
         raise ValueError(f"generation_config.json in {directory}: {error}") from None
-
-
-def render(chat: Chat, messages: Sequence[Message]) -> str:
-    """Return messages as the template writes them, up to where the answer begins.
-
-    Raises:
-      ValueError: if jinja2 is missing, or the template refuses the messages.
-    """
-    try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise ValueError(
-            "a checkpoint's chat template needs the package `jinja2`: pip install 'jaxmem[hf]'."
-        ) from None
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    # A template is code from the checkpoint: it runs in a sandbox, as in transformers.
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    env.globals["raise_exception"] = refuse
-    # Unlike jinja2's own filter, no escapes of HTML.
-    env.filters["tojson"] = lambda x, **more: json.dumps(x, ensure_ascii=False, **more)
-    try:
-        template = env.from_string(chat.template)
-        return template.render(messages=messages, add_generation_prompt=True, **chat.special)
-    except TemplateError as error:
-        raise ValueError(f"the chat template cannot write this prompt: {error}.") from None
-
-
-def around(
-    chat: Chat, question: str, placeholder: int, kind: Literal["video", "image", "audio"] = "video"
-) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "Q"]]:
-    """Return the token ids before and behind the media of a prompt with one question.
-
-    Args:
-      chat: of the checkpoint.
-      question: the user's text.
-      placeholder: token that the template writes for the media.
-      kind: of the media.
-
-    Raises:
-      ValueError: if the question is empty, or the template does not write the placeholder once.
-    """
-    if not question.strip():
-        raise ValueError("the question is empty; ask at least one word.")
-    content = [{"type": kind}, {"type": "text", "text": question}]
-    ids = chat.ids(render(chat, [{"role": "user", "content": content}]))
-    at = np.flatnonzero(ids == placeholder)
-    if len(at) != 1:
-        raise ValueError(
-            f"the chat template wrote the placeholder {placeholder} of the {kind} {len(at)} times, "
-            "expected once: the tokenizer and config.json are not of one checkpoint, or the "
-            "question holds the placeholder's text."
-        )
-    return ids[: at[0]], ids[at[0] + 1 :]

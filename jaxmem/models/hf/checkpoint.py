@@ -42,23 +42,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from safetensors import SafetensorError, safe_open
 
-from jaxmem.models.hf.config import check_keys, decoder_config, head_dim, read_json, rope_theta
-from jaxmem.models.hf.weights import (
-    Place,
-    Table,
-    Turn,
-    Weight,
-    abstract,
-    decoder_rules,
-    decoder_table,
-    dense,
-    mesh_rule,
-    moved,
-    nest,
-    norm,
-    turned,
-    under,
-)
+from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.weights import Place, Table, Weight, nest, turned
 from jaxmem.typing import Array, Params
 
 Renames = Sequence[tuple[str, str]]
@@ -259,30 +244,3 @@ def _placed(
 
 def _write(stack: Array, part: Array, layer: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stack, part.astype(stack.dtype), layer, 0)
-
-
-__all__ = [
-    "Place",
-    "Table",
-    "Turn",
-    "Weight",
-    "abstract",
-    "check_keys",
-    "decoder_config",
-    "decoder_rules",
-    "decoder_table",
-    "dense",
-    "head_dim",
-    "load",
-    "match",
-    "mesh_rule",
-    "moved",
-    "nest",
-    "norm",
-    "read_json",
-    "rename",
-    "rope_theta",
-    "stored_tensors",
-    "under",
-    "weight_files",
-]

@@ -1,143 +1,219 @@
-"""What a family reads of a checkpoint directory (`Parts`), and how that becomes a `Model`."""
+"""`Family`: one class that holds what a kind of checkpoint is, and how it becomes a `Model`.
+
+A new family is a subclass, and a line in `jaxmem.models.load.FAMILIES`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from jax.sharding import Sharding
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.memory.base import Embeds
-from jaxmem.models.base import Fitted, MediaFormat, Model
-from jaxmem.models.hf.chat import Chat
-from jaxmem.models.hf.checkpoint import Place, load
+from jaxmem.models.base import Encode, Fitted, MediaFormat, Model
+from jaxmem.models.hf.chat import Chat, Turn, Uncoded, read_chat, read_sampling
 from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.preprocessor import read_settings
 from jaxmem.models.hf.weights import Weight
 from jaxmem.typing import Params, PyTree
 
-RATE = 16_000  # samples per second of sound that is read and dropped
+RATE = 16_000  # samples per second of audio that is read and dropped
 PROBES = ("What is happening in the video now?", "Describe the video in detail.")
+ANY_SIZE = {"min_pixels": 1, "max_pixels": sys.maxsize}
+"""Preprocessor settings of an abstract model whose directory has none."""
 
-Turn = Callable[[str], tuple[np.ndarray, np.ndarray]]
-"""A question to the token ids before the video, and to those after it."""
 
+class Files(NamedTuple):
+    """What a family reads of a checkpoint: everything but the weights."""
 
-@dataclass(frozen=True)
-class Parts:
-    """All of a `Model` but its weights, in the terms of `Model`.
-
-    Attributes:
-      decoder: of the language model.
-      chat: tokenizer and chat template.
-      turn: a question to the ids around the video.
-      media: how video and audio are wanted.
-      preprocess: pieces to inputs.
-      encode: inputs to rows.
-      table: which tensors the checkpoint must hold, see `checkpoint.load`.
-      renames: older names of them.
-      ignore: patterns of tensors that it may hold besides.
-      tokens_per_piece: rows of a piece; 0: `for_frames` says.
-      for_frames: what depends on the size of the frames.
-      text_steps: how far text tokens advance.
-      finalise: maps (decoder, weights) after loading; None: they stay.
-      audio_tokens: audio tokens in a second.
-      timestamps: whether time stamps come between the frames.
-      frame: rows and columns of a frame's vision tokens; None: `for_frames` says.
-    """
-
-    decoder: DecoderConfig
+    config: Mapping[str, Any]  # config.json
+    settings: Mapping[str, Any]  # of the preprocessor; {}: there are none
     chat: Chat
-    turn: Turn
-    media: MediaFormat
-    preprocess: Callable[..., PyTree]
-    encode: Callable[[Params, Any], Embeds]
+    sampling: Sampling | None = None
+
+
+class Names(NamedTuple):
+    """Which tensors a checkpoint holds, in the terms of `checkpoint.load`."""
+
     table: Mapping[str, Weight]
     renames: Sequence[tuple[str, str]] = ()
     ignore: Sequence[str] = ()
-    tokens_per_piece: int = 0
-    for_frames: Callable[[tuple[int, int]], Fitted] | None = None
-    text_steps: Callable[[np.ndarray], np.ndarray] | None = None
-    finalise: Callable[[DecoderConfig, Params], tuple[DecoderConfig, Params]] | None = None
-    audio_tokens: int = 0
-    timestamps: bool = False
-    frame: tuple[int, int] | None = None
 
 
-def open_model(
-    parts: Parts,
-    directory: str | Path,
-    *,
-    name: str,
-    dtype: Any,
-    sharding: Place | Sharding | None,
-    max_new: int,
-    sampling: Sampling | None,
-) -> Model:
-    """Read the weights of a directory and return its model.
+def read_files(directory: str | Path, *, abstract: bool = False) -> Files:
+    """Return the small files of a checkpoint directory.
 
     Args:
-      parts: what its family has read of it.
       directory: the checkpoint.
-      name: of the model.
-      dtype: of the weights.
-      sharding: placement of the weights, see `checkpoint.load`.
-      max_new: answer tokens at most.
-      sampling: the checkpoint's own.
+      abstract: config.json is enough: without a tokenizer ids are only counted, and without
+        preprocessor settings frames may have any size.
 
     Raises:
-      ValueError: if the template cannot write a question, or the weights do not fit.
+      ValueError: if something is missing.
     """
-    prefix = parts.turn("?")[0]  # before anything large is read
-    names = {"renames": parts.renames, "ignore": parts.ignore}
-    params = load(directory, parts.table, dtype=dtype, sharding=sharding, **names)
-    decoder = parts.decoder
-    if parts.finalise is not None:
-        decoder, params = parts.finalise(decoder, params)
+    config, settings = read_json(directory), read_settings(directory)
+    if not abstract:
+        return Files(config, settings, read_chat(directory), read_sampling(directory))
+    try:
+        chat = read_chat(directory)
+    except ValueError:
+        chat = Uncoded()
+    return Files(config, settings or ANY_SIZE, chat)
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """A member of a family: what its config says, and the functions that a `Model` is made of.
+
+    Two that were read of equal files are equal.
+
+    Attributes:
+      config: static description, with `decoder`.
+      chat: tokenizer and chat template.
+      timestamps: whether time stamps come between the frames.
+    """
+
+    timestamps: ClassVar[bool] = False
+    config: Any
+    chat: Chat = field(compare=False)
+
+    @classmethod
+    @abstractmethod
+    def read(cls, files: Files, *, fps: float = 1.0, **options: Any) -> Self:
+        """Return the member that a checkpoint holds; `fps` and `options` as in `load.load`.
+
+        Raises:
+          ValueError: if something is missing or does not fit.
+        """
+
+    @property
+    @abstractmethod
+    def names(self) -> Names:
+        """Return which tensors the checkpoint must hold."""
+
+    @property
+    @abstractmethod
+    def media(self) -> MediaFormat:
+        """Return how video and audio are wanted."""
+
+    @abstractmethod
+    def turn(self, question: str) -> Turn:
+        """Return the token ids before and after the video of a prompt with one question."""
+
+    @abstractmethod
+    def preprocess(
+        self,
+        frames: np.ndarray,
+        samples: np.ndarray,
+        valid: np.ndarray,
+        past: np.ndarray,
+        start: int,
+    ) -> PyTree:
+        """Return a chunk's inputs, see `Model.preprocess`."""
+
+    @abstractmethod
+    def encode(self, params: Params, inputs: Any) -> Embeds:
+        """Return a chunk as rows."""
+
+    # What only some families have.
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """Return the language model, as `finalise` leaves it."""
+        return self.config.decoder
+
+    @property
+    def tokens_per_piece(self) -> int:
+        """Return the rows of a piece; 0: `for_frames` says."""
+        return 0
+
+    @property
+    def frame(self) -> tuple[int, int] | None:
+        """Return rows and columns of a frame's vision tokens; None: `for_frames` says."""
+        return None
+
+    @property
+    def audio_tokens(self) -> int:
+        """Return the audio tokens of a second, rounded up; 0: no audio input."""
+        return 0
+
+    def for_frames(self, size: tuple[int, int]) -> Fitted:
+        """Return what depends on the (height, width) of the frames.
+
+        Raises:
+          ValueError: if the frames cannot have that size.
+        """
+        raise NotImplementedError
+
+    def text_steps(self, ids: np.ndarray) -> np.ndarray | None:
+        """Return how far text tokens advance the position; None: one step each."""
+        del ids
+        return None
+
+    def finalise(self, params: Params) -> Params:
+        """Return the weights as the model runs them, from those that are stored."""
+        return params
+
+
+def model_of(family: Family, files: Files, params: Params, *, name: str, max_new: int) -> Model:
+    """Return the model of a family's member.
+
+    Args:
+      family: the member.
+      files: that it was read of.
+      params: its weights, finalised; or their shapes.
+      name: of the model.
+      max_new: answer tokens at most.
+
+    Raises:
+      ValueError: if the template cannot write a question.
+    """
     return Model(
         name=name,
         params=params,
-        decoder=decoder,
-        media=parts.media,
-        tokens_per_piece=parts.tokens_per_piece,
-        preprocess=parts.preprocess,
-        encode=parts.encode,
-        tokenize=lambda question: parts.turn(question)[1],
-        detokenize=lambda ids: parts.chat.text(ids).strip(),
-        end=parts.chat.end,
+        decoder=family.decoder,
+        media=family.media,
+        tokens_per_piece=family.tokens_per_piece,
+        preprocess=family.preprocess,
+        encode=Encode(family),
+        tokenize=lambda question: family.turn(question).after,
+        detokenize=lambda ids: family.chat.text(ids).strip(),
+        end=family.chat.end,
         max_new=max_new,
-        sampling=sampling,
+        sampling=files.sampling,
         probes=PROBES,
-        prefix=prefix,
-        text_steps=parts.text_steps,
-        for_frames=parts.for_frames,
-        audio_tokens=parts.audio_tokens,
-        timestamps=parts.timestamps,
-        frame=parts.frame,
-        tokenize_text=parts.chat.ids,
-        answer_start=answer_start(parts.turn),
-        max_position=max_position(directory),
+        prefix=family.turn("?").before,
+        text_steps=family.text_steps,
+        for_frames=None if family.tokens_per_piece else family.for_frames,
+        audio_tokens=family.audio_tokens,
+        timestamps=family.timestamps,
+        frame=family.frame,
+        tokenize_text=family.chat.ids,
+        answer_start=answer_start(family),
+        max_position=max_position(files.config),
     )
 
 
-def answer_start(turn: Turn) -> np.ndarray | None:
+def answer_start(family: Family) -> np.ndarray | None:
     """Return the ids that a chat template writes between a question and its answer.
 
     What two prompts with different questions end in alike; None if that is nothing.
     """
-    one, two = (turn(question)[1][::-1] for question in ("?", "Yes"))
+    one, two = (family.turn(question).after[::-1] for question in ("?", "Yes"))
     most = min(len(one), len(two))
     alike = int(np.argmin(np.append(one[:most] == two[:most], False)))
     return one[:alike][::-1].astype(np.int32) if alike else None
 
 
-def max_position(directory: str | Path) -> int | None:
-    """Return the largest position of the language model that config.json names."""
-    config = read_json(Path(directory))
+def max_position(config: Mapping[str, Any]) -> int | None:
+    """Return the largest position of the language model that a config.json names."""
     thinker = config.get("thinker_config") or config
     for part in (thinker.get("text_config"), thinker, config):
         if part and part.get("max_position_embeddings"):

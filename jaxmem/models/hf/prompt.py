@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 def plan(
     ids: Sequence[int] | np.ndarray,
     pos: np.ndarray,
-    span: Sequence[int] | np.ndarray | int,
+    advance: Sequence[int] | np.ndarray | int,
     features: Mapping[int, tuple[int, int]],
 ) -> Plan:
     """Return the plan of a whole prompt.
@@ -39,7 +39,7 @@ def plan(
     Args:
       ids: token ids [T].
       pos: their positions [T, A].
-      span: where the next token stands, [A] or the same on every axis.
+      advance: where the next token stands, [A] or the same on every axis.
       features: for every placeholder token its kind and the first of its features; the features of
         one token follow each other in the order of its placeholders.
     """
@@ -48,7 +48,7 @@ def plan(
     for token, (its_kind, first) in features.items():
         mine = ids == token
         place[mine], kind[mine] = first + np.arange(mine.sum()), its_kind
-    return Plan(ids, place, pos, kind, np.full(pos.shape[1], span, np.int32))
+    return Plan(ids, place, pos, kind, np.full(pos.shape[1], advance, np.int32))
 
 
 def pad(part: Plan, size: int) -> Plan:
@@ -109,12 +109,12 @@ def fill(
       features: of the encoders, or None if nothing but text is planned.
       deep: features that are added after layer l < n (DeepStack), for the same rows.
     """
-    ids, place, rel, kind, span = (jnp.asarray(x) for x in part)
+    ids, place, pos, modality, advance = (jnp.asarray(x) for x in part)
     x = embed(decoder, ids)
     if features is None:
-        return Embeds(x, rel, kind, span)
+        return Embeds(x, pos, modality, advance)
     own, at = (place >= 0)[:, None], jnp.maximum(place, 0)
     x = jnp.where(own, features[at].astype(x.dtype), x)
     if deep is not None:
         deep = jnp.where(own[None], deep[:, at], jnp.zeros((), deep.dtype)).astype(x.dtype)
-    return Embeds(x, rel, kind, span, deep)
+    return Embeds(x, pos, modality, advance, deep)

@@ -6,7 +6,7 @@ See `jaxmem.models.hf.checkpoint` for the format and for what reads them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -159,11 +159,6 @@ def nest(flat: Mapping[str, Any]) -> Params:
 def abstract(table: Table, dtype: Any = jnp.float32) -> Params:
     """Return the tree as shapes and dtypes: what `load` would return, without reading anything."""
     return nest({p: jax.ShapeDtypeStruct(w.tree_shape, dtype) for p, w in table.items()})
-
-
-def moved(table: Table, prefix: str) -> dict[str, Weight]:
-    """Return a table whose stored names begin with `prefix`: a part inside a larger checkpoint."""
-    return {path: replace(w, name=prefix + w.name) for path, w in table.items()}
 
 
 def mesh_rule(mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] = ()) -> Place:

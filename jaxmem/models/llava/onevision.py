@@ -3,7 +3,7 @@
 A frame is one picture of the SigLIP encoder, projected to the decoder's width and pooled to half
 the side (27 x 27 to 14 x 14: 196 tokens). A video is its frames one after the other, then one
 learned newline vector. A picture is the whole of it in one tile and, if it came in more, the others
-put together at their full resolution with a newline behind every row. Positions are 1-axis.
+put together at their full resolution with a newline after every row. Positions are 1-axis.
 
 Names of LLaVA-NeXT's own checkpoints (LLaVA-Video) are renamed to those of transformers.
 """
@@ -181,7 +181,7 @@ def encode(
 def video_features(
     params: Params, config: LlavaConfig, pixels: Float[Array, "F Y X C"]
 ) -> Float[Array, "m E"]:
-    """Return the tokens of a whole video: its frames and one newline behind the last."""
+    """Return the tokens of a whole video: its frames and one newline after the last."""
     return jnp.concatenate([encode(params, config, pixels), params["newline"][None]])
 
 

@@ -1,13 +1,10 @@
-"""A LLaVA-OneVision checkpoint directory as a `Model` that the streaming loop takes."""
+"""LLaVA-OneVision as a `Family` that streams."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from math import isqrt
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +14,11 @@ from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.kv import EMPTY, VISION
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import MediaFormat
-from jaxmem.models.hf.chat import Chat, around, read_chat
-from jaxmem.models.hf.checkpoint import read_json
-from jaxmem.models.hf.family import RATE, Parts, Turn
-from jaxmem.models.hf.preprocessor import Pixels, pixels_of, read_settings
+from jaxmem.models.hf.chat import Turn
+from jaxmem.models.hf.family import RATE, Family, Files, Names
+from jaxmem.models.hf.preprocessor import Pixels, pixels_of
 from jaxmem.models.llava import onevision as family
-from jaxmem.models.llava.onevision import LlavaConfig
-from jaxmem.typing import Array, Bool, Float, Int, Params, UInt
-
-See = Callable[[Params, Any, Float[Array, "F Y X C"]], Float[Array, "m E"]]
+from jaxmem.typing import Array, Bool, Float, Params, UInt
 
 
 class Inputs(NamedTuple):
@@ -35,111 +28,113 @@ class Inputs(NamedTuple):
     valid: Bool[Any, "C"]
 
 
-def read_pixels(directory: str | Path) -> Pixels:
-    """Return the normalisation of a directory's preprocessor settings, or SigLIP's own."""
-    return pixels_of(read_settings(directory))
+@dataclass(frozen=True)
+class LlavaFamily(Family):
+    """A LLaVA whose frames have one size, one after the other on one axis; see `Family`.
 
-
-def preprocess(
-    frames: np.ndarray, samples: np.ndarray, valid: np.ndarray, past: np.ndarray, start: int
-) -> Inputs:
-    """Return a chunk's inputs; sound is not used, and every piece is laid out alike."""
-    del samples, past, start
-    return Inputs(frames, valid)
-
-
-def encode(see: See, config: LlavaConfig, pixels: Pixels, params: Params, inputs: Inputs) -> Embeds:
-    """Return a chunk as rows: pieces one after the other, padding last.
-
-    Args:
-      see: the tokens of frames, `frame_tokens` for each.
-      config: of the model.
+    Attributes:
+      fps: pictures per second, a whole number.
       pixels: normalisation of the frames.
-      params: of the model.
-      inputs: the chunk.
     """
-    frames = jnp.asarray(inputs.frames)
-    pieces, per_piece = frames.shape[:2]
-    x = see(params, config, pixels(frames.reshape(-1, *frames.shape[2:])))
-    rows, each = x.shape[0], per_piece * config.frame_tokens
-    real = jnp.repeat(jnp.asarray(inputs.valid), each, total_repeat_length=pieces * each)
-    return Embeds(
-        x=x,
-        pos=jnp.arange(rows, dtype=jnp.int32)[:, None],
-        modality=jnp.where(real, VISION, EMPTY).astype(jnp.int8),
-        advance=each * jnp.sum(inputs.valid, dtype=jnp.int32).reshape(1),
-    )
+
+    config: family.LlavaConfig
+    fps: int
+    pixels: Pixels
+
+    @classmethod
+    def read(cls, files: Files, *, fps: float = 1.0) -> Self:
+        """Return the member that a checkpoint holds."""
+        if fps < 1 or fps != int(fps):
+            raise ValueError(f"fps must be a whole number of frames in each second, got {fps}.")
+        config = cls.read_config(files.config)
+        return cls(config, files.chat, int(fps), pixels_of(files.settings))
+
+    @staticmethod
+    def read_config(config: Any) -> family.LlavaConfig:
+        """Return the model that a config.json describes."""
+        return family.read_config(config)
+
+    @property
+    def names(self) -> Names:
+        """Return which tensors the checkpoint must hold."""
+        table = family.weight_table(self.config)
+        return Names(table, family.RENAMES, family.ignored(self.config))
+
+    @property
+    def media(self) -> MediaFormat:
+        """Return how video is wanted; audio is read and dropped."""
+        side = self.config.vision.side
+        return MediaFormat(float(self.fps), (side, side), RATE, 1.0)
+
+    @property
+    def tokens_per_piece(self) -> int:
+        """Return the rows of a second."""
+        return self.fps * self.config.frame_tokens
+
+    @property
+    def frame(self) -> tuple[int, int] | None:
+        """Return rows and columns of a frame: a square, or one with a newline after every row."""
+        tokens = self.config.frame_tokens
+        rows = isqrt(tokens)
+        return next(((rows, n) for n in (rows, rows + 1) if rows * n == tokens), None)
+
+    def preprocess(
+        self,
+        frames: np.ndarray,
+        samples: np.ndarray,
+        valid: np.ndarray,
+        past: np.ndarray,
+        start: int,
+    ) -> Inputs:
+        """Return a chunk's inputs; audio is not used, and every piece is laid out alike."""
+        del samples, past, start
+        return Inputs(frames, valid)
+
+    def tokens(self, params: Params, pixels: Float[Array, "F Y X C"]) -> Float[Array, "m E"]:
+        """Return the tokens of normalised frames, `frame_tokens` for each."""
+        return family.encode(params, self.config, pixels)
+
+    def encode(self, params: Params, inputs: Inputs) -> Embeds:
+        """Return a chunk as rows: pieces one after the other, padding last."""
+        frames = jnp.asarray(inputs.frames)
+        pieces, per_piece = frames.shape[:2]
+        x = self.tokens(params, self.pixels(frames.reshape(-1, *frames.shape[2:])))
+        rows, each = x.shape[0], per_piece * self.config.frame_tokens
+        real = jnp.repeat(jnp.asarray(inputs.valid), each, total_repeat_length=pieces * each)
+        return Embeds(
+            x=x,
+            pos=jnp.arange(rows, dtype=jnp.int32)[:, None],
+            modality=jnp.where(real, VISION, EMPTY).astype(jnp.int8),
+            advance=each * jnp.sum(inputs.valid, dtype=jnp.int32).reshape(1),
+        )
 
 
-def with_newline(
-    video: int, decoder: DecoderConfig, params: Params
-) -> tuple[DecoderConfig, Params]:
-    """Return the decoder and weights in which the video's placeholder token IS the newline vector.
+@dataclass(frozen=True)
+class LlavaOnevision(LlavaFamily):
+    """LLaVA-OneVision: a newline vector after the last frame.
 
-    A stream has no end, so the newline behind the last frame is the first row of each question, and
-    rows of a question are looked up by token. A tied output matrix is split off first: it keeps the
-    placeholder's own row, and with it the checkpoint's logits.
+    A stream has no end, so the newline is the first row of each question. Rows of a question are
+    looked up by token: the video's placeholder token IS the newline vector. A tied output matrix is
+    split off first: it keeps the placeholder's own row, and with it the checkpoint's logits.
     """
-    mine = dict(params["decoder"])
-    table = mine["embedding"]["embedding"]
-    if decoder.tied:
-        decoder, mine["head"] = replace(decoder, tied=False), {"kernel": jnp.copy(table.T)}
-    put = jax.jit(lambda t, row: t.at[video].set(row.astype(t.dtype)), donate_argnums=0)
-    mine["embedding"] = {"embedding": put(table, params["newline"])}
-    return decoder, {**params, "decoder": mine}
 
+    @property
+    def decoder(self) -> DecoderConfig:
+        """Return the language model with an output matrix of its own."""
+        return replace(self.config.decoder, tied=False)
 
-def llava_parts(
-    directory: str | Path, config: LlavaConfig, chat: Chat, turn: Turn, see: See, fps: float
-) -> Parts:
-    """Return the parts of a model whose frames have one size; arguments as in `encode`.
+    def turn(self, question: str) -> Turn:
+        """Return the token ids around the video, its newline with those after it."""
+        before, after = self.chat.around(question, self.config.video)
+        return Turn(before, np.insert(after, 0, np.int32(self.config.video)))
 
-    Args:
-      directory: the checkpoint.
-      config: of the model.
-      chat: tokenizer and chat template.
-      turn: a question to the ids before the video, and to those behind it.
-      see: the tokens of frames.
-      fps: pictures per second.
-
-    Raises:
-      ValueError: if a second does not hold a whole number of frames.
-    """
-    if fps < 1 or fps != int(fps):
-        raise ValueError(f"fps must be a whole number of frames in each second, got {fps}.")
-    return Parts(
-        decoder=config.decoder,
-        chat=chat,
-        turn=turn,
-        media=MediaFormat(fps, (config.vision.side, config.vision.side), RATE, 1.0),
-        preprocess=preprocess,
-        encode=partial(encode, see, config, read_pixels(directory)),
-        table=family.weight_table(config),
-        renames=family.RENAMES,
-        ignore=family.ignored(config),
-        tokens_per_piece=int(fps) * config.frame_tokens,
-        frame=frame_of(config.frame_tokens),
-    )
-
-
-def frame_of(tokens: int) -> tuple[int, int] | None:
-    """Return rows and columns of a frame: a square, or one with a newline after every row."""
-    rows = isqrt(tokens)
-    return next(((rows, n) for n in (rows, rows + 1) if rows * n == tokens), None)
-
-
-def read_parts(directory: str | Path, *, fps: float = 1.0) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
-
-    Raises:
-      ValueError: if something is missing or does not fit.
-    """
-    config, chat = family.read_config(read_json(directory)), read_chat(directory)
-    newline = np.array([config.video], np.int32)
-
-    def turn(question: str) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "Q"]]:
-        before, behind = around(chat, question, config.video)
-        return before, np.concatenate([newline, behind])
-
-    parts = llava_parts(directory, config, chat, turn, family.encode, fps)
-    return replace(parts, finalise=partial(with_newline, config.video))
+    def finalise(self, params: Params) -> Params:
+        """Return the weights in which the placeholder's embedding is the newline vector."""
+        mine = dict(params["decoder"])
+        table = mine["embedding"]["embedding"]
+        if self.config.decoder.tied:
+            mine["head"] = {"kernel": jnp.copy(table.T)}
+        row = self.config.video
+        put = jax.jit(lambda t, line: t.at[row].set(line.astype(t.dtype)), donate_argnums=0)
+        mine["embedding"] = {"embedding": put(table, params["newline"])}
+        return {**params, "decoder": mine}

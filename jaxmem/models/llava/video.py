@@ -1,7 +1,7 @@
 """LLaVA-Video (7B on Qwen2; arXiv 2410.02713) in the layout of LLaVA-NeXT's own checkpoints.
 
 Encoder, projector, weights and positions are those of `jaxmem.models.llava.onevision`. A frame is
-pooled to half the side and written row by row with the learned newline behind EVERY row: 27 x 27
+pooled to half the side and written row by row with the learned newline after EVERY row: 27 x 27
 patches become 14 x (14 + 1) tokens by bilinear pooling, 13 x (13 + 1) by averages. Frames follow
 each other with nothing between them. config.json names the encoder and does not describe it; of its
 blocks the last one is not stored, and the features are the output of the one before.
@@ -122,7 +122,7 @@ def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
 def with_row_ends(
     x: Float[Array, "F r c E"], newline: Float[Array, "E"]
 ) -> Float[Array, "F r c+1 E"]:
-    """Return grids of tokens with the newline behind every row."""
+    """Return grids of tokens with the newline after every row."""
     frames, rows, _, width = x.shape
     ends = jnp.broadcast_to(newline.reshape(1, 1, 1, -1), (frames, rows, 1, width))
     return jnp.concatenate([x, ends.astype(x.dtype)], axis=2)

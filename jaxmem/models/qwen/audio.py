@@ -108,7 +108,7 @@ def encode_audio(
     *,
     taps: Sequence[int] = (),
 ) -> tuple[Float[Array, "m E"], list[Float[Array, "t W"]]]:
-    """Return the tokens of clips of sound, one clip behind the other.
+    """Return the tokens of clips of sound, one clip after the other.
 
     Args:
       params: {"conv1", "conv2", "blocks" (stacked), "norm", "proj"}.

@@ -6,9 +6,9 @@ A piece of a stream is a whole number of frames of patches, each of `temporal` p
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from jaxmem.models.encoders.vision_parts import Grid, patchify
@@ -18,7 +18,6 @@ from jaxmem.models.hf.preprocessor import (
     Pixels,
     limits_of,
     pixels_of,
-    read_settings,
     smart_resize,
 )
 from jaxmem.typing import Array, Float, UInt
@@ -79,7 +78,7 @@ class Clip:
 
 
 def read_clip(
-    directory: str | Path,
+    settings: Mapping[str, Any],
     vision: Any,
     fps: float,
     *,
@@ -87,10 +86,10 @@ def read_clip(
     max_pixels: int | None = None,
     whole_videos: bool = False,
 ) -> Clip:
-    """Return how a directory wants pictures.
+    """Return how a checkpoint wants pictures.
 
     Args:
-      directory: the checkpoint.
+      settings: of its preprocessor.
       vision: config of the encoder, with `patch`, `temporal` and `merge`.
       fps: pictures per second.
       piece_seconds: length of a piece; None: one frame of patches.
@@ -101,7 +100,6 @@ def read_clip(
       ValueError: if the settings are missing or those of another encoder, or a piece would not hold
         a whole number of frames.
     """
-    settings = read_settings(directory)
     for key, mine in (("patch", "patch_size"), ("temporal", "temporal_patch_size")):
         found = getattr(vision, key)
         check_value(f"{mine} of the preprocessor", settings.get(mine, found), found)

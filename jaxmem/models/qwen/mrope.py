@@ -1,7 +1,7 @@
 """Position rules of the Qwen families: three integers (time, row, column) for every token.
 
 A prompt is text, whose tokens advance all three axes by one, and blocks: a picture, a video, a
-frame, a clip of sound. A block has positions of its own and says how far behind its beginning the
+frame, a clip of sound. A block has positions of its own and says how far after its beginning the
 next token stands. Everything is exact integers on the host; nothing is accumulated in floats, so a
 stream of any length has the positions that one prompt over all of it would have.
 """
@@ -57,7 +57,7 @@ def line(count: int) -> Int[np.ndarray, "n 3"]:
 
 
 def to_the_end(pos: Int[np.ndarray, "n 3"]) -> Block:
-    """Return a block behind which text goes on after the largest position on any axis."""
+    """Return a block: text goes on after the largest position on any axis."""
     return Block(pos, int(pos.max()) + 1)
 
 

@@ -4,7 +4,7 @@ Time is a clock of `ticks_per_second` (25 in the released models), and a token o
 tick. Sound stands at its tick on all three axes, a frame at (its tick, row, column). The tokens of
 a video with sound alternate in chunks of `chunk_ticks`: the frames of the chunk, then its sound.
 Around them `<|vision_bos|><|audio_bos|>` share one position, `<|audio_eos|><|vision_eos|>` another.
-Text goes on behind the largest position on any axis; behind a video with sound only its last token
+Text goes on after the largest position on any axis; after a video with sound only its last token
 counts, as released, also where the sound ends before the last frame.
 """
 
@@ -43,9 +43,9 @@ class OmniLayout:
       video: placeholder token of videos.
       audio: placeholder token of sound.
       vision_start: token before a picture or video.
-      vision_end: token behind it.
+      vision_end: token after it.
       audio_start: token before a clip of sound.
-      audio_end: token behind it.
+      audio_end: token after it.
       merge: side of the cell of patches that becomes one token.
       ticks_per_second: of the temporal axis.
       chunk_ticks: how long video and sound take turns.
@@ -73,9 +73,9 @@ class Mixed(NamedTuple):
 def turns_of(times: Int[np.ndarray, "n"], every: int) -> list[slice]:
     """Cut tokens into the chunks in which video and sound take turns.
 
-    `times` never decrease. As released: a token at or behind the next boundary begins a chunk and
+    `times` never decrease. As released: a token at or after the next boundary begins a chunk and
     moves the boundary by one chunk only. A frame that jumps over a boundary altogether is therefore
-    cut behind its first token, for each boundary that it jumped over.
+    cut after its first token, for each boundary that it jumped over.
     """
     starts, boundary, i = [0], every, 0
     while True:
@@ -124,7 +124,7 @@ def _frames(layout: OmniLayout, grid: Grid, seconds: Seconds) -> Int[np.ndarray,
 
 
 def _around(content: Int[np.ndarray, "n 3"]) -> Block:
-    """Return content with two tokens before it at one position, and two behind it at another."""
+    """Return content with two tokens before it at one position, and two after it at another."""
     pos = np.zeros((len(content) + 4, 3), np.int64)
     pos[2:-2] = 1 + content
     pos[-2:] = pos[-3].max() + 1
@@ -252,7 +252,7 @@ def video_chunk(
 ) -> Plan:
     """Return the plan of one chunk of an endless video with sound, `chunk_ticks` long.
 
-    The stream's position is (begin + ticks of the chunks before, begin, begin), with begin behind
+    The stream's position is (start + ticks of the chunks before, start, start), with start after
     the tokens that open the video. Features are those of the frames, then those of the sound.
 
     Args:

@@ -1,17 +1,17 @@
 """Qwen2.5-VL (3B, 7B, 32B, 72B; arXiv 2502.13923): config, weights, token layout, positions.
 
 A video is `<|vision_start|>`, its tokens frame by frame, `<|vision_end|>`. A token stands at (tick,
-row, column) behind the begin of the video, where a frame's tick is
-floor(frame * seconds per frame * ticks per second). Text then goes on behind the largest of all
+row, column) after the start of the video, where a frame's tick is
+floor(frame * seconds per frame * ticks per second). Text then goes on after the largest of all
 three axes; that is the rule of the original release (transformers 4.50.3) and the default here.
 Later versions of transformers changed it, see `Rule`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,7 +48,7 @@ Rule = Literal["4.50", "4.57", "5.23"]
 """Version of transformers whose positions are wanted.
 
 "4.50" is the release. "4.57" truncates the seconds per frame to a whole number first. "5.23" lets
-text go on at max(rows, columns) behind the begin of a video, even if its ticks went further.
+text go on at max(rows, columns) after the start of a video, even if its ticks went further.
 """
 
 
@@ -62,7 +62,7 @@ class Qwen25VLConfig:
       image: placeholder token of pictures.
       video: placeholder token of videos.
       vision_start: token before a picture or video.
-      vision_end: token behind it.
+      vision_end: token after it.
       ticks_per_second: of the temporal axis.
     """
 
@@ -75,7 +75,7 @@ class Qwen25VLConfig:
     ticks_per_second: int = 2
 
 
-def read_config(config: dict) -> Qwen25VLConfig:
+def read_config(config: Mapping[str, Any]) -> Qwen25VLConfig:
     """Return the model that a config.json describes.
 
     Raises:
@@ -190,7 +190,7 @@ def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: Seconds
 def after_video(
     config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: Seconds
 ) -> Int[np.ndarray, "3"]:
-    """Return where text behind a video stands, relative to the position that its chunks reached.
+    """Return where text after a video stands, relative to the position that its chunks reached.
 
     Args:
       config: of the model.
@@ -208,7 +208,7 @@ def after_video(
 def text_after(
     config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: Seconds
 ) -> Int[np.ndarray, "3"]:
-    """Return `Embeds.after` of text behind a video: the rule of `after_video`, axis by axis.
+    """Return `Embeds.start` of text after a video: the rule of `after_video`, axis by axis.
 
     The largest coordinate of base + this is where `after_video` puts the text, and stays sensible
     where a memory has numbered the stream anew: nothing in it grows with the stream.

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL checkpoint directory as a `Model` that the streaming loop takes.
+"""Qwen2.5-VL as a `Family` that streams.
 
 The prompt is the chat template's; the video between `<|vision_start|>` and `<|vision_end|>` is the
 stream. A piece is one frame of patches (two pictures).
@@ -7,30 +7,38 @@ stream. A piece is one frame of patches (two pictures).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from typing import Self
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.memory.base import Embeds
-from jaxmem.models.hf.chat import read_chat
-from jaxmem.models.hf.checkpoint import read_json
-from jaxmem.models.hf.family import Parts
+from jaxmem.models.hf.chat import Turn
+from jaxmem.models.hf.family import Files
 from jaxmem.models.hf.prompt import Plan, fill
 from jaxmem.models.qwen import qwen2_5_vl as family
-from jaxmem.models.qwen.clip import Clip, Size, read_clip
-from jaxmem.models.qwen.qwen2_5_vl import Qwen25VLConfig
-from jaxmem.models.qwen.stream import Inputs, qwen_parts, turn_of
+from jaxmem.models.qwen.clip import Size, read_clip
+from jaxmem.models.qwen.stream import Inputs, QwenFamily
 from jaxmem.typing import Int, Params
 
 
 @dataclass(frozen=True)
-class Layout:
-    """See `qwen_model.Layout`."""
+class Qwen25VL(QwenFamily):
+    """Qwen2.5-VL; see `Family`."""
 
-    config: Qwen25VLConfig
-    clip: Clip
+    module = family
+    config: family.Qwen25VLConfig
+
+    @classmethod
+    def read(cls, files: Files, *, fps: float = 1.0, max_pixels: int | None = None) -> Self:
+        """Return the member that a checkpoint holds."""
+        config = family.read_config(files.config)
+        clip = read_clip(files.settings, config.vision, fps, max_pixels=max_pixels)
+        return cls(config, files.chat, clip)
+
+    def turn(self, question: str) -> Turn:
+        """Return the token ids around the video."""
+        return self.chat.around(question, self.config.video)
 
     def rows(self, size: Size) -> int:
         """Return the rows of a piece."""
@@ -41,25 +49,13 @@ class Layout:
         first = start * self.clip.per_piece
         return family.video_chunk(self.config, first, self.clip.grid(size, real), self.clip.seconds)
 
-    def after(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
-        """Return `Embeds.after` of a question behind so many pieces."""
+    def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
+        """Return `Embeds.start` of a question after so many pieces."""
         frames, rows, columns = self.clip.grid(size, pieces)
         return family.text_after(self.config, frames, rows, columns, self.clip.seconds)
 
-
-def encode(config: Qwen25VLConfig, clip: Clip, params: Params, inputs: Inputs) -> Embeds:
-    """Return a chunk as rows."""
-    patches, grid = clip.patches(jnp.asarray(inputs.frames))
-    return fill(params["decoder"], inputs.plan, family.encode(params, config, patches, [grid]))
-
-
-def read_parts(directory: str | Path, *, fps: float = 1.0, max_pixels: int | None = None) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
-
-    Raises:
-      ValueError: if something is missing or does not fit.
-    """
-    config, chat = family.read_config(read_json(directory)), read_chat(directory)
-    clip = read_clip(directory, config.vision, fps, max_pixels=max_pixels)
-    turn, make = turn_of(chat, config.video), partial(encode, config, clip)
-    return qwen_parts(family, config, chat, clip, Layout(config, clip), turn, make)
+    def encode(self, params: Params, inputs: Inputs) -> Embeds:
+        """Return a chunk as rows."""
+        patches, grid = self.clip.patches(jnp.asarray(inputs.frames))
+        seen = family.encode(params, self.config, patches, [grid])
+        return fill(params["decoder"], inputs.plan, seen)

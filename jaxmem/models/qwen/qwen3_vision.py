@@ -168,7 +168,7 @@ def merge(
 ) -> Float[Array, "m E"]:
     """Return one token for each cell of patches, in raster order.
 
-    The cell is concatenated before the norm for DeepStack, behind it for the decoder's input.
+    The cell is concatenated before the norm for DeepStack, after it for the decoder's input.
     """
     cell = config.merge**2 * config.width
     x = h.reshape(-1, cell) if deep else h

@@ -2,8 +2,8 @@
 
 Every frame of a video is `<12.5 seconds>` in words, `<|vision_start|>`, its tokens,
 `<|vision_end|>`. Time is in the words: a frame is a block of rows and columns at one temporal
-position, and what follows stands max(rows, columns) behind its begin. A stream of any length is
-therefore the same arithmetic from every chunk's begin, on all three axes alike.
+position, and what follows stands max(rows, columns) after its start. A stream of any length is
+therefore the same arithmetic from every chunk's start, on all three axes alike.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Qwen3VLConfig:
       image: placeholder token of pictures.
       video: placeholder token of videos.
       vision_start: token before a picture or frame.
-      vision_end: token behind it.
+      vision_end: token after it.
     """
 
     decoder: DecoderConfig

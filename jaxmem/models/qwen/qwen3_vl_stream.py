@@ -1,79 +1,75 @@
-"""A Qwen3-VL checkpoint directory as a `Model` that the streaming loop takes.
+"""Qwen3-VL as a `Family` that streams.
 
 The processor writes every frame as its time in words, `<|vision_start|>`, its tokens,
 `<|vision_end|>`, in place of the template's one video: those rows are the stream. A piece is one
-frame of patches (two pictures) with its words, which are rows of kind TEXT.
+frame of patches (two pictures) with its words, which are rows of modality TEXT.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmem.memory.base import Embeds
-from jaxmem.models.hf.chat import Chat, read_chat
-from jaxmem.models.hf.checkpoint import read_json
-from jaxmem.models.hf.family import Parts
+from jaxmem.models.hf.chat import Chat, Turn
+from jaxmem.models.hf.family import Files
 from jaxmem.models.hf.prompt import Plan, fill
 from jaxmem.models.qwen import qwen3_vl as family
 from jaxmem.models.qwen.clip import Clip, Size, read_clip
-from jaxmem.models.qwen.qwen3_vl import Qwen3VLConfig
-from jaxmem.models.qwen.stream import Inputs, qwen_parts, turn_of
-from jaxmem.typing import Int, Params
+from jaxmem.models.qwen.stream import Inputs, QwenFamily, without
+from jaxmem.typing import Params
 
 LONGEST = "<999999.9 seconds>"
 """Room for the words of eleven days."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """See `qwen_model.Layout`; `words` are the tokens of the longest time stamp."""
+def stamps(chat: Chat, numbers: Iterable[int], temporal: int, clip: Clip) -> list[list[int]]:
+    """Return the token ids of time stamps, each of `temporal` pictures."""
+    return [chat.ids(family.stamp(i, temporal, clip.fps)).tolist() for i in numbers]
 
-    config: Qwen3VLConfig
-    clip: Clip
-    chat: Chat
-    words: int
+
+def stamp_rows(chat: Chat) -> int:
+    """Return the rows of the longest time stamp and the two tokens around its frame."""
+    return len(chat.ids(LONGEST)) + 2
+
+
+@dataclass(frozen=True)
+class Qwen3VL(QwenFamily):
+    """Qwen3-VL; see `Family`."""
+
+    module = family
+    timestamps = True
+    config: family.Qwen3VLConfig
+
+    @classmethod
+    def read(cls, files: Files, *, fps: float = 1.0, max_pixels: int | None = None) -> Self:
+        """Return the member that a checkpoint holds."""
+        config = family.read_config(files.config)
+        more = {"max_pixels": max_pixels, "whole_videos": True}
+        return cls(config, files.chat, read_clip(files.settings, config.vision, fps, **more))
+
+    def turn(self, question: str) -> Turn:
+        """Return the token ids around the frames, each of which brings its own pair."""
+        turn = self.chat.around(question, self.config.video)
+        return without(turn, (self.config.vision_start, self.config.vision_end))
 
     def rows(self, size: Size) -> int:
         """Return the rows of a piece with the longest time stamps."""
-        return self.clip.tokens(size) + self.clip.per_piece * (self.words + 2)
+        return self.clip.tokens(size) + self.clip.per_piece * stamp_rows(self.chat)
 
     def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
         """Return the plan of a chunk."""
-        each = self.clip.per_piece
-        times = [
-            family.stamp(frame, self.clip.temporal, self.clip.fps)
-            for frame in range(start * each, (start + real) * each)
-        ]
-        stamps = [self.chat.ids(time).tolist() for time in times]
-        grid = self.clip.grid(size, real)
-        return family.video_chunk(self.config, stamps, grid, pieces * self.rows(size))
+        each, clip = self.clip.per_piece, self.clip
+        frames = range(start * each, (start + real) * each)
+        words = stamps(self.chat, frames, clip.temporal, clip)
+        grid = clip.grid(size, real)
+        return family.video_chunk(self.config, words, grid, pieces * self.rows(size))
 
-    def after(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
-        """Return zeros: text goes on where the last frame's closing token ended."""
-        return np.zeros(3, np.int32)
-
-
-def encode(config: Qwen3VLConfig, clip: Clip, params: Params, inputs: Inputs) -> Embeds:
-    """Return a chunk as rows, with the features that DeepStack adds."""
-    patches, grid = clip.patches(jnp.asarray(inputs.frames))
-    seen = family.encode(params, config, patches, [grid])
-    return fill(params["decoder"], inputs.plan, seen.tokens, seen.deep)
-
-
-def read_parts(directory: str | Path, *, fps: float = 1.0, max_pixels: int | None = None) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
-
-    Raises:
-      ValueError: if something is missing or does not fit.
-    """
-    config, chat = family.read_config(read_json(directory)), read_chat(directory)
-    clip = read_clip(directory, config.vision, fps, max_pixels=max_pixels, whole_videos=True)
-    layout = Layout(config, clip, chat, len(chat.ids(LONGEST)))
-    turn = turn_of(chat, config.video, drop=(config.vision_start, config.vision_end))
-    parts = qwen_parts(family, config, chat, clip, layout, turn, partial(encode, config, clip))
-    return replace(parts, timestamps=True)
+    def encode(self, params: Params, inputs: Inputs) -> Embeds:
+        """Return a chunk as rows, with the features that DeepStack adds."""
+        patches, grid = self.clip.patches(jnp.asarray(inputs.frames))
+        seen = family.encode(params, self.config, patches, [grid])
+        return fill(params["decoder"], inputs.plan, seen.tokens, seen.deep)

@@ -4,7 +4,7 @@ A frame is `temporal` pictures. Two bases, two layouts:
 
 * Qwen2.5-VL: frame by frame its tokens, then its sound, all inside one pair of vision tokens. A
   frame stands at (tick, row, column) as in Qwen2.5-VL, token j of the sound at (j, 0, j), both
-  counted from one begin: a tick and a token of sound are half a second each. Text goes on behind
+  counted from one start: a tick and a token of sound are half a second each. Text goes on after
   the largest position on any axis.
 * Qwen3-VL: the time in words, `<|vision_start|>`, the tokens of the frame (or of a group of frames,
   numbered within the group), their sound, `<|vision_end|>`. Sound stands like text.
@@ -34,7 +34,7 @@ class Video(NamedTuple):
 
     ids: Int[np.ndarray, "n"]
     pos: Int[np.ndarray, "n 3"]
-    span: Int[np.ndarray, "3"]  # how far they move the begin of the frames that follow
+    advance: Int[np.ndarray, "3"]  # how far they move where the frames that follow begin
 
 
 def shares(
@@ -101,8 +101,8 @@ def aligned_video(
 ) -> Video:
     """Return frames as the Qwen2.5-VL base has them.
 
-    Positions begin at (begin of the video + tick of the first frame, begin, begin). The columns of
-    sound count its tokens from the begin of the video, so they grow with the stream; rows and
+    Positions begin at (start of the video + tick of the first frame, start, start). The columns of
+    sound count its tokens from the start of the video, so they grow with the stream; rows and
     columns of the frames do not.
 
     Args:
@@ -123,14 +123,14 @@ def aligned_video(
         pos += [seen, (heard + line(count)) * np.array([[1, 0, 1]])]
         heard += count
     place = np.concatenate(pos) - np.array([[times[0], 0, 0]])
-    span = as_int32(np.array([times[-1] - times[0], 0, 0]))
-    return Video(np.array(ids, np.int32), as_int32(place), span)
+    advance = as_int32(np.array([times[-1] - times[0], 0, 0]))
+    return Video(np.array(ids, np.int32), as_int32(place), advance)
 
 
 def text_after(
     config: SalmonnConfig, frames: int, cells: tuple[int, int], seconds: Fraction
 ) -> Int[np.ndarray, "3"]:
-    """Return `Embeds.after` of text behind `aligned_video`s: it stands behind the largest position.
+    """Return `Embeds.start` of text after `aligned_video`s: it stands after the largest position.
 
     Args:
       config: of the model.
@@ -152,22 +152,22 @@ def video_plan(config: SalmonnConfig, video: Video, heard: int | None = None) ->
     Args:
       config: of the model.
       video: the frames.
-      heard: the first feature of sound; None: right behind those of the frames.
+      heard: the first feature of sound; None: right after those of the frames.
     """
     first = int((video.ids == config.base.video).sum()) if heard is None else heard
     features = {config.base.video: (VISION, 0), config.audio: (AUDIO, first)}
-    return plan(video.ids, video.pos, video.span, features)
+    return plan(video.ids, video.pos, video.advance, features)
 
 
 def prompt_plan(
-    config: SalmonnConfig, before: Sequence[int], video: Video, behind: Sequence[int]
+    config: SalmonnConfig, before: Sequence[int], video: Video, after: Sequence[int]
 ) -> Plan:
     """Return the plan of a whole prompt: text, one whole video, text.
 
     Features are those of all frames, then those of all sound.
     """
-    after = len(before) + int(video.pos.max()) + 1
-    pos = [line(len(before)), len(before) + video.pos, after + line(len(behind))]
-    ids = np.concatenate([np.asarray(before), video.ids, np.asarray(behind)]).astype(np.int32)
-    whole = Video(ids, as_int32(np.concatenate(pos)), np.full(3, after + len(behind), np.int32))
+    end = len(before) + int(video.pos.max()) + 1
+    pos = [line(len(before)), len(before) + video.pos, end + line(len(after))]
+    ids = np.concatenate([np.asarray(before), video.ids, np.asarray(after)]).astype(np.int32)
+    whole = Video(ids, as_int32(np.concatenate(pos)), np.full(3, end + len(after), np.int32))
     return video_plan(config, whole)

@@ -1,18 +1,17 @@
-"""A video-SALMONN 2+ checkpoint directory as a `Model` that the streaming loop takes.
+"""video-SALMONN 2+ as a `Family` that streams.
 
-Whisper hears a clip of 30 s at once, so a piece of the stream is 30 s of frames with their sound:
+Whisper hears a clip of 30 s at once, so a piece of the stream is 30 s of frames with their audio:
 exactly what one prompt over the whole video holds. Shorter pieces (`piece_seconds`) answer sooner;
-each is then heard by itself with silence behind it, as a short video is, and no longer what the
+each is then heard by itself with silence after it, as a short video is, and no longer what the
 prompt over the whole video holds.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
-from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,36 +19,90 @@ import numpy as np
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import MediaFormat
 from jaxmem.models.encoders.whisper_mel import LogMel
-from jaxmem.models.hf.chat import Chat, read_chat
-from jaxmem.models.hf.checkpoint import read_json
-from jaxmem.models.hf.family import Parts
+from jaxmem.models.hf.chat import Turn
+from jaxmem.models.hf.family import Files, Names
 from jaxmem.models.hf.prompt import Plan, fill
-from jaxmem.models.qwen import qwen3_vl
-from jaxmem.models.qwen.clip import Clip, Size, read_clip
-from jaxmem.models.qwen.qwen3_vl_stream import LONGEST
-from jaxmem.models.qwen.stream import Inputs, qwen_parts, turn_of
+from jaxmem.models.qwen.clip import Size, read_clip
+from jaxmem.models.qwen.qwen3_vl_stream import stamp_rows, stamps
+from jaxmem.models.qwen.stream import Inputs, QwenFamily, without
 from jaxmem.models.salmonn import layout as lay
-from jaxmem.models.salmonn import salmonn
-from jaxmem.models.salmonn.salmonn import SalmonnConfig
+from jaxmem.models.salmonn import salmonn as family
 from jaxmem.typing import Float, Int, Params
-
-MAX_PIXELS = {"qwen2_5_vl": 61_250, "qwen3_vl": 176_400}
-"""Of a frame, as released."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """See `qwen_model.Layout`; this is the one of the Qwen2.5-VL base.
+class Salmonn(QwenFamily):
+    """video-SALMONN 2+ on Qwen2.5-VL; see `Family`.
 
     Attributes:
-      config: of the model.
-      clip: pictures to patches.
-      sounds: tokens of sound in a piece.
+      sounds: audio tokens of a piece.
     """
 
-    config: SalmonnConfig
-    clip: Clip
+    whole_videos: ClassVar[bool] = False  # see `preprocessor.limits_of`
+    max_pixels: ClassVar[int] = 61_250  # of a frame, as released
+    config: family.SalmonnConfig
     sounds: int
+
+    @classmethod
+    def read(
+        cls,
+        files: Files,
+        *,
+        fps: float = 1.0,
+        max_pixels: int | None = None,
+        piece_seconds: float | None = None,
+        **more: Any,
+    ) -> Self:
+        """Return the member that a checkpoint holds.
+
+        Args:
+          files: of the checkpoint.
+          fps: pictures per second.
+          max_pixels: of a frame; None: as released.
+          piece_seconds: length of a piece; None: what the audio encoder hears at once.
+          more: of the base.
+        """
+        config = family.read_config(files.config)
+        every = Fraction(config.clip_tokens) / config.per_second
+        if piece_seconds is not None:
+            every = Fraction(piece_seconds).limit_denominator(1000)
+        sounds = tokens_in(config, every)
+        clip = read_clip(
+            files.settings,
+            config.base.vision,
+            fps,
+            piece_seconds=every,
+            max_pixels=cls.max_pixels if max_pixels is None else max_pixels,
+            whole_videos=cls.whole_videos,
+        )
+        return cls(config, files.chat, clip, sounds, **more)
+
+    @property
+    def names(self) -> Names:
+        """Return which tensors the checkpoint must hold: the base's and the audio encoder's."""
+        base = self.config.family
+        return Names(family.weight_table(self.config), base.RENAMES, base.IGNORE)
+
+    @property
+    def mel(self) -> LogMel:
+        """Return what makes log-mel frames."""
+        return LogMel(self.config.sound.mel_bins)
+
+    @property
+    def media(self) -> MediaFormat:
+        """Return how video and audio are wanted."""
+        clip = self.clip
+        seconds = float(clip.seconds * clip.per_piece)
+        return MediaFormat(float(clip.fps), clip.resized, self.mel.rate, seconds)
+
+    @property
+    def audio_tokens(self) -> int:
+        """Return the audio tokens of a second."""
+        return math.ceil(self.config.per_second)
+
+    def turn(self, question: str) -> Turn:
+        """Return the token ids around the video."""
+        return self.chat.around(question, self.config.base.video)
 
     def rows(self, size: Size) -> int:
         """Return the rows of a piece."""
@@ -57,79 +110,87 @@ class Layout:
 
     def video(self, size: Size, first: int, frames: int) -> lay.Video:
         """Return the tokens of frames of the stream."""
-        ends = range(first, first + frames + 1)
-        sounds = lay.shares(self.config, ends, self.clip.seconds)
-        return lay.aligned_video(
-            self.config, ends, sounds, self.clip.cells(size), self.clip.seconds
-        )
+        ends, seconds = range(first, first + frames + 1), self.clip.seconds
+        sounds = lay.shares(self.config, ends, seconds)
+        return lay.aligned_video(self.config, ends, sounds, self.clip.cells(size), seconds)
 
     def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
-        """Return the plan of a chunk; features are those of all frames, then of all sound."""
+        """Return the plan of a chunk; features are those of all frames, then of all audio."""
         each = self.clip.per_piece
         video = self.video(size, start * each, real * each)
         return lay.video_plan(self.config, video, pieces * self.clip.tokens(size))
 
-    def after(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
-        """Return `Embeds.after` of a question behind so many pieces."""
-        frames, cells = pieces * self.clip.per_piece, self.clip.cells(size)
-        return lay.text_after(self.config, frames, cells, self.clip.seconds)
+    def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
+        """Return `Embeds.start` of a question after so many pieces."""
+        frames = pieces * self.clip.per_piece
+        return lay.text_after(self.config, frames, self.clip.cells(size), self.clip.seconds)
+
+    def hear(self, samples: np.ndarray, past: np.ndarray, start: int) -> Float[np.ndarray, "C J M"]:
+        """Return the log-mel frames of pieces [C, n], each with silence up to a whole clip."""
+        del past, start
+        whole = 2 * self.config.sound.rows * self.mel.hop
+        samples = np.pad(samples, ((0, 0), (0, whole - samples.shape[1])))
+        return np.stack([self.mel(piece, None) for piece in samples])
+
+    def encode(self, params: Params, inputs: Inputs) -> Embeds:
+        """Return a chunk as rows; DeepStack adds to the frames only."""
+        patches, grid = self.clip.patches(jnp.asarray(inputs.frames))
+        seen = self.config.family.encode(params, self.config.base, patches, [grid])
+        seen, deep = (seen.tokens, seen.deep) if self.timestamps else (seen, None)
+        heard = family.hear(params, self.config, jnp.asarray(inputs.mel))[:, : self.sounds]
+        both, deep = family.features(seen, heard.reshape(-1, heard.shape[-1]), deep)
+        return fill(params["decoder"], inputs.plan, both, deep)
 
 
 @dataclass(frozen=True)
-class TimedLayout(Layout):
-    """The layout of the Qwen3-VL base.
+class TimedSalmonn(Salmonn):
+    """video-SALMONN 2+ on Qwen3-VL, with the time in words.
 
     Attributes:
-      chat: tokenizer of the time stamps.
-      words: tokens of the longest time stamp.
-      group: frames under one time stamp.
+      group: frames (of two pictures) under one time stamp. The released layout takes 1 for videos
+        of up to 256 frames, and as many more as keep within 256 stamps.
     """
 
-    chat: Chat
-    words: int
-    group: int
+    timestamps = True
+    whole_videos = True
+    max_pixels = 176_400
+    group: int = 1
+
+    def __post_init__(self):
+        if self.group < 1 or self.clip.per_piece % self.group:
+            raise ValueError(
+                f"group is {self.group}, expected a divisor of the {self.clip.per_piece} frames of "
+                "a piece."
+            )
+
+    def turn(self, question: str) -> Turn:
+        """Return the token ids around the frames, each of which brings its own pair."""
+        base = self.config.base
+        return without(super().turn(question), (base.vision_start, base.vision_end))
 
     def rows(self, size: Size) -> int:
         """Return the rows of a piece with the longest time stamps."""
-        return super().rows(size) + self.clip.per_piece // self.group * (self.words + 2)
+        return super().rows(size) + self.clip.per_piece // self.group * stamp_rows(self.chat)
 
     def video(self, size: Size, first: int, frames: int) -> lay.Video:
         """Return the tokens of frames of the stream."""
         ends, wide = lay.group_ends(first, frames, self.group), self.clip.temporal * self.group
         numbers = range(first // self.group, (first + frames) // self.group)
-        stamps = [self.chat.ids(qwen3_vl.stamp(i, wide, self.clip.fps)).tolist() for i in numbers]
+        words = stamps(self.chat, numbers, wide, self.clip)
         sounds = lay.shares(self.config, ends, self.clip.seconds)
-        return lay.timed_video(self.config, stamps, ends, sounds, self.clip.cells(size))
+        return lay.timed_video(self.config, words, ends, sounds, self.clip.cells(size))
 
-    def after(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
+    def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
         """Return zeros: text goes on where the last frame's closing token ended."""
-        return np.zeros(3, np.int32)
+        return QwenFamily.question_start(self, size, pieces)
 
 
-def encode(
-    config: SalmonnConfig, clip: Clip, sounds: int, params: Params, inputs: Inputs
-) -> Embeds:
-    """Return a chunk as rows; DeepStack adds to the frames only."""
-    patches, grid = clip.patches(jnp.asarray(inputs.frames))
-    seen = config.family.encode(params, config.base, patches, [grid])
-    seen, deep = (seen.tokens, seen.deep) if config.family is qwen3_vl else (seen, None)
-    heard = salmonn.hear(params, config, jnp.asarray(inputs.mel))[:, :sounds]
-    both, deep = salmonn.features(seen, heard.reshape(-1, heard.shape[-1]), deep)
-    return fill(params["decoder"], inputs.plan, both, deep)
+def tokens_in(config: family.SalmonnConfig, seconds: Fraction) -> int:
+    """Return the audio tokens of a piece.
 
-
-def hear(
-    config: SalmonnConfig, mel: LogMel, samples: np.ndarray, past: np.ndarray, start: int
-) -> Float[np.ndarray, "C J M"]:
-    """Return the log-mel frames of pieces [C, n], each with silence up to a whole clip."""
-    del past, start
-    whole = 2 * config.sound.rows * mel.hop
-    samples = np.pad(samples, ((0, 0), (0, whole - samples.shape[1])))
-    return np.stack([mel(piece, None) for piece in samples])
-
-
-def _sounds(config: SalmonnConfig, seconds: Fraction) -> int:
-    """Return the tokens of sound in a piece."""
+    Raises:
+      ValueError: if it is no whole number of them, or longer than a clip.
+    """
     count = seconds * config.per_second
     if count != int(count) or not 0 < count <= config.clip_tokens:
         raise ValueError(
@@ -138,68 +199,3 @@ def _sounds(config: SalmonnConfig, seconds: Fraction) -> int:
             "audio encoder hears at once."
         )
     return int(count)
-
-
-def _layout(config: SalmonnConfig, clip: Clip, sounds: int, chat: Chat, group: int) -> Layout:
-    """Return the layout of the base."""
-    if config.family is not qwen3_vl:
-        return Layout(config, clip, sounds)
-    if group < 1 or clip.per_piece % group:
-        raise ValueError(
-            f"group is {group}, expected a divisor of the {clip.per_piece} frames of a piece."
-        )
-    return TimedLayout(config, clip, sounds, chat, len(chat.ids(LONGEST)), group)
-
-
-def read_parts(
-    directory: str | Path,
-    *,
-    fps: float = 1.0,
-    max_pixels: int | None = None,
-    piece_seconds: float | None = None,
-    group: int = 1,
-) -> Parts:
-    """Return the parts of a checkpoint directory; the arguments are those of `load.load`.
-
-    Args:
-      directory: the checkpoint.
-      fps: pictures per second.
-      max_pixels: of a frame; None: as released.
-      piece_seconds: length of a piece; None: what the audio encoder hears at once.
-      group: frames (of two pictures) under one time stamp, with the Qwen3-VL base. The released
-        layout takes 1 for videos of up to 256 frames, and as many more as keep within 256 stamps.
-
-    Raises:
-      ValueError: if something is missing or does not fit.
-    """
-    raw = read_json(directory)
-    config, chat = salmonn.read_config(raw), read_chat(directory)
-    every = Fraction(config.clip_tokens) / config.per_second
-    if piece_seconds is not None:
-        every = Fraction(piece_seconds).limit_denominator(1000)
-    sounds, timed = _sounds(config, every), config.family is qwen3_vl
-    around = (config.base.vision_start, config.base.vision_end)
-    limit = MAX_PIXELS[raw["model_type"].removeprefix(salmonn.PREFIX)]
-    clip = read_clip(
-        directory,
-        config.base.vision,
-        fps,
-        piece_seconds=every,
-        max_pixels=limit if max_pixels is None else max_pixels,
-        whole_videos=timed,
-    )
-    mel = LogMel(config.sound.mel_bins)
-    parts = qwen_parts(
-        config.family,
-        config.base,
-        chat,
-        clip,
-        _layout(config, clip, sounds, chat, group),
-        turn_of(chat, config.base.video, drop=around if timed else None),
-        partial(encode, config, clip, sounds),
-        media=MediaFormat(float(clip.fps), clip.resized, mel.rate, float(every)),
-        hear=partial(hear, config, mel),
-    )
-    heard = math.ceil(config.per_second)
-    table = salmonn.weight_table(config)
-    return replace(parts, table=table, audio_tokens=heard, timestamps=timed)

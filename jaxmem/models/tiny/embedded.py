@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from jaxmem.data.world.features import PAST, RATE, log_mel
 from jaxmem.kv import EMPTY
 from jaxmem.memory.base import Embeds
-from jaxmem.models.base import MediaFormat, Model
+from jaxmem.models.base import Encode, MediaFormat, Model
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.presets import PRESETS
 from jaxmem.models.tiny.tiny import TinyConfig
@@ -36,43 +37,55 @@ class Inputs(NamedTuple):
     valid: Bool[Any, "C"]
 
 
-def preprocess(
-    config: TinyConfig,
-    frames: np.ndarray,
-    samples: np.ndarray,
-    valid: np.ndarray,
-    past: np.ndarray,
-    start: int = 0,
-) -> Inputs:
-    """Return a chunk's inputs: the first frame of each second and its log-mel frames.
+@dataclass(frozen=True)
+class Tiny:
+    """The embedded model's functions.
 
-    Args:
-      config: of the model.
-      frames: uint8 [C, F, h, w, 3].
-      samples: float32 [C, 16000].
-      valid: [C] which seconds are real.
-      past: float32 [240], the samples before the chunk.
-      start: seconds before the chunk; every second is laid out alike.
+    Attributes:
+      config: sizes of the model.
     """
-    del start
-    mel = log_mel(samples.reshape(-1), past)
-    return Inputs(frames[:, 0], mel.reshape(len(samples), -1, config.mel_bins), valid)
 
+    config: TinyConfig
 
-def encode(config: TinyConfig, params: Params, inputs: Inputs) -> Embeds:
-    """Return a chunk as rows: seconds one after the other, 20 tokens each, padding last."""
-    vision = tiny.encode_vision(params, config, inputs.frames)
-    audio = tiny.encode_audio(params, config, inputs.logmel)
-    x, rel, kind, span = tiny.layout(config, vision, audio)
-    seconds = jnp.arange(inputs.valid.shape[0], dtype=rel.dtype)
-    shift = seconds[:, None, None] * span[None, None]
-    kind = jnp.where(inputs.valid[:, None], kind[None], EMPTY).astype(jnp.int8)
-    return Embeds(
-        x=x.reshape(-1, x.shape[-1]),
-        pos=(rel[None] + shift).reshape(-1, rel.shape[-1]),
-        modality=kind.reshape(-1),
-        advance=span * jnp.sum(inputs.valid, dtype=span.dtype),
-    )
+    def preprocess(
+        self,
+        frames: np.ndarray,
+        samples: np.ndarray,
+        valid: np.ndarray,
+        past: np.ndarray,
+        start: int = 0,
+    ) -> Inputs:
+        """Return a chunk's inputs: the first frame of each second and its log-mel frames.
+
+        Args:
+          frames: uint8 [C, F, h, w, 3].
+          samples: float32 [C, 16000].
+          valid: [C] which seconds are real.
+          past: float32 [240], the samples before the chunk.
+          start: seconds before the chunk; every second is laid out alike.
+        """
+        del start
+        mel = log_mel(samples.reshape(-1), past)
+        return Inputs(frames[:, 0], mel.reshape(len(samples), -1, self.config.mel_bins), valid)
+
+    def encode(self, params: Params, inputs: Inputs) -> Embeds:
+        """Return a chunk as rows: seconds one after the other, 20 tokens each, padding last."""
+        vision = tiny.encode_vision(params, self.config, inputs.frames)
+        audio = tiny.encode_audio(params, self.config, inputs.logmel)
+        x, pos, modality, advance = tiny.layout(self.config, vision, audio)
+        seconds = jnp.arange(inputs.valid.shape[0], dtype=pos.dtype)
+        shift = seconds[:, None, None] * advance[None, None]
+        modality = jnp.where(inputs.valid[:, None], modality[None], EMPTY).astype(jnp.int8)
+        return Embeds(
+            x=x.reshape(-1, x.shape[-1]),
+            pos=(pos[None] + shift).reshape(-1, pos.shape[-1]),
+            modality=modality.reshape(-1),
+            advance=advance * jnp.sum(inputs.valid, dtype=advance.dtype),
+        )
+
+    def words(self, ids: np.ndarray) -> str:
+        """Return the words of token ids."""
+        return " ".join(self.config.words[int(i)] for i in ids)
 
 
 def embedded(path: str | Path | None = None) -> Model:
@@ -85,16 +98,17 @@ def embedded(path: str | Path | None = None) -> Model:
       ValueError: if the file is missing or was not written by this project.
     """
     params, config = tiny.load(path)
+    mine = Tiny(config)
     return Model(
         name="tiny" if path is None else Path(path).stem,
         params=params,
         decoder=tiny.decoder_config(config),
         media=MediaFormat(1.0, (config.side, config.side), RATE, 1.0, past_samples=PAST),
         tokens_per_piece=config.tokens,
-        preprocess=partial(preprocess, config),
-        encode=partial(encode, config),
+        preprocess=mine.preprocess,
+        encode=Encode(mine),
         tokenize=partial(tiny.tokenize, words=config.words),
-        detokenize=lambda ids: " ".join(config.words[int(i)] for i in ids),
+        detokenize=mine.words,
         text_step=(1, 0, 0),
         ticks_per_second=float(tiny.TICKS),
         probes=PROBES,

@@ -1,5 +1,6 @@
-"""Options of memories that suit the embedded model: sound matters as much as pictures, and the model
-reads its clock from positions.
+"""Options of memories that suit the embedded model.
+
+Its audio matters as much as its pictures, and it reads its clock from positions.
 """
 
 from __future__ import annotations

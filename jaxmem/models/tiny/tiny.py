@@ -182,17 +182,18 @@ def positions(config: TinyConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One second's token positions.
 
     Returns:
-        rel: int32 [20, 3], (tick, row, column) from the beginning of the second.
-        kind: int8 [20], vision or audio.
-        span: int32 [3], how far the next second is.
+        pos: int32 [20, 3], (tick, row, column) from the beginning of the second.
+        modality: int8 [20], vision or audio.
+        advance: int32 [3], how far the next second is.
     """
     n = config.side // config.patch
     row, col = np.divmod(np.arange(n * n), n)
     vision = np.stack([np.zeros_like(row), row, col], -1)
     tick = np.arange(config.pieces) * TICKS // config.pieces
     audio = np.stack([tick, np.zeros_like(tick), np.zeros_like(tick)], -1)
-    kind = np.array([VISION] * config.patches + [AUDIO] * config.pieces, np.int8)
-    return np.concatenate([vision, audio]).astype(np.int32), kind, np.array([TICKS, 0, 0], np.int32)
+    modality = np.array([VISION] * config.patches + [AUDIO] * config.pieces, np.int8)
+    pos = np.concatenate([vision, audio]).astype(np.int32)
+    return pos, modality, np.array([TICKS, 0, 0], np.int32)
 
 
 def layout(
@@ -202,14 +203,14 @@ def layout(
 
     Returns:
         x: [F, 20, E], one row of 20 tokens per second, pictures first.
-        rel, kind, span: of every second, see `positions`.
+        pos, modality, advance: of every second, see `positions`.
     """
-    rel, kind, span = positions(config)
+    pos, modality, advance = positions(config)
     return (
         jnp.concatenate([vision, audio], 1),
-        jnp.asarray(rel),
-        jnp.asarray(kind),
-        jnp.asarray(span),
+        jnp.asarray(pos),
+        jnp.asarray(modality),
+        jnp.asarray(advance),
     )
 
 

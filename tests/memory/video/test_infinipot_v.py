@@ -21,7 +21,7 @@ BUDGET = 16
 GRID = (2, 2)
 PLAIN = {"grid": GRID, "rotated": False}
 MEMORIES = {
-    "usual": InfiniPotV(BUDGET, audio_share=0.25, **PLAIN),
+    "usual": InfiniPotV(BUDGET, audio_share=0.25),
     "pooled": InfiniPotV(BUDGET, pooling=True, audio_share=None, **PLAIN),
     "shared": InfiniPotV(BUDGET, per_head=False, audio_share=0.25, newest=3, **PLAIN),
     "renumbered": InfiniPotV(BUDGET, audio_share=0.25, reindex=True, **PLAIN),
@@ -165,8 +165,8 @@ def test_frame_and_embedding_come_from_the_model():
     asked = question_rows(weights, [1, 2], program=program)
     assert np.isfinite(ask(weights, carry, asked, program=program).first).all()
     for memory, spec, lacks in (
-        (InfiniPotV(8), SPEC, "Spec.frame"),
-        (InfiniPotV(8, grid=GRID), SPEC, "Spec.rope"),
+        (InfiniPotV(8), replace(SPEC, frame=None), "Spec.frame"),
+        (InfiniPotV(8, grid=GRID), replace(SPEC, rope=None), "Spec.rope"),
     ):
         with pytest.raises(ValueError, match=lacks):
             memory.init(spec)

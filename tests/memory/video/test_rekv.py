@@ -116,7 +116,8 @@ def test_kept_positions():
 
 
 def test_sizes_come_from_the_model():
-    assert ReKV().block_of(SPEC) == BLOCK and ReKV(block=5).block_of(SPEC) == 5
+    unknown = replace(SPEC, frame=None)
+    assert ReKV().block_of(unknown) == BLOCK and ReKV(block=5).block_of(SPEC) == 5
     assert ReKV().block_of(replace(SPEC, frame=(3, 4))) == 12
     # As many blocks as the window holds beside the open one; no more than the bank has.
     assert ReKV(48, block=4, topk=None).topk_of(SPEC) == 11
@@ -135,6 +136,7 @@ def test_equal_options_are_equal():
 
 
 def test_a_window_shorter_than_a_chunk_is_refused():
+    assert ReKV.smallest(SPEC) == 8
     ReKV(8, **SIZES).init(SPEC)
     with pytest.raises(ValueError, match=r"Spec.chunk=8.*budget of at least 8"):
         ReKV(7, **SIZES).init(SPEC)

@@ -273,7 +273,7 @@ def test_renumbered_positions():
         (lambda: StreamMem(8, prototypes="sum"), "'weighted', 'mean', 'none'.*'sum'"),
         (lambda: StreamMem(0), "at least 1 slot"),
         (lambda: StreamMem(8, newest=9), "newest=9"),
-        (lambda: StreamMem(8).init(SPEC), "Spec.frame"),
+        (lambda: StreamMem(8).init(replace(SPEC, frame=None)), "Spec.frame"),
     ],
 )
 def test_wrong_options_are_refused(build, message):

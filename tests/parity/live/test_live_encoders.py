@@ -8,7 +8,8 @@ from cases import spread
 from passes import FEATURES, HIDDEN, close
 
 from jaxmem.models.encoders import siglip, whisper
-from jaxmem.models.hf.checkpoint import load, read_json
+from jaxmem.models.hf.checkpoint import load
+from jaxmem.models.hf.config import read_json
 
 
 def opened(family, folder):

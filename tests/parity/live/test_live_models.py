@@ -13,7 +13,8 @@ from qwen_cases import qwen2_5_omni as make_omni
 from qwen_cases import qwen2_5_vl as make_qwen2_5
 from qwen_cases import qwen3_vl as make_qwen3
 
-from jaxmem.models.hf.checkpoint import load, read_json
+from jaxmem.models.hf.checkpoint import load
+from jaxmem.models.hf.config import read_json
 from jaxmem.models.llava import onevision as llava_onevision
 from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen3_vl
 
@@ -103,7 +104,7 @@ def test_model(hf, tmp_path, name, seed):
             starts = bounds(len(plan.ids), size)
             found, _, _ = in_chunks(weights, decoder, plan, features, deep, starts, size)
             close(found, expected.logits, LOGITS)
-        # transformers decodes behind the largest position of the prompt, wherever its text ended.
+        # transformers decodes after the largest position of the prompt, wherever its text ended.
         plan = plan._replace(advance=np.full_like(plan.advance, expected.positions.max() + 1))
         tokens = greedy(weights, decoder, plan, features, deep, len(expected.tokens) or 1)
         np.testing.assert_array_equal(tokens[: len(expected.tokens)], expected.tokens)

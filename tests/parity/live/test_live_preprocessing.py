@@ -16,7 +16,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from jaxmem.data.media.video import _SCALING
 from jaxmem.models.encoders.vision_parts import patchify
 from jaxmem.models.encoders.whisper_mel import LogMel, mel_filters
-from jaxmem.models.hf.chat import around, read_chat, render
+from jaxmem.models.hf.chat import read_chat
 from jaxmem.models.hf.preprocessor import Limits, limits_of, pixels_of, read_settings, smart_resize
 from jaxmem.models.llava import onevision as llava_onevision
 
@@ -142,7 +142,7 @@ def test_llava_tiles(hf, seed):
 @pytest.mark.parametrize("bins", [80, 128])
 @pytest.mark.parametrize("frames", [3, 57, 301])
 def test_log_mel(hf, bins, frames):
-    """A whole clip, mirrored at both ends, and one with silence behind it, as Omni's is."""
+    """A whole clip, mirrored at both ends, and one with silence after it, as Omni's is."""
     make = hf.transformers.WhisperFeatureExtractor(feature_size=bins)
     np.testing.assert_allclose(mel_filters(bins, 16_000, 400), make.mel_filters, atol=1e-9)
     rng = np.random.default_rng(frames)
@@ -225,17 +225,17 @@ def text_side(hf, tmp_path_factory):
 @pytest.mark.parametrize("template", [QWEN, BLOCKS], ids=["qwen", "blocks"])
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_prompt(text_side, template, question):
-    """Text, token ids, the parts before and behind the video, and back."""
+    """Text, token ids, the parts before and after the video, and back."""
     theirs, chat = text_side(template)
     content = [{"type": "video"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     more = {"add_generation_prompt": True}
     expected = theirs.apply_chat_template(messages, tokenize=False, **more)
-    assert render(chat, messages) == expected
+    assert chat.render(messages) == expected
     ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=True, **more)["input_ids"]
     np.testing.assert_array_equal(chat.ids(expected), ids)
     video = theirs.convert_tokens_to_ids("<|video_pad|>")
-    before, behind = around(chat, question, video)
-    np.testing.assert_array_equal([*before, video, *behind], ids)
+    before, after = chat.around(question, video)
+    np.testing.assert_array_equal([*before, video, *after], ids)
     assert chat.text(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert chat.end == (theirs.eos_token_id,)

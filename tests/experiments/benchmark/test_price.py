@@ -1,0 +1,280 @@
+"""Prices: counts against closed forms, published numbers of parameters, and the whole command."""
+
+import json
+import math
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import pytest
+from checkpoints import FAMILIES, heard_in_time
+
+from jaxmem.experiments.benchmark import __main__ as benchmark
+from jaxmem.experiments.benchmark import flops as _flops
+from jaxmem.experiments.benchmark import price as _price
+from jaxmem.experiments.benchmark.price import PriceConfig, nbytes
+from jaxmem.experiments.benchmark.price_table import GPUS, Step, bound
+from jaxmem.experiments.memories import NAMES
+from jaxmem.memory import base
+from jaxmem.memory.baselines import Full
+from jaxmem.models.hf import published
+from jaxmem.models.hf.config import read_json
+from jaxmem.models.llava import onevision
+from jaxmem.models.load import load
+
+PARAMETERS = {  # of the safetensors files' index, or the model card
+    "qwen2.5-vl:3b": 3_754_622_976,
+    "qwen2.5-vl:7b": 8_292_166_656,
+    "qwen2.5-vl:32b": 33_452_718_336,
+    "qwen2.5-vl:72b": 73_410_777_344,
+    "qwen3-vl:2b": 2_127_532_032,
+    "qwen3-vl:4b": 4_437_815_808,
+    "qwen3-vl:8b": 8_767_123_696,
+    "qwen3-vl:32b": pytest.approx(33.4e9, rel=2e-3),
+    "qwen2.5-omni:3b": pytest.approx(4.70e9, rel=2e-3),
+    "qwen2.5-omni:7b": pytest.approx(8.93e9, rel=2e-3),
+    "llava-onevision:0.5b": pytest.approx(0.894e9, rel=2e-3),
+    "llava-onevision:7b": pytest.approx(8.03e9, rel=2e-3),
+    "llava-onevision:72b": pytest.approx(73.2e9, rel=2e-3),
+}
+SIDES = (4, 6)  # cells of a frame
+
+TINY = [name for name, *_ in FAMILIES.values()]
+
+
+def test_every_name_has_the_published_parameters():
+    assert set(published.names()) == set(PARAMETERS)
+    for name, expected in PARAMETERS.items():
+        model = load(name, abstract=True)
+        # A tied output matrix is held a second time where the embedding changes (LLaVA).
+        raw = published.published_config(name)
+        tied = any(x.get("tie_word_embeddings") for x in (raw, raw.get("text_config", {})))
+        copied = tied and not model.decoder.tied and "head" in model.params["decoder"]
+        copy = model.decoder.vocab * model.decoder.width if copied else 0
+        assert nbytes(model.params) / 2 - copy == expected, name
+    assert all(published.published(family)["source"] for family in published.FAMILIES)
+
+
+def test_flops_of_products_and_loops():
+    x, w = jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((4, 5, 5), jnp.float32)
+
+    def looped(x, w):
+        return jax.lax.fori_loop(0, 4, lambda i, h: jax.jit(jnp.matmul)(h, w[i]), x)
+
+    def branched(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ w[0] @ w[1], lambda: x @ w[0])
+
+    assert _flops.count(looped, x, w) == 4 * 2 * 3 * 5 * 5
+    assert _flops.count(jax.checkpoint(branched), x, w) == 2 * 2 * 3 * 5 * 5
+    batched = lambda w: jnp.einsum("nij,nkj->nik", w, w)
+    assert _flops.count(batched, w) == 2 * 4 * 5 * 5 * 5
+
+    def convolved(x):
+        kernel = jnp.ones((3, 5, 7))
+        return jax.lax.conv_general_dilated(
+            x[None], kernel, (1,), [(1, 1)], dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    assert _flops.count(convolved, x) == 2 * 3 * 7 * 3 * 5
+
+
+price = cache(_price.price)
+
+
+@cache
+def counted(config):
+    """A price without compiling its programs: operations, bytes read and bytes held."""
+
+    def step(lowered, flops, *, held, read):
+        return Step(flops, 0.0, held, 0, held, read)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_price, "_step", step)
+        return _price.price(config)
+
+
+@pytest.fixture(scope="module")
+def tiny(golden, tmp_path_factory):
+    """Configs for the reference checkpoints; of their directories nothing but config.json."""
+    root = tmp_path_factory.mktemp("price")
+
+    def make(name, **more):
+        source = golden / "hf" / name / "config.json"
+        if not source.exists():
+            pytest.skip(f"no {source}")
+        config, folder = json.loads(source.read_text()), root / name
+        folder.mkdir(exist_ok=True)
+        if "audio_config" in config:
+            config = heard_in_time(config)
+        (folder / "config.json").write_text(json.dumps(config))
+        model = load(folder, abstract=True, fps=fps_of(config))
+        seconds = max(1, round(2 / model.media.piece_seconds)) * model.media.piece_seconds
+        sizes = dict(zip(("height", "width"), sides_of(config), strict=True))
+        options = {"budget": 64, "dtype": "float32", "fps": fps_of(config), **sizes, **more}
+        return PriceConfig(str(folder), chunk_seconds=seconds, **options)
+
+    return make
+
+
+def fps_of(config):
+    """One frame of patches in a second; of Omni, two in a piece."""
+    temporal = config["vision_config"].get("temporal_patch_size", 1)
+    return 2 * temporal / config.get("seconds_per_chunk", 2)
+
+
+def sides_of(config):
+    """(height, width) of a frame of `SIDES` cells."""
+    vision = config["vision_config"]
+    cell = vision["patch_size"] * vision.get("spatial_merge_size", 1)
+    return SIDES[0] * cell, SIDES[1] * cell
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_chunk_by_hand(tiny, name):
+    """Decoder, encoder and attention of a chunk and of a question, in closed form."""
+    config = tiny(name, memory="full")
+    options = {"abstract": True, "dtype": "float32", "fps": config.fps}
+    found, model = counted(config), load(config.model, **options)
+    decoder, rows, slots = model.decoder, found.rows, config.budget + len(model.prefix)
+    kernels = sum(
+        leaf["kernel"].size
+        for leaf in model.params["decoder"]["layers"].values()
+        if "kernel" in leaf
+    )
+    wide = 4 * decoder.layers * decoder.heads * decoder.head_dim
+    expected = 2 * kernels * rows + wide * rows * (slots + rows)
+    assert expected < found.chunk.flops
+    encoders = found.chunk.flops - expected
+    parts = [v for k, v in model.params.items() if k not in ("decoder", "newline")]
+    weights = sum(x.size for x in jax.tree.leaves(parts))
+    vision = read_json(config.model)["vision_config"]
+    patches = vision.get("spatial_merge_size", vision.get("image_size", 0) // vision["patch_size"])
+    assert 0.2 * 2 * weights * rows < encoders < 8 * 2 * weights * patches**2 * rows
+    question = config.question
+    head = 2 * decoder.width * decoder.vocab
+    asked = 2 * kernels * question + wide * question * (slots + question + 1) + head
+    assert found.question.flops == asked
+    assert found.flops_per_frame == found.chunk.flops / found.pictures
+
+
+def test_encoder_by_hand(tiny):
+    """LLaVA's encoder and projector: every product of it, pooling as resampling matrices."""
+    config = tiny("llava_onevision", memory="full")
+    llava, pictures = onevision.read_config(read_json(config.model)), 2
+    stack, n = llava.vision.stack, llava.vision.grid**2
+    block = 4 * stack.width**2 + 2 * stack.width * stack.mlp_width
+    per_picture = (llava.layer + 1) * (2 * n * block + 4 * n * n * stack.width)
+    per_picture += 2 * n * llava.vision.patch**2 * 3 * stack.width
+    wide = llava.decoder.width
+    per_picture += 2 * n * wide * (stack.width + wide)
+    side, new = llava.vision.grid, llava.frame_side
+    per_picture += 2 * wide * (new * side * side + new * side * new)
+    found, decoder = counted(config), llava.decoder
+    rows = pictures * llava.frame_tokens
+    q, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    layer = 2 * decoder.width * (q + kv) + 3 * decoder.width * decoder.mlp_width
+    layers = decoder.layers * (2 * layer * rows + 4 * q * rows * (config.budget + rows))
+    assert found.pictures == pictures and found.rows == rows
+    assert found.chunk.flops == pictures * per_picture + layers
+
+
+def test_bytes(tiny):
+    config = tiny("qwen2_5_vl", memory="full")
+    found, opened = price(config), _price.open_stream(config)
+    state = base.nbytes(Full(config.budget), opened.program.spec)
+    counts = nbytes(opened.carry._replace(state=()))
+    assert found.state_bytes == state + counts and found.bank_bytes == 0
+    assert counts < 64
+    assert found.weight_bytes == 4 * sum(found.parameters.values())
+    for step in (found.chunk, found.question):
+        assert step.held_bytes >= found.weight_bytes + found.state_bytes
+        assert step.peak_bytes >= step.held_bytes + step.temporary_bytes > step.held_bytes
+        assert 0 < step.read_bytes < step.held_bytes
+
+
+@pytest.mark.parametrize("memory", ["hermes", "rekv", "ma_lmm"])
+def test_memories_with_probes_a_bank_or_features(tiny, memory):
+    """What is watched costs what the memory asks for."""
+    found = counted(tiny("llava_onevision", memory=memory, hours=0.01))
+    plain = counted(tiny("llava_onevision", memory="recent"))
+    if memory == "ma_lmm":  # no decoder while the stream is watched
+        assert found.chunk.flops < plain.chunk.flops < found.question.flops + plain.chunk.flops
+        assert found.chunk.read_bytes < plain.chunk.read_bytes
+    else:
+        assert found.chunk.flops >= plain.chunk.flops
+    assert (found.bank_bytes > 0) == (memory == "rekv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", NAMES)
+def test_any_memory_on_any_family(tiny, memory):
+    """Chunk and question of every family are traced with every memory."""
+    for name in TINY:
+        found = counted(tiny(name, memory=memory, budget=256, hours=0.01))
+        assert found.question.flops > 0 and found.state_bytes > 0
+
+
+def test_roofline():
+    step = Step(flops=989 * 10**12, xla_flops=0, held_bytes=0, temporary_bytes=0, peak_bytes=0,
+                read_bytes=4_800 * 10**9)  # fmt: skip
+    fast = bound(GPUS["h200"], step, step, peak=141 * 2**30)
+    assert (fast.chunk_compute, fast.first_bandwidth, fast.fits) == (1.0, 1.0, True)
+    slow = bound(GPUS["rtx3090"], step, step, peak=24 * 2**30 + 1)
+    assert not slow.fits and slow.chunk_compute > 10 and slow.chunk_bandwidth > 5
+
+
+def test_seven_billion_on_a_cpu(capsys):
+    """The whole command at full size; nothing of that size is allocated."""
+    before = sum(x.nbytes for x in jax.live_arrays())
+    argv = "price --model qwen2.5-vl:7b --memory omnimem --omnimem.sketch 128 --budget 4096".split()
+    argv += ["--fps", "1", "--json"]
+    assert benchmark.main(argv) == 0
+    assert sum(x.nbytes for x in jax.live_arrays()) - before < 2**20
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["parameters"].values()) == PARAMETERS["qwen2.5-vl:7b"]
+    assert found["rows"] == 256 and found["size"] == [448, 448] and found["pictures"] == 2
+    # keys and values of 28 layers of 4,096 slots and 4 heads of 128, and what OmniMem adds
+    keys_and_values = 28 * 4096 * 2 * 4 * 128 * 2
+    assert keys_and_values < found["state_bytes"] < 1.2 * keys_and_values
+    layers = 28 * (2 * 3584 * (3584 + 512) + 3 * 3584 * 18944)
+    attention = 4 * 28 * 3584 * 256 * (4096 + 256)
+    assert 2 * layers * 256 + attention < found["chunk"]["flops"]
+    assert found["chunk"]["flops"] < 2 * 8.3e9 * 256 + 2 * 0.68e9 * 1024 + 2 * attention
+    assert found["chunk"]["xla_flops"] < found["chunk"]["flops"] / 4  # loops count once there
+    assert found["chunk"]["peak_bytes"] < 20 * 2**30  # no float32 copy of all layers
+    assert [item["gpu"] for item in found["bounds"]] == [gpu.name for gpu in GPUS.values()]
+    assert all(item["fits"] for item in found["bounds"])
+    first = found["bounds"][-1]["first_bandwidth"]
+    assert math.isclose(first, found["question"]["read_bytes"] / 4.8e12)
+
+
+def test_tables_and_errors(tiny, capsys):
+    config = tiny("qwen3_vl")
+    sides = ["--height", str(config.height), "--width", str(config.width)]
+    argv = ["price", "--model", config.model, *sides, "--budget", "16", "--fps", str(config.fps)]
+    argv += ["--chunk-seconds", str(config.chunk_seconds)]
+    assert benchmark.main([*argv, "--gpu", "h100", "--memory", "recent"]) == 0
+    printed = capsys.readouterr().out
+    assert "H100" in printed and "A100" not in printed and "operations per frame" in printed
+    for more, message in (
+        (["--model", "qwen2.5-vl:8b"], "organisation/name"),
+        (["--fps", "0.7", "--chunk-seconds", "2"], "whole number of pictures"),
+        (["--fps", "1.5", "--chunk-seconds", "2"], "pieces of"),
+        (["--budget", "0"], "--budget must be positive"),
+        (["--model", "qwen2.5-omni:3b", "--fps", "2", "--chunk-seconds", "3"], "pieces of 2 s"),
+        (["--model", "llava-onevision:7b", "--fps", "0.5"], "whole number of frames"),
+    ):
+        assert benchmark.main([*argv, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_embedded_model(tiny):
+    """Priced like any other, with the options that suit it."""
+    found = counted(PriceConfig("tiny", memory="recent", budget=32, chunk_seconds=1))
+    assert (found.model, found.rows, found.size) == ("tiny", 20, (48, 48))
+
+
+def test_unknown_family(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="model_type 'llama' .* supported are .*qwen2_5_vl"):
+        load(tmp_path, abstract=True)
