@@ -72,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names."""
-    return sorted([*globals(), *_table()])
+    return sorted({*globals(), *_table()} - {"annotations", "Any", "import_module"})

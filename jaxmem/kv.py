@@ -118,7 +118,7 @@ def stretch(slots: T, first: int | Array, many: Array, size: int) -> T:
 def take(slots: T, index: Int[Array, "K"], keep: Bool[Array, "K"]) -> T:
     """Gather rows `index` of every leaf and zero those that are not kept.
 
-    A zeroed row is an empty slot (its modality becomes EMPTY), so leftovers never leak into statistics.
+    A zeroed row is an empty slot (its modality becomes EMPTY): leftovers never reach statistics.
     """
 
     def one(leaf: Array) -> Array:

@@ -4,7 +4,7 @@ Both are pure and jitted once: a stream of any length runs through one compiled 
 length, a question through one per question bucket. The carry is a value: it can be saved, restored,
 branched (`branch`) and moved between machines.
 
-    program = compile(model, memory)                            # or make_program(config, memory, spec)
+    program = compile(model, memory)                            # or make_program(config, ...)
     bound = bind(program, model.params)                         # weights, prefix, probes
     carry = start(program)
     carry = stream(bound, carry, chunks, program=program)       # chunks: a leading axis
@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import kv as kvs
-from jaxmem.decoder.decoder import embed
+from jaxmem.decoder.answer import decode, prefill
+from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.generate import Generation, begin, end_ids, extend
 from jaxmem.decoder.program import (
     Carry,
@@ -274,6 +275,43 @@ def ask(
     return Answer(ids, written - ended, first)
 
 
+@partial(jax.jit, static_argnames=("program",))
+def log_prob(
+    bound: Bound | Params,
+    carry: Carry,
+    question: Embeds,
+    answer: Int[Array, "M"],
+    *,
+    program: Program,
+) -> Float[Array, "M"]:
+    """Return the log-probability of each token of a given answer, after those before it.
+
+    Args:
+      bound: weights with prefix and probes (`bind`), or weights alone.
+      carry: the stream so far; only read.
+      question: rows padded to a bucket (`question_rows`).
+      answer: token ids.
+      program: static description.
+
+    Raises:
+      ValueError: if the answer is empty, or the bound prefix is not the program's.
+    """
+    if not answer.shape[0]:
+        raise ValueError("the answer is empty; give at least one token.")
+    params, prefix, _ = _bound(bound)
+    weights = decoder_of(params)
+    room = answer.shape[0]
+    dialogue, h = prefill(weights, program, carry, question, room=room, prefix=prefix)
+    last = jnp.maximum(jnp.sum(question.modality != kvs.EMPTY, dtype=jnp.int32) - 1, 0)
+
+    def step(held: PyTree, token: Array) -> tuple[PyTree, Array]:
+        dialogue, out = held
+        score = jax.nn.log_softmax(logits(weights, program.config, out).astype(jnp.float32))
+        return decode(weights, program, dialogue, embed(weights, token)), score[token]
+
+    return jax.lax.scan(step, (dialogue, h[last]), answer)[1]
+
+
 @partial(jax.jit, static_argnames=("program", "max_new", "sampling"))
 def begin_answer(
     bound: Bound | Params,
@@ -363,6 +401,7 @@ __all__ = [
     "continue_answer",
     "decoder_of",
     "init_carry",
+    "log_prob",
     "make_program",
     "probe_rows",
     "question_rows",

@@ -144,7 +144,8 @@ def host_side(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     source, document = _document(path)
     if "pieces" not in document["numbers"]:
         raise ValueError(
-            f"the stream at {source} was saved without a session: use jaxmem.restore(path, program)."
+            f"the stream at {source} was saved without a session: use "
+            "jaxmem.restore(path, program)."
         )
     with np.load(source / "host.npz") as arrays:
         return document["numbers"], dict(arrays)
@@ -168,8 +169,8 @@ def restore(path: str | Path, program: Program, *, params: Params | None = None)
     wanted = {k: v for k, v in wanted.items() if k in stored}
     if stored != wanted:
         raise ValueError(
-            f"the stream at {source} was made otherwise ({_difference(stored, wanted)}): restore it "
-            "with the model, memory and options it was saved with."
+            f"the stream at {source} was made otherwise ({_difference(stored, wanted)}): restore "
+            "it with the model, memory and options it was saved with."
         )
     like = jax.eval_shape(lambda: init_carry(program))
     plain = jax.tree.map(
@@ -197,7 +198,8 @@ def restore(path: str | Path, program: Program, *, params: Params | None = None)
     )
     if not np.array_equal(carry.made_by, init_carry(program).made_by):
         raise ValueError(
-            f"the stream at {source} was made by another program than this one ({program.memory!r}): restore "
-            "it with the model, memory and options it was saved with."
+            f"the stream at {source} was made by another program than this one "
+            f"({program.memory!r}): restore it with the model, memory and options it was saved "
+            "with."
         )
     return settled(program, carry)

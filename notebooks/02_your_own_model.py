@@ -39,7 +39,6 @@ from jaxmem.memory.full import full
 from jaxmem.memory.omnimem.omnimem import omnimem
 from jaxmem.memory.recent import recent
 from jaxmem.memory.compression.snapkv import snapkv
-from jaxmem.models.base import for_frames
 from jaxmem.models.load import load
 from jaxmem.report.kept import kept
 from jaxmem.report.maps import memory_map

@@ -81,7 +81,7 @@ def settings_of(config, *, whole_videos: bool) -> dict:
 
 
 def heard_in_time(config) -> dict:
-    """Audio of 40 ms a token, as in the released models, in pieces of whole windows, 2 s or more."""
+    """Audio of 40 ms a token, as released, in pieces of whole windows, 2 s or more."""
     window = 4 * config["audio_config"]["n_window"]  # log-mel frames of an even number of tokens
     frames = -(-200 // window) * window
     return config | {"position_id_per_seconds": 25, "seconds_per_chunk": frames / 100}

@@ -1,21 +1,19 @@
 """The comparison of memories: streams and questions, cells, intervals, and the command."""
 
 import dataclasses
-import hashlib
 import json
 
 import jax
 import numpy as np
 import pytest
-from jaxmem.experiments._peer_options import MaLmm
 
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.experiments.evaluate.recall_streams import streams
-from jaxmem.experiments.memories import Budget, Memories, choose
+from jaxmem.experiments.memories import Budget, contestants
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
+from jaxmem.programs import model_spec
 from jaxmem.report import recall as report
-from jaxmem.session import model_spec
 
 SMALL = tiny.TinyConfig(
     width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=32, stem_width=16
@@ -58,23 +56,23 @@ def test_streams_say_what_does_not_fit(weights, wrong, message):
 
 def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
     out = tmp_path / "out"
-    argv = f"recall --memories full,recent,rekv --budgets 1KiB 16KiB --seconds 8 --out {out} "
-    argv += f"--weights {weights} --streams 2 --questions 6 --moments 2 --timed 16KiB"
+    argv = f"recall --memories full,recent,rekv --budgets 1KiB 64KiB --seconds 8 --out {out} "
+    argv += f"--weights {weights} --streams 2 --questions 6 --moments 2 --timed 64KiB"
     assert evaluate.main(argv.split()) == 0
     found = {p.name: p for p in (out / "cells").iterdir()}
     assert sorted(found) == [
         "full_all_8s.json",
-        "recent_16KiB_8s.json",
+        "recent_64KiB_8s.json",
         "recent_1KiB_8s.json",
-        "rekv_16KiB_8s.json",
+        "rekv_64KiB_8s.json",
         "rekv_1KiB_8s.json",
     ]
     assert "rekv_1KiB_8s: 1024 bytes hold no memory" in capsys.readouterr().out
     document = json.loads((out / "results.json").read_text())
     cells = {(c["memory"], c["budget"]): c for c in document["cells"]}
     assert len(cells) == 4 and cells["full", "all"]["all"]["asked"] == 12
-    assert cells["rekv", "16KiB"]["bank_nbytes"] > 0 == cells["recent", "16KiB"]["bank_nbytes"]
-    assert cells["recent", "16KiB"]["nbytes"] <= 16384
+    assert cells["rekv", "64KiB"]["bank_nbytes"] > 0 == cells["recent", "64KiB"]["bank_nbytes"]
+    assert cells["recent", "64KiB"]["nbytes"] <= 65536
     assert cells["full", "all"]["chunk_ms"] > 0 and cells["recent", "1KiB"]["chunk_ms"] is None
     assert sum(v["asked"] for v in cells["full", "all"]["by_age"].values() if v) == 12
     for name in ("tables.txt", "budgets.png", "ages.png"):
@@ -90,43 +88,35 @@ def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
     found["recent_1KiB_8s.json"].unlink()
     assert evaluate.main([*argv.split(), "--measured-only"]) == 0
     cells = json.loads((out / "results.json").read_text())["cells"]
-    assert [c["budget"] for c in cells] == ["all", "16KiB", "16KiB"]
+    assert [c["budget"] for c in cells] == ["all", "64KiB", "64KiB"]
 
 
-def test_new_options_leave_old_cells_valid(weights):
-    """At the value that committed cells were measured with an option is not hashed, else it is."""
+def test_cells_know_their_settings(weights):
+    """An option that is set makes another cell."""
     model, plain = embedded(weights), evaluate.RecallConfig()
-    mark = lambda config: evaluate.fingerprint(config, model, "ma_lmm")
-    of = lambda **options: dataclasses.replace(plain, options=Memories(ma_lmm=MaLmm(**options)))
-    told = {k: getattr(plain, k) for k in ("streams", "questions", "moments", "chunk_seconds")}
-    told |= {"difficulty": "standard", "options": {"grid": 4}}  # before `per_kind` came
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for leaf in jax.tree.leaves(model.params):
-        digest.update(np.asarray(leaf).tobytes())
-    assert mark(of(audio_share=None)) == digest.hexdigest()[:16]
-    pictures = {"per_kind": False}
-    options = ({}, pictures, pictures | {"audio_tokens": 2}, pictures | {"grid": 2})
-    assert len({mark(of(**o)) for o in options}) == 4
+
+    def mark(**options):
+        config = dataclasses.replace(plain, options={"ma_lmm": options})
+        return evaluate.fingerprint(config, model, "ma_lmm")
+
+    assert mark() == evaluate.fingerprint(plain, model, "ma_lmm")
+    assert mark() != mark(frames=11)
 
 
-def test_sound_takes_half_of_the_slots():
-    """Where a model hears and `per_kind` is left as it is."""
+def test_audio_takes_half_of_the_slots():
+    """Where a model hears."""
     model = embedded()
-    spec, rope = model_spec(model, 20), model.decoder.rope
+    spec = model_spec(model, 1)
+    silent = dataclasses.replace(spec, audio_tokens=0)
     for name in ("ma_lmm", "moviechat", "flash_vstream", "flash_vstream_qwen"):
-        silent = dataclasses.replace(getattr(Memories(), name), audio_share=None)
-        alone = dataclasses.replace(Memories(), **{name: silent})
 
-        def slots(options, many, model, name=name):
-            chosen = choose((name,), options, Budget(many, None), spec, rope, None, model)
+        def slots(spec, many, name=name):
+            chosen = contestants((name,), {}, Budget(many, None), spec, None)
             return jax.tree.map(lambda x: x.shape, chosen[0].memory.init(spec).slots)
 
-        both = slots(Memories(), 256, model)
-        assert both[1].x == (32, 4, 128)  # a second of sound is four rows
-        assert both[0] == slots(alone, 128, model) == slots(Memories(), 128, None)
-    with pytest.raises(ValueError, match="at least 1 token"):
-        none = Memories(ma_lmm=MaLmm(audio_tokens=0))
-        choose(("ma_lmm",), none, Budget(64, None), spec, rope, None, model)
+        both = slots(spec, 256)
+        assert both[1].x == (32, 4, 128)  # a second of audio is four rows
+        assert both[0] == slots(silent, 128)
 
 
 def test_bad_arguments_are_status_2(capsys):

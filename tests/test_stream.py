@@ -13,7 +13,7 @@ from jaxmem import kv as tk
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import decode, prefill
 from jaxmem.decoder.step import chunk_step
-from jaxmem.loop import ask, branch, init_carry, make_program, question_rows, stream
+from jaxmem.loop import ask, branch, init_carry, log_prob, make_program, question_rows, stream
 from jaxmem.memory import layout as pool
 from jaxmem.memory.base import kv_of
 from jaxmem.memory.baselines import Full
@@ -195,6 +195,21 @@ def test_positions_stay_exact_after_ten_hours():
 def test_program_names_what_does_not_fit():
     with pytest.raises(ValueError, match="Spec.kv_heads is 8"):
         make_program(CFG, Full(8), dataclasses.replace(SPEC, kv_heads=8))
+
+
+def test_log_prob_is_that_of_what_is_drawn(program):
+    """The likeliest token has the first logits' log-softmax, and steps follow each other."""
+    carry = stream(WEIGHTS, init_carry(program), ROWS, program=program)
+    question = question_rows(WEIGHTS, np.array([3, 1, 4]), program=program)
+    answer = ask(WEIGHTS, carry, question, program=program, max_new=3)
+    got = log_prob(WEIGHTS, carry, question, answer.ids, program=program)
+    want = jax.nn.log_softmax(answer.first)[answer.ids[0]]
+    np.testing.assert_allclose(got[0], want, atol=1e-5)
+    longer = question_rows(WEIGHTS, np.array([3, 1, 4, *answer.ids[:2]]), program=program)
+    last = ask(WEIGHTS, carry, longer, program=program)
+    np.testing.assert_allclose(got[2], jax.nn.log_softmax(last.first)[answer.ids[2]], atol=1e-4)
+    with pytest.raises(ValueError, match="answer is empty"):
+        log_prob(WEIGHTS, carry, question, answer.ids[:0], program=program)
 
 
 def test_an_empty_question_is_refused():

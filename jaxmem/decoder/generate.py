@@ -119,7 +119,7 @@ def _choose(
     key: Array | None,
     repeated: Bool[Array, "V"] | None,
 ) -> tuple[Int[Array, ""], Bool[Array, "V"] | None]:
-    """Return the token that answers with `scores` as number `number` of its answer, and `repeated`."""
+    """Return the token that is drawn from `scores` as number `number`, and `repeated`."""
     if sampling is not None and repeated is not None:
         scores = penalised(scores.astype(jnp.float32), repeated, sampling.repetition_penalty)
     if sampling is None or sampling.greedy:

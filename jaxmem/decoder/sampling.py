@@ -61,7 +61,7 @@ class Sampling:
 def penalised(
     logits: Float[Array, "V"], repeated: Bool[Array, "V"], penalty: float
 ) -> Float[Array, "V"]:
-    """Return logits with those of `repeated` tokens divided by the penalty, or multiplied if negative.
+    """Return logits, those of `repeated` tokens divided by the penalty (multiplied if negative).
 
     Source: Keskar et al., CTRL (1909.05858), section 4.1; for negative logits, transformers.
     """

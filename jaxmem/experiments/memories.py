@@ -289,6 +289,8 @@ def contestants(
         own = {**(presets or {}).get(name, {}), **options.get(name, {})}
         if capacity is not None and name != "full" and _has_bank(name):
             own.setdefault("capacity", capacity)
+        if name != "full" and _has_bank(name) and "space" in options.get("bank", {}):
+            own.setdefault("space", options["bank"]["space"])
         make = lambda slots, name=name, own=own: build(name, slots, spec, own, wrapped)
         fixed = own.get("table") is not None
         if name == "full":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ FAMILIES: dict[str, type[Family]] = {
 }
 """`model_type` of config.json to the class that reads such a checkpoint."""
 DTYPES = ("bfloat16", "float16", "float32")
-FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
+SMALL = ("*.json", "*.jinja", "*.txt")
+FILES = (*SMALL, "*.safetensors")
 """What is downloaded of a repository: never pickled weights or code."""
 
 
@@ -87,7 +88,7 @@ def load(
         directory, files = Path(), Files(published_config(name), ANY_SIZE, Uncoded())
         made_by = family_of(files.config, name)
     else:
-        directory = find(where)
+        directory = find(where, SMALL if abstract else FILES)
         name = Path(where).resolve().name  # a downloaded directory has one that says nothing
         made_by = family_of(read_json(directory), directory)
         files = read_files(directory, abstract=abstract)
@@ -143,8 +144,12 @@ def as_dtype(dtype: Any) -> Any:
     return found
 
 
-def find(where: str | Path) -> Path:
+def find(where: str | Path, files: Sequence[str] = FILES) -> Path:
     """Return the directory of a checkpoint, downloaded if it is the name of a repository.
+
+    Args:
+      where: directory or name.
+      files: patterns of what is downloaded.
 
     Raises:
       ValueError: if it is neither, or cannot be downloaded.
@@ -165,7 +170,7 @@ def find(where: str | Path) -> Path:
             "install 'jaxmem[hf]', or give a directory."
         ) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (OSError, ValueError) as error:  # the client's errors are kinds of OSError
         raise ValueError(
             f"{name} is no directory and cannot be downloaded from Hugging Face: {error}"

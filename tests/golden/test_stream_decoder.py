@@ -48,7 +48,7 @@ def test_stream_question_and_decoding(file):
     config = decoder_config(file)
     weights = decoder_params(file, head="lm_head")
     size, end = int(file["chunk_size"]), int(file["query_start"])
-    memory = OmniMem(file["caps"], lam=float(file["lam"]), text=200, sketch=None)
+    memory = OmniMem(file["caps"], lam=float(file["lam"]), text=len(file["inputs_embeds"]))
     program = make_program(config, memory, spec_of(config, chunk=size))
     step = jax.jit(lambda carry, rows: chunk_step(weights, program, carry, rows)[0])
 

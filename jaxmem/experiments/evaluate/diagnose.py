@@ -41,7 +41,7 @@ from jaxmem.typing import Array, Params
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
-    """What memories keep: against the oracle of exact attention, planted evidence, modalities, ages."""
+    """What memories keep: against exact attention, planted evidence, modalities, ages."""
 
     memories: str = "omnimem,hermes,keydiff,streammem,snapkv,h2o,recent,uniform,random"
     """Names, comma-separated; not `full`, and none that keeps features."""

@@ -43,9 +43,7 @@ class MALMM(FrameByFrame):
 
     def __post_init__(self):
         if min(self.frames, 1 if self.tokens is None else self.tokens) < 1:
-            raise ValueError(
-                f"ma_lmm needs at least 1 frame of at least 1 row, got {self!r}."
-            )
+            raise ValueError(f"ma_lmm needs at least 1 frame of at least 1 row, got {self!r}.")
 
     @property
     def taken(self) -> int:

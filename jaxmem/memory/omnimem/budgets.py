@@ -76,9 +76,15 @@ def hashable(budget: int | TableLike) -> int | Table:
 
 
 def scaled(table: Table, total: int) -> Table:
-    """Return a table whose caps add up to at most `total`, in the same proportions."""
-    array = check_table(table)
-    found = hashable(array * total // max(int(array.sum()), 1))
+    """Return a table whose caps add up to `total` at most, in the same proportions.
+
+    No layer is left without a slot that had one, so a very small total may be passed.
+    """
+    array = check_table(table).reshape(len(table), -1)
+    small = array * total // max(int(array.sum()), 1)
+    lost = (small.sum(axis=1) == 0) & (array.sum(axis=1) > 0)
+    small[lost, np.argmax(array[lost], axis=1)] = 1
+    found = hashable(small[:, 0] if small.shape[1] == 1 else small)
     assert not isinstance(found, int)
     return found
 

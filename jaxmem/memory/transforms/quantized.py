@@ -27,7 +27,7 @@ class Packed(NamedTuple):
     """Slots of a quantised memory (a stack of layers adds a leading axis everywhere)."""
 
     kv: KV  # k, v: uint8 [S, G, D * bits / 8]
-    grid: Float[Array, "S G 2"]  # of a token's values: the smallest, and the step
+    ends: Float[Array, "S G 2"]  # of a token's values: the smallest and the largest
     rest: PyTree  # the policy's own slots without their tokens
 
 
@@ -95,40 +95,26 @@ def pack(state: State, aux: Aux, bits: int) -> State:
     """Return a policy's state with keys and values as codes, and the keys' ranges widened."""
     kv = kv_of(state.slots)
     real = jnp.broadcast_to(kvs.valid(kv)[..., None], kv.k.shape)
-    k, v = kv.k.astype(jnp.float32), kv.v.astype(jnp.float32)
-    low, high = _widened(aux, k, real, bits)
-    first, step = _channel_grid(low, high, bits)
-    grid = _token_grid(v, bits)
-    grid = jnp.where(real[..., :1], grid, 0.0)
+    low, high = _widened(aux, kv.k.astype(jnp.float32), real, bits)
+    # In the values' own dtype both ends are exact: no range is too large for them, and no offset.
+    ends = jnp.stack([jnp.min(kv.v, axis=-1), jnp.max(kv.v, axis=-1)], axis=-1)
+    ends = jnp.where(real[..., :1], ends, 0)
     codes = kv._replace(
-        k=_codes(k, first, step, real, bits),
-        v=_codes(v, grid[..., :1], grid[..., 1:], real, bits),
+        k=_codes(kv.k, *_of_channels(low, high), real, bits),
+        v=_codes(kv.v, ends[..., :1], ends[..., 1:], real, bits),
     )
     rest = None if isinstance(state.slots, KV) else state.slots._replace(kv=None)
     own = state.aux
     after = Aux(own.capacity, own.next_pos, own, low, high, aux.like)
-    return State(Packed(codes, grid, rest), after)
-
-
-def _token_grid(v: Float[Array, "*S G D"], bits: int) -> Float[Array, "*S G 2"]:
-    """Return the first point and the step of the grid of each token's values.
-
-    In float32: 16 bits have either too small a range (float16: values beyond 65,504 became NaN,
-    those near 1e-6 vanished) or too few digits for small values on a large offset (bfloat16).
-    """
-    least, most = jnp.min(v, axis=-1), jnp.max(v, axis=-1)
-    # Halves first: the difference of two large numbers of unlike sign may pass float32's range.
-    step = (most * 0.5 - least * 0.5) / ((2**bits - 1) * 0.5)
-    return jnp.stack([least, step], axis=-1)
+    return State(Packed(codes, ends, rest), after)
 
 
 def unpack(state: State, bits: int) -> State:
     """Return the state that the policy knows, with keys and values as numbers."""
     packed, aux = state.slots, state.aux
     real = kvs.valid(packed.kv)[..., None]
-    first, step = _channel_grid(aux.low, aux.high, bits)
-    k = _values(packed.kv.k, first, step, real, bits)
-    v = _values(packed.kv.v, packed.grid[..., :1], packed.grid[..., 1:], real, bits)
+    k = _numbers(packed.kv.k, *_of_channels(aux.low, aux.high), real, bits)
+    v = _numbers(packed.kv.v, packed.ends[..., :1], packed.ends[..., 1:], real, bits)
     kv = packed.kv._replace(k=k.astype(aux.like.dtype), v=v.astype(aux.like.dtype))
     slots = kv if packed.rest is None else packed.rest._replace(kv=kv)
     return State(slots, aux.inner)
@@ -139,40 +125,49 @@ def _widened(
 ) -> tuple[Array, Array]:
     """Return the channels' ranges with these keys in them.
 
-    A hundredth of a step does not count: what stands on the end of a grid comes back from its code
-    with a rounding error, and would push the end outwards with every chunk of an endless stream.
+    A hundredth of a step does not count: it costs less than moving all keys to another grid.
     """
     low, high = aux.low, aux.high
-    slack = 0.01 * jnp.squeeze(_channel_grid(low, high, bits)[1], -3)
+    slack = 0.02 * jnp.squeeze(_half_step(*_of_channels(low, high), bits), -3)
     least = jnp.min(jnp.where(real, k, jnp.inf), axis=-3)
     most = jnp.max(jnp.where(real, k, -jnp.inf), axis=-3)
     low = jnp.where(least < low - slack, least, low)
     return low, jnp.where(most > high + slack, most, high)
 
 
-def _channel_grid(low: Array, high: Array, bits: int) -> tuple[Array, Array]:
-    """Return the first point and the step of every channel's grid, with a slot axis of 1."""
-    some = high >= low  # nothing has been seen before the first chunk
-    first = jnp.where(some, low, 0.0)
-    step = jnp.where(some, high - low, 0.0) / (2**bits - 1)
-    return jnp.expand_dims(first, -3), jnp.expand_dims(step, -3)
+def _of_channels(low: Array, high: Array) -> tuple[Array, Array]:
+    """Return the ends of every channel's grid, with a slot axis of 1; 0 before the first key."""
+    some = high >= low
+    low, high = jnp.where(some, low, 0.0), jnp.where(some, high, 0.0)
+    return jnp.expand_dims(low, -3), jnp.expand_dims(high, -3)
+
+
+def _half_step(low: Array, high: Array, bits: int) -> Float[Array, "*n"]:
+    """Return half the step of a grid: the step of large numbers of unlike sign may overflow."""
+    low, high = low.astype(jnp.float32), high.astype(jnp.float32)
+    return (high * 0.5 - low * 0.5) / (2**bits - 1)
 
 
 def _codes(
-    x: Float[Array, "*S G D"], first: Array, step: Array, real: Bool[Array, "*S G D"], bits: int
+    x: Float[Array, "*S G D"], low: Array, high: Array, real: Bool[Array, "*S G D"], bits: int
 ) -> UInt[Array, "*S G B"]:
-    first, step = (jnp.broadcast_to(a.astype(jnp.float32), x.shape) for a in (first, step))
-    level = jnp.round((x - first) / jnp.where(step > 0, step, 1.0))
+    """Return the index of the grid point nearest to each number; 0 for slots that hold nothing."""
+    step = jnp.broadcast_to(_half_step(low, high, bits), x.shape)
+    low = jnp.broadcast_to(low.astype(jnp.float32), x.shape)
+    level = jnp.round((x.astype(jnp.float32) * 0.5 - low * 0.5) / jnp.where(step > 0, step, 1.0))
     level = jnp.where(real, jnp.clip(level, 0, 2**bits - 1), 0.0).astype(jnp.uint8)
     return level if bits == 8 else level[..., 0::2] | (level[..., 1::2] << 4)
 
 
-def _values(
-    codes: UInt[Array, "*S G B"], first: Array, step: Array, real: Array, bits: int
+def _numbers(
+    codes: UInt[Array, "*S G B"], low: Array, high: Array, real: Array, bits: int
 ) -> Float[Array, "*S G D"]:
+    """Return the grid points of codes, both ends exactly: the grid is found again from them."""
     if bits == 4:
         pair = jnp.stack([codes & 15, codes >> 4], axis=-1)
         codes = pair.reshape(*codes.shape[:-1], -1)
-    first, step = (jnp.broadcast_to(a.astype(jnp.float32), codes.shape) for a in (first, step))
-    level = first + step * codes.astype(jnp.float32)
-    return jnp.where(jnp.broadcast_to(real, codes.shape), level, 0.0)
+    step = jnp.broadcast_to(_half_step(low, high, bits), codes.shape)
+    low, high = (jnp.broadcast_to(end.astype(jnp.float32), codes.shape) for end in (low, high))
+    x = 2.0 * (low * 0.5 + step * codes.astype(jnp.float32))
+    x = jnp.where(codes == 2**bits - 1, high, x)
+    return jnp.where(jnp.broadcast_to(real, codes.shape), x, 0.0)

@@ -204,6 +204,8 @@ def test_a_name_is_downloaded_without_code(folder, monkeypatch):
     model = load("Qwen/Qwen2.5-VL-tiny", dtype=jnp.float32)
     assert model.name == "Qwen2.5-VL-tiny" and asked == [("Qwen/Qwen2.5-VL-tiny", FILES)]
     assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in FILES)
+    load("Qwen/Qwen2.5-VL-tiny", abstract=True)
+    assert set(FILES) - set(asked[1][1]) == {"*.safetensors"}
     with pytest.raises(ValueError, match="no/such is no directory and cannot be .*: 401"):
         load("no/such")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

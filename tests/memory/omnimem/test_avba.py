@@ -120,5 +120,3 @@ def test_first_chunks_of_every_video_are_skipped():
     np.testing.assert_allclose(avba.average_rows(rows, video, skip=1), [3.0])
     with pytest.raises(ValueError, match="first 9"):
         avba.average_rows(rows, video, skip=9)
-
-

@@ -1,13 +1,26 @@
 """Budget tables: made, checked, stored, rebuilt from profiles, and priced in bytes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from jaxmem.memory.base import Spec, nbytes
+from jaxmem.experiments.memories import build
+from jaxmem.memory import MEMORIES
+from jaxmem.memory.bank.bank import footprint
+from jaxmem.memory.bank.with_bank import WithBank
+from jaxmem.memory.base import Memory, Spec, nbytes, slots
+from jaxmem.memory.baselines import Recent
+from jaxmem.memory.compression.criticalkv import CriticalKV
+from jaxmem.memory.compression.snapkv import SnapKV
+from jaxmem.memory.features.ma_lmm import MALMM
+from jaxmem.memory.features.with_audio import WithAudio
 from jaxmem.memory.omnimem import avba, budgets
 from jaxmem.memory.omnimem.omnimem import OmniMem
+from jaxmem.memory.transforms.quantized import Quantized
+from jaxmem.memory.transforms.recorded import Recorded
+from jaxmem.rope import rope_1d
 
 SPEC = Spec(layers=3, kv_heads=2, head_dim=8, width=16)
 
@@ -50,7 +63,9 @@ def test_tables_survive_a_file(tmp_path):
     path = tmp_path / "table.json"
     table = avba.table(avba.profile("salmonn-8b"), average=512)
     budgets.save_table(path, table, {"average": 512})
-    np.testing.assert_array_equal(budgets.load_table(path), table)
+    loaded = budgets.load_table(path)
+    np.testing.assert_array_equal(loaded, table)
+    assert OmniMem(loaded) == OmniMem(table) and hash(loaded) == hash(OmniMem(table).budget)
     document = json.loads(path.read_text())
     assert document["made"] == {"average": 512}
 
@@ -78,9 +93,86 @@ def test_bytes_buy_the_most_slots():
         budgets.slots_for_bytes(OmniMem, SPEC, 100)
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("64KiB", 64 << 10),
+        ("1.5MB", 1_500_000),
+        ("300B", 300),
+        (" 2 gib ", 2 << 30),
+        ("0.5k b", None),
+        ("64", None),
+        ("KiB", None),
+        ("0MB", None),
+        ("-1KB", None),
+        ("1e3KB", None),
+        ("64KiB/layer", None),
+    ],
+)
+def test_sizes_are_read_with_their_units(text, size):
+    if size is not None:
+        assert budgets.parse_bytes(text) == size
+        return
+    with pytest.raises(ValueError, match="is no size: write 64KiB"):
+        budgets.parse_bytes(text)
+
+
+SEEN = replace(SPEC, chunk=16, rope=rope_1d(8), frame=(2, 2), audio_tokens=2)
+WRAPPED = {
+    "quantized": Quantized(Recent(64), 4),
+    "bank": WithBank(OmniMem(64), 256),
+    "quantized in a bank": WithBank(Quantized(OmniMem(64)), 256),
+    "recorded": Recorded(Recent(64)),
+    "recorder": avba.Recorder(OmniMem(64)),
+    "table": OmniMem([[1, 9], [0, 60], [40, 300]]),
+    "joint table": OmniMem([9, 60, 340], audio_share=None),
+    "critical": CriticalKV(SnapKV(64, window=4)),
+    "audio": WithAudio(MALMM(8), 4, tokens=1),
+}
+
+
+@pytest.mark.parametrize("name", [*MEMORIES, *WRAPPED])
+def test_within_takes_the_most_slots_that_fit(name):
+    options = {"capacity": 256} if name in ("rekv", "flexmem") else None
+    memory = WRAPPED[name] if name in WRAPPED else build(name, 64, SEEN, options)
+    found = budgets.within(memory, SEEN, 60_000)
+    assert type(found) is type(memory)
+    assert 30_000 < footprint(found, SEEN).device <= 60_000
+    if isinstance(found, Memory) and name not in ("hermes", "flexmem"):
+        more = budgets.resized(found, 1 + max(slots(found, SEEN)), SEEN)
+        assert footprint(more, SEEN).device > 60_000
+
+
+def test_within_keeps_every_option():
+    memory = Quantized(OmniMem(7, lam=0.5, newest=3, text=2), 4)
+    found = budgets.within(memory, SPEC, "64KiB")
+    slots_ = found.memory.budget
+    assert found == Quantized(OmniMem(slots_, lam=0.5, newest=3, text=2), 4)
+    assert found == budgets.within(found, SPEC, 64 << 10)  # its own slots do not matter
+    assert footprint(found, SPEC).device <= 64 << 10
+    assert footprint(budgets.resized(found, slots_ + 1, SPEC), SPEC).device > 64 << 10
+
+
+def test_tables_are_scaled_in_proportion():
+    table = ((1, 9), (0, 60), (40, 300), (0, 0))
+    assert budgets.scaled(table, 410) == table
+    assert budgets.scaled(table, 820) == ((2, 18), (0, 120), (80, 600), (0, 0))
+    assert budgets.scaled(table, 4) == ((0, 1), (0, 1), (0, 2), (0, 0))
+    assert budgets.scaled((9, 60, 340), 4) == (1, 1, 3)
+
+
+def test_what_cannot_be_resized_says_so():
+    with pytest.raises(ValueError, match="hold no memory"):
+        budgets.within(OmniMem(64), SPEC, 100)
+    with pytest.raises(ValueError, match="cannot be resized"):
+        budgets.within(Memory(), SPEC, 100)
+    with pytest.raises(ValueError, match="is no size"):
+        budgets.within(OmniMem(64), SPEC, "lots")
+
+
 def test_redundancy_vectors_are_paid_for():
     n = 100
-    token = 2 * 2 * 8 * 4 + 4 + 4 + 1  # k, v; pos, order, kind
+    token = 2 * 2 * 8 * 4 + 4 + 4 + 1  # k, v; pos, index, modality
     extra = 4 + 16 * 4  # importance, redundancy vector
-    notes = 3 * (4 + 4 + 3 * 4 + 4)
-    assert nbytes(OmniMem(n, text=0), SPEC) == 3 * n * (token + extra) + notes
+    aux = 3 * (4 + 4 + 3 * 4 + 4)
+    assert nbytes(OmniMem(n, text=0), SPEC) == 3 * n * (token + extra) + aux
