@@ -1,8 +1,8 @@
 """Budgets: how many slots each layer gives to audio and to vision, and what they cost in bytes.
 
-A *budget table* holds (audio, visual) caps per layer, [L][2], or one cap that both share, [L]. In a
-memory it is a nested tuple; functions take any array. Tables are static; they come from one number
-(`uniform`), from a calibration (`jaxmem.memory.omnimem.avba`) or from a file (`load_table`).
+A *budget table* holds (audio, visual) caps per layer, `[L][2]`, or one cap that both share, `[L]`.
+In a memory it is a nested tuple; functions take any array. Tables are static; they come from one
+number (`uniform`), from a calibration (`jaxmem.memory.omnimem.avba`) or from a file (`load_table`).
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def resized(memory: M, slots: int, spec: Spec) -> M:
 def smallest(memory: AnyMemory | type[AnyMemory], spec: Spec) -> int:
     """Return the fewest slots per layer that a memory takes: its `smallest`, or 1."""
     found = getattr(memory, "smallest", 1)
-    return found(spec) if callable(found) else found
+    return found(spec) if callable(found) else found  # type: ignore[return-value]
 
 
 def within(memory: M, spec: Spec, size: int | str) -> M:

@@ -68,7 +68,7 @@ class OmniMem(Reindexed):
 
     Attributes:
       budget: slots per layer for audio and vision together, or a table of caps per layer (see
-        `budgets`, `avba`): [L][audio, visual], or [L] for one cap that both share.
+        `budgets`, `avba`): `[L][audio, visual]`, or `[L]` for one cap that both share.
       audio_share: audio's part of a number as budget; 1/6 is the released prior of five visual
         slots for an audio slot; where audio matters as much as vision, use 0.5. None: audio and
         vision compete for one cap.

@@ -80,7 +80,8 @@ class Scored(Reindexed):
       newest: so many newest tokens are always held, inside the budget.
       reindex: kept tokens are numbered without gaps; False: they keep their positions.
       soft: for training, the temperature of a straight-through gate that kept keys and values pass,
-        so that gradients reach the scores; None: the choice has no gradient.
+        so that gradients reach scores of keys and values (reports of attention carry none); None:
+        the choice has no gradient.
 
     Raises:
       ValueError: if the budget is too small for its parts, or an option is out of range.
@@ -98,15 +99,20 @@ class Scored(Reindexed):
 
     def __post_init__(self):
         check_budget(self.name, self.budget, self.audio_share)
-        if self.soft is not None and (not self.soft > 0 or type(self).write is not Scored.write):
-            raise ValueError(
-                f"soft is a temperature above 0 of memories that choose by one score, got "
-                f"soft={self.soft} for {self.name}."
-            )
+        if self.soft is not None:
+            self._check_soft(self.soft)
         if not 0 <= self.newest <= self.budget:
             raise ValueError(
                 f"{self.name} needs 0 <= newest <= budget, got newest={self.newest} and "
                 f"budget={self.budget}."
+            )
+
+    def _check_soft(self, soft: float) -> None:
+        attends = self.requires.attention is not None or self.requires.probes is not None
+        if not soft > 0 or attends or type(self).write is not Scored.write:
+            raise ValueError(
+                "soft is a temperature above 0, for memories that choose by one score of keys and "
+                f"values (Knorm, KeyDiff, ExpectedAttention), got soft={soft} for {self.name}."
             )
 
     def score(self, candidates: Candidates) -> Float[Array, "Gm N"]:
@@ -149,8 +155,6 @@ class Scored(Reindexed):
     def candidates(self, spec: Spec, state: State, chunk: Chunk) -> Candidates:
         """Return memory and chunk as one dense pool."""
         found = candidates_of(spec, state.slots.kv, chunk, getattr(state.slots, "received", None))
-        if self.soft is None and found.received is not None:
-            found = found._replace(received=jax.lax.stop_gradient(found.received))
         if not self.reindex:
             return found
         kv, next_pos = numbered(found.kv, state.aux.next_pos)
@@ -189,7 +193,7 @@ def candidates_of(
     total = None
     if chunk.received is not None:
         old = chunk.received.memory.T + (0.0 if received is None else received)
-        total = kvs.append(old, chunk.received.chunk.T, n).T
+        total = jax.lax.stop_gradient(kvs.append(old, chunk.received.chunk.T, n).T)
     kv = kvs.append(held, chunk.kv, n)
     return Candidates(kv, total, n + rows, rows, chunk.next_pos, chunk.queries, spec)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxmem.kv import EMPTY
-from jaxmem.memory.base import Attention, Chunk, Requires, Spec, State, kv_of
+from jaxmem.memory.base import Attention, Chunk, Requires, Spec, State, kv_of, slots
 from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Float, Int, Num, PyTree
 
@@ -19,7 +19,8 @@ class RecordedAux(NamedTuple):
     capacity: Int[Array, ""]
     next_pos: Num[Array, "A"]
     inner: PyTree
-    received: Float[Array, "Gm S"]  # from the last chunk with rows, by slot as it was before it
+    # From the last chunk with rows, by slot as it was before it; as long as the longest layer.
+    received: Float[Array, "Gm S"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class Recorded(Around):
     a question as a chunk through a branch of the stream, and read what was recorded.
 
     Attributes:
-      memory: that sees one layer, with equally many slots in all layers, requiring exact attention
-        of all rows or none.
+      memory: that sees one layer, requiring exact attention of all rows or none.
 
     Raises:
       ValueError: for a memory of the whole stack, or one that requires its own kind of attention.
@@ -56,14 +56,19 @@ class Recorded(Around):
 
     def init(self, spec: Spec, layer: int = 0) -> State:
         state = self.memory.init(spec, layer)
-        received = jnp.zeros(kv_of(state.slots).modality.shape[::-1], jnp.float32)
-        aux = state.aux
+        groups, aux = kv_of(state.slots).modality.shape[1], state.aux
+        received = jnp.zeros((groups, max(slots(self.memory, spec))), jnp.float32)
         return State(state.slots, RecordedAux(aux.capacity, aux.next_pos, aux, received))
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, PyTree]:
         assert chunk.received is not None
-        new, evicted = self.memory.write(spec, self.inner(state), chunk)
+        asked = self.memory.requires.attention is not None
+        own = chunk if asked else chunk._replace(received=None)
+        new, evicted = self.memory.write(spec, self.inner(state), own)
         real = jnp.any(chunk.kv.modality != EMPTY)
-        received = jnp.where(real, chunk.received.memory, state.aux.received)
+        longest = state.aux.received.shape[1]
+        found = chunk.received.memory[:, :longest]
+        found = jnp.pad(found, ((0, 0), (0, longest - found.shape[1])))
+        received = jnp.where(real, found, state.aux.received)
         aux = RecordedAux(new.aux.capacity, new.aux.next_pos, new.aux, received)
         return State(new.slots, aux), evicted
