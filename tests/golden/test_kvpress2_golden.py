@@ -7,11 +7,15 @@ import pytest
 import weights
 from test_kvpress_golden import (
     PUBLISHED,
+    kept_of,
     padded,
     pytest_generate_tests,  # noqa: F401
     queries,
     seen_of,
+    setting,
+    snapkv,
     spec,
+    start,
 )
 
 from jaxmem.memory.base import Memory
@@ -20,7 +24,6 @@ from jaxmem.memory.compression.adakv import AdaKV
 from jaxmem.memory.compression.criticalkv import CriticalKV
 from jaxmem.memory.compression.expected_attention import ExpectedAttention
 from jaxmem.memory.compression.knorm import Knorm
-from jaxmem.memory.compression.snapkv import SnapKV
 
 FORMS = {
     "expected_attention": {},
@@ -32,18 +35,16 @@ FORMS = {
 
 def expected(z, name):
     """Return a form of Expected Attention, with a file's settings."""
-    options = {k: float(z["expected_eps"]) if v is None else v for k, v in FORMS[name].items()}
+    options = {k: setting(z, "expected_eps") if v is None else v for k, v in FORMS[name].items()}
     options |= {"future": int(z["n_future_positions"]), "sinks": int(z["n_sink"])}
     return ExpectedAttention(int(z["n_kept"]), **options, **PUBLISHED)
 
 
 def base(z, name):
     """Return the memory whose score another one works with."""
-    window, kernel = int(z["window_size"]), int(z["kernel_size"])
-    kept = int(z["n_kept"])
     return {
-        "snapkv": SnapKV(kept, window=window, kernel=kernel, **PUBLISHED),
-        "knorm": Knorm(kept, **PUBLISHED),
+        "snapkv": snapkv(z),
+        "knorm": Knorm(int(z["n_kept"]), **PUBLISHED),
         "expected": expected(z, "expected_attention"),
         "expected_novnorm": expected(z, "expected_attention_novnorm"),
     }[name]
@@ -64,7 +65,7 @@ def run(z, memory: Memory, score):
         seen = see(z, memory, memory.view(spec(z), state, None).kv)
         return memory.write(spec(z), state, seen)[0], score(state, seen)
 
-    return both(memory.init(spec(z)))
+    return both(start(z, memory))
 
 
 def assert_close(ours, theirs, certain):
@@ -82,13 +83,13 @@ def test_expected_attention(file, name):
     state, ours = run(z, memory, lambda s, seen: memory.score(memory.candidates(spec(z), s, seen)))
     sinks = np.arange(z["keys"].shape[1]) < int(z["n_sink"])
     assert_close(ours, z[f"score.{name}"], np.tile(sinks, (len(ours), 1)))
-    np.testing.assert_array_equal(state.slots.kv.index.T, z[f"kept.{name}"])
+    np.testing.assert_array_equal(kept_of(state, int(z["n_kept"])), z[f"kept.{name}"])
 
 
 @pytest.mark.parametrize("name", ["snapkv", "expected"])
 def test_criticalkv(file, name):
     z = weights.read(file)
-    kept, first = int(z["n_kept"]), float(z["first_stage_ratio"])
+    kept, first = int(z["n_kept"]), setting(z, "first_stage_ratio")
     inner = base(z, name if name == "snapkv" else "expected_novnorm")
     memory = CriticalKV(inner, first=first)
     theirs = z[f"score.critical_{name}"]
@@ -96,22 +97,21 @@ def test_criticalkv(file, name):
 
     def weighed(state, seen):
         candidates = inner.candidates(spec(z), state, seen)
-        norm = jnp.pad(values.output_norm(seen).T, ((0, 0), (kept, 0)))
-        norm = jnp.roll(norm, -kept, axis=1)
+        norm = jnp.pad(values.output_norm(seen).T, ((0, 0), (0, memory.budget)))
         stage = jnp.full((len(theirs), 1), int(kept * first), jnp.int32)
         return values.two_stage(inner.score(candidates), norm, candidates.kv.modality, stage)
 
     state, ours = run(z, memory, weighed)
     assert_close(ours, theirs, certain)
-    np.testing.assert_array_equal(state.slots.kv.index.T, z[f"kept.critical_{name}"])
+    np.testing.assert_array_equal(kept_of(state, kept), z[f"kept.critical_{name}"])
 
 
 @pytest.mark.parametrize("name", ["ada_snapkv", "ada_knorm", "ada_expected", "criticalada_snapkv"])
 def test_adakv(file, name):
     z = weights.read(file)
-    first = float(z["first_stage_ratio"]) if name.startswith("critical") else None
+    first = setting(z, "first_stage_ratio") if name.startswith("critical") else None
     inner = base(z, name.split("_")[1])
-    memory = AdaKV(inner, alpha=float(z["alpha_safeguard"]), first=first)
+    memory = AdaKV(inner, alpha=setting(z, "alpha_safeguard"), first=first)
     state, _ = run(z, memory, lambda state, seen: 0)
     tokens = memory.recall(spec(z), state, None).kv
     mask = np.zeros(z[f"keep_mask.{name}"].shape, np.int32)

@@ -13,7 +13,7 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.received import mass
 from jaxmem.kv import KV
 from jaxmem.memory.attention import segment
-from jaxmem.memory.base import Chunk, Memory, Received, Spec
+from jaxmem.memory.base import Chunk, Memory, Received, Spec, State
 from jaxmem.memory.baselines import StreamingLLM
 from jaxmem.memory.compression.keydiff import KeyDiff
 from jaxmem.memory.compression.knorm import Knorm
@@ -21,8 +21,8 @@ from jaxmem.memory.compression.snapkv import SnapKV
 from jaxmem.memory.compression.tova import TOVA
 from jaxmem.rope import rope, rope_1d
 
-PADDED = 64
 PUBLISHED = {"audio_share": None}
+EXTRA = 3  # rows of padding
 
 
 def pytest_generate_tests(metafunc):
@@ -36,9 +36,8 @@ def pytest_generate_tests(metafunc):
 def memories(z) -> dict[str, Memory]:
     """Return the memories that a file has scores of, with its settings."""
     kept = int(z["n_kept"])
-    window, kernel = int(z["window_size"]), int(z["kernel_size"])
     return {
-        "snapkv": SnapKV(kept, window=window, kernel=kernel, **PUBLISHED),
+        "snapkv": snapkv(z),
         "tova": TOVA(kept, **PUBLISHED),
         "knorm": Knorm(kept, **PUBLISHED),
         "keydiff": KeyDiff(kept, **PUBLISHED),
@@ -46,10 +45,41 @@ def memories(z) -> dict[str, Memory]:
     }
 
 
+def snapkv(z) -> SnapKV:
+    """Return SnapKV with arrays long enough for its whole window, see `start`."""
+    window = int(z["window_size"])
+    slots = max(int(z["n_kept"]), 2 * window)
+    return SnapKV(slots, window=window, kernel=int(z["kernel_size"]), **PUBLISHED)
+
+
+def start(z, memory: Memory) -> State:
+    """Return a memory's empty state, of which as many slots as the file says may be filled.
+
+    A window of more than half of the budget is cut to that here, but not there: arrays are longer
+    then, and capacity and quotas, which are data, say what is kept.
+    """
+    state, kept = memory.init(spec(z)), int(z["n_kept"])
+    groups = int(state.aux.capacity) // getattr(memory, "budget")  # noqa: B009  # heads share
+    aux = state.aux._replace(capacity=jnp.int32(groups * kept))
+    if hasattr(aux, "quotas"):
+        aux = aux._replace(quotas=jnp.asarray([kept], jnp.int32))
+    return state._replace(aux=aux)
+
+
+def setting(z, name: str) -> float:
+    """Return a number as it was written before it was stored in float32."""
+    return float(str(np.float32(z[name])))
+
+
+def rows_of(z) -> int:
+    """Return T, the rows of a chunk that holds the file's tokens and padding."""
+    return z["keys"].shape[1] + EXTRA
+
+
 def spec(z) -> Spec:
     """Return the sizes of a file's one layer."""
     heads, width = z["keys"].shape[0], z["hidden_states"].shape[1]
-    return Spec(1, heads, int(z["head_dim"]), width, chunk=PADDED, rope=table(z))
+    return Spec(1, heads, int(z["head_dim"]), width, chunk=rows_of(z), rope=table(z))
 
 
 def table(z):
@@ -68,20 +98,20 @@ def queries(z) -> np.ndarray:
 
 def padded(x):
     """Return rows padded with numbers that nothing may read."""
-    return np.concatenate([x, np.full((PADDED - len(x), *x.shape[1:]), 3, x.dtype)])
+    return np.concatenate([x, np.full((EXTRA, *x.shape[1:]), 3, x.dtype)])
 
 
 def chunk_of(z, groups: int) -> KV:
     """Return the file's tokens with their keys turned back."""
     k, v = (jnp.asarray(padded(z[name].transpose(1, 0, 2))) for name in ("keys", "values"))
-    n = z["keys"].shape[1]
-    index = np.arange(PADDED, dtype=np.int32)
+    n, rows = z["keys"].shape[1], rows_of(z)
+    index = np.arange(rows, dtype=np.int32)
     pos = jnp.asarray(index[:, None, None])
-    spread = lambda x: jnp.broadcast_to(jnp.asarray(x)[:, None], (PADDED, groups))
+    spread = lambda x: jnp.broadcast_to(jnp.asarray(x)[:, None], (rows, groups))
     kind = np.where(index < n, tk.TEXT, tk.EMPTY).astype(np.int8)
     order = np.where(index < n, index, 0)
     turned = rope(k, -pos, table(z))
-    pos = jnp.broadcast_to(pos, (PADDED, groups, 1))
+    pos = jnp.broadcast_to(pos, (rows, groups, 1))
     return KV(turned, v, pos, spread(order), spread(kind))
 
 
@@ -94,7 +124,7 @@ def seen_of(z, memory: Memory, held: KV) -> Chunk:
     if memory.requires.attention is None:
         return seen
     q = jnp.asarray(padded(queries(z)))
-    row = jnp.arange(PADDED, dtype=jnp.int32)
+    row = jnp.arange(rows_of(z), dtype=jnp.int32)
     parts = [
         segment(held, base, row[:, None]),
         segment(fresh, base, row[:, None], last=row),
@@ -104,6 +134,13 @@ def seen_of(z, memory: Memory, held: KV) -> Chunk:
     reduce = "kv_head" if held.modality.shape[1] > 1 else "head_mean"
     sums = mass(q, parts, lse, rope=table(z), rows=counted, reduce=reduce)
     return seen._replace(received=Received(*sums))
+
+
+def kept_of(state: State, many: int) -> np.ndarray:
+    """Return the tokens that every head keeps, [heads, many]."""
+    modality = np.asarray(state.slots.kv.modality)
+    assert modality[:many].all() and not modality[many:].any()
+    return np.asarray(state.slots.kv.index)[:many].T
 
 
 @pytest.mark.parametrize("name", ["snapkv", "tova", "knorm", "keydiff", "streamingllm"])
@@ -120,7 +157,7 @@ def test_scores_and_kept_sets(file, name):
             return new, None
         return new, memory.score(memory.candidates(spec(z), state, seen))
 
-    state, score = run(memory.init(spec(z)))
+    state, score = run(start(z, memory))
     if score is not None:
         theirs = z[f"score.{name}"]
         ours = np.broadcast_to(np.asarray(score)[:, :n], theirs.shape)
@@ -129,6 +166,5 @@ def test_scores_and_kept_sets(file, name):
         np.testing.assert_array_equal(plain, np.arange(n)[None] < np.full((heads, 1), n - always))
         close = {"atol": 1e-6} if name == "keydiff" else {"rtol": 1e-5, "atol": 1e-7}
         np.testing.assert_allclose(ours[plain], theirs[plain], **close)
-    kept = np.asarray(state.slots.kv.index).T
-    assert np.asarray(state.slots.kv.modality).all()
+    kept = kept_of(state, int(z["n_kept"]))
     np.testing.assert_array_equal(np.broadcast_to(kept, z[f"kept.{name}"].shape), z[f"kept.{name}"])
