@@ -87,8 +87,9 @@ def test_expected_attention(file, name):
 
 
 @pytest.mark.parametrize("name", ["snapkv", "expected"])
-def test_criticalkv(file, name):
+def test_criticalkv(file, name, monkeypatch):
     z = weights.read(file)
+    monkeypatch.setattr(values, "EPS", setting(z, "critical_eps"))
     kept, first = int(z["n_kept"]), setting(z, "first_stage_ratio")
     inner = base(z, name if name == "snapkv" else "expected_novnorm")
     memory = CriticalKV(inner, first=first)
@@ -107,8 +108,9 @@ def test_criticalkv(file, name):
 
 
 @pytest.mark.parametrize("name", ["ada_snapkv", "ada_knorm", "ada_expected", "criticalada_snapkv"])
-def test_adakv(file, name):
+def test_adakv(file, name, monkeypatch):
     z = weights.read(file)
+    monkeypatch.setattr(values, "EPS", setting(z, "critical_eps"))
     first = setting(z, "first_stage_ratio") if name.startswith("critical") else None
     inner = base(z, name.split("_")[1])
     memory = AdaKV(inner, alpha=setting(z, "alpha_safeguard"), first=first)

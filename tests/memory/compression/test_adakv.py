@@ -153,6 +153,20 @@ def test_bytes_are_those_of_the_total():
     assert sum(x.nbytes for x in jax.tree.leaves(state.slots)) == SPEC.kv_heads * BUDGET * slot
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.29, 0.3, 0.57, 0.7, 0.999])
+@pytest.mark.parametrize("share", [None, 0.25, 1 / 6])
+def test_what_a_head_may_hold_is_what_is_read_of_it(alpha, share):
+    """Sizes of arrays and limits that are data round shares of a budget alike."""
+    for budget in (*range(1, 12), 50, 96, 100, 110, 1024, 4100):
+        memory = AdaKV(Uneven(budget, audio_share=share), alpha=alpha)
+        for groups in (2, 8):
+            for even in (memory.quotas, (sum(memory.quotas), *[0] * (len(memory.quotas) - 1))):
+                even = np.asarray(even, np.int32)
+                safe = (np.float32(alpha) * even.astype(np.float32)).astype(np.int32)
+                most = np.asarray(memory._limits(jnp.asarray(even), jnp.asarray(safe), groups))
+                assert most.sum() <= memory.width(groups)
+
+
 def test_contiguous_positions_put_the_newest_token_before_the_chunk():
     memory = AdaKV(Uneven(BUDGET, audio_share=None, reindex=True))
     state, _ = laws.run(memory, memory.init(SPEC), standard())

@@ -1,6 +1,6 @@
 """Expected Attention: the laws, a plain loop over its formulas, and the decoder's queries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -120,6 +120,28 @@ def test_contiguous_positions_compare_keys_where_they_are_read():
         states.append(laws.step(memory, memory.init(SPEC), chunk))
     np.testing.assert_array_equal(*(s.slots.kv.index for s in states))
     np.testing.assert_array_equal(memory.view(SPEC, states[1], None).base, [20] * 3)
+
+
+@pytest.mark.parametrize("step", [(1, 1, 1), (2, 0, 0)])
+def test_rows_to_come_advance_as_text_does(step):
+    """Whatever a token of text advances the position axes by, the score is the plain loop's."""
+    spec, flat = replace(SPEC, step=step), stream(12)
+    memory = memory_of(audio_share=None)
+    chunk = pick(laws.cut(flat, [12], 12), 0)
+    seen = laws.see(memory, memory.init(spec), chunk)
+    score = memory.score(memory.candidates(spec, memory.init(spec), seen))[:, :12]
+    for g in range(2):
+        want = expected(flat, range(12), range(12), chunk.end, g, step=step)
+        np.testing.assert_allclose(score[g], [want[i] for i in range(12)], rtol=2e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5])
+def test_sinks_leave_a_slot_to_the_stream(budget):
+    memory = ea.ExpectedAttention(budget, future=7, audio_share=None)
+    state, _ = laws.run(memory, memory.init(SPEC), standard())
+    kept = (np.asarray(state.slots.kv.index) - 1) // 2
+    np.testing.assert_array_equal(kept[: budget - 1, 0], np.arange(min(4, budget - 1)))
+    assert (kept[-1] > 4).all()
 
 
 def test_the_decoder_reports_queries_before_rotation():
