@@ -5,15 +5,13 @@
     session = jm.Session(jm.load("tiny"), jm.OmniMem(96)).watch("talk.mp4")
     print(session.ask("what was the last shape?").text)
 
-Names are imported when they are first used, so that `import jaxmem` needs JAX only.
+Names are imported when they are first used: `import jaxmem` alone imports nothing else.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
-
-import jax as _jax  # noqa: F401  what the core needs; all else comes with the names that need it
 
 __version__ = "0.1.0"
 

@@ -84,6 +84,8 @@ def rope_1d(head_dim: int, theta: float = 10_000.0, *, fraction: float = 1.0) ->
     Raises:
       ValueError: if the head is odd, or the fraction leaves no whole number of pairs.
     """
+    if head_dim % 2:
+        raise ValueError(f"head_dim must be even to form rotary pairs, got {head_dim}.")
     if not 0.0 < fraction <= 1.0 or (head_dim * fraction) % 2:
         raise ValueError(
             f"fraction must leave a whole number of pairs of {head_dim} channels, got {fraction}."

@@ -318,12 +318,9 @@ class Session:
         model, ids = self.model, self.model.tokenize(question)
         draw = self._drawing(sampling, key)
         with self._lock:
-            carry, rows = self._asked(ids)
-            program, bound = self._need()
-            repeated = penalised_ids(model, ids, draw["sampling"])
-            more = {"max_new": model.max_new, "end": model.end, "repeated": repeated}
+            asked, more = self._asked(ids, draw)
             begin = time.perf_counter()
-            answer = ask(bound, carry, rows, program=program, **more, **draw)
+            answer = ask(*asked, end=model.end, **more)
         words = np.asarray(answer.ids)[: int(answer.length)]
         seconds, text = time.perf_counter() - begin, model.detokenize(words)
         self._note(question, text)
@@ -343,12 +340,10 @@ class Session:
 
     def _written(self, question: str, model: Model, ids: np.ndarray, draw: dict) -> Any:
         with self._lock:
-            carry, rows = self._asked(ids)
-            program, bound = self._need()
-            repeated = penalised_ids(model, ids, draw["sampling"])
-            more = {"max_new": model.max_new, "repeated": repeated}
+            asked, more = self._asked(ids, draw)
+            bound, program = asked[0], more["program"]
             begin = time.perf_counter()
-            answer = begin_answer(bound, carry, rows, program=program, **more, **draw)
+            answer = begin_answer(*asked, **more)
         streamer, first = TextStreamer(model.detokenize), np.array(answer.first)
         words, done = so_far(answer, model.end)
         first_seconds = time.perf_counter() - begin
@@ -371,9 +366,11 @@ class Session:
             key = None if self.key is None else jax.random.fold_in(self.key, self._answers)
         return {"sampling": sampling, "key": key}
 
-    def _asked(self, ids: np.ndarray) -> tuple[Carry, Embeds]:
-        """Return the carry that a question reads, and its rows after all pieces so far."""
-        model, (program, _) = self.model, self._need()
+    def _asked(
+        self, ids: np.ndarray, draw: dict[str, Any]
+    ) -> tuple[tuple[Bound, Carry, Embeds], dict[str, Any]]:
+        """Return what an answer is asked with: arrays, carry and rows after all pieces; options."""
+        model, (program, bound) = self.model, self._need()
         carry = self._peek()
         rows = question_rows(
             model.params,
@@ -383,7 +380,9 @@ class Session:
             start=None if model.question_start is None else model.question_start(self.pieces),
         )
         jax.block_until_ready((carry, rows))
-        return carry, rows
+        repeated = penalised_ids(model, ids, draw["sampling"])
+        more = {"program": program, "max_new": model.max_new, "repeated": repeated}
+        return (bound, carry, rows), more | draw
 
     def _peek(self) -> Carry:
         """Return the carry with the open chunk written to a branch; the stream is not touched."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxmem import rope as rp
 from jaxmem.decoder import decoder as dec
-from jaxmem.loop import spec_of
+from jaxmem.decoder.answer import prefill
+from jaxmem.loop import init_carry, make_program, spec_of, stream
 from jaxmem.memory.base import Embeds
 
 
@@ -79,3 +80,24 @@ def one_pass(weights, cfg, x, pos):
 
 def small_spec(cfg, size, **more):
     return spec_of(cfg, chunk=size, **more)
+
+
+def streamed(memory):
+    """Stream twenty rows in three chunks through a memory; return weights, rows, program, carry."""
+    cfg = config(axes=1)
+    weights, rows = params(cfg), stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
+    program = make_program(cfg, memory, spec_of(cfg, chunk=8))
+    return weights, rows, program, stream(weights, init_carry(program), rows, program=program)
+
+
+prefilled = partial(jax.jit, static_argnames=("program", "room"))(prefill)
+
+
+def assert_full_attention(weights, rows, program, carry):
+    """Assert that a question after a stream is answered as by one pass over all of its rows."""
+    question = chunk(stream_rows(program.config, 1, 4, seed=1), 0)
+    _, h = prefilled(weights, program, carry, question, room=1)
+    x, pos, end = flat(rows)
+    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
+    want = one_pass(weights, program.config, x, pos)[-4:]
+    np.testing.assert_allclose(h, want, atol=1e-4)

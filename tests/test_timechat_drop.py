@@ -10,7 +10,6 @@ import small
 
 from jaxmem import kv as tk
 from jaxmem.data.timechat_drop import drop, drop_chunks, start
-from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.loop import stream
 from jaxmem.memory.base import Embeds
@@ -124,13 +123,7 @@ def test_in_front_of_a_memory():
 
     program = make_program(cfg, Full(32), spec_of(cfg, chunk=8))
     carry = stream(weights, init_carry(program), kept, program=program)
-    question = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
-    h = jax.jit(prefill, static_argnames=("program", "room"))(
-        weights, program, carry, question, room=1
-    )[1]
-    x, pos, end = small.flat(kept)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
-    np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
+    small.assert_full_attention(weights, kept, program, carry)
 
 
 @pytest.mark.parametrize(

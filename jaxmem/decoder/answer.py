@@ -19,7 +19,7 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
 from jaxmem.kv import KV
 from jaxmem.memory import layout as layouts
-from jaxmem.memory.attention import segment
+from jaxmem.memory.attention import begin_of, segment
 from jaxmem.memory.bank.bank import of_layer
 from jaxmem.memory.base import Embeds, FeatureMemory, Memory, Question, View, at_layer
 from jaxmem.rope import angles, rotate
@@ -212,7 +212,7 @@ def prefill(
         weights = layer_at(params, index)
         q, k, v = qkv(weights, config, h)
         view = recall(index, q, pinned, window) if view is None else view
-        view = view._replace(base=_begin(view.base, rows))
+        view = view._replace(base=begin_of(view.base, rows))
         dtype, extra = view.kv.k.dtype, ((0, room), (0, 0), (0, 0))
         tail = Tail(jnp.pad(rotate(k, turn).astype(dtype), extra), jnp.pad(v.astype(dtype), extra))
         context = _context(view, pinned, program)
@@ -230,13 +230,6 @@ def prefill(
     # An answer is written over the question's padding, which comes after its last real row.
     used = jnp.sum(real_q, dtype=jnp.int32)
     return Dialogue(tuple(contexts), tuple(tails), used, rows.advance), h
-
-
-def _begin(base: Num[Array, "A"], question: Embeds) -> Num[Array, "A"]:
-    """Return where a question begins: at the view's base, or as its `after` says."""
-    if question.start is None:
-        return base
-    return jnp.broadcast_to(jnp.max(base + question.start.astype(base.dtype)), base.shape)
 
 
 def decode(

@@ -287,10 +287,9 @@ def contestants(
     allowed, out = budget.nbytes, []
     for name in names:
         own = {**(presets or {}).get(name, {}), **options.get(name, {})}
-        if capacity is not None and name != "full" and _has_bank(name):
-            own.setdefault("capacity", capacity)
-        if name != "full" and _has_bank(name) and "space" in options.get("bank", {}):
-            own.setdefault("space", options["bank"]["space"])
+        if _has_bank(name):
+            given = {"capacity": capacity, "space": options.get("bank", {}).get("space")}
+            own = {k: v for k, v in given.items() if v is not None} | own
         make = lambda slots, name=name, own=own: build(name, slots, spec, own, wrapped)
         fixed = own.get("table") is not None
         if name == "full":

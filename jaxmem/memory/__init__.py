@@ -63,8 +63,3 @@ MEMORIES: Mapping[str, type[AnyMemory]] = _Memories()
 """Name -> class."""
 CLASSES: Mapping[str, str] = MappingProxyType({p.rpartition(".")[2]: p for p in _TABLE.values()})
 """Name of a class -> where it is, for `jaxmem`'s own names."""
-
-
-def name_of(memory: AnyMemory) -> str:
-    """Return a memory's name in `MEMORIES`, or its class's where the table has none."""
-    return next((n for n, path in _TABLE.items() if path.endswith(f".{memory.name}")), memory.name)

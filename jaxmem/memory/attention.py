@@ -27,6 +27,13 @@ def segment(kv: KV, origin: Num[Array, "A"], q_pos: Num[Array, "Q A"] | None, **
     return Segment(kv.k, kv.v, kvs.valid(kv), kv.pos - away, q_pos, **more)
 
 
+def begin_of(base: Num[Array, "A"], question: Embeds) -> Num[Array, "A"]:
+    """Return where a question begins: at the view's base, or as its `start` says."""
+    if question.start is None:
+        return base
+    return jnp.broadcast_to(jnp.max(base + question.start.astype(base.dtype)), base.shape)
+
+
 def fresh_kv(
     k: Float[Array, "T G D"],
     v: Float[Array, "T G D"],

@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxmem.memory.base import Spec
 from jaxmem.memory.parts import units
-from jaxmem.memory.parts.prioritized import ByAge, Drawn
-from jaxmem.memory.parts.units import Number, Unit, UnitName
+from jaxmem.memory.parts.prioritized import ByAge, Drawn, positive
+from jaxmem.memory.parts.units import Number, Unit
 from jaxmem.typing import Array, PyTree, UInt
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, rounded to the nearest odd number
@@ -32,15 +32,6 @@ class Full(ByAge):
       ValueError: if the budget is not positive.
     """
 
-    budget: int
-
-    def __post_init__(self):
-        _positive(self.name, "slots", self.budget)
-
-    @property
-    def capacity(self) -> int:
-        return self.budget
-
 
 @dataclass(frozen=True)
 class Recent(ByAge):
@@ -59,18 +50,13 @@ class Recent(ByAge):
       ValueError: if the budget has no slot, or `sinks` is negative.
     """
 
-    budget: int
     _: KW_ONLY
     sinks: int = 4
 
     def __post_init__(self):
-        _positive(self.name, "slots", self.budget)
+        super().__post_init__()
         if self.sinks < 0:
             raise ValueError(f"{self.name} needs sinks >= 0, got {self.sinks}.")
-
-    @property
-    def capacity(self) -> int:
-        return self.budget
 
     @property
     def pinned(self) -> int:
@@ -115,20 +101,15 @@ class LastFrames(ByAge):
       ValueError: if a size is not positive.
     """
 
-    budget: int
     _: KW_ONLY
     frames: int | None = None
     tokens_per_frame: int | None = None
 
     def __post_init__(self):
-        _positive(self.name, "slots", self.budget)
+        super().__post_init__()
         if self.frames is not None:
-            _positive(self.name, "frames", self.frames)
+            positive(self.name, "frames", self.frames)
         units.Frame(self.tokens_per_frame)
-
-    @property
-    def capacity(self) -> int:
-        return self.budget
 
     @property
     def numbering(self) -> Unit:
@@ -159,23 +140,6 @@ class Uniform(Drawn):
       ValueError: if the budget is not positive or the unit is unknown.
     """
 
-    budget: int
-    _: KW_ONLY
-    unit: UnitName = "token"
-    tokens_per_frame: int | None = None
-
-    def __post_init__(self):
-        _positive(self.name, "slots", self.budget)
-        units.unit(self.unit, self.tokens_per_frame)
-
-    @property
-    def capacity(self) -> int:
-        return self.budget
-
-    @property
-    def numbering(self) -> Unit:
-        return units.unit(self.unit, self.tokens_per_frame)
-
     def fraction(self, number: Number, seed: PyTree) -> Number:
         del seed
         return Number(number.low * np.uint32(GOLDEN & 0xFFFFFFFF), weyl(number))
@@ -203,24 +167,9 @@ class RandomSample(Drawn):
       ValueError: if the budget is not positive or the unit is unknown.
     """
 
-    budget: int
     _: KW_ONLY
     seed: int = 0
-    unit: UnitName = "token"
-    tokens_per_frame: int | None = None
     per_layer: bool = False
-
-    def __post_init__(self):
-        _positive(self.name, "slots", self.budget)
-        units.unit(self.unit, self.tokens_per_frame)
-
-    @property
-    def capacity(self) -> int:
-        return self.budget
-
-    @property
-    def numbering(self) -> Unit:
-        return units.unit(self.unit, self.tokens_per_frame)
 
     def seed_of(self, spec: Spec, layer: int) -> Array:
         del spec
@@ -251,8 +200,3 @@ def _upper(a: UInt[Array, "*n"], b: np.uint32) -> UInt[Array, "*n"]:
     a0, a1, b0, b1 = a & mask, a >> half, np.uint32(b & mask), np.uint32(b >> half)
     cross = (a0 * b0 >> half) + (a1 * b0 & mask) + a0 * b1  # at most 2^32 - 1
     return a1 * b1 + (a1 * b0 >> half) + (cross >> half)
-
-
-def _positive(name: str, what: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} needs at least 1 of {what}, got {value}.")

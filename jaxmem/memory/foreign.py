@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -17,18 +18,16 @@ import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV, Modality
-from jaxmem.memory.attention import attend_probe, attend_view
+from jaxmem.memory.attention import attend_probe, attend_view, begin_of
 from jaxmem.memory.bank import bank as banks
 from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.base import (
     AnyMemory,
-    Chunk,
     Embeds,
     FeatureMemory,
     Memory,
     Probed,
     Question,
-    Received,
     Requires,
     Spec,
     State,
@@ -251,19 +250,11 @@ def attend_stack(
             at_layer(views, layer) if stacked
             else memory.view(spec, state[layer], embeds, of_layer)
         )  # fmt: skip
-        pinned, inputs = at_layer(prefix, layer), x
-        found: list[Chunk] = []
-
-        def mine(q: Array, k: Array, v: Array, *, output: Array | None = None) -> Array:
-            more = {"prefix": pinned, "hidden": inputs, "output": output}  # noqa: B023
-            y, chunk = attend_view(
-                memory.requires, rope, view, _scaled(q, scale), k, v, embeds, clock, **more  # noqa: B023
-            )  # fmt: skip
-            found.append(chunk)  # noqa: B023
-            return y
-
-        x = block(layer, x, mine)
-        (chunk,) = found
+        pinned = at_layer(prefix, layer)
+        more = {"embeds": embeds, "clock": clock, "prefix": pinned, "hidden": x}
+        x, chunk = _through(
+            block, layer, x, scale, partial(attend_view, memory.requires, rope, view, **more)
+        )
         if probes is not None and after is not None:
             probes = probes._replace(x=after)
             args = (memory.requires, rope, view, embeds.advance, chunk.kv, pinned, scale)
@@ -315,22 +306,27 @@ def ask_stack(
         question = Question(queries, real, prefix)
     stacked = memory.per == "stack"
     views = memory.recall(spec, state, question, bank) if stacked else None
+
+    def recalled(layer: int, q: Array, pinned: KV | None) -> View:
+        if stacked:
+            return at_layer(views, layer)
+        own = None
+        if memory.requires.question == "layer":
+            own = Question(q, real, pinned)
+        elif question is not None:
+            own = Question(question.q[layer], real, pinned)
+        return memory.recall(spec, state[layer], own, banks.of_layer(bank, jnp.int32(layer)))
+
+    def reading(
+        q: Array, k: Array, v: Array, output: Array | None, *, layer: int
+    ) -> tuple[Array, None]:
+        del output
+        pinned = at_layer(prefix, layer)
+        view = recalled(layer, q, pinned)
+        return _read(memory, rope, view, q, k, v, embeds, pinned), None
+
     for layer in range(spec.layers):
-        pinned, of_layer = at_layer(prefix, layer), banks.of_layer(bank, jnp.int32(layer))
-
-        def mine(q: Array, k: Array, v: Array, *, output: Array | None = None) -> Array:
-            del output
-            q = _scaled(q, scale)
-            if stacked:
-                view = at_layer(views, layer)  # noqa: B023
-            else:
-                own = None if question is None else question._replace(q=question.q[layer])  # noqa: B023
-                if memory.requires.question == "layer":
-                    own = Question(q, real, pinned)  # noqa: B023
-                view = memory.recall(spec, state[layer], own, of_layer)  # noqa: B023
-            return _read(memory, rope, view, q, k, v, embeds, pinned)  # noqa: B023
-
-        x = block(layer, x, mine)
+        x, _ = _through(block, layer, x, scale, partial(reading, layer=layer))
     return x
 
 
@@ -344,9 +340,7 @@ def _read(
     embeds: Embeds,
     prefix: KV | None,
 ) -> Float[Array, "Q H D"]:
-    if embeds.start is not None:
-        begin = jnp.max(view.base + embeds.start.astype(view.base.dtype))
-        view = view._replace(base=jnp.broadcast_to(begin, view.base.shape))
+    view = view._replace(base=begin_of(view.base, embeds))
     requires = Requires(window=memory.requires.window)
     clock = jnp.zeros((), jnp.int32)
     return attend_view(requires, rope, view, q, k, v, embeds, clock, prefix=prefix)[0]
@@ -371,19 +365,12 @@ def _probed(
     for i in range(asked.count):
         probe = jax.tree.map(lambda leaf, i=i: leaf[i], probes)
         passes = jnp.bool_(True) if view.probing is None else view.probing[i]
-        found: list[Received] = []
-
-        def mine(q: Array, k: Array, v: Array, *, output: Array | None = None) -> Array:
-            del output
-            args = (rope, view, fresh, advance, probe, _scaled(q, scale), k, v, prefix)  # noqa: B023
-            y, given = attend_probe(asked.form, *args)
-            found.append(given)  # noqa: B023
-            return y
-
-        out = block(layer, probe.x, mine)
+        passing = partial(attend_probe, asked.form, rope, view, fresh, advance, probe)
+        own = lambda q, k, v, output, passing=passing: passing(q, k, v, prefix)
+        out, given = _through(block, layer, probe.x, scale, own)
         moves = passes & (asked.form == "causal")
         outs.append(jnp.where(moves, out, probe.x))
-        received.append(jax.tree.map(lambda x, p=passes: jnp.where(p, x, 0.0), found[0]))
+        received.append(jax.tree.map(lambda x, p=passes: jnp.where(p, x, 0.0), given))
     rows = jnp.sum(probes.modality != kvs.EMPTY, axis=1, dtype=jnp.int32)
     return jnp.stack(outs), Probed(jax.tree.map(lambda *x: jnp.stack(x), *received), rows)
 
@@ -398,20 +385,36 @@ def _first_pass(
     scale: float | None,
 ) -> Float[Array, "L Q H D"]:
     """Return every layer's queries of a question that sees only [prefix | itself]."""
-    queries: list[Array] = []
+    queries, zero = [], jnp.zeros((), jnp.int32)
     begin = jnp.full((spec.axes,), spec.prefix, spec.pos_dtype)
     for layer in range(spec.layers):
         view, pinned = View(spec.empty(1), begin), at_layer(prefix, layer)
 
-        def mine(q: Array, k: Array, v: Array, *, output: Array | None = None) -> Array:
-            del output
-            q = _scaled(q, scale)
-            queries.append(q)
-            clock = jnp.zeros((), jnp.int32)
-            return attend_view(Requires(), rope, view, q, k, v, embeds, clock, prefix=pinned)[0]  # noqa: B023
-
-        x = block(layer, x, mine)
+        more = {"embeds": embeds, "clock": zero, "prefix": pinned}
+        alone = partial(attend_view, Requires(queries=True), rope, view, **more)
+        x, chunk = _through(block, layer, x, scale, alone)
+        queries.append(chunk.queries)
     return jnp.stack(queries)
+
+
+def _through(
+    block: Block,
+    layer: int,
+    x: Hidden,
+    scale: float | None,
+    attention: Callable[..., tuple[Array, Any]],
+) -> tuple[Hidden, Any]:
+    """Return the output of one block, and what `attention` reported when it was called there."""
+    reports: list[Any] = []
+
+    def mine(q: Array, k: Array, v: Array, *, output: Array | None = None) -> Array:
+        y, report = attention(_scaled(q, scale), k, v, output=output)
+        reports.append(report)
+        return y
+
+    y = block(layer, x, mine)
+    (report,) = reports
+    return y, report
 
 
 def _rope(spec: Spec, rope: Rope | None, softcap: float | None) -> Rope:

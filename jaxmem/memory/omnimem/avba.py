@@ -27,9 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import kv as kvs
-from jaxmem.memory.base import Chunk, Embeds, Memory, Requires, Spec, State, View
+from jaxmem.memory.base import Chunk, Spec, State
 from jaxmem.memory.omnimem.budgets import read_document
 from jaxmem.memory.omnimem.omnimem import OmniMem, Pool, gather
+from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
 
 AUDIO, VISION, BOTH = 0, 1, 2
@@ -170,7 +171,7 @@ class RecorderAux(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recorder(Memory):
+class Recorder(Around):
     """An `OmniMem` that records AVBA's signals before each eviction.
 
     It streams exactly as the memory does; `signals_of` reads the averages from the final states.
@@ -184,7 +185,6 @@ class Recorder(Memory):
       ValueError: if the memory is no `OmniMem`, or reads no attention.
     """
 
-    memory: OmniMem
     _: KW_ONLY
     skip: int = 5
 
@@ -195,10 +195,6 @@ class Recorder(Memory):
                 "with lam > 0."
             )
 
-    @property
-    def requires(self) -> Requires:
-        return self.memory.requires
-
     def init(self, spec: Spec, layer: int = 0) -> State:
         state = self.memory.init(spec, layer)
         sums = Sums(jnp.zeros((3,)), jnp.zeros((3,)), jnp.zeros((3,), jnp.int32))
@@ -207,20 +203,14 @@ class Recorder(Memory):
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, PyTree]:
         aux, memory = state.aux, self.memory
+        assert isinstance(memory, OmniMem)
         pool = gather(state.slots, chunk, carry=memory.carry, exact=memory.importance == "exact")
         real = jnp.any(chunk.kv.modality != kvs.EMPTY)
         sums = _add(aux.sums, pool, real & (aux.chunks >= self.skip))
-        new, evicted = memory.write(spec, _inner(state), chunk)
+        new, evicted = memory.write(spec, self.inner(state), chunk)
         count = aux.chunks + real.astype(jnp.int32)
         aux = RecorderAux(aux.capacity, new.aux.next_pos, new.aux, sums, count)
         return State(new.slots, aux), evicted
-
-    def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
-        return self.memory.view(spec, _inner(state), embeds, bank)
-
-
-def _inner(state: State) -> State:
-    return State(state.slots, state.aux.inner)
 
 
 def _add(sums: Sums, pool: Pool, record: Bool[Array, ""]) -> Sums:

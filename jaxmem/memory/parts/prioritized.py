@@ -9,7 +9,7 @@ once, and it does not depend on how the stream was cut into chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ import numpy as np
 from jaxmem.kernels.select import select
 from jaxmem.kv import EMPTY, KV, append, count, take
 from jaxmem.memory.base import Chunk, Spec, State
+from jaxmem.memory.parts import units
 from jaxmem.memory.parts.positions import Reindexed, numbered, start
-from jaxmem.memory.parts.units import FrameCursor, Number, Token, Unit
+from jaxmem.memory.parts.units import FrameCursor, Number, Token, Unit, UnitName
 from jaxmem.typing import Array, Bool, Int, Num, PyTree, UInt
 
 NONE = np.uint32(2**32 - 1)  # the priority of an empty slot, and the bar while nothing is refused
@@ -56,12 +57,18 @@ class Prioritized(Reindexed):
 
     Units are whole: the first unit that does not fit entirely is dropped with all that rank after
     it.
+
+    Attributes:
+      budget: S, slots of every layer.
+
+    Raises:
+      ValueError: if the budget is not positive.
     """
 
-    @property
-    def capacity(self) -> int:
-        """Return S, slots of every layer."""
-        raise NotImplementedError(f"{self.name}.capacity")
+    budget: int
+
+    def __post_init__(self):
+        positive(self.name, "slots", self.budget)
 
     @property
     def numbering(self) -> Unit:
@@ -87,7 +94,7 @@ class Prioritized(Reindexed):
         return slots, aux
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        slots = self.capacity
+        slots = self.budget
         aux = Aux(
             capacity=jnp.full((), slots, jnp.int32),
             next_pos=start(spec),
@@ -176,7 +183,26 @@ class Drawn(Prioritized):
     What is held lies below a bar that sinks as the stream grows, to the part of it that fits. After
     2^32 units few 32-bit values would be left below it, so priorities are bits of a longer fraction
     and are read further down whenever the bar has sunk far.
+
+    Attributes:
+      unit: what is drawn: single tokens, or whole frames.
+      tokens_per_frame: vision tokens of a frame, see `units.Frame`.
+
+    Raises:
+      ValueError: if the unit is unknown.
     """
+
+    _: KW_ONLY
+    unit: UnitName = "token"
+    tokens_per_frame: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        units.unit(self.unit, self.tokens_per_frame)
+
+    @property
+    def numbering(self) -> Unit:
+        return units.unit(self.unit, self.tokens_per_frame)
 
     def fraction(self, number: Number, seed: PyTree) -> Number:
         """Return the first 64 bits of the fractions of unit numbers."""
@@ -214,11 +240,6 @@ def magnified(fraction: Number, shift: UInt[Array, ""]) -> UInt[Array, "*n"]:
     return jnp.where(below(fraction.high) > 0, LAST, bits)
 
 
-def newest(number: Number) -> UInt[Array, "T"]:
-    """Return priorities that prefer the newest, while numbers stay below 2^32 - 1."""
-    return LAST - number.low
-
-
 def _refused(
     priority: UInt[Array, "N"], valid: Bool[Array, "N"], capacity: Int[Array, ""], most: int | None
 ) -> UInt[Array, ""]:
@@ -232,3 +253,9 @@ def _refused(
         other = jnp.concatenate([jnp.ones((1,), bool), ranked[1:] != ranked[:-1]])
         refused |= jnp.cumsum(other, dtype=jnp.int32) > most
     return jnp.min(jnp.where(refused, ranked, NONE))
+
+
+def positive(name: str, what: str, value: int) -> None:
+    """Raise ValueError if a size of the memory `name` is less than 1."""
+    if value < 1:
+        raise ValueError(f"{name} needs at least 1 of {what}, got {value}.")

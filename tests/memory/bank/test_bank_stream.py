@@ -93,11 +93,7 @@ def prefilled(program, carry, rows):
 def test_recall_of_all_blocks_is_full_attention(per):
     """In a decoder of one layer keys do not depend on what was attended to before."""
     program, carry = watched(per)
-    question = small.chunk(small.stream_rows(CFG, 1, 4, seed=1), 0)
-    x, pos, end = small.flat(ROWS)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
-    want = np.asarray(small.one_pass(weights(), CFG, x, pos))[-4:]
-    np.testing.assert_allclose(prefilled(program, carry, question), want, atol=1e-4)
+    small.assert_full_attention(weights(), ROWS, program, carry)
     robbed = carry._replace(bank=carry.bank._replace(slots=init_carry(program).bank.slots))
     assert np.abs(prefilled(program, robbed, question) - want).max() > 1e-2
 

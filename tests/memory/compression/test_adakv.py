@@ -13,9 +13,6 @@ from laws import CUTS, LAWS, SPEC, held, pick, standard, stream
 from test_criticalkv import Plain, masses, norms
 
 from jaxmem import kv as tk
-from jaxmem.decoder.answer import prefill
-from jaxmem.decoder.program import init_carry, make_program, spec_of
-from jaxmem.loop import stream as small_stream
 from jaxmem.memory.base import Requires, nbytes
 from jaxmem.memory.compression import head_ragged as ragged
 from jaxmem.memory.compression.adakv import AdaKV
@@ -196,19 +193,8 @@ def test_flat_pools_of_three_heads_pack_and_unpack():
 
 
 def test_ample_budget_is_full_attention_in_the_decoder():
-    cfg = small.config(axes=1)
-    weights = small.params(cfg)
-    rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
     memory = AdaKV(SnapKV(40, window=3, kernel=3, audio_share=0.5), first=0.5)
-    program = make_program(cfg, memory, spec_of(cfg, chunk=8))
-    carry = small_stream(weights, init_carry(program), rows, program=program)
-    question = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
-    h = jax.jit(prefill, static_argnames=("program", "room"))(
-        weights, program, carry, question, room=1
-    )[1]
-    x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
-    np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
+    small.assert_full_attention(*small.streamed(memory))
 
 
 @pytest.mark.parametrize(

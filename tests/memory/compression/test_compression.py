@@ -10,9 +10,6 @@ import small
 from laws import CUTS, LAWS, SPEC, compiled, cut, held, pick, standard, stream
 
 from jaxmem import kv as tk
-from jaxmem.decoder.answer import prefill
-from jaxmem.loop import init_carry, make_program, spec_of
-from jaxmem.loop import stream as small_stream
 from jaxmem.memory.compression.h2o import H2O
 from jaxmem.memory.compression.keydiff import KeyDiff
 from jaxmem.memory.compression.knorm import Knorm
@@ -167,20 +164,8 @@ def test_h2o_adds_up_what_every_row_gave():
 @pytest.mark.parametrize("name", MEMORIES)
 def test_ample_budget_is_full_attention_in_the_decoder(name):
     """Through the loop, whatever is scored."""
-    cfg = small.config(axes=1)
-    weights = small.params(cfg)
-    rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
     memory = dataclasses.replace(MEMORIES[name], budget=64)
-    program = make_program(cfg, memory, spec_of(cfg, chunk=8))
-    carry = small_stream(weights, init_carry(program), rows, program=program)
-    question = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
-    h = jax.jit(prefill, static_argnames=("program", "room"))(
-        weights, program, carry, question, room=1
-    )[1]
-    x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
-    want = small.one_pass(weights, cfg, x, pos)[-4:]
-    np.testing.assert_allclose(h, want, atol=1e-4)
+    small.assert_full_attention(*small.streamed(memory))
 
 
 @pytest.mark.parametrize(

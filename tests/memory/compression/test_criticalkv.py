@@ -11,9 +11,6 @@ import small
 from laws import CUTS, LAWS, SPEC, held, pick, standard, stream
 
 from jaxmem import kv as tk
-from jaxmem.decoder.answer import prefill
-from jaxmem.decoder.program import init_carry, make_program, spec_of
-from jaxmem.loop import stream as small_stream
 from jaxmem.memory.base import Attention, Requires
 from jaxmem.memory.compression.criticalkv import CriticalKV
 from jaxmem.memory.compression.snapkv import SnapKV
@@ -105,13 +102,9 @@ def test_first_of_one_is_the_score_alone():
 
 def test_in_the_decoder():
     """Norms are those of the layer's own projection, and an ample budget is full attention."""
-    cfg = small.config(axes=1)
-    weights = small.params(cfg)
-    rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
     memory = CriticalKV(Plain(64, audio_share=0.5))
-    program = make_program(cfg, memory, spec_of(cfg, chunk=8))
-
-    carry = small_stream(weights, init_carry(program), rows, program=program)
+    weights, rows, program, carry = small.streamed(memory)
+    cfg = program.config
     slots = carry.state.slots  # of both layers, one behind the other
     for l in range(cfg.layers):
         mine = jax.tree.map(lambda x, l=l: np.asarray(x[64 * l : 64 * l + 20]), slots)
@@ -120,13 +113,7 @@ def test_in_the_decoder():
             each = [np.abs(mine.kv.v[:, g] @ kernel[h]).sum(1) for h in (2 * g, 2 * g + 1)]
             np.testing.assert_allclose(mine.norm[:, g], np.mean(each, axis=0), rtol=1e-4)
 
-    question = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
-    h = jax.jit(prefill, static_argnames=("program", "room"))(
-        weights, program, carry, question, room=1
-    )[1]
-    x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
-    np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
+    small.assert_full_attention(weights, rows, program, carry)
 
 
 def test_without_the_projection_or_with_wrong_options_it_says_so():

@@ -12,7 +12,7 @@ import small
 from laws import compiled
 
 import jaxmem as jm
-from jaxmem.decoder.answer import first_pass, prefill
+from jaxmem.decoder.answer import first_pass
 from jaxmem.decoder.program import layers_of
 from jaxmem.decoder.step import chunk_step, make_prefix
 from jaxmem.loop import (
@@ -115,11 +115,7 @@ def test_ample_budget_is_full_attention(reader, reindex):
     )
     rows = small.stream_rows(CFG, 3, 8, lengths=[8, 5, 7])
     program, carry, _ = watch(memory, rows, chunk=8)
-    question = small.chunk(small.stream_rows(CFG, 1, 4, seed=1), 0)
-    h = compiled(lambda c, r: prefill(weights(), program, c, r, room=1)[1])(carry, question)
-    x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
-    np.testing.assert_allclose(h, small.one_pass(weights(), CFG, x, pos)[-4:], atol=1e-4)
+    small.assert_full_attention(weights(), rows, program, carry)
 
 
 def test_a_question_asked_afterwards_reads_by_its_last_row():

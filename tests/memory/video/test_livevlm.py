@@ -13,11 +13,9 @@ from laws import CUTS, LAWS, SPEC, compiled, pick, standard
 
 from jaxmem import kv as tk
 from jaxmem import rope as rp
-from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import layer_at, qkv
 from jaxmem.decoder.layer import layer_step
-from jaxmem.loop import init_carry, make_program, spec_of
-from jaxmem.loop import stream as small_stream
+from jaxmem.loop import make_program, spec_of
 from jaxmem.memory.base import Question
 from jaxmem.memory.parts.positions import start
 from jaxmem.memory.video.livevlm import LiveVLM, _bucket, page_scores
@@ -255,19 +253,8 @@ def test_equal_options_are_equal():
 
 @pytest.mark.parametrize("per_head", [False, True])
 def test_ample_budget_is_full_attention_in_the_decoder(per_head):
-    cfg = small.config(axes=1)
-    weights = small.params(cfg)
-    rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
     memory = LiveVLM(64, ratio=1.0, audio_share=0.5, per_head=per_head)
-    program = make_program(cfg, memory, spec_of(cfg, chunk=8))
-    carry = small_stream(weights, init_carry(program), rows, program=program)
-    asked = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
-    h = jax.jit(prefill, static_argnames=("program", "room"))(
-        weights, program, carry, asked, room=1
-    )[1]
-    x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, asked.x]), np.concatenate([pos, np.asarray(asked.pos) + end])
-    np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
+    small.assert_full_attention(*small.streamed(memory))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import cache
 
-import jax
 import jax.numpy as jnp
 import laws
 import numpy as np
@@ -12,7 +11,6 @@ import small
 from laws import CUTS, LAWS, SPEC, compiled, pick, standard, stream
 
 from jaxmem import kv as kvs
-from jaxmem.decoder.answer import prefill
 from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of
 from jaxmem.loop import stream as small_stream
 from jaxmem.memory.bank.bank import append, footprint, init_bank, of_layer
@@ -157,19 +155,8 @@ def test_the_count_of_tokens_stays_in_range():
 @pytest.mark.parametrize("blocks", [4, 6])
 def test_ample_budget_is_full_attention_in_the_decoder(blocks):
     """Through the loop: recall of everything from the bank, with and without an open block."""
-    cfg = small.config(axes=1)
-    weights = small.params(cfg)
-    rows = small.stream_rows(cfg, 3, 8, lengths=[8, 5, 7])
     memory = ReKV(64, block=blocks, topk=8, sinks=4, capacity=40)
-    program = make_program(cfg, memory, spec_of(cfg, chunk=8))
-    carry = small_stream(weights, init_carry(program), rows, program=program)
-    asked = small.chunk(small.stream_rows(cfg, 1, 4, seed=1), 0)
-    h = jax.jit(prefill, static_argnames=("program", "room"))(
-        weights, program, carry, asked, room=1
-    )[1]
-    x, pos, end = small.flat(rows)
-    x, pos = np.concatenate([x, asked.x]), np.concatenate([pos, np.asarray(asked.pos) + end])
-    np.testing.assert_allclose(h, small.one_pass(weights, cfg, x, pos)[-4:], atol=1e-4)
+    small.assert_full_attention(*small.streamed(memory))
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 4])
