@@ -18,10 +18,11 @@
 #
 # On Colab, run `%pip install git+https://github.com/jaxmem/jaxmem` in a cell of its own first.
 #
-# A memory is three pure functions over a state whose shapes never change: `view` (what the next
-# chunk attends to), `write` (what is kept after it) and `recall` (what a question reads). This
-# notebook builds one, scans it over a real video file with sound, asks questions, draws what was
-# kept, and then puts the same memory into a Flax module that has nothing to do with this project.
+# A memory is a frozen dataclass of options with pure methods over a state whose shapes never
+# change: `view` (what the next chunk attends to), `write` (what is kept after it) and `recall`
+# (what a question reads). This notebook streams a real video file with sound through one, asks
+# questions, draws what was kept, does the same with the pure functions underneath, and then puts a
+# memory into a Flax module that has nothing to do with this project.
 
 # %%
 import os
@@ -31,88 +32,67 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+import jaxmem as jm
 from jaxmem.data.world.files import held_out
-from jaxmem.data.media.media import open_media
-from jaxmem.models.tiny.embedded import embedded
-from jaxmem.kernels.attend import attend
-from jaxmem.memory import layout as pool
-from jaxmem.memory.base import Embeds, Chunk, Spec, nbytes
-from jaxmem.memory.omnimem.omnimem import omnimem
-from jaxmem.memory.recent import recent
-from jaxmem.decoder.layer import segment
-from jaxmem.report.kept import kept
-from jaxmem.report.maps import memory_map
-from jaxmem.rope import rope_1d
-from jaxmem.session import Packer
-from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of, stream
-from jaxmem.kv import VISION, KV, count
+from jaxmem.kv import count
+from jaxmem.memory.base import nbytes
+from jaxmem.pieces import Preprocessor
 
 SECONDS = int(os.environ.get("JAXMEM_NOTEBOOK_SECONDS", "60"))
 
 # %% [markdown]
 # ## A video file with sound
 # The embedded model knows a synthetic world of coloured shapes and sounds. We render a held-out
-# stream of it to a real H.264/AAC file and read it back in aligned pieces of one second.
+# stream of it to a real H.264/AAC file.
 
 # %%
-folder = tempfile.mkdtemp()
-video, questions = held_out(7, SECONDS, folder, count=6)
-model = embedded()
-media = model.media
-with open_media(video, fps=media.fps, size=media.size, sample_rate=media.sample_rate) as reader:
-    pieces = list(reader)
-print(reader.info)
-print(len(pieces), pieces[0].frames.shape, pieces[0].samples.shape)
+video, _ = held_out(7, SECONDS, tempfile.mkdtemp(), count=6)
+model = jm.load("tiny")
 
 # %% [markdown]
-# ## A memory and a program
-# `Spec` says the sizes of the model; `nbytes` prices a memory without allocating it. A `Program` is
-# everything static about a stream, so the functions below compile once.
+# ## A session: stream it, and ask
+# A question reads the stream and leaves it as it is, bit for bit.
 
 # %%
-memory = omnimem(48, audio_share=0.5, text=0)
-spec = spec_of(model.decoder, chunk=model.tokens_per_piece, text_step=model.text_step)
-program = make_program(model.decoder, memory, spec)
-print(f"{nbytes(memory, spec):,} bytes, whatever the length of the stream")
-print(f"{nbytes(recent(model.tokens_per_piece * SECONDS), spec):,} bytes to keep all of it")
-
-# %% [markdown]
-# ## Scan it over the stream
-# `stream` is a `lax.scan`: chunks stacked on a leading axis go in with a carry, a carry comes out.
-
-# %%
-pack = Packer(model, 1)
-chunks = jax.tree.map(lambda *x: jnp.stack(x), *[pack([piece]) for piece in pieces])
-carry = stream(model.params, init_carry(program), chunks, program=program, encode=model.encode)
-jax.tree.map(lambda x: x.shape, carry)
-
-# %% [markdown]
-# ## Ask
-# A question reads the carry and leaves it as it is, bit for bit.
-
-# %%
+memory = jm.OmniMem(48, audio_share=0.5, text=0)
+session = jm.Session(model, memory).watch(video)
+everything = jm.Full(model.tokens_per_piece * SECONDS)
+print(f"{session.nbytes:,} bytes, whatever the length of the stream")
+print(f"{nbytes(everything, session.spec):,} bytes to keep all of it")
 for text in ("what is the last shape?", "what was the last sound?", "was the bell heard?"):
-    rows = question_rows(model.params, model.tokenize(text), program=program)
-    answer = ask(model.params, carry, rows, program=program)
-    print(text, "->", model.detokenize(answer.ids[: int(answer.length)]))
+    print(text, "->", session.ask(text).text)
 
 # %% [markdown]
 # ## What was kept
 # Stream time runs across, layers down.
 
 # %%
-layers = kept(
-    pool.layers(program.layout, carry.state),
-    seconds=SECONDS,
-    seconds_per_tick=1 / model.ticks_per_second,
-)
-memory_map(layers, seconds=float(SECONDS), title=f"{memory.name}, {SECONDS} s")
+session.memory_map()
 
 # %% [markdown]
-# ## The same memory in somebody else's Flax module
-# The core (`jaxmem.kv`, `jaxmem.memory`, `jaxmem.kernels`) imports JAX only. Here is a single
-# attention block that has never heard of our decoder: it asks the memory what to attend to, and
-# tells it what it saw.
+# ## The same with pure functions
+# A `Program` is everything static about a stream, so that equal ones compile once. `stream` is a
+# `lax.scan`: chunks stacked on a leading axis go in with a carry, a carry comes out.
+
+# %%
+with jm.Session(model, memory).open(video) as reader:
+    pieces = list(reader)
+print(reader.info)
+print(len(pieces), pieces[0].frames.shape, pieces[0].samples.shape)
+preprocess = Preprocessor(model, 1)
+chunks = jax.tree.map(lambda *x: jnp.stack(x), *[preprocess([piece]) for piece in pieces])
+program = jm.compile(model, memory)
+bound = jm.bind(program, model.params)
+carry = jm.stream(bound, jm.start(program), chunks, program=program)
+rows = jm.question_rows(model.params, model.tokenize("what is the last shape?"), program=program)
+answer = jm.ask(bound, carry, rows, program=program)
+print(model.detokenize(answer.ids[: int(answer.length)]))
+jax.tree.map(lambda x: x.shape, carry)
+
+# %% [markdown]
+# ## A memory in somebody else's Flax module
+# The core imports JAX only. Here is a single attention block that has never heard of our decoder:
+# `jm.attend` stands where its attention was.
 
 
 # %%
@@ -123,44 +103,31 @@ class TheirAttention(nnx.Module):
         self.heads, self.head_dim = heads, head_dim
         self.qkv = nnx.Linear(width, 3 * heads * head_dim, rngs=rngs)
         self.out = nnx.Linear(heads * head_dim, width, rngs=rngs)
-        self.rope = rope_1d(head_dim)
 
-    def __call__(self, x, memory, state):
-        T = x.shape[0]
-        q, k, v = self.qkv(x).reshape(T, 3, self.heads, self.head_dim).transpose(1, 0, 2, 3)
-        t = jnp.arange(T)
-        kind = jnp.full((T,), VISION, jnp.int8)
-        rows = Embeds(x, t[:, None], kind, advance=jnp.array([T]))
-        view = memory.view(state, None, rows)
-        order = view.base + t
-        fresh = KV(k, v, order[:, None, None], order[:, None], kind[:, None])
-        segments = [
-            segment(view.tokens, view.base, rows.pos),
-            segment(fresh, view.base, rows.pos, last=t),
-        ]
-        y, _ = attend(q, segments, rope=self.rope)
-        seen = Chunk(fresh, view.base, view.base + T, jnp.zeros((), jnp.int32))
-        state, _ = memory.write(state, seen)
-        return x + self.out(y.reshape(T, -1)), state
+    def __call__(self, x, state, clock):
+        rows = self.qkv(x).reshape(len(x), 3, self.heads, self.head_dim)
+        q, k, v = rows[:, 0], rows[:, 1], rows[:, 2]
+        y, state = jm.attend(window, their_spec, state, q, k, v, jm.embeds(x), clock)
+        return x + self.out(y.reshape(len(x), -1)), state
 
 
-block = TheirAttention(32, 4, 8, rngs=nnx.Rngs(0))
-window = recent(24, sinks=4)
-their_spec = Spec(layers=1, kv_heads=4, heads=4, head_dim=8, width=32, chunk=10)
-graph, weights = nnx.split(block)
+window = jm.Recent(24, sinks=4)
+their_spec = jm.Spec(layers=1, kv_heads=4, head_dim=8, width=32, chunk=10, rope=jm.rope_1d(8))
+graph, weights = nnx.split(TheirAttention(32, 4, 8, rngs=nnx.Rngs(0)))
 
 
 @jax.jit
 def endless(weights, state, chunks):
     """Scan their block over any number of chunks."""
 
-    def step(state, x):
-        y, state = nnx.merge(graph, weights)(x, window, state)
-        return state, y
+    def step(held, x):
+        state, clock = held
+        y, state = nnx.merge(graph, weights)(x, state, clock)
+        return (state, clock + len(x) + 1), y
 
-    return jax.lax.scan(step, state, chunks)
+    return jax.lax.scan(step, (state, jnp.int32(0)), chunks)
 
 
 x = jax.random.normal(jax.random.key(1), (100, 10, 32))
-state, y = endless(weights, window.init(their_spec), x)
-print(y.shape, "tokens kept:", int(count(state.slots.tokens)))
+(state, _), y = endless(weights, window.init(their_spec), x)
+print(y.shape, "tokens kept:", int(count(state.slots.kv)))

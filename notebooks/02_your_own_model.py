@@ -33,16 +33,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+import jaxmem as jm
 from jaxmem.data.world.files import held_out
-from jaxmem.data.media.media import open_media
-from jaxmem.memory.full import full
-from jaxmem.memory.omnimem.omnimem import omnimem
-from jaxmem.memory.recent import recent
-from jaxmem.memory.compression.snapkv import snapkv
-from jaxmem.models.load import load
-from jaxmem.report.kept import kept
-from jaxmem.report.maps import memory_map
-from jaxmem.session import Session
 
 SECONDS = int(os.environ.get("JAXMEM_NOTEBOOK_SECONDS", "40"))
 folder = Path(tempfile.mkdtemp())
@@ -61,50 +53,43 @@ def tiny_checkpoint() -> Path:
 # %% [markdown]
 # ## The model
 # `load` reads config, weights, tokenizer, chat template and preprocessor settings. How many
-# tokens a frame has depends on its size, so `fit` is given the size that the frames will have.
+# tokens a frame has depends on its size: a session fits the model to the video that it opens.
 
 # %%
 tiny = "JAXMEM_MODEL" not in os.environ
 where = tiny_checkpoint() if tiny else os.environ["JAXMEM_MODEL"]
-model = load(where, dtype="float32" if tiny else "bfloat16", fps=1.0, max_new=8)
+model = jm.load(where, dtype="float32" if tiny else "bfloat16", fps=1.0, max_new=8)
 
 video = os.environ.get("JAXMEM_VIDEO") or held_out(7, SECONDS, folder)[0]
-media = model.media
-with open_media(
-    video,
-    fps=media.fps,
-    size=media.size,
-    sample_rate=media.sample_rate,
-    piece_seconds=media.piece_seconds,
-    stop=SECONDS,
-) as reader:
-    model = fit(model, reader.info.size)
+first = jm.Session(model, jm.Recent(16))
+with first.open(video, stop=SECONDS) as reader:
     pieces = list(reader)
+model = first.model
 tokens = len(pieces) * model.tokens_per_piece
 print(f"{model.name}: {len(pieces)} pieces of {model.tokens_per_piece} tokens, {tokens} in all")
 
 # %% [markdown]
 # ## The same stream through several memories
-# `full` keeps everything and is the reference. The others get an eighth of its slots. A memory is
-# chosen by calling its factory; nothing else changes.
+# `Full` keeps everything and is the reference. The others get an eighth of its slots. Nothing but
+# the memory changes.
 
 # %%
 slots = max(tokens // 8, 16)
 memories = {
-    "full": full(tokens),
-    "recent": recent(slots),
-    "snapkv": snapkv(slots, window=4, per_kind=False),
-    "omnimem": omnimem(slots, audio_share=0.0),
+    "Full": jm.Full(tokens),
+    "Recent": jm.Recent(slots),
+    "SnapKV": jm.SnapKV(slots, window=4, audio_share=None),
+    "OmniMem": jm.OmniMem(slots, audio_share=0.0),
 }
 question = "what is shown now" if tiny else "What happens in this video?"
-sessions = {name: Session(model, memory).watch(pieces) for name, memory in memories.items()}
+sessions = {name: jm.Session(model, memory).watch(pieces) for name, memory in memories.items()}
 replies = {name: session.ask(question) for name, session in sessions.items()}
 for name, reply in replies.items():
     print(f"{name:10} {sessions[name].nbytes:>12,} bytes   {reply.text!r}")
 
 # %% [markdown]
 # ## How far are they from the model that kept everything?
-# The distribution of the first answer token, compared with that of `full` (total variation: 0 is
+# The distribution of the first answer token, compared with that of `Full` (total variation: 0 is
 # the same distribution, 1 has nothing in common).
 
 
@@ -115,15 +100,15 @@ def chances(logits: np.ndarray) -> np.ndarray:
     return weight / weight.sum()
 
 
-reference = chances(replies["full"].logits)
+reference = chances(replies["Full"].logits)
 apart = {
     name: 0.5 * float(np.abs(chances(reply.logits) - reference).sum())
     for name, reply in replies.items()
-    if name != "full"
+    if name != "Full"
 }
 fig, axes = plt.subplots(figsize=(6, 2.4))
 axes.barh(list(apart), list(apart.values()), color="#0072B2")
-axes.set_xlabel("total variation distance to full memory")
+axes.set_xlabel("total variation distance to Full")
 axes.invert_yaxis()
 fig.tight_layout()
 
@@ -132,5 +117,4 @@ fig.tight_layout()
 # Stream time runs across, layers down.
 
 # %%
-held = kept(sessions["omnimem"].layers(), seconds=float(SECONDS))
-memory_map(held, seconds=float(SECONDS), title=f"{model.name}: omnimem, {slots} slots a layer")
+sessions["OmniMem"].memory_map()

@@ -19,7 +19,8 @@ SPEC = model_spec(embedded(), 2)
 
 def half_an_hour(name, options=None):
     """Return the proof for a memory of 32 slots a layer, chunks of two seconds."""
-    (chosen,) = contestants((name,), options or {}, Budget(32, None), SPEC, 200)
+    presets = embedded().presets
+    (chosen,) = contestants((name,), options or {}, Budget(32, None), SPEC, 200, presets=presets)
     result = measure(embedded(), chosen, SPEC, hours=0.5, early_minute=1.0, pairs=2)
     assert result.memory == chosen.name and result.tokens == 1800 * 20
     assert result.recompilations == 0

@@ -338,14 +338,15 @@ def test_segments_are_cut_where_questions_are_due(weights, clip):
     assert len(shapes) == 1 and next(iter(shapes)).frames == (2, 2, 48, 48, 3)
 
 
-def test_feeding_segments_is_what_a_session_does(weights, clip):
+@pytest.mark.parametrize("name", MEMORIES)
+def test_feeding_segments_is_what_a_session_does(weights, clip, name):
     """The command line and the notebook convenience give the same answer and the same state."""
     model = embedded(weights)
     question = parse_ask("end: which was the last shape?")
     with open_media(str(clip), size=(48, 48), stop=5.0) as reader:
         pieces = list(reader)
     spec = model_spec(model, 2)
-    (one,) = contestants(("omnimem",), {}, Budget(24, None), spec, None)
+    (one,) = contestants((name,), {}, Budget(48, None), spec, 200)
     session = Session(model, one.memory, chunk_pieces=2).watch(pieces)
     (other,) = open_streams(model, [one], spec, chunk_pieces=2)
     for segment in segments(pieces, model, chunk_pieces=2, chunks=1, times=[]):

@@ -62,10 +62,10 @@ def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
     found = {p.name: p for p in (out / "cells").iterdir()}
     assert sorted(found) == [
         "full_all_8s.json",
-        "recent_64KiB_8s.json",
         "recent_1KiB_8s.json",
-        "rekv_64KiB_8s.json",
+        "recent_64KiB_8s.json",
         "rekv_1KiB_8s.json",
+        "rekv_64KiB_8s.json",
     ]
     assert "rekv_1KiB_8s: 1024 bytes hold no memory" in capsys.readouterr().out
     document = json.loads((out / "results.json").read_text())

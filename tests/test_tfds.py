@@ -62,7 +62,7 @@ def test_reading_needs_nothing_of_the_builder(folder):
     code = f"""
 import sys
 import tensorflow_datasets as tfds
-from jaxmem.data import example
+from jaxmem.data.world.reading import example
 print(example(tfds.builder_from_directory({str(folder)!r}).as_data_source("test")[0]).seed)
 assert not {{"tensorflow", "jaxmem.data.jaxmem_streams", "jax"}} & set(sys.modules)
 """
