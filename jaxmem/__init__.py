@@ -70,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names."""
-    return sorted({*globals(), *_table()} - {"annotations", "Any", "import_module"})
+    return sorted(["__version__", *_table()])
