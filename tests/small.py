@@ -93,11 +93,16 @@ def streamed(memory):
 prefilled = partial(jax.jit, static_argnames=("program", "room"))(prefill)
 
 
-def assert_full_attention(weights, rows, program, carry):
-    """Assert that a question after a stream is answered as by one pass over all of its rows."""
-    question = chunk(stream_rows(program.config, 1, 4, seed=1), 0)
-    _, h = prefilled(weights, program, carry, question, room=1)
+def asked_in_one_pass(weights, cfg, rows):
+    """Return a question, and its output in one pass over all rows of a stream and itself."""
+    question = chunk(stream_rows(cfg, 1, 4, seed=1), 0)
     x, pos, end = flat(rows)
     x, pos = np.concatenate([x, question.x]), np.concatenate([pos, np.asarray(question.pos) + end])
-    want = one_pass(weights, program.config, x, pos)[-4:]
+    return question, one_pass(weights, cfg, x, pos)[-4:]
+
+
+def assert_full_attention(weights, rows, program, carry):
+    """Assert that a question after a stream is answered as by one pass over all of its rows."""
+    question, want = asked_in_one_pass(weights, program.config, rows)
+    _, h = prefilled(weights, program, carry, question, room=1)
     np.testing.assert_allclose(h, want, atol=1e-4)
