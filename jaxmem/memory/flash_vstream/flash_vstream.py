@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
 from jaxmem.memory.features.clusters import draw
 from jaxmem.memory.features.frames import area, check_frame, frames_of, rows_of
+from jaxmem.memory.flash_vstream.options import Form, check_options
 from jaxmem.memory.flash_vstream.semantic import Maps
-from jaxmem.memory.flash_vstream.star import Form, Held, Sizes, advance, blocks_of, init_held
+from jaxmem.memory.flash_vstream.star import Held, Sizes, advance, blocks_of, init_held
 from jaxmem.typing import Array, Int
 
 
@@ -48,10 +49,7 @@ class FlashVStream(FeatureMemory):
     seed: int = 0
 
     def __post_init__(self):
-        if self.form not in ("as_released", "as_published"):
-            raise ValueError(f'form must be "as_released" or "as_published", got {self.form!r}.')
-        if self.sizes is not None:
-            self.sizes.check()
+        check_options(self.form, self.sizes, Sizes)
 
     def sizes_of(self, spec: Spec) -> Sizes:
         """Return the sizes for a model: as given, or as published for its frames."""

@@ -18,8 +18,8 @@ from jaxmem.memory.features.frames import (
     rows_of,
     square,
 )
+from jaxmem.memory.flash_vstream.options import Form, check_options
 from jaxmem.memory.flash_vstream.synopsis import (
-    Form,
     Held,
     advance,
     am_rope,
@@ -100,10 +100,7 @@ class FlashVStreamQwen(FeatureMemory):
     seed: int = 0
 
     def __post_init__(self):
-        if self.form not in ("as_released", "as_published"):
-            raise ValueError(f'form must be "as_released" or "as_published", got {self.form!r}.')
-        if self.sizes is not None:
-            self.sizes.check()
+        check_options(self.form, self.sizes, QwenSizes)
 
     def sizes_of(self, spec: Spec) -> QwenSizes:
         """Return the sizes for a model: as given, or as released for its frames."""

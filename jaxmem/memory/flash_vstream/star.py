@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,9 @@ from jaxmem.memory.features.frames import (
     pool_grid,
     square,
 )
+from jaxmem.memory.flash_vstream.options import Form
 from jaxmem.memory.flash_vstream.semantic import Maps, attend_groups
 from jaxmem.typing import Array, Float, Int
-
-Form = Literal["as_released", "as_published"]
 
 
 @dataclass(frozen=True)

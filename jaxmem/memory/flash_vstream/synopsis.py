@@ -8,16 +8,15 @@ heaviest centres, the nearest frame of a bank in high resolution. Both live in `
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmem.memory.features.clusters import Draws, distances, heaviest, weighted_kmeans
 from jaxmem.memory.features.frames import append_frames
+from jaxmem.memory.flash_vstream.options import Form
 from jaxmem.typing import Array, Bool, Float, Int
-
-Form = Literal["as_released", "as_published"]
 
 
 class Synopsis(NamedTuple):

@@ -121,3 +121,10 @@ def test_errors_name_the_repair():
         FlashVStream(Sizes()).init(SPEC)
     with pytest.raises(ValueError, match="positive"):
         FlashVStreamQwen(QwenSizes(bank=0))
+
+
+@pytest.mark.parametrize("kind", [FlashVStream, FlashVStreamQwen])
+def test_a_number_is_no_sizes(kind):
+    """Other memories take slots first; these say what they take."""
+    with pytest.raises(ValueError, match=r"sizes must be \w*Sizes\(...\), got 64"):
+        kind(64)
