@@ -19,6 +19,7 @@ _WHERE = {
     # The contract.
     "memory.base": "Memory FeatureMemory Spec State View Sinks Chunk Question Requires Attention "
     "Probes Prompt Received Probed BankSpec Embeds slots nbytes",
+    "mixers.base": "Mixer",
     "kv": "KV Modality",
     "memory.bank.bank": "Bank footprint init_bank",
     "memory.omnimem.budgets": "within",

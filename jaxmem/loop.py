@@ -36,12 +36,10 @@ from jaxmem.decoder.program import (
     spec_of,
 )
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.decoder.step import chunk_step, make_prefix
+from jaxmem.decoder.step import chunk_step, prefix_and_states
 from jaxmem.kv import KV
 from jaxmem.memory.base import Embeds
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
-
-start = init_carry
 
 
 class Bound(NamedTuple):
@@ -50,6 +48,7 @@ class Bound(NamedTuple):
     params: Params  # `params["decoder"]` if there is such a key, else the decoder's own
     prefix: KV | None = None  # pinned tokens [L, P]
     probes: Embeds | None = None  # rows with a leading axis
+    states: tuple[PyTree, ...] = ()  # of the layers with a state, after the prefix
 
 
 def _bound(bound: Bound | Params) -> Bound:
@@ -69,21 +68,41 @@ def bind(program: Program, params: Params, probes: Sequence[Text] | None = None)
       params: weights.
       probes: texts of the probes; None: those of the program.
     """
-    prefix = None if program.prefix is None else _prefix_of(program, params)
+    prefix, states = (None, ()) if program.prefix is None else _prefix_of(program, params)
     texts = program.probes if probes is None else tuple(probes)
     rows = probe_rows(params, texts, program=program) if texts else None
-    return Bound(params, prefix, rows)
+    return Bound(params, prefix, rows, states)
 
 
-def _prefix_of(program: Program, params: Params) -> KV:
-    """Return the keys and values of the text in front of every stream."""
+def start(program: Program, bound: Bound | Params | None = None) -> Carry:
+    """Return the carry of a stream that has not begun.
+
+    Args:
+      program: static description.
+      bound: its arrays, for a decoder that has layers with a state and a prefix in front of the
+        stream: the states begin after it.
+
+    Raises:
+      ValueError: if states are needed and not given.
+    """
+    states = bound.states if isinstance(bound, Bound) else ()
+    if program.config.stacks and program.prefix is not None and not states:
+        raise ValueError(
+            "this decoder has layers with a state, which have seen the prefix: give "
+            "start(program, bound) with bound = bind(program, params)."
+        )
+    return init_carry(program, states)
+
+
+def _prefix_of(program: Program, params: Params) -> tuple[KV, tuple[PyTree, ...]]:
+    """Return keys and values of the text in front of every stream, and the states after it."""
     assert program.prefix is not None
     spec, (ids, steps) = program.spec, program.prefix
     rows = question_rows(params, ids, program=program, size=len(ids), steps=steps)
     # The stream begins at position P, whatever its prefix advances: the prefix ends right there.
     rows = rows._replace(pos=rows.pos + (spec.prefix - rows.advance)[None])
     more = {"axes": spec.axes, "dtype": spec.dtype, "pos_dtype": spec.pos_dtype}
-    return make_prefix(decoder_of(params), program.config, rows, **more)
+    return prefix_and_states(decoder_of(params), program.config, rows, **more)
 
 
 def _stream(
@@ -110,7 +129,7 @@ def _stream(
     Raises:
       ValueError: if rows, prefix or probes contradict the program.
     """
-    params, prefix, probes = _bound(bound)
+    params, prefix, probes, _ = _bound(bound)
 
     def body(carry: Carry, chunk: PyTree) -> tuple[Carry, None]:
         rows = program.encode(params, chunk)
@@ -265,9 +284,9 @@ def ask(
         `sampling`, or the bound prefix is not the program's.
     """
     _check_drawing(max_new, sampling, key)
-    params, prefix, _ = _bound(bound)
+    params, prefix, _, states = _bound(bound)
     weights, draw = decoder_of(params), {"sampling": sampling, "key": key}
-    more = {"room": max_new, "prefix": prefix, "repeated": repeated}
+    more = {"room": max_new, "prefix": prefix, "states": states, "repeated": repeated}
     begun = begin(weights, program, carry, question, **more, **draw)
     ends = end_ids(end)
     ids, written, first, *_ = extend(weights, program, begun, ends=ends, **draw)
@@ -298,10 +317,9 @@ def log_prob(
     """
     if not answer.shape[0]:
         raise ValueError("the answer is empty; give at least one token.")
-    params, prefix, _ = _bound(bound)
-    weights = decoder_of(params)
-    room = answer.shape[0]
-    dialogue, h = prefill(weights, program, carry, question, room=room, prefix=prefix)
+    params, prefix, _, states = _bound(bound)
+    weights, more = decoder_of(params), {"prefix": prefix, "states": states}
+    dialogue, h = prefill(weights, program, carry, question, room=answer.shape[0], **more)
     last = jnp.maximum(jnp.sum(question.modality != kvs.EMPTY, dtype=jnp.int32) - 1, 0)
 
     def step(held: PyTree, token: Array) -> tuple[PyTree, Array]:
@@ -326,8 +344,9 @@ def begin_answer(
 ) -> Generation:
     """Return an answer with its first token, to be continued; the arguments are those of `ask`."""
     _check_drawing(max_new, sampling, key)
-    params, prefix, _ = _bound(bound)
-    more = {"sampling": sampling, "key": key, "repeated": repeated, "prefix": prefix}
+    params, prefix, _, states = _bound(bound)
+    more = {"sampling": sampling, "key": key, "repeated": repeated}
+    more |= {"prefix": prefix, "states": states}
     return begin(decoder_of(params), program, carry, question, room=max_new, **more)
 
 

@@ -140,8 +140,8 @@ class Session:
             self.model = for_frames(self.model, size)
             self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
         program = compile(self.model, self.memory, chunk_pieces=self.chunk_pieces, spec=self._spec)
-        self._opened = program, bind(program, self.model.params)
-        self._carry = start(program)
+        bound = bind(program, self.model.params)
+        self._opened, self._carry = (program, bound), start(program, bound)
 
     @property
     def program(self) -> Program:
@@ -288,7 +288,7 @@ class Session:
         with self._lock:
             self._held, self._events, self._answers, self.dialogue = [], [], 0, None
             self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
-            self.carry = start(self.program)
+            self.carry = start(self.program, self.bound)
 
     def _write(self, inputs: PyTree, chunks: int | None) -> None:
         segment = inputs if chunks is None else jax.tree.map(lambda x: np.asarray(x)[None], inputs)

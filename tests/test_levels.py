@@ -11,6 +11,7 @@ LEVELS = {
     "rope": 1,
     "kernels": 2,
     "memory": 3,
+    "mixers": 3,
     "decoder": 4,
     "data": 5,
     "models": 5,
@@ -23,7 +24,7 @@ LEVELS = {
     "session": 7,
     "experiments": 8,
 }
-CORE = ("typing", "kv", "rope", "kernels", "memory")
+CORE = ("typing", "kv", "rope", "kernels", "memory", "mixers")
 CORE_PACKAGES = {"jax", "jaxtyping", "numpy"}
 ROOT = Path(__file__).resolve().parent.parent / "jaxmem"
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

@@ -12,7 +12,7 @@ from jaxmem.memory import CLASSES
 NAMES = """
 AdaKV Answer Attention Bank BankSpec Bound Candidates Carry Chunk CriticalKV Embeds Event
 ExpectedAttention FeatureMemory FlashVStream FlashVStreamQwen FlexMem Full H2O Hermes InfiniPotV
-KV KeyDiff Knorm LastFrames LiveVLM MALMM MEMORIES MediaFormat Memory Modality Model MovieChat
+KV KeyDiff Knorm LastFrames LiveVLM MALMM MEMORIES MediaFormat Memory Mixer Modality Model MovieChat
 OmniMem Prioritized Probed Probes Program Prompt Quantized Question RandomSample ReKV Received
 Recent Recorded Reply Requires Rope Sampling Scored Session Sinks SnapKV Spec State StreamMem
 StreamingLLM StreamingVLM TOVA Uniform View WithAudio WithBank advance ask ask_stack attend

@@ -11,23 +11,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmem import kv as kvs
+from jaxmem.decoder.alone import States, first_pass
 from jaxmem.decoder.decoder import finish, layer_at, qkv
+from jaxmem.decoder.driving import driver_of
+from jaxmem.decoder.layer import state_step
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.step import check_positions, check_prefix
+from jaxmem.decoder.stretches import Place, scan
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
 from jaxmem.kv import KV
-from jaxmem.memory import layout as layouts
 from jaxmem.memory.attention import begin_of, segment
-from jaxmem.memory.bank.bank import of_layer
-from jaxmem.memory.base import Embeds, FeatureMemory, Memory, Question, View, at_layer
+from jaxmem.memory.base import Embeds, View, at_layer
 from jaxmem.rope import angles, rotate
 from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree
 
+__all__ = ["Context", "Dialogue", "Tail", "decode", "first_pass", "prefill"]
+
 
 class Context(NamedTuple):
-    """What the layers of one run attend to while a question is answered (leading axis: layers)."""
+    """What layers attend to while a question is answered (leading axis: layers)."""
 
     pinned: Segment | None  # the prefix, rotated relative to the view's base
     recalled: Segment  # rotated likewise
@@ -43,10 +46,11 @@ class Tail(NamedTuple):
 
 
 class Dialogue(NamedTuple):
-    """A question in progress: one context and one tail per run of layers."""
+    """A question in progress: for every stretch of layers what each place of its pattern holds."""
 
-    context: tuple[Context, ...]
-    tail: tuple[Tail, ...]
+    context: tuple[tuple[Context | None, ...], ...]
+    tail: tuple[tuple[Tail | None, ...], ...]
+    states: States  # of the layers with a state, after the rows so far
     rows: Int[Array, ""]  # slots of the tail in use
     next: Num[Array, "A"]  # position of the next row, relative to where the question began
 
@@ -115,49 +119,6 @@ def _context(view: View, prefix: KV | None, program: Program) -> Context:
     )
 
 
-def _alone(
-    params: Params, program: Program, rows: Embeds, prefix: KV | None
-) -> tuple[Float[Array, "L Q H D"], KV]:
-    """Return every layer's queries (not rotated) and tokens of rows after the prefix alone."""
-    config, spec = program.config, program.spec
-    t = jnp.arange(rows.modality.shape[0], dtype=jnp.int32)
-    begin = jnp.full((spec.axes,), spec.prefix, spec.pos_dtype)
-    real = (rows.modality != kvs.EMPTY)[:, None]
-    place = (begin[None] + rows.pos.astype(begin.dtype))[:, None]
-
-    def layer(h: Hidden, item: PyTree) -> tuple[Hidden, tuple[Array, KV]]:
-        index, pinned = item
-        weights = layer_at(params, index)
-        q, k, v = qkv(weights, config, h)
-        parts = [Segment(k, v, real, rows.pos[:, None], rows.pos, last=t)]
-        parts += [] if pinned is None else [segment(pinned, begin, rows.pos)]
-        out, _ = attend(q, parts, rope=config.rope)
-        tokens = KV(k, v, place, t[:, None], rows.modality[:, None].astype(jnp.int8))
-        return finish(weights, config, h, out), (q, tokens)
-
-    index = jnp.arange(config.layers, dtype=jnp.int32)
-    return jax.lax.scan(layer, rows.x, (index, prefix))[1]
-
-
-def first_pass(
-    params: Params, program: Program, rows: Embeds, prefix: KV | None
-) -> Float[Array, "L Q H D"]:
-    """Return every layer's queries (not rotated) of a question that sees only [prefix | itself]."""
-    return _alone(params, program, rows, prefix)[0]
-
-
-def _features(params: Params, program: Program, carry: Carry, prefix: KV | None) -> View:
-    """Return what all layers read of a memory of features: a prompt, passed through the decoder.
-
-    It does not depend on the question, so under `vmap` over questions it is computed once.
-    """
-    assert isinstance(program.memory, FeatureMemory)
-    rows = program.memory.read(program.spec, carry.state)
-    _, tokens = _alone(params, program, rows, prefix)
-    end = program.spec.prefix + rows.advance.astype(program.spec.pos_dtype)
-    return View(tokens, jnp.broadcast_to(end, (program.config.layers, *end.shape)))
-
-
 def prefill(
     params: Params,
     program: Program,
@@ -166,6 +127,7 @@ def prefill(
     *,
     room: int,
     prefix: KV | None = None,
+    states: States = (),
 ) -> tuple[Dialogue, Hidden]:
     """Pass a question over [prefix | recalled | question] and keep what an answer needs.
 
@@ -176,6 +138,8 @@ def prefill(
       rows: the question [Q]; padding (modality EMPTY) last, `advance` counts the real rows only.
       room: further rows that may be decoded.
       prefix: pinned tokens [L, P], or None.
+      states: of the layers with a state after the prefix, for memories that recall by a first pass
+        over [prefix | question]; without, there is no prefix.
 
     Returns:
       The dialogue, and the last layer's output [Q, E] of the question's rows before the final
@@ -183,53 +147,34 @@ def prefill(
     """
     check_positions(program, rows)
     check_prefix(program, prefix)
-    config, memory, spec = program.config, program.memory, program.spec
-    asks = program.requires.question
-    real_q = rows.modality != kvs.EMPTY
-    query = None
-    if asks == "pass":
-        query = Question(first_pass(params, program, rows, prefix), real_q, prefix)
-    stacked = None
-    if isinstance(memory, FeatureMemory):
-        stacked = _features(params, program, carry, prefix)
-        rows = rows._replace(start=None)  # it follows the features, which are numbered like text
-    elif memory.per == "stack":
-        stacked = memory.recall(spec, carry.state, query, carry.bank)
+    config, driver = program.config, driver_of(program)
+    asking = driver.ask(params, carry, rows, prefix, states)
+    rows, real = asking.rows, asking.real
     turn = angles(config.rope, rows.pos)[:, None]
 
-    def recall(index: Array, q: Array, pinned: KV | None, window: int) -> View:
-        assert program.layout is not None and isinstance(memory, Memory)
-        mine = layouts.read(program.layout, carry.state, index, window)
-        asking = None
-        if asks == "layer":
-            asking = Question(q, real_q, pinned)
-        elif query is not None:
-            asking = Question(at_layer(query.q, index), real_q, pinned)
-        return memory.recall(spec, mine, asking, of_layer(carry.bank, index))
-
-    def layer(h: Hidden, item: PyTree, window: int) -> tuple[Hidden, tuple[Context, Tail]]:
-        index, pinned, view = item
-        weights = layer_at(params, index)
+    def layer(held: PyTree, place: Place, given: None) -> tuple[PyTree, PyTree]:
+        del given
+        h, states = held
+        if place.kind is not None:
+            return state_step(params, config, place, h, states, real), None
+        weights = layer_at(params, place.layer)
         q, k, v = qkv(weights, config, h)
-        view = recall(index, q, pinned, window) if view is None else view
+        view = driver.recall(asking, place, q)
         view = view._replace(base=begin_of(view.base, rows))
         dtype, extra = view.kv.k.dtype, ((0, room), (0, 0), (0, 0))
         tail = Tail(jnp.pad(rotate(k, turn).astype(dtype), extra), jnp.pad(v.astype(dtype), extra))
-        context = _context(view, pinned, program)
+        context = _context(view, at_layer(prefix, place.layer), program)
         out = _attend(program, q, turn, context, tail, jnp.zeros((), jnp.int32))
-        return finish(weights, config, h, out), (context, tail)
+        return (finish(weights, config, h, out), states), (context, tail)
 
-    h, contexts, tails = rows.x, [], []
-    for run in program.runs:
-        index = jnp.arange(run.first, run.stop, dtype=jnp.int32)
-        pinned = jax.tree.map(lambda x, r=run: x[r.first : r.stop], prefix)
-        items = (index, pinned, stacked)
-        h, (context, tail) = jax.lax.scan(lambda h, i, w=run.window: layer(h, i, w), h, items)
-        contexts.append(context)
-        tails.append(tail)
+    held, contexts, tails = (rows.x, asking.states), [], []
+    for stretch in program.stretches:
+        held, out = scan(stretch, layer, held)
+        contexts.append(tuple(x and x[0] for x in out))
+        tails.append(tuple(x and x[1] for x in out))
     # An answer is written over the question's padding, which comes after its last real row.
-    used = jnp.sum(real_q, dtype=jnp.int32)
-    return Dialogue(tuple(contexts), tuple(tails), used, rows.advance), h
+    used = jnp.sum(real, dtype=jnp.int32)
+    return Dialogue(tuple(contexts), tuple(tails), held[1], used, rows.advance), held[0]
 
 
 def decode(
@@ -242,24 +187,27 @@ def decode(
     """
     config = program.config
     turn = angles(config.rope, dialogue.next[None])[:, None]
-    h, tails = x[None], []
-    for run, context, tail in zip(program.runs, dialogue.context, dialogue.tail, strict=True):
 
-        def layer(h: Hidden, item: PyTree) -> tuple[Hidden, Tail]:
-            index, context, tail = item
-            weights = layer_at(params, index)
-            q, k, v = qkv(weights, config, h)
-            at = (dialogue.rows, 0, 0)
-            tail = Tail(
-                jax.lax.dynamic_update_slice(tail.k, rotate(k, turn).astype(tail.k.dtype), at),
-                jax.lax.dynamic_update_slice(tail.v, v.astype(tail.v.dtype), at),
-            )
-            out = _attend(program, q, turn, context, tail, dialogue.rows)
-            return finish(weights, config, h, out), tail
+    def layer(held: PyTree, place: Place, given: tuple[Context, Tail]) -> tuple[PyTree, PyTree]:
+        h, states = held
+        if place.kind is not None:
+            return state_step(params, config, place, h, states, jnp.ones((1,), bool)), None
+        context, tail = given
+        weights = layer_at(params, place.layer)
+        q, k, v = qkv(weights, config, h)
+        at = (dialogue.rows, 0, 0)
+        tail = Tail(
+            jax.lax.dynamic_update_slice(tail.k, rotate(k, turn).astype(tail.k.dtype), at),
+            jax.lax.dynamic_update_slice(tail.v, v.astype(tail.v.dtype), at),
+        )
+        out = _attend(program, q, turn, context, tail, dialogue.rows)
+        return (finish(weights, config, h, out), states), tail
 
-        index = jnp.arange(run.first, run.stop, dtype=jnp.int32)
-        h, tail = jax.lax.scan(layer, h, (index, context, tail))
+    held, tails = (x[None], dialogue.states), []
+    for i, stretch in enumerate(program.stretches):
+        given = tuple(zip(dialogue.context[i], dialogue.tail[i], strict=True))
+        held, tail = scan(stretch, layer, held, given)
         tails.append(tail)
     step = jnp.asarray(program.spec.step, dialogue.next.dtype)
-    after = dialogue._replace(tail=tuple(tails), rows=dialogue.rows + 1, next=dialogue.next + step)
-    return after, h[0]
+    rows, following = dialogue.rows + 1, dialogue.next + step
+    return Dialogue(dialogue.context, tuple(tails), held[1], rows, following), held[0][0]

@@ -4,8 +4,10 @@ A layer is `qkv` (norm, projections, q/k norm), attention, and `finish` (output 
 What a chunk attends to is the memory's business, so attention sits between the halves and the
 streaming step (`jaxmem.decoder.step`), a training forward and a question share the same code.
 
-Weights are a plain nested dict; the layers are one stacked tree with a leading axis L, indexed
-inside the layer loop.
+A layer with a state (`jaxmem.mixers`) has a mixer where others attend.
+
+Weights are a plain nested dict; the layers of one kind are one stacked tree with a leading axis L,
+indexed inside the layer loop.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmem.memory.base import at_layer
+from jaxmem.mixers.base import Mixer
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Int, Params
 
@@ -27,7 +30,7 @@ class DecoderConfig:
     """Static description of a decoder.
 
     Attributes:
-      layers: L.
+      layers: of all kinds; L of them attend.
       width: E.
       heads: H query heads.
       kv_heads: G; must divide `heads`.
@@ -41,6 +44,7 @@ class DecoderConfig:
       qk_norm_init: initial gain of that norm.
       tied: output matrix is the embedding.
       norm_eps: of every RMS norm.
+      mixers: of every layer what mixes its tokens, None where it attends; empty: all attend.
     """
 
     layers: int
@@ -57,8 +61,14 @@ class DecoderConfig:
     qk_norm_init: float = 1.0
     tied: bool = False
     norm_eps: float = 1e-6
+    mixers: tuple[Mixer | None, ...] = ()
 
     def __post_init__(self):
+        if self.mixers and len(self.mixers) != self.layers:
+            raise ValueError(
+                f"mixers names {len(self.mixers)} layers but the decoder has {self.layers}; give "
+                "one for every layer, None where it attends."
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads}): every KV "
@@ -70,12 +80,27 @@ class DecoderConfig:
                 f"{self.head_dim}; build it with head_dim={self.head_dim}."
             )
 
+    @property
+    def kinds(self) -> tuple[Mixer | None, ...]:
+        """What mixes the tokens of every layer; None: attention with a memory."""
+        return self.mixers or (None,) * self.layers
+
+    @property
+    def attends(self) -> int:
+        """L, the number of layers that attend: those that a memory knows of."""
+        return self.kinds.count(None)
+
+    @property
+    def stacks(self) -> tuple[Mixer, ...]:
+        """The mixers that differ, in the order of `params["mixers"]` and of a carry's states."""
+        return tuple(dict.fromkeys(kind for kind in self.kinds if kind is not None))
+
 
 class Layer(nnx.Module):
     """Names and initial values of one layer's weights."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        width, inner = config.width, config.mlp_width
+        width = config.width
         q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         bias = config.qkv_bias
         self.attn_norm = nnx.RMSNorm(width, rngs=rngs)
@@ -87,11 +112,26 @@ class Layer(nnx.Module):
             gain = nnx.initializers.constant(config.qk_norm_init)
             self.q_norm = nnx.RMSNorm(config.head_dim, scale_init=gain, rngs=rngs)
             self.k_norm = nnx.RMSNorm(config.head_dim, scale_init=gain, rngs=rngs)
-        self.mlp_norm = nnx.RMSNorm(width, rngs=rngs)
-        if config.activation == "swiglu":
-            self.gate = nnx.Linear(width, inner, use_bias=False, rngs=rngs)
-        self.up = nnx.Linear(width, inner, use_bias=False, rngs=rngs)
-        self.down = nnx.Linear(inner, width, use_bias=False, rngs=rngs)
+        _add_feed_forward(self, config, rngs)
+
+
+class StateLayer(nnx.Module):
+    """Names and initial values of the weights around a mixer."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
+        if config.mlp_width:
+            _add_feed_forward(self, config, rngs)
+
+
+def _add_feed_forward(layer: Any, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+    """Give a layer the weights of its norm and MLP."""
+    width, inner = config.width, config.mlp_width
+    layer.mlp_norm = nnx.RMSNorm(width, rngs=rngs)
+    if config.activation == "swiglu":
+        layer.gate = nnx.Linear(width, inner, use_bias=False, rngs=rngs)
+    layer.up = nnx.Linear(width, inner, use_bias=False, rngs=rngs)
+    layer.down = nnx.Linear(inner, width, use_bias=False, rngs=rngs)
 
 
 class Ends(nnx.Module):
@@ -105,15 +145,33 @@ class Ends(nnx.Module):
 
 
 def init_decoder(config: DecoderConfig, key: Array) -> Params:
-    """Return initial weights: `{"layers": stacked [L, ...], "embedding", "norm", "head"}`."""
+    """Return initial weights: `{"layers": stacked [L, ...], "embedding", "norm", "head"}`.
+
+    A decoder that has layers with a state has "mixers", too: a stack for each that differs.
+    """
     layer_key, end_key = jax.random.split(key)
-
-    def layer(k: Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(Layer(config, rngs=nnx.Rngs(k)), nnx.Param))
-
-    layers = jax.vmap(layer)(jax.random.split(layer_key, config.layers))
+    params = {"layers": _stack(Layer, config, layer_key, config.attends)}
+    if config.stacks:
+        params["mixers"] = tuple(
+            _state_layers(config, mixer, jax.random.fold_in(layer_key, i))
+            for i, mixer in enumerate(config.stacks)
+        )
     ends = nnx.to_pure_dict(nnx.state(Ends(config, rngs=nnx.Rngs(end_key)), nnx.Param))
-    return {"layers": layers, **ends}
+    return params | ends
+
+
+def _stack(module: Any, config: DecoderConfig, key: Array, count: int) -> Params:
+    def one(k: Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(module(config, rngs=nnx.Rngs(k)), nnx.Param))
+
+    return jax.vmap(one)(jax.random.split(key, count))
+
+
+def _state_layers(config: DecoderConfig, mixer: Mixer, key: Array) -> Params:
+    around, own = jax.random.split(key)
+    count = config.kinds.count(mixer)
+    weights = jax.vmap(lambda k: mixer.weights(config.width, k))(jax.random.split(own, count))
+    return _stack(StateLayer, config, around, count) | {"mixer": weights}
 
 
 def layer_at(params: Params, index: Any) -> Params:
@@ -169,7 +227,15 @@ def finish(
     layer: Params, config: DecoderConfig, h: Float[Array, "*T E"], attn: Float[Array, "*T H D"]
 ) -> Float[Array, "*T E"]:
     """Return the layer's output from its input and its attention output."""
-    h = h + linear(attn.reshape(*attn.shape[:-2], -1), layer["o"])
+    return feed_forward(layer, config, h + linear(attn.reshape(*attn.shape[:-2], -1), layer["o"]))
+
+
+def feed_forward(
+    layer: Params, config: DecoderConfig, h: Float[Array, "*T E"]
+) -> Float[Array, "*T E"]:
+    """Return the second half of a layer: norm, MLP and residual, where it has an MLP."""
+    if "mlp_norm" not in layer:
+        return h
     return h + mlp(layer, config, rms_norm(h, layer["mlp_norm"], config.norm_eps))
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as tk
+from jaxmem.decoder.alone import States
 from jaxmem.decoder.answer import Dialogue, decode, prefill
 from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.program import Carry, Program
@@ -44,6 +45,7 @@ def begin(
     *,
     room: int,
     prefix: KV | None = None,
+    states: States = (),
     sampling: Sampling | None = None,
     key: Array | None = None,
     repeated: Bool[Array, "V"] | None = None,
@@ -57,11 +59,12 @@ def begin(
       question: rows [Q], padding last.
       room: M, the largest number of answer tokens.
       prefix: pinned tokens [L, P], or None.
+      states: see `prefill`.
       sampling: how tokens are drawn; None: the likeliest.
       key: of the answer, with `sampling`.
       repeated: tokens of the prompt that a penalty of repetition counts; None: none of them.
     """
-    dialogue, h = prefill(params, program, carry, question, room=room, prefix=prefix)
+    dialogue, h = prefill(params, program, carry, question, room=room, prefix=prefix, states=states)
     last = jnp.maximum(jnp.sum(question.modality != tk.EMPTY, dtype=jnp.int32) - 1, 0)
     first = logits(params, program.config, h[last])
     if sampling is None or not sampling.penalises:

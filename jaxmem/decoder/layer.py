@@ -1,4 +1,4 @@
-"""One layer of the streaming decoder: the halves of `decoder`, attention with a memory between."""
+"""One layer of the streaming decoder: attention with a memory, or a layer with a state."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmem.decoder.decoder import finish, layer_at, qkv
+from jaxmem.decoder.decoder import (
+    DecoderConfig,
+    feed_forward,
+    finish,
+    layer_at,
+    qkv,
+    rms_norm,
+)
 from jaxmem.decoder.program import Program
+from jaxmem.decoder.stretches import Place
 from jaxmem.kv import EMPTY, KV
 from jaxmem.memory.attention import attend_probe, attend_view
-from jaxmem.memory.base import Chunk, Embeds, Probed, Probes, Received, View
-from jaxmem.typing import Array, Float, Hidden, Int, Params
+from jaxmem.memory.base import Chunk, Embeds, Probed, Probes, Received, View, at_layer
+from jaxmem.typing import Array, Bool, Float, Hidden, Int, Params, PyTree
 
 
 class Attended(NamedTuple):
@@ -33,19 +41,21 @@ def layer_step(
     clock: Int[Array, ""],
     prefix: KV | None = None,
     probes: Embeds | None = None,
+    number: Int[Array, ""] | None = None,
 ) -> Attended:
-    """Pass a chunk, and the probes after it, through one layer.
+    """Pass a chunk, and the probes after it, through one layer that attends.
 
     Args:
       params: decoder weights (stacked layers; indexed by `layer`, which may be traced).
       program: static description.
-      layer: l.
+      layer: l, among the layers that attend.
       h: layer input [T, E].
       view: what the chunk attends to, and where it begins.
       embeds: the chunk.
       clock: arrival number of its first row.
       prefix: this layer's pinned tokens [P], or None.
       probes: probes with this layer's input in `x` [n, Q, E], or None.
+      number: of the layer in the decoder; None: `layer`.
     """
     config, requires = program.config, program.requires
     weights = layer_at(params, layer)
@@ -57,7 +67,8 @@ def layer_step(
     if requires.probes is not None and probes is not None:
         after, probed = _probe(weights, program, view, embeds, chunk.kv, prefix, probes)
         chunk = chunk._replace(probed=probed)
-    h = add_deepstack(finish(weights, config, h, out), embeds.deepstack, layer)
+    number = layer if number is None else number
+    h = add_deepstack(finish(weights, config, h, out), embeds.deepstack, number)
     return Attended(h, after, chunk)
 
 
@@ -100,6 +111,40 @@ def _probe(
 
     after, received = jax.lax.map(either, (view.probing, probes))
     return after, Probed(received, rows)
+
+
+def state_step(
+    params: Params,
+    config: DecoderConfig,
+    place: Place,
+    h: Hidden,
+    states: tuple[PyTree, ...],
+    real: Bool[Array, "T"],
+) -> tuple[Hidden, tuple[PyTree, ...]]:
+    """Pass rows through one layer with a state.
+
+    Args:
+      params: decoder weights.
+      config: of the decoder.
+      place: the layer.
+      h: layer input [T, E].
+      states: of all layers with a state, as in `Carry.states`.
+      real: which rows are tokens; the others come last and change no state.
+
+    Returns:
+      The layer's output [T, E], and the states with this layer's after the rows.
+    """
+    assert place.kind is not None
+    stack = config.stacks.index(place.kind)
+    weights = at_layer(params["mixers"][stack], place.layer)
+    x = rms_norm(h, weights["norm"], config.norm_eps)
+    y, state = place.kind.chunk(weights["mixer"], at_layer(states[stack], place.layer), x, real)
+
+    def put(leaf: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), place.layer, 0)
+
+    after = (*states[:stack], jax.tree.map(put, states[stack], state), *states[stack + 1 :])
+    return feed_forward(weights, config, h + y.astype(h.dtype)), after
 
 
 def add_deepstack(

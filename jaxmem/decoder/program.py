@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.decoder.stretches import Stretch, stretches
 from jaxmem.memory import layout as layouts
 from jaxmem.memory.bank.bank import Bank, init_bank
 from jaxmem.memory.base import (
@@ -23,7 +24,8 @@ from jaxmem.memory.base import (
     Spec,
     State,
 )
-from jaxmem.memory.layout import Layout, Run
+from jaxmem.memory.layout import Layout
+from jaxmem.mixers.base import stacked
 from jaxmem.typing import Array, Int, Params, PyTree, UInt
 
 Encode = Callable[[Params, PyTree], Embeds]
@@ -72,11 +74,12 @@ class Program:
         return self.memory.requires if isinstance(self.memory, Memory) else Requires()
 
     @property
-    def runs(self) -> tuple[Run, ...]:
-        """Return contiguous layers whose states have one shape."""
-        if self.layout is None:
-            return (Run(0, self.config.layers, 0),)
-        return self.layout.runs
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Return the order of the layers, as loops over repeated patterns."""
+        windows = [0] * self.config.attends
+        for run in () if self.layout is None else self.layout.runs:
+            windows[run.first : run.stop] = [run.window] * (run.stop - run.first)
+        return stretches(self.config.kinds, windows)
 
 
 class Rejected(NamedTuple):
@@ -97,6 +100,7 @@ class Carry(NamedTuple):
     tokens: Int[Array, ""]  # tokens so far, at most 2^31 - 1
     rejected: Rejected
     made_by: UInt[Array, "2"]  # hash of the program, see `description`
+    states: tuple[PyTree, ...] = ()  # of the layers with a state, [l, ...] as `config.stacks`
 
 
 def description(program: Program) -> dict[str, str]:
@@ -139,11 +143,12 @@ def make_program(
     Raises:
       ValueError: if the spec does not fit the decoder, or the memory's options do not go together.
     """
+    mine = spec_of(config, chunk=spec.chunk)
     for name in ("layers", "kv_heads", "head_dim", "width"):
-        if getattr(spec, name) != getattr(config, name):
+        if getattr(spec, name) != getattr(mine, name):
             raise ValueError(
                 f"Spec.{name} is {getattr(spec, name)} but the decoder has "
-                f"{getattr(config, name)}; build it with spec_of(config)."
+                f"{getattr(mine, name)}; build it with spec_of(config)."
             )
     layout = None
     if isinstance(memory, Memory):
@@ -161,7 +166,7 @@ def spec_of(config: DecoderConfig, *, chunk: int, **more) -> Spec:
     """Return the `Spec` of a decoder for chunks of `chunk` tokens; `more` are further fields."""
     more = {"axes": config.rope.axes, "rope": config.rope} | more
     return Spec(
-        layers=config.layers,
+        layers=config.attends,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         width=config.width,
@@ -170,8 +175,13 @@ def spec_of(config: DecoderConfig, *, chunk: int, **more) -> Spec:
     )
 
 
-def init_carry(program: Program) -> Carry:
-    """Return the carry of a stream that has not begun."""
+def init_carry(program: Program, states: tuple[PyTree, ...] = ()) -> Carry:
+    """Return the carry of a stream that has not begun.
+
+    Args:
+      program: static description.
+      states: of the layers with a state, after the prefix; without, they are empty.
+    """
     memory, spec, layout = program.memory, program.spec, program.layout
     if layout is None:
         state = memory.init(spec)
@@ -180,10 +190,16 @@ def init_carry(program: Program) -> Carry:
         state = layouts.init(memory, spec, layout)
     zero, none = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
     made_by = jnp.asarray(_hash(program))
-    carry = Carry(state, zero, None, zero, zero, Rejected(zero, none, none), made_by)
+    states = states or init_states(program.config)
+    carry = Carry(state, zero, None, zero, zero, Rejected(zero, none, none), made_by, states)
     # A session donates its carry, so no two leaves may be the same buffer.
     carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
     return settled(program, carry._replace(bank=init_bank(memory, spec)))
+
+
+def init_states(config: DecoderConfig) -> tuple[PyTree, ...]:
+    """Return the empty states of a decoder's layers with a state, a stack for each that differs."""
+    return tuple(stacked(m, config.width, config.kinds.count(m)) for m in config.stacks)
 
 
 def settled(program: Program, carry: Carry) -> Carry:

@@ -1,35 +1,29 @@
-"""One chunk through all layers: the body of the streaming loop.
-
-A memory that sees one layer is asked inside the layer loop; one that sees the whole stack shows
-before it and writes after it; a memory of features takes the rows, and no decoder runs at all.
-"""
+"""One chunk through all layers: the body of the streaming loop."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.decoder.layer import layer_step
-from jaxmem.decoder.program import Carry, Program, Rejected, init_carry, make_program, spec_of
+from jaxmem.decoder.driving import driver_of
+from jaxmem.decoder.layer import add_deepstack, layer_step, state_step
+from jaxmem.decoder.program import (
+    Carry,
+    Program,
+    Rejected,
+    init_carry,
+    layers_of,
+    make_program,
+    spec_of,
+)
+from jaxmem.decoder.stretches import Place, by_layer, scan
 from jaxmem.kv import KV
 from jaxmem.memory import clock as clocks
-from jaxmem.memory import layout as layouts
-from jaxmem.memory.bank import bank as banks
-from jaxmem.memory.bank.bank import Bank
-from jaxmem.memory.base import Chunk, Embeds, FeatureMemory, State, View, at_layer, kv_of
+from jaxmem.memory.base import Embeds, at_layer, kv_of
 from jaxmem.memory.baselines import Full
 from jaxmem.typing import Array, Hidden, Int, Params, PyTree
-
-
-class Surroundings(NamedTuple):
-    """What a chunk brings along besides its rows."""
-
-    prefix: KV | None = None  # pinned tokens [L, P]
-    probes: Embeds | None = None  # [n, Q, ...], where the memory requires probes
 
 
 def chunk_step(
@@ -64,10 +58,9 @@ def chunk_step(
     embeds, bad = finite_rows(embeds)
     state, clock = clocks.rebase(carry.state, carry.clock)
     carry = carry._replace(state=state, clock=clock)
-    around = Surroundings(prefix, probes)
-    state, bank, h = _step_of(program)(params, program, carry, embeds, around)
+    after, h = _through_layers(params, program, carry, embeds, prefix, probes)
     fresh = jnp.sum(embeds.modality != kvs.EMPTY, dtype=jnp.int32)
-    return _counted(carry, fresh, bad)._replace(state=state, bank=bank), h
+    return _counted(after, fresh, bad), h
 
 
 def _counted(carry: Carry, fresh: Int[Array, ""], bad: Int[Array, ""]) -> Carry:
@@ -157,81 +150,62 @@ def _checked_probes(program: Program, probes: Embeds | None) -> Embeds | None:
     return probes
 
 
-Stepped = tuple[State, Bank | None, Hidden]
+def _through_layers(
+    params: Params,
+    program: Program,
+    carry: Carry,
+    embeds: Embeds,
+    prefix: KV | None,
+    probes: Embeds | None,
+) -> tuple[Carry, Hidden]:
+    """Return the carry with state, bank and states after a chunk, and the last layer's output."""
+    driver, real = driver_of(program), embeds.modality != kvs.EMPTY
+
+    def layer(held: PyTree, place: Place, given: None) -> tuple[PyTree, PyTree]:
+        del given
+        h, probe, aside, states = held
+        if place.kind is not None:
+            h, states = state_step(params, program.config, place, h, states, real)
+            h = add_deepstack(h, embeds.deepstack, place.number)
+            return (h, _past(params, program, place, probe, probes, states), aside, states), None
+        view, mine = driver.view(aside, place, embeds)
+        asked = None if probes is None else probes._replace(x=probe)
+        pinned = at_layer(prefix, place.layer)
+        more = {"prefix": pinned, "probes": asked, "number": place.number}
+        out = layer_step(params, program, place.layer, h, view, embeds, carry.clock, **more)
+        aside, collected = driver.write(aside, place, mine, out.chunk)
+        return (out.h, out.probe, aside, states), collected
+
+    probe = None if probes is None else probes.x
+    held, found = (embeds.x, probe, driver.begin(carry, embeds), carry.states), []
+    for stretch in driver.stretches:
+        held, out = scan(stretch, layer, held)
+        found.append(out)
+    h, _, aside, states = held
+    carry = driver.end(carry, aside, by_layer(driver.stretches, found), embeds)
+    return carry._replace(states=states), h
 
 
-def _step_of(program: Program):
-    if isinstance(program.memory, FeatureMemory):
-        return _features
-    return _stack if program.layout is None else _by_layer
+def _past(
+    params: Params,
+    program: Program,
+    place: Place,
+    probe: Hidden | None,
+    probes: Embeds | None,
+    states: tuple[PyTree, ...],
+) -> Hidden | None:
+    """Return the probes' input of the layer after one with a state; what they do to it is dropped.
 
-
-def _by_layer(
-    params: Params, program: Program, carry: Carry, embeds: Embeds, around: Surroundings
-) -> Stepped:
-    """View and write inside the layer loop: no [L, T] buffer of fresh KV ever exists.
-
-    The loop carries the state and indexes it: as scan inputs and outputs the state would be held
-    twice.
+    They go on from the state after the chunk. Probes of raw embeddings stay as they are.
     """
-    memory, layout, spec = program.memory, program.layout, program.spec
-    assert layout is not None and not isinstance(memory, FeatureMemory)
-    probe = None if around.probes is None else around.probes.x
-    held = (embeds.x, probe, carry.state, carry.bank)
-    for run in layout.runs:
+    asked = program.requires.probes
+    if probe is None or probes is None or asked is None or asked.form == "embedding":
+        return probe
 
-        def body(layer: Array, held: PyTree, window: int = run.window) -> PyTree:
-            h, probe, state, bank = held
-            mine = layouts.read(layout, state, layer, window)
-            view = memory.view(spec, mine, embeds, banks.of_layer(bank, layer))
-            pre = at_layer(around.prefix, layer)
-            probes = None if around.probes is None else around.probes._replace(x=probe)
-            out = layer_step(params, program, layer, h, view, embeds, carry.clock, pre, probes)
-            mine, evicted = memory.write(spec, mine, out.chunk)
-            state = layouts.write(layout, state, layer, mine)
-            return out.h, out.probe, state, banks.append(bank, layer, evicted)
+    def one(x: Hidden, modality: Array) -> Hidden:
+        return state_step(params, program.config, place, x, states, modality != kvs.EMPTY)[0]
 
-        held = jax.lax.fori_loop(run.first, run.stop, body, held)
-    h, _, state, bank = held
-    return state, bank, h
-
-
-def _stack(
-    params: Params, program: Program, carry: Carry, embeds: Embeds, around: Surroundings
-) -> Stepped:
-    """View before the layer loop, write after it: the memory sees all layers at once."""
-    memory, spec = program.memory, program.spec
-    assert not isinstance(memory, FeatureMemory)
-    views = memory.view(spec, carry.state, embeds, carry.bank)
-
-    def body(held: PyTree, item: tuple[Array, View, KV | None]) -> tuple[PyTree, Chunk]:
-        h, probe = held
-        layer, view, pre = item
-        probes = None if around.probes is None else around.probes._replace(x=probe)
-        out = layer_step(params, program, layer, h, view, embeds, carry.clock, pre, probes)
-        return (out.h, out.probe), out.chunk
-
-    index = jnp.arange(program.config.layers, dtype=jnp.int32)
-    start = (embeds.x, None if around.probes is None else around.probes.x)
-    (h, _), chunk = jax.lax.scan(body, start, (index, views, around.prefix))
-    state, evicted = memory.write(spec, carry.state, chunk)
-
-    def put(layer: Array, bank: Bank | None) -> Bank | None:
-        return banks.append(bank, layer, at_layer(evicted, layer))
-
-    bank = carry.bank
-    if bank is not None and evicted is not None:
-        bank = jax.lax.fori_loop(0, program.config.layers, put, bank)
-    return state, bank, h
-
-
-def _features(
-    params: Params, program: Program, carry: Carry, embeds: Embeds, around: Surroundings
-) -> Stepped:
-    """Give the encoders' features to the memory; the decoder runs when a question is asked."""
-    del params, around
-    assert isinstance(program.memory, FeatureMemory)
-    return program.memory.write(program.spec, carry.state, embeds), carry.bank, embeds.x
+    return jax.vmap(one)(probe, probes.modality)
 
 
 def make_prefix(params: Params, config: DecoderConfig, embeds: Embeds, **spec) -> KV:
@@ -243,12 +217,21 @@ def make_prefix(params: Params, config: DecoderConfig, embeds: Embeds, **spec) -
       embeds: the prompt, without padding; its positions begin at 0.
       spec: further fields of `Spec` (dtype, pos_dtype, axes).
     """
+    return prefix_and_states(params, config, embeds, **spec)[0]
+
+
+def prefix_and_states(
+    params: Params, config: DecoderConfig, embeds: Embeds, **spec
+) -> tuple[KV, tuple[PyTree, ...]]:
+    """Return the pinned tokens of a system prompt, and the states after it (`Carry.states`).
+
+    The arguments are those of `make_prefix`.
+    """
     length = embeds.modality.shape[0]
     program = make_program(config, Full(length), spec_of(config, chunk=length, **spec))
     carry, _ = chunk_step(params, program, init_carry(program), embeds)
-    assert program.layout is not None
-    layers = [kv_of(state.slots) for state in layouts.layers(program.layout, carry.state)]
-    return jax.tree.map(lambda *x: jnp.stack(x), *layers)
+    layers = [kv_of(state.slots) for state in layers_of(program, carry)]
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers), carry.states
 
 
 __all__ = [

@@ -1,0 +1,232 @@
+"""How the layers of a decoder drive a memory: layer by layer, all at once, or not at all.
+
+`chunk_step` and `prefill` are written against `Driver`; `driver_of` chooses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmem.decoder.alone import States, alone, first_pass
+from jaxmem.decoder.program import Carry, Program
+from jaxmem.decoder.stretches import Place, Stretch
+from jaxmem.kv import EMPTY, KV
+from jaxmem.memory import layout as layouts
+from jaxmem.memory.bank import bank as banks
+from jaxmem.memory.bank.bank import Bank
+from jaxmem.memory.base import (
+    Chunk,
+    Embeds,
+    FeatureMemory,
+    Memory,
+    Question,
+    State,
+    View,
+    at_layer,
+)
+from jaxmem.typing import Array, Bool, Float, Params, PyTree
+
+
+class Asking(NamedTuple):
+    """A question while its layers recall."""
+
+    carry: Carry
+    rows: Embeds
+    prefix: KV | None
+    found: PyTree  # what all layers recall by, or what they read
+    states: States  # of the layers with a state, where the question begins
+
+    @property
+    def real(self) -> Bool[Array, "Q"]:
+        """Which rows are no padding."""
+        return self.rows.modality != EMPTY
+
+
+class Driver:
+    """What the layer loop asks of a memory. The memory's side of the loop is `aside`."""
+
+    def __init__(self, program: Program):
+        self.program, self.spec = program, program.spec
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Return the layers that a chunk passes."""
+        return self.program.stretches
+
+    @property
+    def memory(self) -> Memory:
+        """Return the memory, which holds keys and values."""
+        assert isinstance(self.program.memory, Memory)
+        return self.program.memory
+
+    def begin(self, carry: Carry, embeds: Embeds) -> PyTree:
+        """Return `aside` before a chunk."""
+        raise NotImplementedError
+
+    def view(self, aside: PyTree, place: Place, embeds: Embeds) -> tuple[View, PyTree]:
+        """Return what a layer attends to, and what `write` of the same layer needs."""
+        raise NotImplementedError
+
+    def write(
+        self, aside: PyTree, place: Place, mine: PyTree, chunk: Chunk
+    ) -> tuple[PyTree, PyTree]:
+        """Return `aside` after a layer, and what is collected of all layers."""
+        raise NotImplementedError
+
+    def end(self, carry: Carry, aside: PyTree, chunk: Chunk, embeds: Embeds) -> Carry:
+        """Return the carry with state and bank after a chunk, of all layers."""
+        raise NotImplementedError
+
+    def ask(
+        self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
+    ) -> Asking:
+        """Return a question before its first layer; `states` are those after the prefix."""
+        raise NotImplementedError
+
+    def recall(self, asking: Asking, place: Place, q: Float[Array, "Q H D"]) -> View:
+        """Return what a question attends to in one layer.
+
+        Args:
+          asking: the question.
+          place: the layer.
+          q: its queries in this layer, before rotation.
+        """
+        raise NotImplementedError
+
+    def _query(self, params: Params, rows: Embeds, prefix: KV | None, states: States) -> PyTree:
+        """Return the queries of a first pass [L, Q, H, D] where the memory recalls by them."""
+        if self.program.requires.question != "pass":
+            return None
+        return first_pass(params, self.program, rows, prefix, states)
+
+
+class LayerDriver(Driver):
+    """The memory is asked inside the loop: no [L, T] buffer of fresh KV ever exists.
+
+    The loop carries the state and indexes it: as scan inputs and outputs the state would be held
+    twice.
+    """
+
+    def _read(self, state: State, place: Place) -> State:
+        assert self.program.layout is not None
+        return layouts.read(self.program.layout, state, place.layer, place.window)
+
+    def begin(self, carry: Carry, embeds: Embeds) -> tuple[State, Bank | None]:
+        del embeds
+        return carry.state, carry.bank
+
+    def view(self, aside: PyTree, place: Place, embeds: Embeds) -> tuple[View, State]:
+        mine = self._read(aside[0], place)
+        bank = banks.of_layer(aside[1], place.layer)
+        return self.memory.view(self.spec, mine, embeds, bank), mine
+
+    def write(self, aside: PyTree, place: Place, mine: State, chunk: Chunk) -> tuple[PyTree, None]:
+        state, bank = aside
+        mine, evicted = self.memory.write(self.spec, mine, chunk)
+        assert self.program.layout is not None
+        state = layouts.write(self.program.layout, state, place.layer, mine)
+        return (state, banks.append(bank, place.layer, evicted)), None
+
+    def end(self, carry: Carry, aside: PyTree, chunk: None, embeds: Embeds) -> Carry:
+        del chunk, embeds
+        return carry._replace(state=aside[0], bank=aside[1])
+
+    def ask(
+        self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
+    ) -> Asking:
+        query = self._query(params, rows, prefix, states)
+        return Asking(carry, rows, prefix, query, carry.states)
+
+    def recall(self, asking: Asking, place: Place, q: Float[Array, "Q H D"]) -> View:
+        asks, carry = self.program.requires.question, asking.carry
+        question = None
+        if asks is not None:
+            queries = q if asks == "layer" else at_layer(asking.found, place.layer)
+            question = Question(queries, asking.real, at_layer(asking.prefix, place.layer))
+        bank = banks.of_layer(carry.bank, place.layer)
+        return self.memory.recall(self.spec, self._read(carry.state, place), question, bank)
+
+
+class StackDriver(Driver):
+    """The memory shows before the loop and writes after it: it sees all layers at once."""
+
+    def begin(self, carry: Carry, embeds: Embeds) -> View:
+        return self.memory.view(self.spec, carry.state, embeds, carry.bank)
+
+    def view(self, aside: View, place: Place, embeds: Embeds) -> tuple[View, None]:
+        del embeds
+        return at_layer(aside, place.layer), None
+
+    def write(self, aside: View, place: Place, mine: None, chunk: Chunk) -> tuple[View, Chunk]:
+        del place, mine
+        return aside, chunk
+
+    def end(self, carry: Carry, aside: View, chunk: Chunk, embeds: Embeds) -> Carry:
+        del aside, embeds
+        state, evicted = self.memory.write(self.spec, carry.state, chunk)
+
+        def put(layer: Array, bank: Bank | None) -> Bank | None:
+            return banks.append(bank, layer, at_layer(evicted, layer))
+
+        bank = carry.bank
+        if bank is not None and evicted is not None:
+            bank = jax.lax.fori_loop(0, self.spec.layers, put, bank)
+        return carry._replace(state=state, bank=bank)
+
+    def ask(
+        self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
+    ) -> Asking:
+        query = self._query(params, rows, prefix, states)
+        question = None if query is None else Question(query, rows.modality != EMPTY, prefix)
+        views = self.memory.recall(self.spec, carry.state, question, carry.bank)
+        return Asking(carry, rows, prefix, views, carry.states)
+
+    def recall(self, asking: Asking, place: Place, q: Float[Array, "Q H D"]) -> View:
+        del q
+        return at_layer(asking.found, place.layer)
+
+
+class FeatureDriver(Driver):
+    """The encoders' features go to the memory; the decoder runs when a question is asked."""
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Return none: no layer runs while the stream is watched."""
+        return ()
+
+    @property
+    def features(self) -> FeatureMemory:
+        """Return the memory, which holds features."""
+        assert isinstance(self.program.memory, FeatureMemory)
+        return self.program.memory
+
+    def begin(self, carry: Carry, embeds: Embeds) -> None:
+        del carry, embeds
+
+    def end(self, carry: Carry, aside: None, chunk: None, embeds: Embeds) -> Carry:
+        del aside, chunk
+        return carry._replace(state=self.features.write(self.spec, carry.state, embeds))
+
+    def ask(
+        self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
+    ) -> Asking:
+        """Prefill the features, which do not depend on the question: under `vmap`, once for all."""
+        del states  # no layer ran since the prefix: the carry's are still those after it
+        seen = self.features.read(self.spec, carry.state)
+        _, tokens, states = alone(params, self.program, seen, prefix, carry.states)
+        end = self.spec.prefix + seen.advance.astype(self.spec.pos_dtype)
+        views = View(tokens, jnp.broadcast_to(end, (self.spec.layers, *end.shape)))
+        # A question follows the features, which are numbered like text.
+        return Asking(carry, rows._replace(start=None), prefix, views, states)
+
+    recall = StackDriver.recall
+
+
+def driver_of(program: Program) -> Driver:
+    """Return how a program's layers drive its memory."""
+    if isinstance(program.memory, FeatureMemory):
+        return FeatureDriver(program)
+    return StackDriver(program) if program.layout is None else LayerDriver(program)

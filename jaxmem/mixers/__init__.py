@@ -1,0 +1,1 @@
+"""Layers with a state: token mixers that need no keys and values."""
