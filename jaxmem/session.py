@@ -141,7 +141,8 @@ class Session:
             self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
         program = compile(self.model, self.memory, chunk_pieces=self.chunk_pieces, spec=self._spec)
         bound = bind(program, self.model.params)
-        self._opened, self._carry = (program, bound), start(program, bound)
+        self._opened = program, bound
+        self._carry = jax.block_until_ready(start(program, bound))
 
     @property
     def program(self) -> Program:

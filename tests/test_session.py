@@ -8,6 +8,9 @@ import pytest
 
 from jaxmem.loop import Sampling, ask, init_carry, question_rows, stream
 from jaxmem.memory.baselines import Full, Recent
+from jaxmem.memory.flash_vstream.flash_vstream_qwen import FlashVStreamQwen
+from jaxmem.memory.hermes.hermes import Hermes
+from jaxmem.memory.video.rekv import ReKV
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.pieces import Preprocessor
 from jaxmem.report.compilations import count_compilations
@@ -114,6 +117,28 @@ def test_an_end_token_ends_what_is_written_in_steps(model):
     session.model = session.model._replace(end=int(model.tokenize(said[1])[0]))
     parts, reply = written(session, "what is the last shape?", **drawn)
     assert reply.text == said[0] == "".join(parts)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Recent(40),
+        lambda: Hermes(40),
+        lambda: ReKV(40, block=20, capacity=80),
+        lambda: FlashVStreamQwen(),
+    ],
+    ids=["layer", "stack", "bank", "features"],
+)
+def test_a_second_session_with_an_equal_memory_compiles_nothing(model, make):
+    """Equal options are an equal program, whatever was made of them before."""
+    question = "what is the last shape?"
+    first = Session(model, make()).watch(pieces(2))
+    text = first.ask(question).text
+    with count_compilations() as counted:
+        second = Session(model, make()).watch(pieces(2))
+        again = second.ask(question).text
+    assert counted.count == 0 and again == text
+    jax.tree.map(np.testing.assert_array_equal, second.carry, first.carry)
 
 
 def test_refusals(model):
