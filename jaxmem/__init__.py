@@ -35,8 +35,11 @@ _WHERE = {
     "memory.parts.scored": "Scored Candidates",
     "memory.parts.prioritized": "Prioritized",
     # Streams.
-    "loop": "Bound Carry Program Answer Sampling bind start stream advance ask branch "
-    "question_rows log_prob",
+    "decoder.program": "Carry Program",
+    "decoder.sampling": "Sampling",
+    "bound": "Bound bind question_rows",
+    "loop": "start stream advance branch",
+    "asking": "Answer ask log_prob",
     "programs": "compile model_spec",
     "session": "Session Reply Event",
     "saving": "save restore",

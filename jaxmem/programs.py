@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from jaxmem.bound import decoder_of
 from jaxmem.decoder.program import Program, Text, make_program, spec_of
-from jaxmem.loop import decoder_of
 from jaxmem.memory.base import AnyMemory, Memory, Prompt, Spec
 from jaxmem.models.base import Model
 

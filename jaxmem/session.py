@@ -20,24 +20,11 @@ import jax
 import numpy as np
 
 from jaxmem import saving
-from jaxmem.decoder.program import layers_of
-from jaxmem.loop import (
-    Bound,
-    Carry,
-    Program,
-    Sampling,
-    advance,
-    ask,
-    begin_answer,
-    bind,
-    bucket,
-    continue_answer,
-    probe_rows,
-    question_rows,
-    so_far,
-    start,
-    stream,
-)
+from jaxmem.asking import ask, begin_answer, continue_answer, so_far
+from jaxmem.bound import Bound, bind, bucket, probe_rows, question_rows
+from jaxmem.decoder.program import Carry, Program, layers_of
+from jaxmem.decoder.sampling import Sampling
+from jaxmem.loop import advance, start, stream
 from jaxmem.memory.bank.bank import Footprint, footprint
 from jaxmem.memory.base import AnyMemory, Embeds, Spec, State, nbytes
 from jaxmem.models.base import Model, for_frames, penalised_ids

@@ -9,7 +9,8 @@ import numpy as np
 from jaxmem import rope as rp
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import prefill
-from jaxmem.loop import init_carry, make_program, spec_of, stream
+from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.loop import stream
 from jaxmem.memory.base import Embeds
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import small
 
+from jaxmem.decoder.program import init_carry, make_program
 from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.kv import AUDIO, VISION
-from jaxmem.loop import init_carry, make_program, stream
+from jaxmem.loop import stream
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.hermes.hermes import Hermes
 from jaxmem.memory.omnimem.omnimem import OmniMem

@@ -14,9 +14,10 @@ import small
 from test_laws_everywhere import CFG, ROWS, SIZE, bound, memory_in_the_loop, program_of, weights
 
 import jaxmem as jm
+from jaxmem.bound import question_rows
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import finish, layer_at, qkv
-from jaxmem.loop import init_carry, question_rows
+from jaxmem.decoder.program import init_carry
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.bank import init_bank
 

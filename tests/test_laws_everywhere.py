@@ -19,17 +19,11 @@ import small
 from laws import LAWS
 
 import jaxmem.memory
+from jaxmem.asking import ask
+from jaxmem.bound import Bound, probe_rows, question_rows
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.experiments.memories import build
-from jaxmem.loop import (
-    Bound,
-    ask,
-    init_carry,
-    make_program,
-    probe_rows,
-    question_rows,
-    spec_of,
-    stream,
-)
+from jaxmem.loop import stream
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory

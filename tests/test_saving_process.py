@@ -9,7 +9,10 @@ import jax
 import numpy as np
 import small
 
-from jaxmem.loop import ask, branch, init_carry, make_program, question_rows, stream
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
+from jaxmem.decoder.program import init_carry, make_program
+from jaxmem.loop import branch, stream
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.baselines import Recent
 from jaxmem.saving import save

@@ -6,7 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmem.loop import Sampling, ask, init_carry, question_rows, stream
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
+from jaxmem.decoder.program import init_carry
+from jaxmem.decoder.sampling import Sampling
+from jaxmem.loop import stream
 from jaxmem.memory.baselines import Full, Recent
 from jaxmem.memory.flash_vstream.flash_vstream_qwen import FlashVStreamQwen
 from jaxmem.memory.hermes.hermes import Hermes

@@ -12,10 +12,10 @@ import pytest
 import small
 from laws import compiled
 
+from jaxmem.bound import question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import decode, first_pass, prefill
 from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program
-from jaxmem.loop import question_rows
 from jaxmem.memory.base import (
     Attention,
     BankSpec,

@@ -10,10 +10,13 @@ import small
 from laws import ALL_MEMORIES, memory_of
 
 from jaxmem import kv as tk
+from jaxmem.asking import ask, log_prob
+from jaxmem.bound import question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import decode, prefill
+from jaxmem.decoder.program import init_carry, make_program
 from jaxmem.decoder.step import chunk_step
-from jaxmem.loop import ask, branch, init_carry, log_prob, make_program, question_rows, stream
+from jaxmem.loop import branch, stream
 from jaxmem.memory import layout as pool
 from jaxmem.memory.base import kv_of
 from jaxmem.memory.baselines import Full

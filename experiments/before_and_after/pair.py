@@ -3,12 +3,14 @@
     git worktree add /tmp/before 2c6f359
     python experiments/before_and_after/pair.py /tmp/before . --memory omnimem --rounds 60
 
-Each checkout runs in a process of its own; the two take turns, round by round, so that a ratio holds
-while the machine's speed drifts. Medians over rounds of the ratio second / first are printed, with
-the middle half of the rounds.
+Each checkout runs in a process of its own; the two take turns, round by round, so that a ratio
+holds while the machine's speed drifts. The median over rounds of the ratio second / first is
+printed, with the middle half of the rounds.
 """
 
 import argparse
+import ast
+import os
 import statistics
 import subprocess
 import sys
@@ -45,7 +47,8 @@ else:
     model = embedded()
     module = importlib.import_module("jaxmem.memory." + name)
     memory = getattr(module, name)({slots}, **{options})
-    program = make_program(model.decoder, memory, model_spec(model, {chunk} * model.tokens_per_piece))
+    spec = model_spec(model, {chunk} * model.tokens_per_piece)
+    program = make_program(model.decoder, memory, spec)
     carry = init_carry(program)
     def advance(carry, inputs):
         return stream(model.params, carry, inputs, program=program, encode=model.encode)
@@ -89,7 +92,7 @@ class Checkout:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**__import__("os").environ, "PYTHONPATH": str(Path(root).resolve())},
+            env={**os.environ, "PYTHONPATH": str(Path(root).resolve())},
             cwd="/",
         )
         self.read()
@@ -119,7 +122,7 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the memory")
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()
-    options = {k: eval(v) for k, v in (o.split("=", 1) for o in args.option)}
+    options = {k: ast.literal_eval(v) for k, v in (o.split("=", 1) for o in args.option)}
     both = [Checkout(root, args.memory, options) for root in (args.first, args.second)]
     print(f"{args.memory}, {SLOTS} slots, chunks of {CHUNK} s, {args.rounds} rounds")
     for what in ("chunk", "first token"):

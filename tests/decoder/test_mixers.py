@@ -9,24 +9,14 @@ import numpy as np
 import pytest
 import small
 
+from jaxmem.asking import ask, log_prob
+from jaxmem.bound import Bound, bind, probe_rows, question_rows
 from jaxmem.decoder import decoder as dec
+from jaxmem.decoder.program import Text, init_carry, make_program, spec_of
 from jaxmem.decoder.stretches import stretches
 from jaxmem.experiments.memories import build
 from jaxmem.kv import EMPTY
-from jaxmem.loop import (
-    Bound,
-    Text,
-    ask,
-    bind,
-    init_carry,
-    log_prob,
-    make_program,
-    probe_rows,
-    question_rows,
-    spec_of,
-    start,
-    stream,
-)
+from jaxmem.loop import start, stream
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import FeatureMemory
 from jaxmem.memory.baselines import Full, Recent

@@ -13,6 +13,7 @@ import numpy as np
 from weights import decoder_config, decoder_params, read
 
 from jaxmem import kv as tk
+from jaxmem.bound import question_rows
 from jaxmem.decoder.answer import first_pass, prefill
 from jaxmem.decoder.decoder import logits
 from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program, spec_of
@@ -20,7 +21,6 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.received import mass, row_mass
 from jaxmem.kernels.segment import Segment
 from jaxmem.kv import KV
-from jaxmem.loop import question_rows
 from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import append, init_bank
 from jaxmem.memory.base import (

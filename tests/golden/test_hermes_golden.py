@@ -11,13 +11,13 @@ import numpy as np
 from weights import read
 
 from jaxmem import kv as tk
+from jaxmem.bound import probe_rows, question_rows
 from jaxmem.decoder.answer import decode, prefill
 from jaxmem.decoder.decoder import DecoderConfig, embed, logits
 from jaxmem.decoder.layer import layer_step
 from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program, spec_of
 from jaxmem.kernels.select import select
 from jaxmem.kv import KV
-from jaxmem.loop import probe_rows, question_rows
 from jaxmem.memory.base import Chunk, Embeds, Probes
 from jaxmem.memory.hermes import bands
 from jaxmem.memory.hermes.bands import LLAVA, QWEN

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
 from jaxmem.decoder.decoder import finish, layer_at, logits, qkv
 from jaxmem.decoder.layer import add_deepstack
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
-from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of
 from jaxmem.memory.baselines import Full
 from jaxmem.models.hf.checkpoint import load
 from jaxmem.models.hf.config import read_json

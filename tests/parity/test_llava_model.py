@@ -11,7 +11,7 @@ from checkpoints import TEMPLATE, ids_of, write_checkpoint
 from passes import LOGITS, Reference, close, one_pass, pieces_of, streamed
 from safetensors.numpy import load_file, save_file
 
-from jaxmem.loop import Sampling
+from jaxmem.decoder.sampling import Sampling
 from jaxmem.models.base import penalised_ids
 from jaxmem.models.hf import checkpoint
 from jaxmem.models.hf.chat import read_chat

@@ -20,18 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmem.asking import ask
+from jaxmem.bound import bind, question_rows
+from jaxmem.decoder.program import Carry, init_carry, make_program
 from jaxmem.experiments.memories import Contestant
 from jaxmem.kv import AUDIO, VISION
-from jaxmem.loop import (
-    Carry,
-    advance,
-    ask,
-    bind,
-    branch,
-    init_carry,
-    make_program,
-    question_rows,
-)
+from jaxmem.loop import advance, branch
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Embeds, Spec
 from jaxmem.models.base import Model

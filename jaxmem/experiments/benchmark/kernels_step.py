@@ -12,9 +12,11 @@ from functools import partial
 import jax
 import numpy as np
 
+from jaxmem.bound import decoder_of
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.experiments.benchmark.constancy import synthetic_chunk
 from jaxmem.experiments.benchmark.kernels_measure import timing
-from jaxmem.loop import advance, decoder_of, init_carry, make_program, spec_of
+from jaxmem.loop import advance
 from jaxmem.memory.base import Memory
 from jaxmem.memory.baselines import Recent
 from jaxmem.memory.omnimem.omnimem import OmniMem

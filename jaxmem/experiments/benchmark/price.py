@@ -12,12 +12,15 @@ import jax
 import numpy as np
 import tyro
 
+from jaxmem.asking import ask
+from jaxmem.bound import Bound, bind, question_rows
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import logits
+from jaxmem.decoder.program import Carry, Program
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price_table import GPUS, Price, Step, bound
 from jaxmem.experiments.memories import Budget, contestants
-from jaxmem.loop import Bound, Carry, Program, advance, ask, bind, question_rows, start
+from jaxmem.loop import advance, start
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Spec
 from jaxmem.models.base import Model, for_frames

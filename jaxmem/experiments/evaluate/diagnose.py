@@ -15,7 +15,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from jaxmem.decoder.program import layers_of
+from jaxmem.bound import bind, decoder_of
+from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments.evaluate.recall import advance_all, question_of, side_by_side
 from jaxmem.experiments.evaluate.recall_streams import Streams, streams
@@ -26,7 +27,6 @@ from jaxmem.experiments.memories import (
     parse_names,
 )
 from jaxmem.kv import EMPTY
-from jaxmem.loop import Carry, Program, bind, decoder_of
 from jaxmem.memory.base import FeatureMemory, Spec, State, kv_of
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.transforms.recorded import Recorded

@@ -13,11 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmem.asking import ask
+from jaxmem.bound import Bound, bind, decoder_of
 from jaxmem.decoder.decoder import embed
+from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.experiments.evaluate.recall_streams import Streams
 from jaxmem.experiments.memories import Contestant
 from jaxmem.kv import EMPTY, TEXT
-from jaxmem.loop import Bound, Carry, Program, advance, ask, bind, decoder_of, init_carry, stream
+from jaxmem.loop import advance, stream
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Embeds, Spec
 from jaxmem.models.base import Model

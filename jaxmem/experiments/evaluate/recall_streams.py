@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxmem.bound import bucket
 from jaxmem.data.world import synthetic
 from jaxmem.data.world.features import log_mel
-from jaxmem.loop import bucket
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import Inputs
 

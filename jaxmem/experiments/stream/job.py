@@ -12,6 +12,7 @@ from rich.progress import Progress as RichProgress
 
 from jaxmem.data.media.media import MediaReader
 from jaxmem.data.media.prefetch import prefetch
+from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import (
     Budget,
     Contestant,
@@ -37,7 +38,6 @@ from jaxmem.experiments.stream.screen import Bar, Screen
 from jaxmem.experiments.stream.segments import Segment, hold_frames, segments
 from jaxmem.experiments.stream.source import Source, UnreadableError, length_of
 from jaxmem.experiments.stream.terminal import Terminal
-from jaxmem.loop import Sampling
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec, nbytes
 from jaxmem.memory.baselines import Full

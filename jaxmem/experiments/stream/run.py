@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax
 
 from jaxmem.data.media.prefetch import Prefetch
+from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import Contestant
 from jaxmem.experiments.stream.interrupt import interruptible
 from jaxmem.experiments.stream.questions import END, Planned
 from jaxmem.experiments.stream.segments import Segment, stack
-from jaxmem.loop import Sampling
 from jaxmem.memory.base import FeatureMemory, Spec, slots
 from jaxmem.models.base import Model
 from jaxmem.pieces import Heard, blank

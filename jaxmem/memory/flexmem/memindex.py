@@ -33,7 +33,7 @@ def of_probe(chunk: Chunk, shallow: int) -> Float[Array, ""]:
     if chunk.probed is None or chunk.probed.rows.shape[1] != 1:
         raise ValueError(
             "flexmem's encoding-based reader needs the question while watching: stream through a "
-            "Session, or bind it as the only probe (see jaxmem.loop.probe_rows)."
+            "Session, or bind it as the only probe (see jaxmem.bound.probe_rows)."
         )
     return jnp.sum(chunk.probed.received.chunk[shallow:])
 

@@ -264,7 +264,7 @@ def attention_received(chunk: Chunk, n: Int[Array, "L"], band: Bands) -> Float[A
     if chunk.probed is None or chunk.probed.rows.shape[1] != 2:
         raise ValueError(
             "hermes scores by two probes (for middle and deep layers); pass both to the stream, "
-            "see jaxmem.loop.probe_rows."
+            "see jaxmem.bound.probe_rows."
         )
     layers, which = np.arange(band.layers), (band.of == DEEP).astype(np.int32)
     received = Received(*(part[layers, which, 0] for part in chunk.probed.received))

@@ -116,7 +116,7 @@ class LiveVLM(Scored):
         del spec, bank
         if question is None:
             raise ValueError(
-                f"{self.name} recalls by a question's queries: ask through jaxmem.loop or a "
+                f"{self.name} recalls by a question's queries: ask through jaxmem.ask or a "
                 "Session, or pass them."
             )
         kv, next_pos = self._pages(state.slots.kv, question), state.aux.next_pos

@@ -205,7 +205,7 @@ class ReKV(Memory):
         if bank is None or question is None:
             raise ValueError(
                 f"{self.name} recalls from the loop's bank by a question's queries: ask through "
-                "jaxmem.loop or a Session, or pass both."
+                "jaxmem.ask or a Session, or pass both."
             )
         aux, block = state.aux, self.block_of(spec)
         stored = jnp.maximum(aux.total - self.sinks, 0)

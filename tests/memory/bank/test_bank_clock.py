@@ -11,9 +11,11 @@ import small
 from banks import ZERO, banked, reader, start, stepper
 from laws import CUTS, compiled, pick, standard
 
-from jaxmem.decoder.program import init_carry, make_program
+from jaxmem.asking import ask
+from jaxmem.bound import Bound, question_rows
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.kv import KV
-from jaxmem.loop import Bound, ask, question_rows, spec_of, stream
+from jaxmem.loop import stream
 from jaxmem.memory import clock as clocks
 from jaxmem.memory.bank.bank import of_layer
 from jaxmem.memory.bank.block_table import BlockTable

@@ -9,8 +9,11 @@ import pytest
 import small
 from laws import compiled
 
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
 from jaxmem.decoder.decoder import logits
-from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of, stream
+from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.loop import stream
 from jaxmem.memory.bank import host_memory
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.bank.with_bank import WithBank

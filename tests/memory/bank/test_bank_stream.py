@@ -14,19 +14,13 @@ from banks import banked
 from laws import SPEC, compiled
 
 from jaxmem import kv as kvs
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import prefill
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
-from jaxmem.loop import (
-    advance,
-    ask,
-    branch,
-    init_carry,
-    make_program,
-    question_rows,
-    spec_of,
-    stream,
-)
+from jaxmem.loop import advance, branch, stream
 from jaxmem.memory.bank import host_memory
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.bank.with_bank import WithBank

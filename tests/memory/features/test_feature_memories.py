@@ -9,10 +9,10 @@ import pytest
 import small
 from feature_streams import CFG, FRAMES, SPEC, P, chunk, watch
 
+from jaxmem.bound import question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.step import chunk_step, init_carry, make_program
-from jaxmem.loop import question_rows
 from jaxmem.memory.base import nbytes
 from jaxmem.memory.features.frames import halve_grid, pool_grid
 from jaxmem.memory.features.ma_lmm import MALMM

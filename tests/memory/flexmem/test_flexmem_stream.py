@@ -12,19 +12,12 @@ import small
 from laws import compiled
 
 import jaxmem as jm
+from jaxmem.asking import ask
+from jaxmem.bound import Bound, probe_rows, question_rows
 from jaxmem.decoder.answer import first_pass
-from jaxmem.decoder.program import layers_of
+from jaxmem.decoder.program import init_carry, layers_of, make_program, spec_of
 from jaxmem.decoder.step import chunk_step, make_prefix
-from jaxmem.loop import (
-    Bound,
-    ask,
-    init_carry,
-    make_program,
-    probe_rows,
-    question_rows,
-    spec_of,
-    stream,
-)
+from jaxmem.loop import stream
 from jaxmem.memory.base import Memory, Question, State
 from jaxmem.memory.flexmem import memindex
 from jaxmem.memory.flexmem.flexmem import FlexMem

@@ -11,9 +11,9 @@ import pytest
 import small
 
 from jaxmem import kv as tk
+from jaxmem.bound import probe_rows
 from jaxmem.decoder.step import chunk_step, init_carry, make_program
 from jaxmem.kv import KV
-from jaxmem.loop import probe_rows
 from jaxmem.memory.base import Chunk, Embeds, Probed, Prompt, Received, Spec
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.hermes import bands

@@ -10,9 +10,9 @@ import pytest
 import small
 from laws import LAWS, SPEC, memory_of, standard
 
+from jaxmem.bound import probe_rows
 from jaxmem.decoder.step import chunk_step, init_carry, make_program
 from jaxmem.kv import VISION
-from jaxmem.loop import probe_rows
 from jaxmem.memory.base import Spec, State, kv_of, nbytes
 from jaxmem.memory.baselines import Full, Recent
 from jaxmem.memory.flash_vstream.flash_vstream import FlashVStream

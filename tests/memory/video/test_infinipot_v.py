@@ -11,8 +11,10 @@ import small
 from laws import CUTS, LAWS, SPEC, compiled, cut, held, pick, standard, stream
 
 from jaxmem import kv as kvs
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.kv import AUDIO, TEXT, VISION
-from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of
 from jaxmem.loop import stream as small_stream
 from jaxmem.memory.video.infinipot_v import InfiniPotV
 from jaxmem.rope import mrope_sectioned, rope

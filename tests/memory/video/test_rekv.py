@@ -11,7 +11,9 @@ import small
 from laws import CUTS, LAWS, SPEC, compiled, pick, standard, stream
 
 from jaxmem import kv as kvs
-from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.loop import stream as small_stream
 from jaxmem.memory.bank.bank import append, footprint, init_bank, of_layer
 from jaxmem.memory.base import Question

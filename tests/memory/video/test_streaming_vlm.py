@@ -12,8 +12,10 @@ import small
 from laws import CUTS, LAWS, SPEC, compiled, pick, standard
 
 from jaxmem import kv as tk
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.kv import AUDIO, KV, TEXT, VISION
-from jaxmem.loop import ask, init_carry, make_program, question_rows, spec_of
 from jaxmem.loop import stream as small_stream
 from jaxmem.memory.video.streaming_vlm import StreamingVLM, contiguous
 

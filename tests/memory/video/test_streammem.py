@@ -12,8 +12,9 @@ import small
 from laws import CUTS, LAWS, SPEC, compiled, pick, standard
 
 from jaxmem import kv as tk
+from jaxmem.bound import Bound, probe_rows
+from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
-from jaxmem.loop import Bound, init_carry, make_program, probe_rows, spec_of
 from jaxmem.loop import stream as small_stream
 from jaxmem.memory.base import Embeds, Probed, Probes, Prompt, Received
 from jaxmem.memory.video.streammem import StreamMem, merge_frames

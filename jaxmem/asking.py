@@ -1,0 +1,188 @@
+"""Questions: `ask` answers from a stream's carry at once, `begin_answer` step by step.
+
+A question is compiled once per bucket of lengths. The carry is only read.
+
+    question = question_rows(params, ids, program=program)
+    answer = ask(bound, carry, question, program=program)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem import kv as kvs
+from jaxmem.bound import Bound, as_bound, decoder_of
+from jaxmem.decoder.answer import decode, prefill
+from jaxmem.decoder.decoder import embed, logits
+from jaxmem.decoder.generate import Generation, begin, end_ids, extend
+from jaxmem.decoder.program import Carry, Program
+from jaxmem.decoder.sampling import Sampling
+from jaxmem.memory.base import Embeds
+from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
+
+
+class Answer(NamedTuple):
+    """What a question was answered with."""
+
+    ids: Int[Array, "M"]  # answer tokens; entries from `length` on are padding
+    length: Int[Array, ""]  # tokens before an end token, at most M
+    first: Float[Array, "V"]  # logits of the first answer token
+
+
+def _check_drawing(max_new: int, sampling: Sampling | None, key: Array | None) -> None:
+    if max_new < 1:
+        raise ValueError(f"max_new is the number of answer tokens, at least 1, got {max_new}.")
+    if key is not None and sampling is None:
+        raise ValueError(
+            "a key was given without sampling, so nothing would be drawn with it: give "
+            "sampling=Sampling(...), or leave the key out for the likeliest answer."
+        )
+    if sampling is not None and not sampling.greedy and key is None:
+        raise ValueError("sampling needs a key: give key=jax.random.key(seed).")
+
+
+@partial(jax.jit, static_argnames=("program", "max_new", "end", "sampling"))
+def ask(
+    bound: Bound | Params,
+    carry: Carry,
+    question: Embeds,
+    *,
+    program: Program,
+    max_new: int = 1,
+    end: int | tuple[int, ...] | None = None,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
+    repeated: Bool[Array, "V"] | None = None,
+) -> Answer:
+    """Answer a question from a stream's carry, which is only read.
+
+    Args:
+      bound: weights with prefix and probes (`bind`), or weights alone.
+      carry: the stream so far.
+      question: rows padded to a bucket (`question_rows`); one compilation per bucket.
+      program: static description.
+      max_new: M, the largest number of answer tokens.
+      end: token id that ends an answer, or several; None: always M tokens.
+      sampling: how tokens are drawn; None: greedily, always the likeliest.
+      key: JAX key of the answer, with `sampling`; the same key gives the same answer.
+      repeated: prompt tokens to which the repetition penalty applies (`penalised_ids`).
+
+    Returns:
+      The answer.
+
+    Raises:
+      ValueError: if `max_new` is less than 1, there is `sampling` without a key or a key without
+        `sampling`, or the bound prefix is not the program's.
+    """
+    _check_drawing(max_new, sampling, key)
+    params, prefix, _, states = as_bound(bound)
+    weights, draw = decoder_of(params), {"sampling": sampling, "key": key}
+    more = {"room": max_new, "prefix": prefix, "states": states, "repeated": repeated}
+    begun = begin(weights, program, carry, question, **more, **draw)
+    ends = end_ids(end)
+    ids, written, first, *_ = extend(weights, program, begun, ends=ends, **draw)
+    ended = jnp.sum(jnp.isin(ids, ends) & (jnp.arange(max_new) < written), dtype=jnp.int32)
+    return Answer(ids, written - ended, first)
+
+
+@partial(jax.jit, static_argnames=("program",))
+def log_prob(
+    bound: Bound | Params,
+    carry: Carry,
+    question: Embeds,
+    answer: Int[Array, "M"],
+    *,
+    program: Program,
+) -> Float[Array, "M"]:
+    """Return the log-probability of each token of a given answer, after those before it.
+
+    Args:
+      bound: weights with prefix and probes (`bind`), or weights alone.
+      carry: the stream so far; only read.
+      question: rows padded to a bucket (`question_rows`).
+      answer: token ids.
+      program: static description.
+
+    Raises:
+      ValueError: if the answer is empty, or the bound prefix is not the program's.
+    """
+    if not answer.shape[0]:
+        raise ValueError("the answer is empty; give at least one token.")
+    params, prefix, _, states = as_bound(bound)
+    weights, more = decoder_of(params), {"prefix": prefix, "states": states}
+    dialogue, h = prefill(weights, program, carry, question, room=answer.shape[0], **more)
+    last = jnp.maximum(jnp.sum(question.modality != kvs.EMPTY, dtype=jnp.int32) - 1, 0)
+
+    def step(held: PyTree, token: Array) -> tuple[PyTree, Array]:
+        dialogue, out = held
+        score = jax.nn.log_softmax(logits(weights, program.config, out).astype(jnp.float32))
+        return decode(weights, program, dialogue, embed(weights, token)), score[token]
+
+    return jax.lax.scan(step, (dialogue, h[last]), answer)[1]
+
+
+@partial(jax.jit, static_argnames=("program", "max_new", "sampling"))
+def begin_answer(
+    bound: Bound | Params,
+    carry: Carry,
+    question: Embeds,
+    *,
+    program: Program,
+    max_new: int = 1,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
+    repeated: Bool[Array, "V"] | None = None,
+) -> Generation:
+    """Return an answer with its first token, to be continued; the arguments are those of `ask`."""
+    _check_drawing(max_new, sampling, key)
+    params, prefix, _, states = as_bound(bound)
+    more = {"sampling": sampling, "key": key, "repeated": repeated}
+    more |= {"prefix": prefix, "states": states}
+    return begin(decoder_of(params), program, carry, question, room=max_new, **more)
+
+
+@partial(
+    jax.jit,
+    static_argnames=("program", "steps", "end", "sampling"),
+    donate_argnames=("generation",),
+)
+def continue_answer(
+    bound: Bound | Params,
+    generation: Generation,
+    *,
+    program: Program,
+    steps: int,
+    end: int | tuple[int, ...] | None = None,
+    sampling: Sampling | None = None,
+    key: Array | None = None,
+) -> Generation:
+    """Write up to `steps` more tokens; in the end the tokens are those of `ask`.
+
+    Args:
+      bound: as in `ask`.
+      generation: an answer so far (`begin_answer`); donated.
+      program: static description.
+      steps: tokens to add at most; shapes stay, one compilation per bucket of questions.
+      end: as in `ask`.
+      sampling: as in `ask`.
+      key: as in `ask`.
+
+    Returns:
+      The answer to be continued; `so_far` reads it.
+    """
+    weights, draw = decoder_of(as_bound(bound).params), {"sampling": sampling, "key": key}
+    return extend(weights, program, generation, ends=end_ids(end), most=steps, **draw)
+
+
+def so_far(
+    generation: Generation, end: int | tuple[int, ...] | None = None
+) -> tuple[Int[np.ndarray, "m"], bool]:
+    """Return the tokens of an answer up to now, without an end token, and whether it is over."""
+    ids = np.array(generation.ids)[: int(generation.written)]
+    ended = bool(np.isin(ids[-1], -1 if end is None else end))
+    return ids[: len(ids) - ended], ended or len(ids) == len(generation.ids)
