@@ -85,9 +85,9 @@ def longest(clips):
 
 def test_windows_of_sound_come_one_by_one(ref, clips, sound):
     """A stream that encodes each window by itself gets the features of the whole clip."""
-    config, size = ref.config.sound, 2 * ref.config.sound.window
+    config, size = ref.config.sound, 2 * ref.config.sound.rows
     clip = clips[longest(clips)]
-    if config.window % 2 or len(clip) <= size:
+    if config.rows % 2 or len(clip) <= size:
         pytest.skip("no clip of several windows, each of whole tokens")
     run = jax.jit(lambda p, clips: encode_audio(p, config, clips)[0])
     parts = [clip[start : start + size] for start in range(0, len(clip), size)]

@@ -97,13 +97,17 @@ def all_places(grids: Sequence[Grid], merge: int) -> Int[np.ndarray, "N 2"]:
     return np.concatenate([patch_places(grid, merge) for grid in grids])
 
 
-def vision_rope(head_dim: int, theta: float = 10_000.0) -> Rope:
-    """Return 2-D rotary: the first half of the pairs reads the row, the other half the column.
+def rotary(
+    head_dim: int, theta: float, grids: Sequence[Grid], merge: int
+) -> Float[Array, "N 1 D/2"]:
+    """Return the 2-D rotary angles of patches, with the axis of heads.
 
-    Frequencies are those of a 1-axis embedding of width D/2, for each of the two (Qwen2-VL, 2.1).
+    The first half of the pairs reads the row, the other half the column; frequencies are those of a
+    1-axis embedding of width D/2, for each of the two (Qwen2-VL, 2.1).
     """
     half = rope_1d(head_dim // 2, theta).inv_freq
-    return Rope(half + half, (0,) * len(half) + (1,) * len(half))
+    rope = Rope(half + half, (0,) * len(half) + (1,) * len(half))
+    return angles(rope, jnp.asarray(all_places(grids, merge)))[:, None]
 
 
 class Groups(NamedTuple):
@@ -149,18 +153,16 @@ def window_groups(grids: Sequence[Grid], merge: int, side: int) -> Groups:
     return groups_of(members)
 
 
-def attend_groups(
-    q: Float[Array, "N H D"], k: Float[Array, "N H D"], v: Float[Array, "N H D"], groups: Groups
-) -> Float[Array, "N H D"]:
-    """Return attention in which every row sees its own group, all of it."""
-    unused = Rope((0.0,) * (q.shape[-1] // 2), (0,) * (q.shape[-1] // 2))  # rows come rotated
-
-    def one(q: Array, k: Array, v: Array, valid: Array) -> Array:
-        return attend(q, [Segment(k, v, valid[:, None])], rope=unused)[0]
-
-    index = jnp.asarray(groups.index)
-    out = jax.vmap(one)(q[index], k[index], v[index], jnp.asarray(groups.valid))
-    return out.reshape(-1, *q.shape[1:])[jnp.asarray(groups.back)]
+def attend_all(
+    q: Float[Array, "n H D"],
+    k: Float[Array, "m H D"],
+    v: Float[Array, "m H D"],
+    valid: Bool[Array, "m"] | None = None,
+) -> Float[Array, "n H D"]:
+    """Return attention of every row to all valid rows (None: to all), as they are: not rotated."""
+    still = Rope((0.0,) * (q.shape[-1] // 2), (0,) * (q.shape[-1] // 2))
+    valid = jnp.ones(k.shape[0], bool) if valid is None else valid
+    return attend(q, [Segment(k, v, valid[:, None])], rope=still)[0]
 
 
 def self_attention(
@@ -186,13 +188,15 @@ def self_attention(
     q, k, v = (p.reshape(p.shape[0], heads, -1) for p in parts)
     if turn is not None:
         q, k = rotate(q, turn), rotate(k, turn)
-    out = attend_groups(q, k, v, groups)
+    index = jnp.asarray(groups.index)
+    out = jax.vmap(attend_all)(q[index], k[index], v[index], jnp.asarray(groups.valid))
+    out = out.reshape(-1, *q.shape[1:])[jnp.asarray(groups.back)]
     return linear(out.reshape(out.shape[0], -1), weights["proj"])
 
 
-def turns(rope: Rope, places: Int[np.ndarray, "N 2"]) -> Float[Array, "N 1 D/2"]:
-    """Return the rotary angles of patches, with the axis of heads."""
-    return angles(rope, jnp.asarray(places))[:, None]
+def gelu_mlp(weights: Params, x: Float[Array, "*N E"], tanh: bool = False) -> Float[Array, "*N E"]:
+    """Return linear map "fc1", GELU (exact, or its tanh approximation), linear map "fc2"."""
+    return linear(jax.nn.gelu(linear(x, weights["fc1"]), approximate=tanh), weights["fc2"])
 
 
 def layer_norm(x: Float[Array, "*N E"], weight: Params, eps: float) -> Float[Array, "*N E"]:

@@ -10,6 +10,15 @@ from typing import Any
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.rope import Rope, yarn
 
+SIZES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "vocab": "vocab_size",
+}
+"""Fields of a decoder, and what transformers calls them."""
+
 
 def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any]:
     """Return a JSON object of a checkpoint directory.
@@ -99,22 +108,16 @@ def decoder_config(
     Raises:
       ValueError: if a key is missing, or the decoder has parts that are not supported.
     """
-    check_keys(text, ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"))
-    check_keys(text, ("intermediate_size",))
+    sizes = fields(text, SIZES)
     check_value("hidden_act", text.get("hidden_act", "silu"), "silu")
     if text.get("use_sliding_window"):
         raise ValueError(
             "use_sliding_window is true in config.json; only full attention is supported."
         )
-    heads = text["num_attention_heads"]
     return DecoderConfig(
-        layers=text["num_hidden_layers"],
-        width=text["hidden_size"],
-        heads=heads,
-        kv_heads=text.get("num_key_value_heads") or heads,
+        **sizes,
+        kv_heads=text.get("num_key_value_heads") or sizes["heads"],
         head_dim=head_dim(text),
-        mlp_width=text["intermediate_size"],
-        vocab=text["vocab_size"],
         rope=scaled(rope, text),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
@@ -130,6 +133,23 @@ def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "con
         raise ValueError(
             f"{where} has no {', '.join(lacking)}: it is not the config of this family."
         )
+
+
+def fields(
+    config: Mapping[str, Any], names: Mapping[str, str], where: str = "config.json"
+) -> dict[str, Any]:
+    """Return the settings of a config by the names of our fields.
+
+    Args:
+      config: the settings.
+      names: of each field its key.
+      where: the settings are from, for messages.
+
+    Raises:
+      ValueError: if keys are missing; it names all of them.
+    """
+    check_keys(config, tuple(names.values()), where)
+    return {field: config[key] for field, key in names.items()}
 
 
 def check_family(

@@ -135,12 +135,12 @@ def read_mel(
         hop=settings.get("hop_length", 160),
     )
     frames = every * mel.rate / mel.hop
-    if frames != int(frames) or frames % (2 * sound.window) or (
+    if frames != int(frames) or frames % (2 * sound.rows) or (
         token_count(sound, int(frames)) != ticks_in
     ):  # fmt: skip
         raise ValueError(
             f"a piece of {float(every):g} s has {float(frames):g} log-mel frames, expected a "
-            f"multiple of the encoder's window ({2 * sound.window}) that becomes {ticks_in} tokens "
+            f"multiple of the encoder's window ({2 * sound.rows}) that becomes {ticks_in} tokens "
             "(position_id_per_seconds x seconds_per_chunk of config.json): use the config.json and "
             "the preprocessor settings of one checkpoint."
         )

@@ -49,7 +49,7 @@ def plan_qwen3(params, config, prompt):
     found = seen(qwen3_vl, params, config, prompt.media)
     tokens, deep = (
         jnp.concatenate([each.tokens for each in found]),
-        jnp.concatenate([each.deepstack for each in found], axis=1),
+        jnp.concatenate([each.deep for each in found], axis=1),
     )
     return qwen3_vl.prompt_plan(config, prompt.ids, **media), tokens, deep
 

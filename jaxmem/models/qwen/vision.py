@@ -1,0 +1,99 @@
+"""What the vision encoders of the Qwen families have alike: sizes, patches, the last merger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxmem.decoder.decoder import linear
+from jaxmem.models.encoders.vision_parts import Grid, rotary
+from jaxmem.models.hf.config import check_value, fields
+from jaxmem.models.hf.weights import Weight, dense
+from jaxmem.typing import Array, Float, Params
+
+KEYS = {
+    "depth": "depth",
+    "width": "hidden_size",
+    "heads": "num_heads",
+    "mlp_width": "intermediate_size",
+    "out": "out_hidden_size",
+    "patch": "patch_size",
+    "temporal": "temporal_patch_size",
+    "merge": "spatial_merge_size",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Static description of an encoder.
+
+    Attributes:
+      depth: blocks.
+      width: W, of the encoder.
+      heads: attention heads.
+      mlp_width: inner width of the MLP.
+      out: E, width of the decoder.
+      patch: side of a patch in pixels.
+      temporal: pictures per patch.
+      merge: side of the cell of patches that becomes one token.
+      channels: of a picture.
+      theta: base of the rotary frequencies.
+      norm_eps: of every norm.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    out: int
+    patch: int
+    temporal: int
+    merge: int
+    channels: int = 3
+    theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    @property
+    def cell_width(self) -> int:
+        """Return the width of a cell of patches."""
+        return self.merge**2 * self.width
+
+    def turn(self, grids: Sequence[Grid]) -> Float[Array, "N 1 D/2"]:
+        """Return the rotary angles of all patches."""
+        return rotary(self.width // self.heads, self.theta, grids, self.merge)
+
+
+def read_fields(vision: Mapping[str, Any], activation: str, **more: str) -> dict[str, Any]:
+    """Return the fields of a `VisionConfig`, and `more` of them by their keys in `vision_config`.
+
+    Raises:
+      ValueError: if a key is missing, or the activation is another one.
+    """
+    found = vision.get("hidden_act", activation)
+    check_value("hidden_act of vision_config", found, activation)
+    return {
+        **fields(vision, KEYS | more, "vision_config"),
+        "channels": vision.get("in_channels", vision.get("in_chans", 3)),
+        "theta": (vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
+    }
+
+
+def embed_patches(params: Params, patches: Float[Array, "N I"]) -> Float[Array, "N W"]:
+    """Return the embedding of patches, before positions are added."""
+    return linear(patches.astype(params["patch"]["kernel"].dtype), params["patch"])
+
+
+def patch_weight(config: VisionConfig, prefix: str) -> Weight:
+    """Return where the kernel of the patches is stored."""
+    window = (config.channels, config.temporal, config.patch, config.patch)
+    return Weight(f"{prefix}patch_embed.proj.weight", (config.width, *window), "patch")
+
+
+def merger_table(
+    config: VisionConfig, path: str, prefix: str, maps: tuple[str, str], layers: int | None = None
+) -> dict[str, Weight]:
+    """Return the entries of a merger's two linear maps, stored under `prefix`."""
+    cell, (fc1, fc2) = config.cell_width, maps
+    table = dense(f"{path}.fc1", prefix + fc1, cell, cell, layers=layers)
+    return table | dense(f"{path}.fc2", prefix + fc2, cell, config.out, layers=layers)
