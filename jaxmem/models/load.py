@@ -21,10 +21,10 @@ from jaxmem.models.hf.published import names, published_config
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.models.llava.onevision_stream import LlavaFamily, LlavaOnevision
 from jaxmem.models.llava.video_stream import LlavaVideo
-from jaxmem.models.qwen.qwen2_5_omni_stream import Qwen25Omni
-from jaxmem.models.qwen.qwen2_5_vl_stream import Qwen25VL
-from jaxmem.models.qwen.qwen3_vl_stream import Qwen3VL
-from jaxmem.models.salmonn.stream import Salmonn, TimedSalmonn
+from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
+from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
+from jaxmem.models.qwen.qwen3_vl import Qwen3VL
+from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
 from jaxmem.models.tiny.embedded import embedded
 
 FAMILIES: dict[str, type[Family]] = {

@@ -25,7 +25,7 @@ from jaxmem.models.load import load
 from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_vl, qwen3_vl
 from jaxmem.models.qwen import qwen2_5_omni_layout as lay
 from jaxmem.models.qwen.clip import Clip
-from jaxmem.models.qwen.qwen2_5_omni_stream import Qwen25Omni
+from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.pieces import Preprocessor
 from jaxmem.programs import compile, model_spec
 

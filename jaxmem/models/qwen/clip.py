@@ -13,13 +13,7 @@ from typing import Any
 
 from jaxmem.models.encoders.vision_parts import Grid, patchify
 from jaxmem.models.hf.config import check_value
-from jaxmem.models.hf.preprocessor import (
-    Limits,
-    Pixels,
-    limits_of,
-    pixels_of,
-    smart_resize,
-)
+from jaxmem.models.hf.preprocessor import Limits, Pixels, limits_of, pixels_of, smart_resize
 from jaxmem.typing import Array, Float, UInt
 
 Size = tuple[int, int]

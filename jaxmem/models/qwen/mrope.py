@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,17 @@ def grid_positions(times: np.ndarray, rows: int, columns: int) -> Int[np.ndarray
 def line(count: int) -> Int[np.ndarray, "n 3"]:
     """Return the positions of text or sound: one after the other on all three axes."""
     return np.repeat(np.arange(count, dtype=np.int64)[:, None], 3, axis=1)
+
+
+def gaps(seconds: Sequence[Seconds] | None, videos: Sequence[Any]) -> list[Seconds]:
+    """Return the seconds between the frames of every video; None: 1.
+
+    Raises:
+      ValueError: if they are not one for each video.
+    """
+    if seconds is not None and len(seconds) != len(videos):
+        raise ValueError(f"{len(videos)} videos came with {len(seconds)} seconds per frame.")
+    return [1.0] * len(videos) if seconds is None else list(seconds)
 
 
 def to_the_end(pos: Int[np.ndarray, "n 3"]) -> Block:

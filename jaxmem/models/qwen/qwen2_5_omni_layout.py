@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from jaxmem.models.qwen.mrope import (
     Block,
     Seconds,
     as_int32,
+    gaps,
     grid_positions,
     join,
     line,
@@ -36,16 +37,12 @@ TOGETHER = -1  # stands for a whole video with sound while positions are joined
 
 @dataclass(frozen=True)
 class OmniLayout:
-    """Static description of the layout.
+    """Static description of the layout: ids of tokens, and the clock.
 
     Attributes:
-      image: placeholder token of pictures.
-      video: placeholder token of videos.
-      audio: placeholder token of sound.
-      vision_start: token before a picture or video.
-      vision_end: token after it.
-      audio_start: token before a clip of sound.
-      audio_end: token after it.
+      image: placeholder token of pictures; `video` and `audio` likewise.
+      vision_start: token before a picture or video; `vision_end` after it.
+      audio_start: token before a clip of sound; `audio_end` after it.
       merge: side of the cell of patches that becomes one token.
       ticks_per_second: of the temporal axis.
       chunk_ticks: how long video and sound take turns.
@@ -91,7 +88,6 @@ def mixed(layout: OmniLayout, grid: Grid, seconds: Seconds, sounds: int) -> Mixe
     """Return the tokens of a video and its sound.
 
     Args:
-      layout: static description.
       grid: (F, h, w), in patches.
       seconds: between frames.
       sounds: tokens of sound.
@@ -145,7 +141,6 @@ def positions(
     A video has sound where `<|audio_bos|>` follows its `<|vision_bos|>`.
 
     Args:
-      layout: static description.
       ids: token ids without padding.
       images: (1, h, w) of every picture, in patches.
       videos: (F, h, w) of every video, in patches.
@@ -157,11 +152,8 @@ def positions(
     """
     merge = layout.merge
     images, videos = as_grids(images, merge), as_grids(videos, merge)
-    seconds = [1.0] * len(videos) if seconds is None else list(seconds)
-    if len(seconds) != len(videos):
-        raise ValueError(f"{len(videos)} videos came with {len(seconds)} seconds per frame.")
     ids = np.array(ids, np.int64)
-    grids = list(zip(videos, seconds, strict=True))
+    grids = list(zip(videos, gaps(seconds, videos), strict=True))
     clips = list(sounds)
     begin = (ids[:-1] == layout.vision_start) & (ids[1:] == layout.audio_start)
     both, silent, heard, done = [], [], [], 0
@@ -198,22 +190,15 @@ def positions(
 
 
 def prompt_plan(
-    layout: OmniLayout,
-    ids: Sequence[int] | np.ndarray,
-    *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
-    seconds: Sequence[Seconds] | None = None,
-    sounds: Sequence[int] = (),
+    layout: OmniLayout, ids: Sequence[int] | np.ndarray, **media: Sequence[Any]
 ) -> Plan:
-    """Return the plan of a whole prompt, arguments as in `positions`.
+    """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then of all videos, then of all clips of sound.
     """
-    pos, after = positions(
-        layout, ids, images=images, videos=videos, seconds=seconds, sounds=sounds
-    )
-    n = [sum(f * h * w for f, h, w in g) // layout.merge**2 for g in (images, videos)]
+    pos, after = positions(layout, ids, **media)
+    grids = (media.get("images", ()), media.get("videos", ()))
+    n = [sum(f * h * w for f, h, w in part) // layout.merge**2 for part in grids]
     features = {
         layout.image: (VISION, 0),
         layout.video: (VISION, n[0]),
@@ -256,7 +241,6 @@ def video_chunk(
     the tokens that open the video. Features are those of the frames, then those of the sound.
 
     Args:
-      layout: static description.
       chunk: number of the chunk.
       rows: of patches in a frame.
       columns: of patches in a frame.
@@ -285,7 +269,6 @@ def after_video(
     """Return where `<|audio_eos|>` stands, relative to the position that the chunks reached.
 
     Args:
-      layout: static description.
       chunks: that were streamed.
       grid: (F, h, w) of the whole stream, in patches.
       seconds: between frames.

@@ -1,13 +1,43 @@
-"""The text part of a Qwen config.json with three rotary axes, as the one decoder's config."""
+"""What the config.json files of the Qwen families have alike: a decoder with three rotary axes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.models.hf.config import check_keys, decoder_config, head_dim, rope_theta
+from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
+
+TOKENS = {
+    "image": "image_token_id",
+    "video": "video_token_id",
+    "vision_start": "vision_start_token_id",
+    "vision_end": "vision_end_token_id",
+}
+
+
+@dataclass(frozen=True)
+class VLConfig:
+    """Static description of a vision-language model.
+
+    Attributes:
+      decoder: its language model.
+      vision: its encoder.
+      image: placeholder token of pictures.
+      video: placeholder token of videos.
+      vision_start: token before a picture, a video or a frame.
+      vision_end: token after it.
+    """
+
+    decoder: DecoderConfig
+    vision: VisionConfig
+    image: int
+    video: int
+    vision_start: int
+    vision_end: int
 
 
 def mrope(text: Mapping[str, Any]) -> Rope:
