@@ -19,8 +19,8 @@ from jaxmem.models.hf.config import read_json
 from jaxmem.models.hf.family import ANY_SIZE, Family, Files, model_of, read_files
 from jaxmem.models.hf.published import names, published_config
 from jaxmem.models.hf.weights import abstract as shapes_of
-from jaxmem.models.llava.onevision_stream import LlavaFamily, LlavaOnevision
-from jaxmem.models.llava.video_stream import LlavaVideo
+from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
+from jaxmem.models.llava.video import LlavaVideo
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
 from jaxmem.models.qwen.qwen3_vl import Qwen3VL

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.rope import Rope, yarn
+from jaxmem.rope import Rope, rope_1d, yarn
 
 SIZES = {
     "layers": "num_hidden_layers",
@@ -94,13 +94,18 @@ def head_dim(text: Mapping[str, Any]) -> int:
 
 
 def decoder_config(
-    text: Mapping[str, Any], rope: Rope, *, qkv_bias: bool, qk_norm: bool, tied: bool
+    text: Mapping[str, Any],
+    rope: Rope | None = None,
+    *,
+    qkv_bias: bool,
+    qk_norm: bool,
+    tied: bool,
 ) -> DecoderConfig:
     """Return the decoder of a text config (Qwen2 and Qwen3 share its keys).
 
     Args:
       text: the config's part on the language model.
-      rope: its rotary table, before any scaling that the config asks for.
+      rope: its rotary table, before any scaling that the config asks for; None: of one axis.
       qkv_bias: biases on q, k and v (Qwen2).
       qk_norm: norms on the heads of q and k (Qwen3).
       tied: whether the embedding is the output matrix; where it is written depends on the family.
@@ -118,7 +123,7 @@ def decoder_config(
         **sizes,
         kv_heads=text.get("num_key_value_heads") or sizes["heads"],
         head_dim=head_dim(text),
-        rope=scaled(rope, text),
+        rope=scaled(rope or rope_1d(head_dim(text), rope_theta(text)), text),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         tied=tied,
