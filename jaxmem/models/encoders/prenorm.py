@@ -76,7 +76,6 @@ def table(
     """Return the weight table of a stack.
 
     Args:
-      config: static description.
       path: in the tree.
       names: stored name of each part (norm1, q, k, v or qkv, proj, norm2, fc1, fc2), with `{}`.
       key_bias: whether the map of keys has a bias.

@@ -122,7 +122,6 @@ def encode(
 
     Args:
       params: {"queries", "norm", "blocks" (stacked: "self", "cross", "fc1", "fc2", "norm")}.
-      config: static description.
       rows: of an encoder, for c clips.
 
     Raises:
@@ -149,7 +148,6 @@ def weight_table(
     """Return the weight table.
 
     Args:
-      config: static description.
       queries: stored name of the learned queries, [1, n, W].
       prefix: of all other names, with its dot.
       names: what the checkpoint calls the parts.

@@ -128,7 +128,6 @@ def encode(
 
     Args:
       params: {"patch", "positions", "blocks" (stacked), "norm", and with a head "head"}.
-      config: of the encoder.
       pixels: normalised pictures, channel last.
       taps: blocks whose outputs are wanted as well.
 

@@ -109,7 +109,6 @@ def encode(
 
     Args:
       params: {"conv1", "conv2", "positions", "blocks" (stacked), "norm"}.
-      config: of the encoder.
       logmel: log-mel frames of n clips, frame by frame.
       taps: blocks whose outputs (before the final norm) are wanted as well.
 

@@ -61,7 +61,6 @@ def limits_of(settings: Mapping[str, Any], *, whole_videos: bool) -> Limits:
     """Return how many pixels a frame may have.
 
     Args:
-      settings: of the directory.
       whole_videos: the limits count all frames of a video (Qwen3-VL). A stream has no number of
         frames, so each gets what the settings leave to one of the longest video (`max_frames`).
 

@@ -104,7 +104,6 @@ def fill(
     """Return the rows of a plan.
 
     Args:
-      decoder: weights of the decoder.
       part: plan without a leading axis; numpy or traced.
       features: of the encoders, or None if nothing but text is planned.
       deep: features that are added after layer l < n (DeepStack), for the same rows.

@@ -116,7 +116,6 @@ def decoder_table(
     """Return the table of `jaxmem.decoder.decoder`'s tree for Qwen2/Qwen3/Llama names.
 
     Args:
-      config: of the decoder.
       prefix: of `layers.0...`, `embed_tokens.weight` and `norm.weight`, with its dot.
       head: name of the output matrix. A tied decoder has none; put the name in `load`'s `ignore`,
         since some checkpoints store a copy.

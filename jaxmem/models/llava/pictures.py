@@ -52,8 +52,6 @@ def image_features(
     """Return the tokens of one picture.
 
     Args:
-      params: weights.
-      config: the model.
       tiles: the whole picture, then the tiles of `best_size` in raster order; or only the whole
         one (prompts of several pictures).
       size: (height, width) of the picture in pixels before it was resized.

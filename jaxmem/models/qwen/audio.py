@@ -87,7 +87,6 @@ def encode_audio(
 
     Args:
       params: {"conv1", "conv2", "blocks" (stacked), "norm", "proj"}.
-      config: static description.
       clips: log-mel frames of each clip, without padding; at least 3 (one token).
       taps: blocks whose outputs are wanted as well.
 

@@ -83,7 +83,6 @@ def read_clip(
     """Return how a checkpoint wants pictures.
 
     Args:
-      settings: of its preprocessor.
       vision: config of the encoder, with `patch`, `temporal` and `merge`.
       fps: pictures per second.
       piece_seconds: length of a piece; None: one frame of patches.

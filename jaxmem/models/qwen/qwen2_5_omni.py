@@ -199,7 +199,6 @@ def read_mel(
     """Return the log-mel settings of a checkpoint.
 
     Args:
-      settings: of its preprocessor.
       sound: the audio encoder.
       ticks_in: audio tokens that a piece must become.
       every: seconds of a piece.

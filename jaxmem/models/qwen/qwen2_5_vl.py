@@ -113,7 +113,6 @@ def positions(
     """Return the positions of a prompt, and where the next text token would stand.
 
     Args:
-      config: of the model.
       ids: token ids without padding.
       images: (1, h, w) of every picture, in patches.
       videos: (F, h, w) of every video, in patches.
@@ -158,7 +157,6 @@ def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: Seconds
     begin, begin). Rows and columns do not advance while the video goes on.
 
     Args:
-      config: of the model.
       first: number of the first frame.
       grid: (F, h, w) of the chunk, in patches.
       seconds: between frames; a Fraction for a stream of hours.
@@ -192,7 +190,6 @@ def text_after(
     where a memory has numbered the stream anew: nothing in it grows with the stream.
 
     Args:
-      config: the model.
       frames: that were streamed; 0: text goes on at the base.
       rows: of patches in a frame.
       columns: of patches in a frame.

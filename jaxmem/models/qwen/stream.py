@@ -164,7 +164,6 @@ def vision_plan(
     """Return a plan whose features are those of all pictures, then those of all videos.
 
     Args:
-      config: the model.
       ids: token ids [T].
       pos: positions of the tokens.
       advance: where the next token stands.

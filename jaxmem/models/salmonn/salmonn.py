@@ -186,7 +186,6 @@ class Salmonn(QwenFamily):
         """Return the member that a checkpoint holds.
 
         Args:
-          files: what was read of the checkpoint.
           fps: pictures per second.
           max_pixels: of a frame; None: as released.
           piece_seconds: length of a piece; None: what the audio encoder hears at once.
