@@ -140,8 +140,8 @@ def _taken(rows: list[dict], start: int, duration: int) -> set:
         if r["glyph"] < 0:
             continue
         for t in range(max(start, r["start"]), min(start + duration, r["end"])):
-            patches_now = covered(*r["path"][t - r["start"]], r["large"])
-            used |= {(t - start, *patch) for patch in patches_now}
+            row, col = r["path"][t - r["start"]]
+            used |= {(t - start, *patch) for patch in covered(row, col, r["large"])}
     return used
 
 
