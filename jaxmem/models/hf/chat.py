@@ -85,11 +85,7 @@ class Chat:
             raise ValueError(f"the chat template cannot write this prompt: {error}.") from None
 
     def around(self, question: str, placeholder: int) -> Turn:
-        """Return the token ids before and after the video of a prompt with one question.
-
-        Args:
-          question: the user's text.
-          placeholder: token that the template writes for the video.
+        """Return the token ids before and after the placeholder of the video, with one question.
 
         Raises:
           ValueError: if the question is empty, or the template does not write the placeholder once.
@@ -107,13 +103,10 @@ class Chat:
         return Turn(ids[: at[0]], ids[at[0] + 1 :])
 
     def around_text(self, question: str, mark: str) -> Turn:
-        """Return the same for a template that takes text only: the video stands for `mark` in it.
+        """Return the same for a template of text only, where a `mark` stands for the video.
 
-        As released, the text before and after the mark is tokenised apart.
-
-        Args:
-          question: the user's text.
-          mark: what stands for the video, with a line break before the question.
+        It comes in front of the question, with a line break. As released, the text before and after
+        the mark is tokenised apart.
 
         Raises:
           ValueError: if the question is empty, or the prompt does not hold the mark once.
@@ -136,26 +129,21 @@ class Uncoded(Chat):
     """
 
     def __init__(self):
-        """Make one."""
         super().__init__(None, "", {}, None)
 
     def ids(self, text: str) -> Int[np.ndarray, "Q"]:
-        """Return the ids."""
         return np.zeros(len(re.findall(r"\d|[^\W\d]+|[^\w\s]", text)), np.int32)
 
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return no text."""
         del ids
         return ""
 
     def around(self, question: str, placeholder: int | None = None) -> Turn:
-        """Return no tokens before the video, and the question's after it."""
         del placeholder
         check_question(question)
         return Turn(self.ids(""), self.ids(question))
 
     def around_text(self, question: str, mark: str) -> Turn:
-        """Return the same."""
         del mark
         return self.around(question)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,17 +20,7 @@ import numpy as np
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.encoders.vision_parts import Grid, as_grids
 from jaxmem.models.hf.prompt import Plan, plan
-from jaxmem.models.qwen.mrope import (
-    Block,
-    Seconds,
-    as_int32,
-    gaps,
-    grid_positions,
-    join,
-    line,
-    ticks,
-    to_the_end,
-)
+from jaxmem.models.qwen import mrope
 from jaxmem.typing import Bool, Int
 
 TOGETHER = -1  # stands for a whole video with sound while positions are joined
@@ -84,27 +75,19 @@ def turns_of(times: Int[np.ndarray, "n"], every: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(times)], strict=True)]
 
 
-def mixed(layout: OmniLayout, grid: Grid, seconds: Seconds, sounds: int) -> Mixed:
-    """Return the tokens of a video and its sound.
-
-    Args:
-      grid: (F, h, w), in patches.
-      seconds: between frames.
-      sounds: tokens of sound.
-    """
-    parts = (_frames(layout, grid, seconds), line(sounds))
-    cuts = [turns_of(part[:, 0], layout.chunk_ticks) for part in parts]
+def mixed(layout: OmniLayout, grid: Grid, seconds: mrope.Seconds, sounds: int) -> Mixed:
+    """Return the tokens of a video of grid (F, h, w), in patches, and of so many of sound."""
+    seen, heard = _frames(layout, grid, seconds), mrope.line(sounds)
+    cuts = [turns_of(part[:, 0], layout.chunk_ticks) for part in (seen, heard)]
     pos, sound = [], []
-    for chunk in range(max(len(c) for c in cuts)):
-        for which, (part, mine) in enumerate(zip(parts, cuts, strict=True)):
-            if chunk < len(mine):
-                pos.append(part[mine[chunk]])
-                sound.append(np.full(len(pos[-1]), which == 1))
+    for frames, clip in zip_longest(*cuts, fillvalue=slice(0)):
+        pos += [seen[frames], heard[clip]]
+        sound += [np.zeros(len(pos[-2]), bool), np.ones(len(pos[-1]), bool)]
     return Mixed(np.concatenate(pos), np.concatenate(sound))
 
 
 def mixed_ids(
-    layout: OmniLayout, grid: Grid, seconds: Seconds, sounds: int
+    layout: OmniLayout, grid: Grid, seconds: mrope.Seconds, sounds: int
 ) -> Int[np.ndarray, "n"]:
     """Return the token ids of a video with sound, with what stands around it."""
     content = mixed(layout, grid, seconds, sounds).sound
@@ -113,18 +96,18 @@ def mixed_ids(
     return np.concatenate([before, ids, after]).astype(np.int32)
 
 
-def _frames(layout: OmniLayout, grid: Grid, seconds: Seconds) -> Int[np.ndarray, "n 3"]:
+def _frames(layout: OmniLayout, grid: Grid, seconds: mrope.Seconds) -> Int[np.ndarray, "n 3"]:
     frames, rows, columns = grid
-    times = ticks(np.arange(frames), seconds, layout.ticks_per_second)
-    return grid_positions(times, rows // layout.merge, columns // layout.merge)
+    times = mrope.ticks(np.arange(frames), seconds, layout.ticks_per_second)
+    return mrope.grid_positions(times, rows // layout.merge, columns // layout.merge)
 
 
-def _around(content: Int[np.ndarray, "n 3"]) -> Block:
+def _around(content: Int[np.ndarray, "n 3"]) -> mrope.Block:
     """Return content with two tokens before it at one position, and two after it at another."""
     pos = np.zeros((len(content) + 4, 3), np.int64)
     pos[2:-2] = 1 + content
     pos[-2:] = pos[-3].max() + 1
-    return Block(pos, int(pos[-1, 0]) + 1)
+    return mrope.Block(pos, int(pos[-1, 0]) + 1)
 
 
 def positions(
@@ -133,7 +116,7 @@ def positions(
     *,
     images: Sequence[Grid] = (),
     videos: Sequence[Grid] = (),
-    seconds: Sequence[Seconds] | None = None,
+    seconds: Sequence[mrope.Seconds] | None = None,
     sounds: Sequence[int] = (),
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
     """Return the positions of a prompt, and where the next text token would stand.
@@ -153,7 +136,7 @@ def positions(
     merge = layout.merge
     images, videos = as_grids(images, merge), as_grids(videos, merge)
     ids = np.array(ids, np.int64)
-    grids = list(zip(videos, gaps(seconds, videos), strict=True))
+    grids = list(zip(videos, mrope.gaps(seconds, videos), strict=True))
     clips = list(sounds)
     begin = (ids[:-1] == layout.vision_start) & (ids[1:] == layout.audio_start)
     both, silent, heard, done = [], [], [], 0
@@ -162,11 +145,11 @@ def positions(
         between = ids[done:start]
         n = int((between == layout.video).sum())
         while grids and n > 0:
-            silent.append(to_the_end(_frames(layout, *grids.pop(0))))
+            silent.append(mrope.to_the_end(_frames(layout, *grids.pop(0))))
             n -= len(silent[-1].pos)
         n = int((between == layout.audio).sum())
         while clips and n > 0:
-            heard.append(Block(line(clips[0]), clips[0]))
+            heard.append(mrope.Block(mrope.line(clips[0]), clips[0]))
             n -= clips.pop(0)
         if start == len(ids):
             break
@@ -184,9 +167,9 @@ def positions(
         both.append(_around(mixed(layout, grid, gap, count).pos))
     if grids or clips:
         raise ValueError(f"{len(grids)} videos and {len(clips)} clips are not in the prompt.")
-    pictures = [to_the_end(_frames(layout, grid, 0.0)) for grid in images]
+    pictures = [mrope.to_the_end(_frames(layout, grid, 0.0)) for grid in images]
     blocks = {layout.image: pictures, layout.video: silent, layout.audio: heard, TOGETHER: both}
-    return join(ids, blocks)
+    return mrope.join(ids, blocks)
 
 
 def prompt_plan(
@@ -207,7 +190,7 @@ def prompt_plan(
     return plan(ids, pos, after, features)
 
 
-def frames_of(layout: OmniLayout, chunk: int, seconds: Seconds) -> range:
+def frames_of(layout: OmniLayout, chunk: int, seconds: mrope.Seconds) -> range:
     """Return the numbers of the frames whose ticks lie in a chunk.
 
     Raises:
@@ -216,7 +199,7 @@ def frames_of(layout: OmniLayout, chunk: int, seconds: Seconds) -> range:
     guess = int(chunk * layout.chunk_ticks / (seconds * layout.ticks_per_second))
     near = int(layout.chunk_ticks / (seconds * layout.ticks_per_second)) + 3
     number = np.arange(max(guess - 2, 0), guess + near)
-    at = ticks(number, seconds, layout.ticks_per_second) // layout.chunk_ticks
+    at = mrope.ticks(number, seconds, layout.ticks_per_second) // layout.chunk_ticks
     mine = number[at == chunk]
     if not len(mine):
         raise ValueError(
@@ -231,7 +214,7 @@ def video_chunk(
     chunk: int,
     rows: int,
     columns: int,
-    seconds: Seconds,
+    seconds: mrope.Seconds,
     sounds: int,
     end: int | None = None,
 ) -> Plan:
@@ -253,18 +236,18 @@ def video_chunk(
     ((_, rows, columns),) = as_grids([(1, rows, columns)], layout.merge)
     numbers, merge = frames_of(layout, chunk, seconds), layout.merge
     numbers = numbers if end is None else range(numbers.start, min(numbers.stop, end))
-    times = ticks(np.asarray(numbers), seconds, layout.ticks_per_second)
-    seen = grid_positions(times, rows // merge, columns // merge)
-    heard = chunk * layout.chunk_ticks + line(sounds)
+    times = mrope.ticks(np.asarray(numbers), seconds, layout.ticks_per_second)
+    seen = mrope.grid_positions(times, rows // merge, columns // merge)
+    heard = chunk * layout.chunk_ticks + mrope.line(sounds)
     base = np.array([chunk * layout.chunk_ticks, 0, 0])
-    pos = as_int32(np.concatenate([seen, heard]) - base)
+    pos = mrope.as_int32(np.concatenate([seen, heard]) - base)
     ids = np.array([layout.video] * len(seen) + [layout.audio] * sounds, np.int32)
     features = {layout.video: (VISION, 0), layout.audio: (AUDIO, len(seen))}
     return plan(ids, pos, [layout.chunk_ticks, 0, 0], features)
 
 
 def after_video(
-    layout: OmniLayout, chunks: int, grid: Grid, seconds: Seconds, sounds: int
+    layout: OmniLayout, chunks: int, grid: Grid, seconds: mrope.Seconds, sounds: int
 ) -> Int[np.ndarray, "3"]:
     """Return where `<|audio_eos|>` stands, relative to the position that the chunks reached.
 
@@ -275,8 +258,8 @@ def after_video(
       sounds: tokens of sound of the whole stream.
     """
     ((frames, rows, columns),) = as_grids([grid], layout.merge)
-    tick = int(ticks(frames - 1, seconds, layout.ticks_per_second))
+    tick = int(mrope.ticks(frames - 1, seconds, layout.ticks_per_second))
     # The last token is one of sound where the last turn has any.
     heard = sounds > tick // layout.chunk_ticks * layout.chunk_ticks
     text = sounds if heard else max(tick + 1, max(rows, columns) // layout.merge)
-    return as_int32(np.array([text - chunks * layout.chunk_ticks, text, text]))
+    return mrope.as_int32(np.array([text - chunks * layout.chunk_ticks, text, text]))

@@ -22,18 +22,9 @@ from jaxmem.models.hf.config import check_family, fields
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.prompt import Plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
+from jaxmem.models.qwen import mrope
 from jaxmem.models.qwen.clip import Size
 from jaxmem.models.qwen.config import TOKENS, VLConfig, read_decoder
-from jaxmem.models.qwen.mrope import (
-    Block,
-    Seconds,
-    as_int32,
-    gaps,
-    grid_positions,
-    join,
-    ticks,
-    to_the_end,
-)
 from jaxmem.models.qwen.qwen2_5_vision import Qwen25VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen.qwen2_5_vision import read_config as read_vision
 from jaxmem.models.qwen.stream import Features, QwenFamily, vision_plan
@@ -91,14 +82,14 @@ def weight_table(config: Qwen25VLConfig) -> dict[str, Weight]:
     return decoder | under("vision", vision_table(config.vision))
 
 
-def _rule(config: Qwen25VLConfig, rule: Rule, grid: Grid, seconds: Seconds) -> Block:
+def _rule(config: Qwen25VLConfig, rule: Rule, grid: Grid, seconds: mrope.Seconds) -> mrope.Block:
     """Return the positions of a picture or a video."""
     frames, rows, columns = grid
     rows, columns = rows // config.vision.merge, columns // config.vision.merge
     seconds = int(seconds) if rule == "4.57" else seconds
-    times = ticks(np.arange(frames), seconds, config.ticks_per_second)
-    pos = grid_positions(times, rows, columns)
-    return Block(pos, max(rows, columns)) if rule == "5.23" else to_the_end(pos)
+    times = mrope.ticks(np.arange(frames), seconds, config.ticks_per_second)
+    pos = mrope.grid_positions(times, rows, columns)
+    return mrope.Block(pos, max(rows, columns)) if rule == "5.23" else mrope.to_the_end(pos)
 
 
 def positions(
@@ -107,7 +98,7 @@ def positions(
     *,
     images: Sequence[Grid] = (),
     videos: Sequence[Grid] = (),
-    seconds: Sequence[Seconds] | None = None,
+    seconds: Sequence[mrope.Seconds] | None = None,
     rule: Rule = "4.50",
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
     """Return the positions of a prompt, and where the next text token would stand.
@@ -127,12 +118,12 @@ def positions(
         raise ValueError(f'rule must be "4.50", "4.57" or "5.23", got {rule!r}.')
     merge = config.vision.merge
     images, videos = as_grids(images, merge), as_grids(videos, merge)
-    gap = gaps(seconds, videos)
+    gap = mrope.gaps(seconds, videos)
     blocks = {
         config.image: [_rule(config, rule, grid, 0.0) for grid in images],
         config.video: [_rule(config, rule, *video) for video in zip(videos, gap, strict=True)],
     }
-    return join(ids, blocks)
+    return mrope.join(ids, blocks)
 
 
 def prompt_plan(config: Qwen25VLConfig, ids: Sequence[int] | np.ndarray, **media) -> Plan:
@@ -150,7 +141,7 @@ def encode(
     return encode_vision(params["vision"], config.vision, patches, grids)[0]
 
 
-def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: Seconds) -> Plan:
+def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: mrope.Seconds) -> Plan:
     """Return the plan of some frames of an endless video.
 
     The stream's position is where the frames before it ended: (begin + tick of the first frame,
@@ -161,28 +152,28 @@ def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: Seconds
       grid: (F, h, w) of the chunk, in patches.
       seconds: between frames; a Fraction for a stream of hours.
     """
-    ((frames, rows, columns),) = as_grids([grid], config.vision.merge)
-    times = ticks(np.arange(first, first + frames + 1), seconds, config.ticks_per_second)
-    times = times - times[0]
     merge = config.vision.merge
-    pos = as_int32(grid_positions(times[:-1], rows // merge, columns // merge))
+    ((frames, rows, columns),) = as_grids([grid], merge)
+    times = mrope.ticks(np.arange(first, first + frames + 1), seconds, config.ticks_per_second)
+    times = times - times[0]
+    pos = mrope.as_int32(mrope.grid_positions(times[:-1], rows // merge, columns // merge))
     return vision_plan(config, [config.video] * len(pos), pos, [times[-1], 0, 0])
 
 
 def after_video(
-    config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: Seconds
+    config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: mrope.Seconds
 ) -> Int[np.ndarray, "3"]:
     """Return where text after a video stands, relative to the position that its chunks reached.
 
     Arguments are those of `text_after`, with at least one frame.
     """
-    end = int(ticks(frames, seconds, config.ticks_per_second))
+    end = int(mrope.ticks(frames, seconds, config.ticks_per_second))
     text = int(np.max(text_after(config, frames, rows, columns, seconds) + np.array([end, 0, 0])))
-    return as_int32(np.array([text - end, text, text]))
+    return mrope.as_int32(np.array([text - end, text, text]))
 
 
 def text_after(
-    config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: Seconds
+    config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: mrope.Seconds
 ) -> Int[np.ndarray, "3"]:
     """Return `Embeds.start` of text after a video: the rule of `after_video`, axis by axis.
 
@@ -191,15 +182,14 @@ def text_after(
 
     Args:
       frames: that were streamed; 0: text goes on at the base.
-      rows: of patches in a frame.
-      columns: of patches in a frame.
+      rows: of patches in a frame; `columns` likewise.
       seconds: between frames.
     """
     if not frames:
         return np.zeros(3, np.int32)
     merge = config.vision.merge
-    last, end = ticks(np.array([frames - 1, frames]), seconds, config.ticks_per_second)
-    return as_int32(np.array([last + 1 - end, rows // merge, columns // merge]))
+    last, end = mrope.ticks(np.array([frames - 1, frames]), seconds, config.ticks_per_second)
+    return mrope.as_int32(np.array([last + 1 - end, rows // merge, columns // merge]))
 
 
 @dataclass(frozen=True)

@@ -115,14 +115,7 @@ class QwenFamily(Family):
         pair = (tokens.vision_start, tokens.vision_end)
         return without(turn, pair) if self.timestamps else turn
 
-    def preprocess(
-        self,
-        frames: np.ndarray,
-        samples: np.ndarray,
-        valid: np.ndarray,
-        past: np.ndarray,
-        start: int,
-    ) -> Inputs:
+    def preprocess(self, frames, samples, valid, past, start) -> Inputs:
         size, pieces, real = (frames.shape[2], frames.shape[3]), len(valid), int(valid.sum())
         part = plan([], np.zeros((0, 3)), 0, {})
         if real:

@@ -131,10 +131,7 @@ def text_after(
 ) -> Int[np.ndarray, "3"]:
     """Return `Embeds.start` of text after `aligned_video`s: it stands after the largest position.
 
-    Args:
-      frames: that were streamed; 0: text goes on at the base.
-      cells: rows and columns of tokens in a frame.
-      seconds: between frames.
+    Arguments are those of `aligned_video`; `frames` were streamed. Without any, it is the base.
     """
     if not frames:
         return np.zeros(3, np.int32)
@@ -145,11 +142,9 @@ def text_after(
 
 
 def video_plan(config: SalmonnConfig, video: Video, heard: int | None = None) -> Plan:
-    """Return the plan of frames of a stream.
+    """Return the plan of frames of a stream; `heard`: the first feature of sound.
 
-    Args:
-      video: the frames.
-      heard: the first feature of sound; None: right after those of the frames.
+    None: right after those of the frames.
     """
     first = int((video.ids == config.base.video).sum()) if heard is None else heard
     features = {config.base.video: (VISION, 0), config.audio: (AUDIO, first)}
