@@ -21,23 +21,14 @@ from jaxmem.typing import Array, Float, Params
 
 @dataclass(frozen=True)
 class Prenorm:
-    """Static description of a stack of blocks.
+    """Static description of a stack of blocks."""
 
-    Attributes:
-      depth: blocks.
-      width: W, of the rows.
-      heads: attention heads.
-      mlp_width: inner width of the MLP.
-      tanh_gelu: GELU by its tanh approximation instead of the error function.
-      norm_eps: of every layer norm.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    mlp_width: int
-    tanh_gelu: bool
-    norm_eps: float
+    depth: int  # blocks
+    width: int  # W, of the rows
+    heads: int  # attention heads
+    mlp_width: int  # inner width of the MLP
+    tanh_gelu: bool  # GELU by its tanh approximation instead of the error function
+    norm_eps: float  # of every layer norm
 
     def __post_init__(self):
         if self.width % self.heads:

@@ -47,27 +47,16 @@ BLIP2 = Names(attention="attention", norm="layernorm")
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Static description of a windowed Q-Former.
+    """Static description of a windowed Q-Former."""
 
-    Attributes:
-      depth: blocks.
-      width: of the queries.
-      heads: attention heads.
-      mlp_width: inner width of the MLP.
-      inputs: width of the encoder's rows.
-      window: rows of a window.
-      queries: for each window.
-      norm_eps: of every layer norm.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    mlp_width: int
-    inputs: int
-    window: int
-    queries: int = 1
-    norm_eps: float = 1e-12
+    depth: int  # blocks
+    width: int  # of the queries
+    heads: int  # attention heads
+    mlp_width: int  # inner width of the MLP
+    inputs: int  # width of the encoder's rows
+    window: int  # rows of a window
+    queries: int = 1  # for each window
+    norm_eps: float = 1e-12  # of every layer norm
 
     def __post_init__(self):
         if self.width % self.heads or self.width // self.heads % 2:

@@ -52,21 +52,13 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """Static description of the encoder.
+    """Static description of the encoder."""
 
-    Attributes:
-      stack: the encoder's blocks.
-      side: of the pictures it was trained on, in pixels.
-      patch: side of a patch in pixels.
-      channels: of a picture.
-      head: whether it has the attention-pooling head.
-    """
-
-    stack: Prenorm
-    side: int
-    patch: int
-    channels: int = 3
-    head: bool = True
+    stack: Prenorm  # the encoder's blocks
+    side: int  # of the pictures it was trained on, in pixels
+    patch: int  # side of a patch in pixels
+    channels: int = 3  # of a picture
+    head: bool = True  # whether it has the attention-pooling head
 
     @property
     def grid(self) -> int:

@@ -33,17 +33,11 @@ KEYS = {
 
 @dataclass(frozen=True)
 class WhisperConfig:
-    """Static description of the encoder.
+    """Static description of the encoder."""
 
-    Attributes:
-      stack: the encoder's blocks.
-      mel_bins: of the log-mel spectrogram.
-      rows: length of the table of positions; the spectrogram has twice as many frames.
-    """
-
-    stack: Prenorm
-    mel_bins: int
-    rows: int
+    stack: Prenorm  # the encoder's blocks
+    mel_bins: int  # of the log-mel spectrogram
+    rows: int  # length of the table of positions; the spectrogram has twice as many frames
 
 
 def read_config(config: Mapping[str, Any]) -> WhisperConfig:

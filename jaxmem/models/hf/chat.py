@@ -32,19 +32,12 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Chat:
-    """What turns messages into token ids and back.
+    """What turns messages into token ids and back."""
 
-    Attributes:
-      tokenizer: a `tokenizers.Tokenizer`.
-      template: source of the chat template (jinja).
-      special: special tokens that the template may name (bos_token, eos_token).
-      end: tokens that end an answer; None if the directory does not say.
-    """
-
-    tokenizer: Any
-    template: str
-    special: Mapping[str, str]
-    end: tuple[int, ...] | None
+    tokenizer: Any  # a `tokenizers.Tokenizer`
+    template: str  # source of the chat template (jinja)
+    special: Mapping[str, str]  # special tokens that the template may name (bos_token, eos_token)
+    end: tuple[int, ...] | None  # tokens that end an answer; None if the directory does not say
 
     def ids(self, text: str) -> Int[np.ndarray, "Q"]:
         """Return the token ids of a text, nothing added."""

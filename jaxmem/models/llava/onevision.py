@@ -59,27 +59,17 @@ IGNORE = ("vision_tower.head.*",)
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    """Static description of the model.
+    """Static description of the model."""
 
-    Attributes:
-      decoder: its language model.
-      vision: its encoder.
-      image: placeholder token of pictures.
-      video: placeholder token of videos.
-      layer: block of the encoder whose output is projected, before the encoder's final norm.
-      sizes: (height, width) in pixels that the tiles of a picture may cover together.
-      tiles: pictures of more tiles than this are scaled down (anyres_max_9: 9).
-      bias: biases in the projector.
-    """
-
-    decoder: DecoderConfig
-    vision: SiglipConfig
-    image: int
-    video: int
-    layer: int
+    decoder: DecoderConfig  # its language model
+    vision: SiglipConfig  # its encoder
+    image: int  # placeholder token of pictures
+    video: int  # placeholder token of videos
+    layer: int  # block of the encoder whose output is projected, before the encoder's final norm
+    # (height, width) in pixels that the tiles of a picture may cover together.
     sizes: tuple[tuple[int, int], ...]
-    tiles: int
-    bias: bool = True
+    tiles: int  # pictures of more tiles than this are scaled down (anyres_max_9: 9)
+    bias: bool = True  # biases in the projector
 
     @property
     def frame_side(self) -> int:
@@ -213,16 +203,11 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class LlavaFamily(Family):
-    """A LLaVA whose frames have one size, one after the other on one axis; see `Family`.
-
-    Attributes:
-      fps: pictures per second, a whole number.
-      pixels: normalisation of the frames.
-    """
+    """A LLaVA whose frames have one size, one after the other on one axis; see `Family`."""
 
     config: LlavaConfig
-    fps: int
-    pixels: Pixels
+    fps: int  # pictures per second, a whole number
+    pixels: Pixels  # normalisation of the frames
 
     @staticmethod
     @abstractmethod

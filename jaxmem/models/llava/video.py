@@ -53,12 +53,9 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class LlavaVideoConfig(LlavaConfig):
-    """Static description of the model.
+    """Static description of the model."""
 
-    Attributes:
-      pooling: bilinear to ceil(side / 2), or averages of 2 x 2 to floor(side / 2).
-    """
-
+    # Bilinear to ceil(side / 2), or averages of 2 x 2 to floor(side / 2).
     pooling: Literal["bilinear", "average"] = "bilinear"
 
     @property

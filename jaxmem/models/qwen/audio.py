@@ -26,13 +26,9 @@ from jaxmem.typing import Array, Float, Params
 
 @dataclass(frozen=True)
 class QwenAudioConfig(WhisperConfig):
-    """Static description of the encoder; `rows` are those of a window.
+    """Static description of the encoder; `rows` are those of a window."""
 
-    Attributes:
-      out: E, width of the decoder.
-    """
-
-    out: int
+    out: int  # E, width of the decoder
 
 
 KEYS = {"mel_bins": "num_mel_bins", "rows": "n_window", "out": "output_dim"}

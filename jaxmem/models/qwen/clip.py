@@ -22,25 +22,15 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Clip:
-    """How a stream's pictures become patches.
+    """How a stream's pictures become patches."""
 
-    Attributes:
-      fps: pictures per second.
-      patch: side of a patch in pixels.
-      temporal: pictures per frame of patches.
-      merge: side of the cell of patches that becomes one token.
-      per_piece: frames of patches in a piece.
-      pixels: their normalisation.
-      limits: pixels of a frame.
-    """
-
-    fps: Fraction
-    patch: int
-    temporal: int
-    merge: int
-    per_piece: int
-    pixels: Pixels
-    limits: Limits
+    fps: Fraction  # pictures per second
+    patch: int  # side of a patch in pixels
+    temporal: int  # pictures per frame of patches
+    merge: int  # side of the cell of patches that becomes one token
+    per_piece: int  # frames of patches in a piece
+    pixels: Pixels  # their normalisation
+    limits: Limits  # pixels of a frame
 
     @property
     def seconds(self) -> Fraction:

@@ -21,23 +21,14 @@ TOKENS = {
 
 @dataclass(frozen=True)
 class VLConfig:
-    """Static description of a vision-language model.
+    """Static description of a vision-language model."""
 
-    Attributes:
-      decoder: its language model.
-      vision: its encoder.
-      image: placeholder token of pictures.
-      video: placeholder token of videos.
-      vision_start: token before a picture, a video or a frame.
-      vision_end: token after it.
-    """
-
-    decoder: DecoderConfig
-    vision: VisionConfig
-    image: int
-    video: int
-    vision_start: int
-    vision_end: int
+    decoder: DecoderConfig  # its language model
+    vision: VisionConfig  # its encoder
+    image: int  # placeholder token of pictures
+    video: int  # placeholder token of videos
+    vision_start: int  # token before a picture, a video or a frame
+    vision_end: int  # token after it
 
 
 def mrope(text: Mapping[str, Any]) -> Rope:

@@ -116,14 +116,10 @@ def encode(
 
 @dataclass(frozen=True)
 class Qwen25Omni(QwenFamily):
-    """Qwen2.5-Omni's Thinker as a `Family`.
-
-    Attributes:
-      mel: samples to log-mel frames.
-    """
+    """Qwen2.5-Omni's Thinker as a `Family`."""
 
     config: Qwen25OmniConfig
-    mel: LogMel
+    mel: LogMel  # samples to log-mel frames
     read_config = staticmethod(read_config)
 
     @classmethod

@@ -28,27 +28,18 @@ TOGETHER = -1  # stands for a whole video with sound while positions are joined
 
 @dataclass(frozen=True)
 class OmniLayout:
-    """Static description of the layout: ids of tokens, and the clock.
+    """Static description of the layout: ids of tokens, and the clock."""
 
-    Attributes:
-      image: placeholder token of pictures; `video` and `audio` likewise.
-      vision_start: token before a picture or video; `vision_end` after it.
-      audio_start: token before a clip of sound; `audio_end` after it.
-      merge: side of the cell of patches that becomes one token.
-      ticks_per_second: of the temporal axis.
-      chunk_ticks: how long video and sound take turns.
-    """
-
-    image: int
-    video: int
-    audio: int
-    vision_start: int
-    vision_end: int
-    audio_start: int
-    audio_end: int
-    merge: int = 2
-    ticks_per_second: int = 25
-    chunk_ticks: int = 50
+    image: int  # placeholder token of pictures
+    video: int  # placeholder token of videos
+    audio: int  # placeholder token of sound
+    vision_start: int  # token before a picture or video
+    vision_end: int  # token after it
+    audio_start: int  # token before a clip of sound
+    audio_end: int  # token after it
+    merge: int = 2  # side of the cell of patches that becomes one token
+    ticks_per_second: int = 25  # of the temporal axis
+    chunk_ticks: int = 50  # how long video and sound take turns
 
 
 class Mixed(NamedTuple):

@@ -39,15 +39,10 @@ from jaxmem.typing import Array, Float, Params
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen25VisionConfig(VisionConfig):
-    """Static description of the encoder.
+    """Static description of the encoder."""
 
-    Attributes:
-      window: side of an attention window in pixels.
-      full: blocks that attend within the whole frame.
-    """
-
-    window: int
-    full: tuple[int, ...]
+    window: int  # side of an attention window in pixels
+    full: tuple[int, ...]  # blocks that attend within the whole frame
 
     def __post_init__(self):
         if self.window % (self.patch * self.merge):

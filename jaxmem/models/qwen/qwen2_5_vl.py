@@ -49,14 +49,10 @@ text go on at max(rows, columns) after the start of a video, even if its ticks w
 
 @dataclass(frozen=True)
 class Qwen25VLConfig(VLConfig):
-    """Static description of the model.
-
-    Attributes:
-      ticks_per_second: of the temporal axis.
-    """
+    """Static description of the model."""
 
     vision: Qwen25VisionConfig
-    ticks_per_second: int = 2
+    ticks_per_second: int = 2  # of the temporal axis
 
 
 def read_config(config: Mapping[str, Any]) -> Qwen25VLConfig:

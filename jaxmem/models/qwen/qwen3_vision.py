@@ -39,15 +39,10 @@ from jaxmem.typing import Array, Float, Params
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3VisionConfig(VisionConfig):
-    """Static description of the encoder.
+    """Static description of the encoder."""
 
-    Attributes:
-      side: of the square of learned positions.
-      deep: blocks whose outputs are merged for DeepStack.
-    """
-
-    side: int
-    deep: tuple[int, ...]
+    side: int  # of the square of learned positions
+    deep: tuple[int, ...]  # blocks whose outputs are merged for DeepStack
 
     @property
     def stack(self) -> Prenorm:

@@ -36,15 +36,10 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class QwenFamily(Family):
-    """A model whose rows are known once `for_frames` has the frames' size.
+    """A model whose rows are known once `for_frames` has the frames' size."""
 
-    Attributes:
-      clip: pictures to patches.
-      whole_videos: see `preprocessor.limits_of`.
-    """
-
-    whole_videos: ClassVar[bool] = False
-    clip: Clip
+    whole_videos: ClassVar[bool] = False  # see `preprocessor.limits_of`
+    clip: Clip  # pictures to patches
 
     @staticmethod
     @abstractmethod

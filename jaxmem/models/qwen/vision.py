@@ -26,33 +26,19 @@ KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Static description of an encoder.
+    """Static description of an encoder."""
 
-    Attributes:
-      depth: blocks.
-      width: W, of the encoder.
-      heads: attention heads.
-      mlp_width: inner width of the MLP.
-      out: E, width of the decoder.
-      patch: side of a patch in pixels.
-      temporal: pictures per patch.
-      merge: side of the cell of patches that becomes one token.
-      channels: of a picture.
-      theta: base of the rotary frequencies.
-      norm_eps: of every norm.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    mlp_width: int
-    out: int
-    patch: int
-    temporal: int
-    merge: int
-    channels: int = 3
-    theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    depth: int  # blocks
+    width: int  # W, of the encoder
+    heads: int  # attention heads
+    mlp_width: int  # inner width of the MLP
+    out: int  # E, width of the decoder
+    patch: int  # side of a patch in pixels
+    temporal: int  # pictures per patch
+    merge: int  # side of the cell of patches that becomes one token
+    channels: int = 3  # of a picture
+    theta: float = 10_000.0  # base of the rotary frequencies
+    norm_eps: float = 1e-6  # of every norm
 
     @property
     def cell_width(self) -> int:

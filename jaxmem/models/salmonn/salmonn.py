@@ -74,19 +74,12 @@ ROWS_PER_SECOND = 50  # of Whisper's encoder
 
 @dataclass(frozen=True)
 class SalmonnConfig:
-    """Static description of the model.
+    """Static description of the model."""
 
-    Attributes:
-      base: the vision-language model.
-      sound: Whisper's encoder.
-      qformer: what reads its rows.
-      audio: placeholder token of sound.
-    """
-
-    base: Qwen25VLConfig | Qwen3VLConfig
-    sound: WhisperConfig
-    qformer: QFormerConfig
-    audio: int
+    base: Qwen25VLConfig | Qwen3VLConfig  # the vision-language model
+    sound: WhisperConfig  # Whisper's encoder
+    qformer: QFormerConfig  # what reads its rows
+    audio: int  # placeholder token of sound
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -161,16 +154,11 @@ def hear(
 
 @dataclass(frozen=True)
 class Salmonn(QwenFamily):
-    """video-SALMONN 2+ on Qwen2.5-VL, as a `Family`.
+    """video-SALMONN 2+ on Qwen2.5-VL, as a `Family`."""
 
-    Attributes:
-      sounds: audio tokens of a piece.
-      max_pixels: of a frame, as released.
-    """
-
-    max_pixels: ClassVar[int] = 61_250
+    max_pixels: ClassVar[int] = 61_250  # of a frame, as released
     config: SalmonnConfig
-    sounds: int
+    sounds: int  # audio tokens of a piece
     read_config = staticmethod(read_config)
 
     @classmethod
@@ -266,16 +254,13 @@ class Salmonn(QwenFamily):
 
 @dataclass(frozen=True)
 class TimedSalmonn(Salmonn):
-    """video-SALMONN 2+ on Qwen3-VL, with the time in words.
-
-    Attributes:
-      group: frames (of two pictures) under one time stamp. The released layout takes 1 for videos
-        of up to 256 frames, and as many more as keep within 256 stamps.
-    """
+    """video-SALMONN 2+ on Qwen3-VL, with the time in words."""
 
     timestamps = True
     whole_videos = True
     max_pixels = 176_400
+    # frames (of two pictures) under one time stamp. The released layout takes 1 for videos of up to
+    # 256 frames, and as many more as keep within 256 stamps.
     group: int = 1
 
     def __post_init__(self):
