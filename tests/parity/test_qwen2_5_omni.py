@@ -14,6 +14,7 @@ from passes import (
     HIDDEN,
     LOGITS,
     Reference,
+    after_video_with_sound,
     bounds,
     close,
     greedy,
@@ -180,7 +181,7 @@ def stream(layout, chunks, grid, seconds, sounds, begin):
         ids.append(part.ids)
         pos.append(at + part.pos)
         at, left = at + part.advance, left - count
-    after = at + lay.after_video(layout, chunks, grid, seconds, sounds)
+    after = at + after_video_with_sound(layout, chunks, grid, seconds, sounds)
     return np.concatenate(ids), np.concatenate(pos), after
 
 

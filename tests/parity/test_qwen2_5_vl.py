@@ -11,6 +11,7 @@ from passes import (
     HIDDEN,
     LOGITS,
     Reference,
+    after_video,
     bounds,
     close,
     greedy,
@@ -155,7 +156,7 @@ def stream_positions(config, frames, per_chunk, h, w, seconds, begin):
         assert part.pos.dtype == part.advance.dtype == np.int32
         found.append(at + part.pos)
         at = at + part.advance
-    return np.concatenate(found), at + family.after_video(config, frames, h, w, seconds)
+    return np.concatenate(found), at + after_video(config, frames, h, w, seconds)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 12])

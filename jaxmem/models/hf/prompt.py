@@ -71,30 +71,6 @@ def pad(part: Plan, size: int) -> Plan:
     )
 
 
-def cut(whole: Plan, bounds: Sequence[int], size: int) -> Plan:
-    """Return a prompt as chunks: a plan with a leading axis K.
-
-    Every chunk begins at the position of its first row, so that relative positions stay small; the
-    features are still counted from the prompt's first.
-
-    Args:
-      whole: the plan of the prompt, from position 0.
-      bounds: first row of every chunk after the first.
-      size: T, rows of a chunk after padding.
-    """
-    starts, stops = [0, *bounds], [*bounds, len(whole.ids)]
-    base = [np.zeros_like(whole.advance), *(whole.pos[i] for i in bounds), whole.advance]
-    chunks = []
-    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-        mine = slice(start, stop)
-        rel = whole.pos[mine] - base[i][None]
-        part = Plan(
-            whole.ids[mine], whole.place[mine], rel, whole.modality[mine], base[i + 1] - base[i]
-        )
-        chunks.append(pad(part, size))
-    return Plan(*(np.stack(x) for x in zip(*chunks, strict=True)))
-
-
 def fill(
     decoder: Params,
     part: Plan,

@@ -235,22 +235,3 @@ def video_chunk(
     ids = np.array([layout.video] * len(seen) + [layout.audio] * sounds, np.int32)
     features = {layout.video: (VISION, 0), layout.audio: (AUDIO, len(seen))}
     return plan(ids, pos, [layout.chunk_ticks, 0, 0], features)
-
-
-def after_video(
-    layout: OmniLayout, chunks: int, grid: Grid, seconds: mrope.Seconds, sounds: int
-) -> Int[np.ndarray, "3"]:
-    """Return where `<|audio_eos|>` stands, relative to the position that the chunks reached.
-
-    Args:
-      chunks: that were streamed.
-      grid: (F, h, w) of the whole stream, in patches.
-      seconds: between frames.
-      sounds: tokens of sound of the whole stream.
-    """
-    ((frames, rows, columns),) = as_grids([grid], layout.merge)
-    tick = int(mrope.ticks(frames - 1, seconds, layout.ticks_per_second))
-    # The last token is one of sound where the last turn has any.
-    heard = sounds > tick // layout.chunk_ticks * layout.chunk_ticks
-    text = sounds if heard else max(tick + 1, max(rows, columns) // layout.merge)
-    return mrope.as_int32(np.array([text - chunks * layout.chunk_ticks, text, text]))

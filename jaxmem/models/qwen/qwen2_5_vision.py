@@ -27,13 +27,7 @@ from jaxmem.models.encoders.vision_parts import (
     window_groups,
 )
 from jaxmem.models.hf.weights import Weight, dense, norm
-from jaxmem.models.qwen.vision import (
-    VisionConfig,
-    embed_patches,
-    merger_table,
-    patch_weight,
-    read_fields,
-)
+from jaxmem.models.qwen.vision import VisionConfig, embed_patches
 from jaxmem.typing import Array, Float, Params
 
 
@@ -53,14 +47,9 @@ class Qwen25VisionConfig(VisionConfig):
 
 
 def read_config(vision: Mapping[str, Any]) -> Qwen25VisionConfig:
-    """Return the encoder that `vision_config` of a config.json describes.
-
-    Raises:
-      ValueError: if a key is missing, or the activation is not silu.
-    """
-    found = read_fields(vision, "silu", window="window_size", full="fullatt_block_indexes")
-    found["full"] = tuple(found["full"])
-    return Qwen25VisionConfig(**found)
+    """Return the encoder that `vision_config` of a config.json describes; see `read`."""
+    keys = {"window": "window_size", "full": "fullatt_block_indexes"}
+    return Qwen25VisionConfig.read(vision, "silu", **keys)
 
 
 def encode_vision(
@@ -113,7 +102,7 @@ def vision_table(
     n, width, inner = config.depth, config.width, config.mlp_width
     at = f"{prefix}blocks.{{}}."
     attention = {"qkv": 3 * width} if fused else dict.fromkeys("qkv", width)
-    table = {"patch.kernel": patch_weight(config, prefix)}
+    table = {"patch.kernel": config.patch_weight(prefix)}
     for name in ("norm1", "norm2"):
         table |= norm(f"blocks.{name}", f"{at}{name}", width, layers=n)
     for name, fan_out in attention.items():
@@ -123,4 +112,4 @@ def vision_table(
         table |= dense(f"blocks.{name}", f"{at}mlp.{name}_proj", width, inner, layers=n)
     table |= dense("blocks.down", f"{at}mlp.down_proj", inner, width, layers=n)
     table |= norm("merger.norm", f"{prefix}merger.ln_q", width)
-    return table | merger_table(config, "merger", f"{prefix}merger.mlp.", ("0", "2"))
+    return table | config.merger_table("merger", f"{prefix}merger.mlp.", ("0", "2"))

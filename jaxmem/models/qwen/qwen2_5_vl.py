@@ -156,25 +156,13 @@ def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: mrope.S
     return vision_plan(config, [config.video] * len(pos), pos, [times[-1], 0, 0])
 
 
-def after_video(
-    config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: mrope.Seconds
-) -> Int[np.ndarray, "3"]:
-    """Return where text after a video stands, relative to the position that its chunks reached.
-
-    Arguments are those of `text_after`, with at least one frame.
-    """
-    end = int(mrope.ticks(frames, seconds, config.ticks_per_second))
-    text = int(np.max(text_after(config, frames, rows, columns, seconds) + np.array([end, 0, 0])))
-    return mrope.as_int32(np.array([text - end, text, text]))
-
-
 def text_after(
     config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: mrope.Seconds
 ) -> Int[np.ndarray, "3"]:
-    """Return `Embeds.start` of text after a video: the rule of `after_video`, axis by axis.
+    """Return `Embeds.start` of text after a video, relative to the position its chunks reached.
 
-    The largest coordinate of base + this is where `after_video` puts the text, and stays sensible
-    where a memory has numbered the stream anew: nothing in it grows with the stream.
+    The largest coordinate of their sum is where the text stands. It stays sensible where a memory
+    has numbered the stream anew: nothing in it grows with the stream.
 
     Args:
       frames: that were streamed; 0: text goes on at the base.

@@ -27,13 +27,7 @@ from jaxmem.models.encoders.vision_parts import (
     layer_norm,
 )
 from jaxmem.models.hf.weights import Weight, norm
-from jaxmem.models.qwen.vision import (
-    VisionConfig,
-    embed_patches,
-    merger_table,
-    patch_weight,
-    read_fields,
-)
+from jaxmem.models.qwen.vision import VisionConfig, embed_patches
 from jaxmem.typing import Array, Float, Params
 
 
@@ -41,7 +35,7 @@ from jaxmem.typing import Array, Float, Params
 class Qwen3VisionConfig(VisionConfig):
     """Static description of the encoder."""
 
-    side: int  # of the square of learned positions
+    places: int  # learned positions, those of a square
     deep: tuple[int, ...]  # blocks whose outputs are merged for DeepStack
 
     @property
@@ -50,7 +44,14 @@ class Qwen3VisionConfig(VisionConfig):
         sizes = (self.depth, self.width, self.heads, self.mlp_width)
         return Prenorm(*sizes, tanh_gelu=True, norm_eps=self.norm_eps)
 
+    @property
+    def side(self) -> int:
+        """Return the side of the square of learned positions."""
+        return math.isqrt(self.places)
+
     def __post_init__(self):
+        if self.side**2 != self.places:
+            raise ValueError(f"num_position_embeddings is {self.places}, which is no square.")
         if list(self.deep) != sorted(set(self.deep)) or not set(self.deep) <= {*range(self.depth)}:
             raise ValueError(
                 f"deepstack_visual_indexes {self.deep} must ascend and name blocks of "
@@ -59,18 +60,9 @@ class Qwen3VisionConfig(VisionConfig):
 
 
 def read_config(vision: Mapping[str, Any]) -> Qwen3VisionConfig:
-    """Return the encoder that `vision_config` of a config.json describes.
-
-    Raises:
-      ValueError: if a key is missing, or the encoder has parts that are not implemented.
-    """
-    more = {"side": "num_position_embeddings", "deep": "deepstack_visual_indexes"}
-    found = read_fields(vision, "gelu_pytorch_tanh", **more)
-    places, side = found["side"], math.isqrt(found["side"])
-    if side**2 != places:
-        raise ValueError(f"num_position_embeddings is {places}, which is no square.")
-    found |= {"side": side, "deep": tuple(found["deep"])}
-    return Qwen3VisionConfig(**found)
+    """Return the encoder that `vision_config` of a config.json describes; see `read`."""
+    keys = {"places": "num_position_embeddings", "deep": "deepstack_visual_indexes"}
+    return Qwen3VisionConfig.read(vision, "gelu_pytorch_tanh", **keys)
 
 
 class Corners(NamedTuple):
@@ -172,15 +164,15 @@ def vision_table(config: Qwen3VisionConfig, prefix: str = "model.visual.") -> di
     names = {"norm1": f"{at}norm1", "qkv": f"{at}attn.qkv", "proj": f"{at}attn.proj"}
     names |= {"norm2": f"{at}norm2", "fc1": f"{at}mlp.linear_fc1", "fc2": f"{at}mlp.linear_fc2"}
     table = {
-        "patch.kernel": patch_weight(config, prefix),
+        "patch.kernel": config.patch_weight(prefix),
         "patch.bias": Weight(f"{prefix}patch_embed.proj.bias", (width,)),
-        "positions": Weight(f"{prefix}pos_embed.weight", (config.side**2, width)),
+        "positions": Weight(f"{prefix}pos_embed.weight", (config.places, width)),
     }
     table |= prenorm.table(config.stack, "blocks", names)
     merger, maps = f"{prefix}merger.", ("linear_fc1", "linear_fc2")
     table |= norm("merger.norm", f"{merger}norm", width, bias=True)
-    table |= merger_table(config, "merger", merger, maps)
+    table |= config.merger_table("merger", merger, maps)
     if not count:
         return table
     table |= norm("deep.norm", f"{deep}norm", config.cell_width, bias=True, layers=count)
-    return table | merger_table(config, "deep", deep, maps, layers=count)
+    return table | config.merger_table("deep", deep, maps, layers=count)

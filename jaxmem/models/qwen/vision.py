@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders.vision_parts import Grid, rotary
@@ -40,6 +40,28 @@ class VisionConfig:
     theta: float = 10_000.0  # base of the rotary frequencies
     norm_eps: float = 1e-6  # of every norm
 
+    @classmethod
+    def read(cls, vision: Mapping[str, Any], activation: str, **more: str) -> Self:
+        """Return the encoder that `vision_config` of a config.json describes.
+
+        Args:
+          vision: the part of config.json.
+          activation: the one that is implemented.
+          more: keys of the fields that a family adds.
+
+        Raises:
+          ValueError: if a key is missing, or the encoder has another activation.
+        """
+        found = vision.get("hidden_act", activation)
+        check_value("hidden_act of vision_config", found, activation)
+        known = fields(vision, KEYS | more, "vision_config").items()
+        sizes: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in known}
+        return cls(
+            **sizes,
+            channels=vision.get("in_channels", vision.get("in_chans", 3)),
+            theta=(vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
+        )
+
     @property
     def cell_width(self) -> int:
         """Return the width of a cell of patches."""
@@ -49,37 +71,20 @@ class VisionConfig:
         """Return the rotary angles of all patches."""
         return rotary(self.width // self.heads, self.theta, grids, self.merge)
 
+    def patch_weight(self, prefix: str) -> Weight:
+        """Return where the kernel of the patches is stored."""
+        window = (self.channels, self.temporal, self.patch, self.patch)
+        return Weight(f"{prefix}patch_embed.proj.weight", (self.width, *window), "patch")
 
-def read_fields(vision: Mapping[str, Any], activation: str, **more: str) -> dict[str, Any]:
-    """Return the fields of a `VisionConfig`, and `more` of them by their keys in `vision_config`.
-
-    Raises:
-      ValueError: if a key is missing, or the activation is another one.
-    """
-    found = vision.get("hidden_act", activation)
-    check_value("hidden_act of vision_config", found, activation)
-    return {
-        **fields(vision, KEYS | more, "vision_config"),
-        "channels": vision.get("in_channels", vision.get("in_chans", 3)),
-        "theta": (vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
-    }
+    def merger_table(
+        self, path: str, prefix: str, maps: tuple[str, str], layers: int | None = None
+    ) -> dict[str, Weight]:
+        """Return the entries of a merger's two linear maps, stored under `prefix`."""
+        cell, (fc1, fc2) = self.cell_width, maps
+        table = dense(f"{path}.fc1", prefix + fc1, cell, cell, layers=layers)
+        return table | dense(f"{path}.fc2", prefix + fc2, cell, self.out, layers=layers)
 
 
 def embed_patches(params: Params, patches: Float[Array, "N I"]) -> Float[Array, "N W"]:
     """Return the embedding of patches, before positions are added."""
     return linear(patches.astype(params["patch"]["kernel"].dtype), params["patch"])
-
-
-def patch_weight(config: VisionConfig, prefix: str) -> Weight:
-    """Return where the kernel of the patches is stored."""
-    window = (config.channels, config.temporal, config.patch, config.patch)
-    return Weight(f"{prefix}patch_embed.proj.weight", (config.width, *window), "patch")
-
-
-def merger_table(
-    config: VisionConfig, path: str, prefix: str, maps: tuple[str, str], layers: int | None = None
-) -> dict[str, Weight]:
-    """Return the entries of a merger's two linear maps, stored under `prefix`."""
-    cell, (fc1, fc2) = config.cell_width, maps
-    table = dense(f"{path}.fc1", prefix + fc1, cell, cell, layers=layers)
-    return table | dense(f"{path}.fc2", prefix + fc2, cell, config.out, layers=layers)
