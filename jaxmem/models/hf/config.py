@@ -94,12 +94,7 @@ def head_dim(text: Mapping[str, Any]) -> int:
 
 
 def decoder_config(
-    text: Mapping[str, Any],
-    rope: Rope | None = None,
-    *,
-    qkv_bias: bool,
-    qk_norm: bool,
-    tied: bool,
+    text: Mapping[str, Any], rope: Rope | None = None, *, qkv_bias: bool, qk_norm: bool, tied: bool
 ) -> DecoderConfig:
     """Return the decoder of a text config (Qwen2 and Qwen3 share its keys).
 

@@ -31,10 +31,7 @@ from jaxmem.models.qwen.stream import Features, QwenFamily, vision_plan
 from jaxmem.typing import Array, Float, Int, Params
 
 MODEL_TYPES = ("qwen2_5_vl",)
-RENAMES = (
-    ("model.visual.", "visual."),
-    ("model.language_model.", "model."),
-)
+RENAMES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """Names of checkpoints that newer versions of transformers saved, to those of the release."""
 IGNORE = ("lm_head.weight",)
 """A copy of the embedding that tied checkpoints may hold."""
