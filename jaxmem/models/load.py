@@ -111,14 +111,10 @@ def load(
 
 
 def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
-    """Return the class that reads a checkpoint.
-
-    Args:
-      config: its config.json.
-      where: it is, for the message.
+    """Return the class that reads a checkpoint of this config.json.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there is none; it says `where` the checkpoint is.
     """
     found = config.get("model_type")
     if found not in FAMILIES:
@@ -145,11 +141,7 @@ def as_dtype(dtype: Any) -> Any:
 
 
 def find(where: str | Path, files: Sequence[str] = FILES) -> Path:
-    """Return the directory of a checkpoint, downloaded if it is the name of a repository.
-
-    Args:
-      where: directory or name.
-      files: patterns of what is downloaded.
+    """Return the directory of a checkpoint; of a repository's name its `files` are downloaded.
 
     Raises:
       ValueError: if it is neither, or cannot be downloaded.

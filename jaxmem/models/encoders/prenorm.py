@@ -49,8 +49,7 @@ def through(
 ) -> tuple[Float[Array, "N W"], list[Float[Array, "N W"]]]:
     """Pass rows through the stack `weights` [depth, ...], rotated by `turn` where it is given.
 
-    Returns:
-      The output of the last block, and of those in `taps`.
+    Out come the output of the last block, and of those in `taps`.
     """
 
     def block(mine: Params, h: Array, _: None) -> Array:

@@ -26,12 +26,7 @@ Grid = tuple[int, int, int]
 
 
 def as_grids(grids: Any, merge: int, patches: int | None = None) -> tuple[Grid, ...]:
-    """Return grids as a tuple of integers.
-
-    Args:
-      grids: (F, h, w) of every picture or video.
-      merge: side of a cell.
-      patches: patches that the grids must cover, if known.
+    """Return grids, (F, h, w) of every picture or video, as a tuple of integers.
 
     Raises:
       ValueError: if a side is no multiple of `merge`, or the patches do not fit the grids.
@@ -58,7 +53,7 @@ def patchify(
     """Cut pictures into patches in the encoders' order.
 
     Args:
-      pixels: n pictures of Y x X pixels, normalised; an odd picture out is repeated by the caller.
+      pixels: n normalised pictures; an odd picture out is repeated by the caller.
       patch: side of a patch in pixels.
       temporal: consecutive pictures that share a patch.
       merge: side of a cell in patches.
@@ -172,14 +167,9 @@ def self_attention(
     turn: Float[Array, "N 1 D/2"] | None,
     groups: Groups,
 ) -> Float[Array, "N E"]:
-    """Return a block's attention, projected, without norm and residual.
+    """Return a block's attention of normalised rows, projected, without norm and residual.
 
-    Args:
-      weights: linear maps "qkv", or "q", "k" and "v", and "proj".
-      heads: H.
-      x: normalised input.
-      turn: rotary angles, or None for an encoder without.
-      groups: who sees whom.
+    The weights are linear maps "qkv", or "q", "k" and "v", and "proj"; `turn`: rotary angles.
     """
     if "qkv" in weights:
         parts = jnp.split(linear(x, weights["qkv"]), 3, axis=-1)
@@ -223,10 +213,7 @@ def through_blocks(
       h: input.
       step: (weights of one block, h, kind) -> h.
       kinds: static kind of every block.
-      taps: blocks whose outputs are wanted, ascending.
-
-    Returns:
-      The output of the last block, and of those in `taps`.
+      taps: blocks whose outputs are wanted beside that of the last, ascending.
     """
     depth, tapped, start = len(kinds), [], 0
     for stop in range(1, depth + 1):

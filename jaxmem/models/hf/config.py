@@ -138,15 +138,10 @@ def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "con
 def fields(
     config: Mapping[str, Any], names: Mapping[str, str], where: str = "config.json"
 ) -> dict[str, Any]:
-    """Return the settings of a config by the names of our fields.
-
-    Args:
-      config: the settings.
-      names: of each field its key.
-      where: the settings are from, for messages.
+    """Return the settings of a config as fields; `names` has the key of each.
 
     Raises:
-      ValueError: if keys are missing; it names all of them.
+      ValueError: naming all keys that are missing, and `where`.
     """
     check_keys(config, tuple(names.values()), where)
     return {field: config[key] for field, key in names.items()}

@@ -89,8 +89,7 @@ def smart_resize(height: int, width: int, *, cell: int, limits: Limits) -> tuple
     (the released Qwen2-VL processors).
 
     Args:
-      height: native, in pixels.
-      width: native, in pixels.
+      height: native, in pixels; `width` likewise.
       cell: side in pixels of what becomes one token.
       limits: of height times width.
 

@@ -44,14 +44,9 @@ def mrope(text: Mapping[str, Any]) -> Rope:
 
 
 def read_decoder(config: Mapping[str, Any], *, qkv_bias: bool, qk_norm: bool) -> DecoderConfig:
-    """Return the decoder that a config.json describes.
+    """Return the decoder that a config.json describes, options as in `decoder_config`.
 
     The text settings are `text_config`, or the top level in files of the first releases.
-
-    Args:
-      config: the file, or the part of it that holds the text settings.
-      qkv_bias: biases on q, k and v (Qwen2.5).
-      qk_norm: norms on the heads of q and k (Qwen3).
 
     Raises:
       ValueError: if a key is missing, or the file asks for something that is not implemented.

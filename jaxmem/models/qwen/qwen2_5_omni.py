@@ -192,12 +192,7 @@ class Qwen25Omni(QwenFamily):
 def read_mel(
     settings: Mapping[str, Any], sound: QwenAudioConfig, ticks_in: int, every: Fraction
 ) -> LogMel:
-    """Return the log-mel settings of a checkpoint.
-
-    Args:
-      sound: the audio encoder.
-      ticks_in: audio tokens that a piece must become.
-      every: seconds of a piece.
+    """Return the log-mel settings of a checkpoint whose pieces of `every` s have `ticks_in` tokens.
 
     Raises:
       ValueError: if the encoder makes another number of tokens, or cuts windows across pieces.

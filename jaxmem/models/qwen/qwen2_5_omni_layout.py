@@ -215,9 +215,8 @@ def video_chunk(
     the tokens that open the video. Features are those of the frames, then those of the sound.
 
     Args:
-      chunk: number of the chunk.
-      rows: of patches in a frame.
-      columns: of patches in a frame.
+      chunk: its number.
+      rows: of patches in a frame; `columns` likewise.
       seconds: between frames; a Fraction for a stream of hours.
       sounds: tokens of sound in this chunk, `chunk_ticks` but for the last one; 0 without sound.
       end: frames of the whole video, where it ends within this chunk.

@@ -60,16 +60,13 @@ def encode_vision(
     *,
     taps: Sequence[int] = (),
 ) -> tuple[Float[Array, "m E"], list[Float[Array, "N W"]]]:
-    """Return the tokens of pictures and videos.
+    """Return the tokens of pictures and videos, and the outputs of the blocks in `taps`.
 
     Args:
       params: {"patch", "blocks" (stacked), "merger"}.
       patches: of all pictures, see `vision_parts`.
       grids: (F, h, w) of each, static.
       taps: blocks whose outputs are wanted as well.
-
-    Returns:
-      The tokens, and the outputs of the blocks in `taps`.
 
     Raises:
       ValueError: if the grids do not fit the patches.

@@ -102,18 +102,13 @@ def positions(
 
 
 def prompt_plan(
-    config: Qwen3VLConfig,
-    ids: Sequence[int] | np.ndarray,
-    *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
+    config: Qwen3VLConfig, ids: Sequence[int] | np.ndarray, **media: Sequence[Grid]
 ) -> Plan:
-    """Return the plan of a whole prompt, arguments as in `positions`.
+    """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then those of all videos.
     """
-    pos, after = positions(config, ids, images=images, videos=videos)
-    return vision_plan(config, ids, pos, after, images)
+    return vision_plan(config, ids, *positions(config, ids, **media), media.get("images", ()))
 
 
 def encode(

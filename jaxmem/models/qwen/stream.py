@@ -151,11 +151,7 @@ def vision_plan(
 ) -> Plan:
     """Return a plan whose features are those of all pictures, then those of all videos.
 
-    Args:
-      ids: token ids [T].
-      pos: positions of the tokens.
-      advance: where the next token stands.
-      images: (1, h, w) of every picture, in patches.
+    Arguments are those of `prompt.plan`, and the (1, h, w) of every picture, in patches.
     """
     first = sum(f * h * w for f, h, w in images) // config.vision.merge**2
     return plan(ids, pos, advance, {config.image: (VISION, 0), config.video: (VISION, first)})
