@@ -8,8 +8,6 @@ encoder and `stream`, which then takes rows that are already embedded:
     carry = stream(params, carry, rows, program=program)
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """`Model`: everything the streaming loop needs to know about a video language model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType

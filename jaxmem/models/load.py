@@ -1,7 +1,5 @@
 """Any supported checkpoint as a `Model`: a directory, or the name of a Hugging Face repository."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Rows of all pictures or clips lie one after the other; who sees whom is a static `Groups`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ among the queries of a window, attention to its rows, MLP; each is followed by i
 layer norm. Windows do not overlap and never see each other (SALMONN, arXiv 2310.13289, 3.1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple

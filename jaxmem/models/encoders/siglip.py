@@ -1,7 +1,5 @@
 """The SigLIP vision encoder (arXiv 2303.15343), with and without its attention-pooling head."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

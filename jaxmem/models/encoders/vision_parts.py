@@ -6,8 +6,6 @@ w): frames (of `temporal` pictures each), rows and columns of patches. Grids are
 attends to which is worked out in numpy while a program is traced.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

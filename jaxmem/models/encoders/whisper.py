@@ -1,7 +1,5 @@
 """The encoder of Whisper (arXiv 2212.04356)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ Here a piece sees the sound before it, is mirrored at its own end only (which to
 window ends after it: one, of the released models) and takes the loudest value of its own.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

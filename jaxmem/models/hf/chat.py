@@ -3,8 +3,6 @@
 Needs the packages of the extra `hf` (tokenizers, jinja2); nothing else in the library does.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -29,8 +29,6 @@ Weights are read tensor by tensor straight to their final dtype and placement: a
 once, on its devices, and the host holds one file's mapping and one tensor at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reading `config.json` of a Hugging Face checkpoint, and the decoder that it describes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

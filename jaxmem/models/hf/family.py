@@ -3,8 +3,6 @@
 A new family is a subclass, and a line in `jaxmem.models.load.FAMILIES`.
 """
 
-from __future__ import annotations
-
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Preprocessor settings of a checkpoint directory: the size of its pictures, and their pixels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Families differ in which tokens stand where and at which positions. A plan holds
 a fixed shape; `fill` turns it, inside a jitted program, into the rows that a decoder takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 See `jaxmem.models.hf.checkpoint` for the format and for what reads them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

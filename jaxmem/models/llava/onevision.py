@@ -7,8 +7,6 @@ learned newline vector. Positions are 1-axis. Pictures are in `jaxmem.models.lla
 Names of LLaVA-NeXT's own checkpoints (LLaVA-Video) are renamed to those of transformers.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 The tiles are put together with a newline after every row.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp

@@ -12,8 +12,6 @@ released, the text before and after `<image>` is tokenised apart, and the video 
 Pictures are not read, and no sentence about the sampled times is written (`add_time_instruction`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -6,8 +6,6 @@ from 0 and attends to itself only; windows of a stream are therefore encoded as 
 of a clip are then averaged in pairs, one token for four frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 A piece of a stream is a whole number of frames of patches, each of `temporal` pictures.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

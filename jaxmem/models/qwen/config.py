@@ -1,7 +1,5 @@
 """What the config.json files of the Qwen families have alike: a decoder with three rotary axes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ next token stands. Everything is exact integers on the host; nothing is accumula
 stream of any length has the positions that one prompt over all of it would have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple

@@ -8,8 +8,6 @@ then those of the audio. `<|vision_bos|><|audio_bos|>` end the prefix at one pos
 `<|audio_eos|><|vision_eos|>` begin every question at another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction

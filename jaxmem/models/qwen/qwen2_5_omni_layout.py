@@ -8,8 +8,6 @@ Text goes on after the largest position on any axis; after a video with sound on
 counts, as released, also where the sound ends before the last frame.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest

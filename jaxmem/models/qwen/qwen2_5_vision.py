@@ -8,8 +8,6 @@ The released code sorts the patches into windows before the first block and back
 here they stay in place and the attention gathers them, which is the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

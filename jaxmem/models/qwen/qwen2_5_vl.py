@@ -9,8 +9,6 @@ Later versions of transformers changed it, see `Rule`.
 The chat template's video is the stream; a piece of it is one frame of patches (two pictures).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -5,8 +5,6 @@ patches, stretched over the frame (corner on corner) by bilinear interpolation. 
 the outputs of some blocks are merged to features that the decoder adds after its first layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

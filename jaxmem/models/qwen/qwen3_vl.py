@@ -7,8 +7,6 @@ its start. A stream of any length is therefore the same arithmetic from every ch
 three axes alike. A piece of it is one frame (two pictures) with its words, rows of modality TEXT.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """`QwenFamily`: what the Qwen families share; each adds how the tokens of a piece are laid out."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

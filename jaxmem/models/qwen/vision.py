@@ -1,7 +1,5 @@
 """What the vision encoders of the Qwen families have alike: sizes, patches, the last merger."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self

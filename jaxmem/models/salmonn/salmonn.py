@@ -14,8 +14,6 @@ each is then heard by itself with silence after it, as a short video is, and no 
 prompt over the whole video holds.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The embedded default model as a `Model`: the one that needs no download."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
