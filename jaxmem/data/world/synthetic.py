@@ -53,10 +53,9 @@ def patch_labels(stream: Stream) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sound_labels(stream: Stream) -> np.ndarray:
-    """What rings in every quarter of a second.
+    """What rings in every quarter of a second, int [seconds, 4].
 
-    Returns:
-        int [seconds, 4]: 0 = nothing, 1 + index into SOUNDS, -1 = too little to tell.
+    0 = nothing, 1 + index into SOUNDS, -1 = too little to tell.
     """
     out = np.zeros(stream.seconds * _PIECES, np.int32)
     e = stream.events
@@ -72,8 +71,7 @@ def sound_labels(stream: Stream) -> np.ndarray:
 def number_labels(stream: Stream) -> np.ndarray:
     """How often the shape or the sound of a token was shown or rang so far, this time included.
 
-    Returns:
-        int [seconds, 20], 16 patches then 4 quarters of a second: 0 = no event, 1, 2, 3 = often.
+    int [seconds, 20], 16 patches then 4 quarters of a second: 0 = no event, 1, 2, 3 = often.
     """
     sounds = sound_labels(stream)
     out = np.zeros((stream.seconds, GRID * GRID + _PIECES), np.int32)
@@ -94,12 +92,7 @@ def number_labels(stream: Stream) -> np.ndarray:
 def disturb_frames(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Imitate what cameras and codecs do to one stream: colour shift, blur, noise.
 
-    Args:
-        pictures: uint8 [F, 48, 48, 3].
-        rng: decides how much of each, once per stream.
-
-    Returns:
-        uint8 [F, 48, 48, 3].
+    Pictures are uint8 [F, 48, 48, 3]; `rng` decides how much of each, once per stream.
     """
     gain = rng.uniform(0.92, 1.08) * rng.uniform(0.96, 1.04, 3)
     offset = rng.uniform(-8, 8) + rng.uniform(-4, 4, 3)
@@ -118,12 +111,7 @@ def disturb_frames(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray
 def disturb_sound(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Imitate another recording of one stream: level, delay of up to 20 ms, noise, dull treble.
 
-    Args:
-        samples: float32 [n].
-        rng: decides how much of each, once per stream.
-
-    Returns:
-        float32 [n].
+    Samples are float32 [n]; `rng` decides how much of each, once per stream.
     """
     shift = int(rng.integers(-RATE // 50, RATE // 50 + 1))
     out = np.roll(samples, shift)

@@ -21,6 +21,7 @@ from jaxmem.rope import Rope, angles, rope_1d, rotate
 from jaxmem.typing import Array, Bool, Float, Int, Params
 
 Grid = tuple[int, int, int]
+Grids = Sequence[Grid]
 
 
 def as_grids(grids: Any, merge: int, patches: int | None = None) -> tuple[Grid, ...]:
@@ -85,14 +86,12 @@ def patch_places(grid: Grid, merge: int) -> Int[np.ndarray, "N 2"]:
     return np.tile(one, (frames, 1)).astype(np.int32)
 
 
-def all_places(grids: Sequence[Grid], merge: int) -> Int[np.ndarray, "N 2"]:
+def all_places(grids: Grids, merge: int) -> Int[np.ndarray, "N 2"]:
     """Return (row, column) of every patch of several grids."""
     return np.concatenate([patch_places(grid, merge) for grid in grids])
 
 
-def rotary(
-    head_dim: int, theta: float, grids: Sequence[Grid], merge: int
-) -> Float[Array, "N 1 D/2"]:
+def rotary(head_dim: int, theta: float, grids: Grids, merge: int) -> Float[Array, "N 1 D/2"]:
     """Return the 2-D rotary angles of patches, with the axis of heads.
 
     The first half of the pairs reads the row, the other half the column; frequencies are those of a
@@ -124,14 +123,14 @@ def groups_of(members: Sequence[np.ndarray]) -> Groups:
     return Groups(index, valid, back)
 
 
-def frame_groups(grids: Sequence[Grid]) -> Groups:
+def frame_groups(grids: Grids) -> Groups:
     """Return the groups of attention within each frame."""
     sizes = [h * w for f, h, w in grids for _ in range(f)]
     ends = np.cumsum(sizes)
     return groups_of([np.arange(end - n, end) for n, end in zip(sizes, ends, strict=True)])
 
 
-def window_groups(grids: Sequence[Grid], merge: int, side: int) -> Groups:
+def window_groups(grids: Grids, merge: int, side: int) -> Groups:
     """Return the groups of attention within windows of `side` x `side` cells of a frame.
 
     Windows begin at the upper left corner; those at the right and lower border may be smaller.

@@ -50,13 +50,8 @@ def read_config(config: Mapping[str, Any]) -> WhisperConfig:
 
 
 def read_stack(config: Mapping[str, Any], where: str = "config.json") -> Prenorm:
-    """Return the blocks of an encoder with Whisper's keys, from `where`.
-
-    Raises:
-      ValueError: if a key is missing, or the activation is not gelu.
-    """
-    known = "gelu"
-    check_value("activation_function", config.get("activation_function", known), known)
+    """Return the blocks that Whisper's keys describe; ValueError if one lacks, or is not known."""
+    check_value("activation_function", config.get("activation_function", "gelu"), "gelu")
     # The epsilon is torch's default; config.json does not hold it.
     return Prenorm(**fields(config, KEYS, where), tanh_gelu=False, norm_eps=1e-5)
 

@@ -19,11 +19,7 @@ SIZES = {
 
 
 def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any]:
-    """Return a JSON object of a checkpoint directory.
-
-    Raises:
-      ValueError: if the directory or the file is missing, or the file is no JSON object.
-    """
+    """Return a JSON object of a directory; ValueError if it is missing, or is something else."""
     path = Path(directory) / name
     if not path.is_file():
         raise ValueError(
@@ -40,11 +36,7 @@ def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any
 
 
 def rope_theta(text: Mapping[str, Any]) -> float:
-    """Return the rotary base of a text config, where newer or older versions write it.
-
-    Raises:
-      ValueError: if the frequencies are scaled in another way than by YaRN.
-    """
+    """Return the rotary base, newer or older place; ValueError if it is scaled, but not by YaRN."""
     rope, kind = _rope_settings(text)
     if kind not in ("default", "mrope", "yarn"):
         raise ValueError(
@@ -63,8 +55,7 @@ def _rope_settings(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
 def scaled(rope: Rope, text: Mapping[str, Any]) -> Rope:
     """Return a rotary table as a text config stretches it: by YaRN, or not at all.
 
-    The original context is `original_max_position_embeddings`, or where that is not written
-    `max_position_embeddings`.
+    The original context is `original_max_position_embeddings`, else `max_position_embeddings`.
 
     Raises:
       ValueError: if a YaRN config lacks its factor or both context lengths, or has settings that
@@ -136,11 +127,7 @@ def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "con
 def fields(
     config: Mapping[str, Any], names: Mapping[str, str], where: str = "config.json"
 ) -> dict[str, Any]:
-    """Return the settings of a config as fields; `names` has the key of each.
-
-    Raises:
-      ValueError: naming all keys that are missing, and `where`.
-    """
+    """Return settings as fields, by the key of each; ValueError that names all that are missing."""
     check_keys(config, tuple(names.values()), where)
     return {field: config[key] for field, key in names.items()}
 

@@ -15,6 +15,9 @@ from jaxmem.kv import EMPTY, TEXT
 from jaxmem.memory.base import Embeds
 from jaxmem.typing import Float, Int, Params
 
+Ids = Sequence[int] | np.ndarray
+"""Token ids [T], without padding."""
+
 
 class Plan(NamedTuple):
     """Rows before they are embedded; padding (kind EMPTY) last. numpy on the host."""
@@ -27,7 +30,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    ids: Sequence[int] | np.ndarray,
+    ids: Ids,
     pos: np.ndarray,
     advance: Sequence[int] | np.ndarray | int,
     features: Mapping[int, tuple[int, int]],
@@ -50,11 +53,7 @@ def plan(
 
 
 def pad(part: Plan, size: int) -> Plan:
-    """Return a plan padded to `size` rows.
-
-    Raises:
-      ValueError: if it has more rows.
-    """
+    """Return a plan padded to `size` rows; ValueError if it has more."""
     extra = size - len(part.ids)
     if extra < 0:
         raise ValueError(

@@ -9,7 +9,7 @@ Names of LLaVA-NeXT's own checkpoints (LLaVA-Video) are renamed to those of tran
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -29,7 +29,7 @@ from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
 from jaxmem.models.hf.family import RATE, Family, Files, Names
 from jaxmem.models.hf.preprocessor import Pixels, pixels_of
-from jaxmem.models.hf.prompt import Plan, plan
+from jaxmem.models.hf.prompt import Ids, Plan, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, under
 from jaxmem.typing import Array, Bool, Float, Int, Params, UInt
 
@@ -173,12 +173,12 @@ def video_features(
     return jnp.concatenate([encode(params, config, pixels), params["newline"][None]])
 
 
-def positions(ids: Sequence[int] | np.ndarray) -> tuple[Int[np.ndarray, "T 1"], int]:
+def positions(ids: Ids) -> tuple[Int[np.ndarray, "T 1"], int]:
     """Return the positions of a prompt (every token is one further), and the next one."""
     return np.arange(len(ids), dtype=np.int32)[:, None], len(ids)
 
 
-def prompt_plan(config: LlavaConfig, ids: Sequence[int] | np.ndarray) -> Plan:
+def prompt_plan(config: LlavaConfig, ids: Ids) -> Plan:
     """Return the plan of a whole prompt; its features are those of all pictures, then videos."""
     pos, after = positions(ids)
     pictures = int((np.asarray(ids) == config.image).sum())

@@ -41,6 +41,7 @@ TOWERS: dict[str, Mapping[str, Any]] = {
 }
 """Encoders that config.json may name, as their own config.json describes them."""
 SETTINGS = {
+    "mm_newline_position": "grid",
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_feature": "patch",
     "mm_vision_select_layer": -2,
@@ -75,7 +76,6 @@ def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
     """
     check_family(config, MODEL_TYPES)
     check_keys(config, ("mm_vision_tower", "mm_newline_position"))
-    check_value("mm_newline_position", config["mm_newline_position"], "grid")
     for key, known in SETTINGS.items():
         check_value(key, config.get(key, known), known)
     pooling = config.get("mm_spatial_pool_mode", "bilinear")

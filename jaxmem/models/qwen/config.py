@@ -30,11 +30,7 @@ class VLConfig:
 
 
 def mrope(text: Mapping[str, Any]) -> Rope:
-    """Return the rotary embedding, from `rope_parameters` or the older `rope_scaling`.
-
-    Raises:
-      ValueError: if there are no sections, or the frequencies are scaled.
-    """
+    """Return the rotary embedding of a text config; ValueError without sections, or if scaled."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     check_keys(rope, ("mrope_section",), "the rope_parameters (rope_scaling) of config.json")
     make = mrope_interleaved if rope.get("mrope_interleaved") else mrope_sectioned

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.kv import AUDIO, VISION
-from jaxmem.models.encoders.vision_parts import Grid
+from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.encoders.whisper_mel import LogMel
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.config import check_family, fields
@@ -100,7 +100,7 @@ def encode(
     params: Params,
     config: Qwen25OmniConfig,
     patches: Float[Array, "N I"] | None,
-    grids: Sequence[Grid],
+    grids: Grids,
     clips: Sequence[Float[Array, "J M"]] = (),
 ) -> Float[Array, "m E"]:
     """Return the features of pictures and videos, then those of clips of log-mel frames."""
@@ -183,7 +183,7 @@ class Qwen25Omni(QwenFamily):
         before = [past if start else None, *samples[:-1]]
         return np.concatenate([self.mel(x, p) for x, p in zip(samples, before, strict=True)])
 
-    def features(self, params: Params, patches: Array, grids: Sequence[Grid], mel: Any) -> Features:
+    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
         return encode(params, self.config, patches, grids, [jnp.asarray(mel)]), None
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmem.kv import AUDIO, VISION
-from jaxmem.models.encoders.vision_parts import Grid, as_grids
-from jaxmem.models.hf.prompt import Plan, plan
+from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
+from jaxmem.models.hf.prompt import Ids, Plan, plan
 from jaxmem.models.qwen import mrope
 from jaxmem.typing import Bool, Int
 
@@ -101,23 +101,17 @@ def _around(content: Int[np.ndarray, "n 3"]) -> mrope.Block:
 
 def positions(
     layout: OmniLayout,
-    ids: Sequence[int] | np.ndarray,
+    ids: Ids,
     *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
+    images: Grids = (),
+    videos: Grids = (),
     seconds: Sequence[mrope.Seconds] | None = None,
     sounds: Sequence[int] = (),
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
     """Return the positions of a prompt, and where the next text token would stand.
 
-    A video has sound where `<|audio_bos|>` follows its `<|vision_bos|>`.
-
-    Args:
-      ids: token ids without padding.
-      images: (1, h, w) of every picture, in patches.
-      videos: (F, h, w) of every video, in patches.
-      seconds: between the frames of each video; None: 1. A Fraction is exact, see `mrope.ticks`.
-      sounds: tokens of every clip of sound, in order of appearance.
+    A video has sound where `<|audio_bos|>` follows its `<|vision_bos|>`. `sounds` are the tokens of
+    every clip of sound, in order of appearance; other arguments as in `qwen2_5_vl.positions`.
 
     Raises:
       ValueError: if ids, grids and clips do not fit together.
@@ -161,9 +155,7 @@ def positions(
     return mrope.join(ids, blocks)
 
 
-def prompt_plan(
-    layout: OmniLayout, ids: Sequence[int] | np.ndarray, **media: Sequence[Any]
-) -> Plan:
+def prompt_plan(layout: OmniLayout, ids: Ids, **media: Sequence[Any]) -> Plan:
     """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then of all videos, then of all clips of sound.

@@ -16,7 +16,7 @@ import jax
 
 from jaxmem.decoder.decoder import linear, rms_norm
 from jaxmem.models.encoders.vision_parts import (
-    Grid,
+    Grids,
     as_grids,
     frame_groups,
     gelu_mlp,
@@ -54,7 +54,7 @@ def encode_vision(
     params: Params,
     config: Qwen25VisionConfig,
     patches: Float[Array, "N I"],
-    grids: Sequence[Grid],
+    grids: Grids,
     *,
     taps: Sequence[int] = (),
 ) -> tuple[Float[Array, "m E"], list[Float[Array, "N W"]]]:

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxmem.models.encoders.vision_parts import Grid, as_grids
+from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
 from jaxmem.models.hf.config import check_family, fields
 from jaxmem.models.hf.family import Names
-from jaxmem.models.hf.prompt import Plan
+from jaxmem.models.hf.prompt import Ids, Plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import mrope
 from jaxmem.models.qwen.clip import Size
@@ -85,10 +85,10 @@ def _rule(config: Qwen25VLConfig, rule: Rule, grid: Grid, seconds: mrope.Seconds
 
 def positions(
     config: Qwen25VLConfig,
-    ids: Sequence[int] | np.ndarray,
+    ids: Ids,
     *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
+    images: Grids = (),
+    videos: Grids = (),
     seconds: Sequence[mrope.Seconds] | None = None,
     rule: Rule = "4.50",
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
@@ -117,7 +117,7 @@ def positions(
     return mrope.join(ids, blocks)
 
 
-def prompt_plan(config: Qwen25VLConfig, ids: Sequence[int] | np.ndarray, **media) -> Plan:
+def prompt_plan(config: Qwen25VLConfig, ids: Ids, **media) -> Plan:
     """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then those of all videos.
@@ -126,7 +126,7 @@ def prompt_plan(config: Qwen25VLConfig, ids: Sequence[int] | np.ndarray, **media
 
 
 def encode(
-    params: Params, config: Qwen25VLConfig, patches: Float[Array, "N I"], grids: Sequence[Grid]
+    params: Params, config: Qwen25VLConfig, patches: Float[Array, "N I"], grids: Grids
 ) -> Float[Array, "m E"]:
     """Return the features of pictures and videos, for `prompt.fill`."""
     return encode_vision(params["vision"], config.vision, patches, grids)[0]
@@ -189,5 +189,5 @@ class Qwen25VL(QwenFamily):
     def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
         return text_after(self.config, *self.clip.grid(size, pieces), self.clip.seconds)
 
-    def features(self, params: Params, patches: Array, grids: Sequence[Grid], mel: Any) -> Features:
+    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
         return encode(params, self.config, patches, grids), None

@@ -17,7 +17,7 @@ import numpy as np
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import (
-    Grid,
+    Grids,
     all_places,
     as_grids,
     frame_groups,
@@ -70,7 +70,7 @@ class Corners(NamedTuple):
     weight: np.ndarray  # float32 [4, N]
 
 
-def corners(config: Qwen3VisionConfig, grids: Sequence[Grid]) -> Corners:
+def corners(config: Qwen3VisionConfig, grids: Grids) -> Corners:
     """Return where the patches of frames lie in the square of learned positions.
 
     Patch row i of h lies at i (side - 1)/(h - 1), a single row at 0; columns likewise.
@@ -92,7 +92,7 @@ def corners(config: Qwen3VisionConfig, grids: Sequence[Grid]) -> Corners:
 
 
 def learned_positions(
-    table: Float[Array, "S W"], config: Qwen3VisionConfig, grids: Sequence[Grid]
+    table: Float[Array, "S W"], config: Qwen3VisionConfig, grids: Grids
 ) -> Float[Array, "N W"]:
     """Return the interpolated positions of all patches."""
     at = corners(config, grids)
@@ -124,7 +124,7 @@ def encode_vision(
     params: Params,
     config: Qwen3VisionConfig,
     patches: Float[Array, "N I"],
-    grids: Sequence[Grid],
+    grids: Grids,
     *,
     taps: Sequence[int] = (),
 ) -> Encoded:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.models.encoders.vision_parts import Grid, as_grids
+from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
 from jaxmem.models.hf.chat import Chat
 from jaxmem.models.hf.config import check_family, fields
 from jaxmem.models.hf.family import Names
-from jaxmem.models.hf.prompt import Plan, pad
+from jaxmem.models.hf.prompt import Ids, Plan, pad
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen.clip import Clip, Size
 from jaxmem.models.qwen.config import TOKENS, VLConfig, read_decoder
@@ -71,11 +71,7 @@ def weight_table(config: Qwen3VLConfig) -> dict[str, Weight]:
 
 
 def positions(
-    config: Qwen3VLConfig,
-    ids: Sequence[int] | np.ndarray,
-    *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
+    config: Qwen3VLConfig, ids: Ids, *, images: Grids = (), videos: Grids = ()
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
     """Return the positions of a prompt, and where the next text token would stand.
 
@@ -99,9 +95,7 @@ def positions(
     return join(ids, blocks)
 
 
-def prompt_plan(
-    config: Qwen3VLConfig, ids: Sequence[int] | np.ndarray, **media: Sequence[Grid]
-) -> Plan:
+def prompt_plan(config: Qwen3VLConfig, ids: Ids, **media: Grids) -> Plan:
     """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then those of all videos.
@@ -110,7 +104,7 @@ def prompt_plan(
 
 
 def encode(
-    params: Params, config: Qwen3VLConfig, patches: Float[Array, "N I"], grids: Sequence[Grid]
+    params: Params, config: Qwen3VLConfig, patches: Float[Array, "N I"], grids: Grids
 ) -> Encoded:
     """Return the features of pictures and videos, for `prompt.fill`."""
     return encode_vision(params["vision"], config.vision, patches, grids)
@@ -188,6 +182,6 @@ class Qwen3VL(QwenFamily):
         words, grid = stamps(self.chat, frames, clip.temporal, clip), clip.grid(size, real)
         return video_chunk(self.config, words, grid, pieces * self.rows(size))
 
-    def features(self, params: Params, patches: Array, grids: Sequence[Grid], mel: Any) -> Features:
+    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
         seen = encode(params, self.config, patches, grids)
         return seen.tokens, seen.deep

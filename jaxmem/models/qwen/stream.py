@@ -12,10 +12,10 @@ import numpy as np
 from jaxmem.kv import VISION
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import Fitted, MediaFormat
-from jaxmem.models.encoders.vision_parts import Grid
+from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.family import RATE, Family, Files
-from jaxmem.models.hf.prompt import Plan, fill, pad, plan
+from jaxmem.models.hf.prompt import Ids, Plan, fill, pad, plan
 from jaxmem.models.qwen.clip import Clip, Size, read_clip
 from jaxmem.models.qwen.config import VLConfig
 from jaxmem.typing import Array, Float, Int, Params, UInt
@@ -71,7 +71,7 @@ class QwenFamily(Family):
         """
 
     @abstractmethod
-    def features(self, params: Params, patches: Array, grids: Sequence[Grid], mel: Any) -> Features:
+    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
         """Return the features of a chunk's patches, then those of its log-mel frames."""
 
     def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
@@ -142,10 +142,10 @@ def without(turn: Turn, pair: tuple[int, int]) -> Turn:
 
 def vision_plan(
     config: VLConfig,
-    ids: Sequence[int] | np.ndarray,
+    ids: Ids,
     pos: Int[np.ndarray, "T 3"],
     advance: Sequence[int] | int,
-    images: Sequence[Grid] = (),
+    images: Grids = (),
 ) -> Plan:
     """Return a plan whose features are those of all pictures, then those of all videos.
 

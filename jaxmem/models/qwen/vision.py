@@ -1,11 +1,11 @@
 """What the vision encoders of the Qwen families have alike: sizes, patches, the last merger."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from jaxmem.decoder.decoder import linear
-from jaxmem.models.encoders.vision_parts import Grid, rotary
+from jaxmem.models.encoders.vision_parts import Grids, rotary
 from jaxmem.models.hf.config import check_value, fields
 from jaxmem.models.hf.weights import Weight, dense
 from jaxmem.typing import Array, Float, Params
@@ -65,7 +65,7 @@ class VisionConfig:
         """Return the width of a cell of patches."""
         return self.merge**2 * self.width
 
-    def turn(self, grids: Sequence[Grid]) -> Float[Array, "N 1 D/2"]:
+    def turn(self, grids: Grids) -> Float[Array, "N 1 D/2"]:
         """Return the rotary angles of all patches."""
         return rotary(self.width // self.heads, self.theta, grids, self.merge)
 

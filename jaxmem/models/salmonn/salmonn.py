@@ -15,7 +15,7 @@ prompt over the whole video holds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Self
@@ -26,7 +26,7 @@ import numpy as np
 from jaxmem.decoder.decoder import DecoderConfig, linear
 from jaxmem.models.encoders import qformer, whisper
 from jaxmem.models.encoders.qformer import QFormerConfig
-from jaxmem.models.encoders.vision_parts import Grid
+from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.encoders.whisper import WhisperConfig
 from jaxmem.models.encoders.whisper_mel import LogMel
 from jaxmem.models.hf.config import check_family, check_keys
@@ -240,7 +240,7 @@ class Salmonn(QwenFamily):
         samples = np.pad(samples, ((0, 0), (0, whole - samples.shape[1])))
         return np.stack([self.mel(piece, None) for piece in samples])
 
-    def features(self, params: Params, patches: Array, grids: Sequence[Grid], mel: Any) -> Features:
+    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
         """Return the features of the frames, then of the audio; DeepStack adds to the frames."""
         seen, deep = self.config.family.encode(params, self.config.base, patches, grids), None
         heard = hear(params, self.config, jnp.asarray(mel))[:, : self.sounds]
