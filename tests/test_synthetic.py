@@ -249,7 +249,7 @@ def test_all_voices_sound_different():
 
     rng = np.random.default_rng(0)
     means = []
-    for voice in sounds._VOICES:
+    for voice in sounds._VOICES.values():
         wave = voice(16000, 0.5, rng)
         wave = np.asarray(0.1 * wave / wave.std(), np.float32)
         means.append(log_mel(wave).mean(0))

@@ -8,8 +8,6 @@ encoder and `stream`, which then takes rows that are already embedded:
     carry = stream(params, carry, rows, program=program)
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import jax
@@ -33,9 +31,7 @@ class Last(NamedTuple):
 def start(frame: int, width: int) -> Last:
     """Return what a stream compares its first frame with: nothing, so that all of it is kept.
 
-    Args:
-      frame: F, vision rows of a frame.
-      width: of what is compared.
+    A frame has F vision rows, and what is compared E columns (`width`).
 
     Raises:
       ValueError: if the frame has no rows.
@@ -102,13 +98,7 @@ def drop(
 
 
 def drop_chunks(rows: Embeds, last: Last, **options) -> tuple[Embeds, Last]:
-    """Return `drop` of K chunks, stacked on a leading axis, one after the other.
-
-    Args:
-      rows: [K, T, ...].
-      last: see `drop`.
-      options: of `drop`; `pixels` is [K, T, ...].
-    """
+    """Return `drop` of K chunks, one after the other: rows and `pixels` are [K, T, ...]."""
     pixels = options.pop("pixels", None)
 
     def step(last: Last, chunk: tuple[Embeds, Array | None]) -> tuple[Last, Embeds]:

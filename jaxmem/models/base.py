@@ -1,7 +1,5 @@
 """`Model`: everything the streaming loop needs to know about a video language model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -45,13 +43,9 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True)
 class Encode:
-    """`Model.encode`: that of a frozen dataclass, so that equal models share compiled programs.
+    """`Model.encode`: that of a frozen dataclass, so that equal models share compiled programs."""
 
-    Attributes:
-      of: what has the method `encode(params, inputs)`.
-    """
-
-    of: Any
+    of: Any  # what has the method `encode(params, inputs)`
 
     def __call__(self, params: Params, inputs: PyTree) -> Embeds:
         """Return a chunk as rows."""
@@ -107,13 +101,8 @@ def penalised_ids(
 ) -> Bool[np.ndarray, "V"] | None:
     """Return the prompt tokens to which the repetition penalty applies; None without a penalty.
 
-    Those are the template's text before the video and all that follows it: the question with its
-    template. The stream does not count: neither placeholders nor words between its frames.
-
-    Args:
-      model: that answers.
-      question: token ids after the video.
-      sampling: how tokens are drawn.
+    Those are the template's text before the video and the `question`, all that follows the video.
+    The stream does not count: neither placeholders nor words between its frames.
     """
     if sampling is None or not sampling.penalises:
         return None

@@ -1,7 +1,5 @@
 """Any supported checkpoint as a `Model`: a directory, or the name of a Hugging Face repository."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +17,12 @@ from jaxmem.models.hf.config import read_json
 from jaxmem.models.hf.family import ANY_SIZE, Family, Files, model_of, read_files
 from jaxmem.models.hf.published import names, published_config
 from jaxmem.models.hf.weights import abstract as shapes_of
-from jaxmem.models.llava.onevision_stream import LlavaFamily, LlavaOnevision
-from jaxmem.models.llava.video_stream import LlavaVideo
-from jaxmem.models.qwen.qwen2_5_omni_stream import Qwen25Omni
-from jaxmem.models.qwen.qwen2_5_vl_stream import Qwen25VL
-from jaxmem.models.qwen.qwen3_vl_stream import Qwen3VL
-from jaxmem.models.salmonn.stream import Salmonn, TimedSalmonn
+from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
+from jaxmem.models.llava.video import LlavaVideo
+from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
+from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
+from jaxmem.models.qwen.qwen3_vl import Qwen3VL
+from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
 from jaxmem.models.tiny.embedded import embedded
 
 FAMILIES: dict[str, type[Family]] = {
@@ -111,14 +109,10 @@ def load(
 
 
 def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
-    """Return the class that reads a checkpoint.
-
-    Args:
-      config: its config.json.
-      where: it is, for the message.
+    """Return the class that reads a checkpoint of this config.json.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there is none; it says `where` the checkpoint is.
     """
     found = config.get("model_type")
     if found not in FAMILIES:
@@ -145,11 +139,7 @@ def as_dtype(dtype: Any) -> Any:
 
 
 def find(where: str | Path, files: Sequence[str] = FILES) -> Path:
-    """Return the directory of a checkpoint, downloaded if it is the name of a repository.
-
-    Args:
-      where: directory or name.
-      files: patterns of what is downloaded.
+    """Return the directory of a checkpoint; of a repository's name its `files` are downloaded.
 
     Raises:
       ValueError: if it is neither, or cannot be downloaded.

@@ -1,7 +1,5 @@
 """Text of an answer that is still being written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

@@ -1,5 +1,6 @@
 """What the parity tests share: reference checkpoints, the one pass, and the pass in chunks."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,11 @@ from jaxmem.decoder.step import chunk_step
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
 from jaxmem.memory.baselines import Full
+from jaxmem.models.encoders.vision_parts import as_grids
 from jaxmem.models.hf.checkpoint import load
 from jaxmem.models.hf.config import read_json
-from jaxmem.models.hf.prompt import Plan, cut, fill, pad
+from jaxmem.models.hf.prompt import Plan, fill, pad
+from jaxmem.models.qwen.mrope import ticks
 from jaxmem.session import Session
 
 FEATURES, HIDDEN, LOGITS = 2e-5, 1e-4, 1e-4
@@ -170,10 +173,52 @@ def bounds(total: int, size: int) -> list[int]:
     return list(range(size, total, size))
 
 
+def after_video(config, frames, rows, columns, seconds):
+    """Where text after a video of Qwen2.5-VL stands, relative to where its chunks ended."""
+    merge = config.vision.merge
+    last, end = ticks(np.array([frames - 1, frames]), seconds, config.ticks_per_second)
+    text = max(int(last), rows // merge - 1, columns // merge - 1) + 1
+    return np.array([text - end, text, text])
+
+
+def after_video_with_sound(layout, chunks, grid, seconds, sounds):
+    """Where `<|audio_eos|>` of Qwen2.5-Omni stands, relative to where the chunks ended."""
+    ((frames, rows, columns),) = as_grids([grid], layout.merge)
+    tick = int(ticks(frames - 1, seconds, layout.ticks_per_second))
+    # The last token is one of sound where the last turn has any.
+    heard = sounds > tick // layout.chunk_ticks * layout.chunk_ticks
+    text = sounds if heard else max(tick + 1, max(rows, columns) // layout.merge)
+    return np.array([text - chunks * layout.chunk_ticks, text, text])
+
+
 @partial(jax.jit, static_argnames="program")
 def _step(params, carry, chunk, features, deep, *, program):
     carry, h = chunk_step(params, program, carry, fill(params, chunk, features, deep))
     return carry, logits(params, program.config, h)
+
+
+def cut(whole: Plan, bounds: Sequence[int], size: int) -> Plan:
+    """Return a prompt as chunks: a plan with a leading axis K.
+
+    Every chunk begins at the position of its first row, so that relative positions stay small; the
+    features are still counted from the prompt's first.
+
+    Args:
+      whole: the plan of the prompt, from position 0.
+      bounds: first row of every chunk after the first.
+      size: T, rows of a chunk after padding.
+    """
+    starts, stops = [0, *bounds], [*bounds, len(whole.ids)]
+    base = [np.zeros_like(whole.advance), *(whole.pos[i] for i in bounds), whole.advance]
+    chunks = []
+    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        mine = slice(start, stop)
+        rel = whole.pos[mine] - base[i][None]
+        part = Plan(
+            whole.ids[mine], whole.place[mine], rel, whole.modality[mine], base[i + 1] - base[i]
+        )
+        chunks.append(pad(part, size))
+    return Plan(*(np.stack(x) for x in zip(*chunks, strict=True)))
 
 
 def chunks_of(plan, starts, size):

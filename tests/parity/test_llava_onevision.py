@@ -21,6 +21,7 @@ from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders import siglip
 from jaxmem.models.hf.prompt import fill
 from jaxmem.models.llava import onevision as family
+from jaxmem.models.llava import pictures
 
 
 @pytest.fixture(scope="module")
@@ -163,27 +164,27 @@ def test_pictures_in_tiles(reference, tiled, shape):
     """Pictures of so many tiles' height and width."""
     side = tiled.vision.side
     size = (round(shape[0] * side), round(shape[1] * side))
-    best = family.best_size(tiled, size)
+    best = pictures.best_size(tiled, size)
     count = 1 + best[0] * best[1] // side**2
     tiles = np.random.default_rng(0).normal(size=(count, side, side, 3)).astype(np.float32)
     projected = np.asarray(family.project(reference.params, tiled, jnp.asarray(tiles)))
     newline = np.asarray(reference.params["newline"])
-    found = family.image_features(reference.params, tiled, jnp.asarray(tiles), size)
+    found = pictures.image_features(reference.params, tiled, jnp.asarray(tiles), size)
     close(found, numpy_picture(tiled, projected, newline, size, best), 1e-6)
-    assert len(found) == family.image_tokens(tiled, size)
+    assert len(found) == pictures.image_tokens(tiled, size)
 
 
 def test_choice_of_tiles(reference, tiled):
     side, grid = tiled.vision.side, tiled.vision.grid
-    assert family.best_size(tiled, (side, 2 * side)) == (side, 2 * side)
-    assert family.best_size(tiled, (side // 2, side // 2)) == (side, side)
-    assert family.best_size(tiled, (9 * side, 4 * side)) == (2 * side, side)
+    assert pictures.best_size(tiled, (side, 2 * side)) == (side, 2 * side)
+    assert pictures.best_size(tiled, (side // 2, side // 2)) == (side, side)
+    assert pictures.best_size(tiled, (9 * side, 4 * side)) == (2 * side, side)
     one, tall = jnp.zeros((1, side, side, 3)), (5 * side, side)
-    found = family.image_features(reference.params, tiled, one, tall)
-    assert len(found) == family.image_tokens(tiled, tall, tiled=False) == grid**2 + 1
+    found = pictures.image_features(reference.params, tiled, one, tall)
+    assert len(found) == pictures.image_tokens(tiled, tall, tiled=False) == grid**2 + 1
     with pytest.raises(ValueError, match=r"has 1 \+ 1 x 2 tiles, got 4"):
         four = jnp.zeros((4, side, side, 3))
-        family.image_features(reference.params, tiled, four, (side, 2 * side))
+        pictures.image_features(reference.params, tiled, four, (side, 2 * side))
 
 
 def test_config_errors(reference):

@@ -14,6 +14,7 @@ from passes import (
     HIDDEN,
     LOGITS,
     Reference,
+    after_video_with_sound,
     bounds,
     close,
     greedy,
@@ -85,9 +86,9 @@ def longest(clips):
 
 def test_windows_of_sound_come_one_by_one(ref, clips, sound):
     """A stream that encodes each window by itself gets the features of the whole clip."""
-    config, size = ref.config.sound, 2 * ref.config.sound.window
+    config, size = ref.config.sound, 2 * ref.config.sound.rows
     clip = clips[longest(clips)]
-    if config.window % 2 or len(clip) <= size:
+    if config.rows % 2 or len(clip) <= size:
         pytest.skip("no clip of several windows, each of whole tokens")
     run = jax.jit(lambda p, clips: encode_audio(p, config, clips)[0])
     parts = [clip[start : start + size] for start in range(0, len(clip), size)]
@@ -180,7 +181,7 @@ def stream(layout, chunks, grid, seconds, sounds, begin):
         ids.append(part.ids)
         pos.append(at + part.pos)
         at, left = at + part.advance, left - count
-    after = at + lay.after_video(layout, chunks, grid, seconds, sounds)
+    after = at + after_video_with_sound(layout, chunks, grid, seconds, sounds)
     return np.concatenate(ids), np.concatenate(pos), after
 
 

@@ -11,6 +11,7 @@ from passes import (
     HIDDEN,
     LOGITS,
     Reference,
+    after_video,
     bounds,
     close,
     greedy,
@@ -19,6 +20,7 @@ from passes import (
 )
 
 from jaxmem.models.encoders.vision_parts import patchify, window_groups
+from jaxmem.models.qwen import mrope
 from jaxmem.models.qwen import qwen2_5_vl as family
 from jaxmem.models.qwen.qwen2_5_vision import encode_vision
 
@@ -154,7 +156,7 @@ def stream_positions(config, frames, per_chunk, h, w, seconds, begin):
         assert part.pos.dtype == part.advance.dtype == np.int32
         found.append(at + part.pos)
         at = at + part.advance
-    return np.concatenate(found), at + family.after_video(config, frames, h, w, seconds)
+    return np.concatenate(found), at + after_video(config, frames, h, w, seconds)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 12])
@@ -194,8 +196,8 @@ def test_ten_hours(ref, seconds):
 def test_released_arithmetic_stays_within_a_tick():
     """Float seconds are multiplied, not summed: ten hours are one tick off at most."""
     frames = np.arange(540_000)
-    exact = family.ticks(frames, Fraction(1, 15), 2)
-    assert np.abs(family.ticks(frames, 1 / 15, 2) - exact).max() <= 1
+    exact = mrope.ticks(frames, Fraction(1, 15), 2)
+    assert np.abs(mrope.ticks(frames, 1 / 15, 2) - exact).max() <= 1
 
 
 def test_config_of_the_release(ref):

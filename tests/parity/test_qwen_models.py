@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import LEAST, MEAN, MOST, STD, ids_of, write_checkpoint
-from passes import Reference, answers_alike, one_pass, pieces_of, streamed
+from passes import (
+    Reference,
+    after_video,
+    after_video_with_sound,
+    answers_alike,
+    one_pass,
+    pieces_of,
+    streamed,
+)
 
 from jaxmem.kv import AUDIO, TEXT, VISION
 from jaxmem.memory.baselines import Full
@@ -25,7 +33,7 @@ from jaxmem.models.load import load
 from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_vl, qwen3_vl
 from jaxmem.models.qwen import qwen2_5_omni_layout as lay
 from jaxmem.models.qwen.clip import Clip
-from jaxmem.models.qwen.qwen2_5_omni_stream import Qwen25Omni
+from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.pieces import Preprocessor
 from jaxmem.programs import compile, model_spec
 
@@ -227,7 +235,7 @@ def test_text_after_a_video_does_not_grow(folder):
         for frames in (1, 2, 7, 36_000):
             shift = qwen2_5_vl.text_after(config, frames, rows, columns, seconds)
             begin = 7 + np.array([int(frames * seconds * per_second), 0, 0])
-            expected = begin + qwen2_5_vl.after_video(config, frames, rows, columns, seconds)
+            expected = begin + after_video(config, frames, rows, columns, seconds)
             assert [np.max(begin + shift)] * 3 == expected.tolist()
             assert np.abs(shift).max() <= max(10, per_second)
     assert qwen2_5_vl.text_after(config, 0, 8, 20, Fraction(1)).tolist() == [0, 0, 0]
@@ -241,7 +249,7 @@ def test_text_after_a_video_with_sound(folder):
     family = Qwen25Omni(config, Uncoded(), clip, LogMel(8))
     for pieces, size in ((1, (16, 40)), (1, (8, 8 * 60)), (3, (8 * 170, 16))):
         grid = (pieces, size[0] // 4, size[1] // 4)
-        expected = lay.after_video(layout, pieces, grid, Fraction(2), 50 * pieces)
+        expected = after_video_with_sound(layout, pieces, grid, Fraction(2), 50 * pieces)
         base = np.array([50 * pieces, 0, 0])
         start = base + family.question_start(size, pieces)
         assert [np.max(start)] * 3 == (base + expected).tolist()

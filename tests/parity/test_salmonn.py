@@ -21,7 +21,7 @@ from jaxmem.models.hf.prompt import Plan
 from jaxmem.models.load import load
 from jaxmem.models.qwen import qwen3_vl
 from jaxmem.models.salmonn import salmonn
-from jaxmem.models.salmonn.stream import Salmonn, TimedSalmonn
+from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
 
 pytest.importorskip("jinja2")
 

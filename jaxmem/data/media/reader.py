@@ -2,7 +2,6 @@
 
 import math
 import os
-from types import TracebackType
 from typing import Any, Self
 
 import av
@@ -255,12 +254,7 @@ class MediaReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -70,7 +70,7 @@ def write_video(
     audio_rate: int = 48_000,
     audio_bits: int = 96_000,
 ) -> Path:
-    """Render and encode a stream. The same arguments give the same pictures and samples.
+    """Render and encode a stream; returns `path`. Equal arguments give equal pictures and samples.
 
     A frame shows the world at its own time stamp i / fps, so events begin exactly at a frame.
     The matrix of the colours is BT.601, limited range, and is declared as such.
@@ -84,9 +84,6 @@ def write_video(
         quality: constant rate factor of the video encoder, lower is better.
         audio_rate: samples per second of the encoded mono sound.
         audio_bits: bits per second of the encoded sound.
-
-    Returns:
-        `path`.
 
     Raises:
         ValueError: an unknown suffix, or a number out of range.
@@ -136,14 +133,7 @@ def write_questions(
 ) -> Path:
     """Write questions about a stream as JSON, with what is needed to make the stream again.
 
-    Args:
-        path: file to write; missing folders are made.
-        stream: what the questions are about.
-        asked: the questions.
-        video: name of the video file of this stream.
-
-    Returns:
-        `path`.
+    Missing folders are made; `video` is the name of the stream's video file. Returns `path`.
     """
     path = Path(path)
     content = {
@@ -215,8 +205,7 @@ def held_out(
         **video: passed on to `write_video`.
 
     Returns:
-        The path of the video (its questions lie beside it, as `.json`) and the questions in order
-        of time.
+        The path of the video and the questions in order of time.
 
     Raises:
         ValueError: as `world`, `questions` and `write_video`.

@@ -5,6 +5,7 @@ asked. Times are whole seconds: a question at time t knows the seconds 0 .. t-1.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -180,14 +181,6 @@ def _partner(past: _Past, rng: np.random.Generator, asked: str, wanted: str) -> 
     return text, names[wanted][partners[0]] if len(partners) else "none", e.end[row]
 
 
-def _sound_when(past: _Past, rng: np.random.Generator) -> _Draft | None:
-    return _partner(past, rng, "glyph", "sound")
-
-
-def _shape_when(past: _Past, rng: np.random.Generator) -> _Draft | None:
-    return _partner(past, rng, "sound", "glyph")
-
-
 def _heard(past: _Past, rng: np.random.Generator) -> _Draft:
     value = _draw(rng, past.events.sound, len(SOUNDS), absent=0.5)
     row = _latest(past.events, "sound", value)
@@ -252,7 +245,8 @@ def _last_shape(past: _Past, rng: np.random.Generator) -> _Draft | None:
     return text, SHAPES[e.glyph[row]], float(e.end[row])
 
 
-def _end_sound(past: _Past, text: str, last: bool) -> _Draft:
+def _end_sound(past: _Past, rng: np.random.Generator, last: bool) -> _Draft:
+    text = f"Which was the {'last' if last else 'first'} sound?"
     rows = np.flatnonzero(past.events.sound >= 0)
     if not len(rows):
         return text, "none", -1
@@ -260,25 +254,17 @@ def _end_sound(past: _Past, text: str, last: bool) -> _Draft:
     return text, SOUNDS[past.events.sound[row]], float(past.events.end[row])
 
 
-def _last_sound(past: _Past, rng: np.random.Generator) -> _Draft:
-    return _end_sound(past, "Which was the last sound?", last=True)
-
-
-def _first_sound(past: _Past, rng: np.random.Generator) -> _Draft:
-    return _end_sound(past, "Which was the first sound?", last=False)
-
-
 _ASK: dict[str, Callable[[_Past, np.random.Generator], _Draft | None]] = {
     "colour": _colour,
     "where": _where,
-    "sound_when": _sound_when,
-    "shape_when": _shape_when,
+    "sound_when": partial(_partner, asked="glyph", wanted="sound"),
+    "shape_when": partial(_partner, asked="sound", wanted="glyph"),
     "heard": _heard,
     "order": _order,
     "count": _count,
     "shape_now": _shape_now,
     "sound_now": _sound_now,
     "last_shape": _last_shape,
-    "last_sound": _last_sound,
-    "first_sound": _first_sound,
+    "last_sound": partial(_end_sound, last=True),
+    "first_sound": partial(_end_sound, last=False),
 }

@@ -1,5 +1,7 @@
 """Draw a stream of `world.world`: frames at any time and at any whole multiple of 48x48 pixels."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from jaxmem.data.world.scene import DECOYS, GRID, SHAPES, Events, Scenery, Stream
@@ -146,55 +148,30 @@ def _place(
 def _inside(glyph: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """About the signed distance to the outline in radii, negative inside. u: right, v: down."""
     out = np.empty_like(u)
-    for name in set(glyph.tolist()):
-        rows = glyph == name
-        out[rows] = _OUTLINES[name](u[rows], v[rows])
+    for number in set(glyph.tolist()):
+        rows = glyph == number
+        out[rows] = _OUTLINES[(SHAPES + DECOYS)[number]](u[rows], v[rows])
     return out
 
 
-def _circle(u, v):
-    return np.hypot(u, v) - 0.95
-
-
-def _square(u, v):
-    return np.maximum(abs(u), abs(v)) - 0.82
-
-
-def _triangle(u, v):
-    return np.maximum(v - 0.75, (1.75 * abs(u) - v - 1) / 2)
-
-
-def _star(u, v):
-    return (abs(u) ** 0.6 + abs(v) ** 0.6 - 1.05) * 0.5
-
-
-def _cross(u, v):
+def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     a, b = abs(u), abs(v)
     return np.minimum(np.maximum(a - 0.95, b - 0.33), np.maximum(b - 0.95, a - 0.33))
 
 
-def _ring(u, v):
-    return abs(np.hypot(u, v) - 0.72) - 0.24
-
-
-def _diamond(u, v):
-    return (abs(u) + abs(v) - 1.05) * 0.7
-
-
-def _moon(u, v):
-    return np.maximum(np.hypot(u, v) - 0.98, 0.72 - np.hypot(u - 0.5, v))
-
-
-def _dots(u, v):
-    return np.hypot(abs(u) - 0.52, abs(v) - 0.52) - 0.3
-
-
-def _stripes(u, v):
+def _stripes(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(abs(u), abs(v)) - 0.9, -0.2 * np.cos(1.25 * 2 * np.pi * v))
 
 
-_OUTLINES = (
-    _circle, _square, _triangle, _star, _cross, _ring, _diamond, _moon, _dots, _stripes,
-)  # fmt: skip
-if len(_OUTLINES) != len(SHAPES) + len(DECOYS):
-    raise RuntimeError("every shape and decoy of the world needs one outline")
+_OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": lambda u, v: np.hypot(u, v) - 0.95,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) - 0.82,
+    "triangle": lambda u, v: np.maximum(v - 0.75, (1.75 * abs(u) - v - 1) / 2),
+    "star": lambda u, v: (abs(u) ** 0.6 + abs(v) ** 0.6 - 1.05) * 0.5,
+    "cross": _cross,
+    "ring": lambda u, v: abs(np.hypot(u, v) - 0.72) - 0.24,
+    "diamond": lambda u, v: (abs(u) + abs(v) - 1.05) * 0.7,
+    "moon": lambda u, v: np.maximum(np.hypot(u, v) - 0.98, 0.72 - np.hypot(u - 0.5, v)),
+    "dots": lambda u, v: np.hypot(abs(u) - 0.52, abs(v) - 0.52) - 0.3,
+    "stripes": _stripes,
+}

@@ -121,7 +121,10 @@ def patches(events: Events, index: int, second: int) -> list[tuple[int, int]]:
     if events.glyph[index] < 0 or not events.start[index] <= second < events.end[index]:
         return []
     d = second - events.start[index]
-    row, col = int(events.row[index, d]), int(events.col[index, d])
-    if not events.large[index]:
-        return [(row, col)]
-    return [(row + i, col + j) for i in range(2) for j in range(2)]
+    return covered(int(events.row[index, d]), int(events.col[index, d]), events.large[index])
+
+
+def covered(row: int, col: int, large: bool) -> list[tuple[int, int]]:
+    """The patches (row, col) that a glyph covers whose upper left one is given."""
+    size = range(2 if large else 1)
+    return [(row + i, col + j) for i in size for j in size]

@@ -9,6 +9,10 @@ from jaxmem.data.world.scene import DISTRACTORS, SOUNDS, Stream
 
 RATE = 16_000
 RAMP = 160  # samples of fade at both ends of a sound
+# Weights of harmonics.
+_BUZZ = 1 / np.arange(1, 25, dtype=np.float32) ** 0.5
+_HORN = np.array([1, 0.9, 0.7, 0.5, 0.3, 0.2])
+_HUM = np.array([0.4, 1, 0.2, 0.5, 0.1, 0.3])
 
 
 def sound(stream: Stream) -> np.ndarray:
@@ -21,7 +25,7 @@ def sound(stream: Stream) -> np.ndarray:
         pitch, loud, delay, early = e.variant[i]
         begin = int((e.start[i] + 0.25 * delay) * RATE)
         length = int((e.end[i] - 0.25 * early) * RATE) - begin
-        wave = _VOICES[e.sound[i]](length, float(pitch), np.random.default_rng(e.seed[i]))
+        wave = _VOICES[SOUNDS[e.sound[i]]](length, float(pitch), np.random.default_rng(e.seed[i]))
         _add(out, begin, wave, -26 + 12 * loud)
     d = stream.distractors
     for i in range(len(d.kind)):
@@ -30,7 +34,7 @@ def sound(stream: Stream) -> np.ndarray:
         if length <= 2 * RAMP:
             continue
         pitch, loud = d.variant[i]
-        voice, low, high = _BACKGROUND[d.kind[i]]
+        voice, low, high = _BACKGROUND[DISTRACTORS[d.kind[i]]]
         wave = voice(length, float(pitch), np.random.default_rng(d.seed[i]))
         _add(out, begin, wave, low + (high - low) * loud)
     return out.astype(np.float32)
@@ -98,10 +102,6 @@ def _bell(n, pitch, rng):
     return out
 
 
-def _buzz(n, pitch, rng):
-    return _harmonics(_turns(90 + 50 * pitch, n), 1 / np.arange(1, 25, dtype=np.float32) ** 0.5)
-
-
 def _chirp(n, pitch, rng):
     sweep = (_time(n) * (4 + 2 * pitch)) % 1
     return np.sin(_turns(1200 + 400 * pitch + 2600 * sweep, n)) * (sweep < 0.75)
@@ -111,10 +111,6 @@ def _drum(n, pitch, rng):
     beat = ((_time(n) * (3.5 + 1.5 * pitch)) % 1) / (3.5 + 1.5 * pitch)
     tone = np.sin(_turns(70 + 50 * pitch + 60 * np.exp(-40 * beat), n))
     return np.exp(-14 * beat) * tone + 0.3 * np.exp(-60 * beat) * _hiss(n, rng)
-
-
-def _horn(n, pitch, rng):
-    return _harmonics(_turns(260 + 90 * pitch, n), np.array([1, 0.9, 0.7, 0.5, 0.3, 0.2]))
 
 
 def _siren(n, pitch, rng):
@@ -136,10 +132,6 @@ def _rattle(n, pitch, rng):
 def _plain_hiss(n, pitch, rng):
     noise = _hiss(n + 1, rng)
     return noise[1:] + np.float32(2 * pitch - 1) * noise[:-1]
-
-
-def _hum(n, pitch, rng):
-    return _harmonics(_turns(50 + 10 * (pitch > 0.5), n), np.array([0.4, 1, 0.2, 0.5, 0.1, 0.3]))
 
 
 def _clicks(n, pitch, rng):
@@ -169,15 +161,20 @@ def _babble(n, pitch, rng):
     return out
 
 
-_VOICES: tuple[Callable[..., np.ndarray], ...] = (
-    _bell, _buzz, _chirp, _drum, _horn, _siren, _whistle, _rattle,
-)  # fmt: skip
+_VOICES: dict[str, Callable[..., np.ndarray]] = {
+    "bell": _bell,
+    "buzz": lambda n, pitch, rng: _harmonics(_turns(90 + 50 * pitch, n), _BUZZ),
+    "chirp": _chirp,
+    "drum": _drum,
+    "horn": lambda n, pitch, rng: _harmonics(_turns(260 + 90 * pitch, n), _HORN),
+    "siren": _siren,
+    "whistle": _whistle,
+    "rattle": _rattle,
+}
 # What is played, and the range of its level in dB.
-_BACKGROUND: tuple[tuple[Callable[..., np.ndarray], float, float], ...] = (
-    (_plain_hiss, -48, -34),
-    (_hum, -42, -30),
-    (_clicks, -46, -36),
-    (_babble, -40, -29),
-)
-if len(_VOICES) != len(SOUNDS) or len(_BACKGROUND) != len(DISTRACTORS):
-    raise RuntimeError("every sound and distractor of the world needs one voice")
+_BACKGROUND: dict[str, tuple[Callable[..., np.ndarray], float, float]] = {
+    "hiss": (_plain_hiss, -48, -34),
+    "hum": (lambda n, pitch, rng: _harmonics(_turns(50 + 10 * (pitch > 0.5), n), _HUM), -42, -30),
+    "clicks": (_clicks, -46, -36),
+    "babble": (_babble, -40, -29),
+}

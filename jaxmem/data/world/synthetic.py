@@ -4,6 +4,8 @@ stream = world(split_seed("train", 0), seconds=64)
 frames(stream), sound(stream), questions(stream, 48)
 """
 
+from functools import cache
+
 import numpy as np
 
 from jaxmem.data.world.questions import TYPES, Question, questions
@@ -25,30 +27,10 @@ from jaxmem.data.world.sounds import RATE, sound
 from jaxmem.data.world.world import SPLITS, Split, split_seed, world
 
 __all__ = [
-    "COLOURS",
-    "DECOYS",
-    "LEVELS",
-    "QUADRANTS",
-    "SHAPES",
-    "SOUNDS",
-    "SPLITS",
-    "TYPES",
-    "Difficulty",
-    "Question",
-    "Split",
-    "Stream",
-    "disturb_frames",
-    "disturb_sound",
-    "frames",
-    "level",
-    "number_labels",
-    "patch_labels",
-    "questions",
-    "sound",
-    "sound_labels",
-    "split_seed",
-    "world",
-]
+    "COLOURS", "DECOYS", "LEVELS", "QUADRANTS", "SHAPES", "SOUNDS", "SPLITS", "TYPES", "Difficulty",
+    "Question", "Split", "Stream", "disturb_frames", "disturb_sound", "frames", "level",
+    "number_labels", "patch_labels", "questions", "sound", "sound_labels", "split_seed", "world",
+]  # fmt: skip
 
 _PIECES = 4  # audio tokens per second
 
@@ -71,10 +53,9 @@ def patch_labels(stream: Stream) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sound_labels(stream: Stream) -> np.ndarray:
-    """What rings in every quarter of a second.
+    """What rings in every quarter of a second, int [seconds, 4].
 
-    Returns:
-        int [seconds, 4]: 0 = nothing, 1 + index into SOUNDS, -1 = too little to tell.
+    0 = nothing, 1 + index into SOUNDS, -1 = too little to tell.
     """
     out = np.zeros(stream.seconds * _PIECES, np.int32)
     e = stream.events
@@ -90,35 +71,28 @@ def sound_labels(stream: Stream) -> np.ndarray:
 def number_labels(stream: Stream) -> np.ndarray:
     """How often the shape or the sound of a token was shown or rang so far, this time included.
 
-    Returns:
-        int [seconds, 20], 16 patches then 4 quarters of a second: 0 = no event, 1, 2, 3 = often.
+    int [seconds, 20], 16 patches then 4 quarters of a second: 0 = no event, 1, 2, 3 = often.
     """
     sounds = sound_labels(stream)
     out = np.zeros((stream.seconds, GRID * GRID + _PIECES), np.int32)
     e = stream.events
     for i in range(len(e.start)):
-        before = slice(0, i + 1)
-        if e.glyph[i] >= 0:
-            number = min(int((e.glyph[before] == e.glyph[i]).sum()), 3)
-            for t in range(e.start[i], e.end[i]):
-                for row, col in patches(e, i, t):
-                    out[t, row * GRID + col] = number
+        shown, rang = (
+            min(int((classes[: i + 1] == classes[i]).sum()), 3) for classes in (e.glyph, e.sound)
+        )
+        for t in range(e.start[i], e.end[i]):
+            for row, col in patches(e, i, t):
+                out[t, row * GRID + col] = shown
         if e.sound[i] >= 0:
-            number = min(int((e.sound[before] == e.sound[i]).sum()), 3)
             seconds = slice(e.start[i], e.end[i])
-            out[seconds, GRID * GRID :] = np.where(sounds[seconds] > 0, number, 0)
+            out[seconds, GRID * GRID :] = np.where(sounds[seconds] > 0, rang, 0)
     return out
 
 
 def disturb_frames(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Imitate what cameras and codecs do to one stream: colour shift, blur, noise.
 
-    Args:
-        pictures: uint8 [F, 48, 48, 3].
-        rng: decides how much of each, once per stream.
-
-    Returns:
-        uint8 [F, 48, 48, 3].
+    Pictures are uint8 [F, 48, 48, 3]; `rng` decides how much of each, once per stream.
     """
     gain = rng.uniform(0.92, 1.08) * rng.uniform(0.96, 1.04, 3)
     offset = rng.uniform(-8, 8) + rng.uniform(-4, 4, 3)
@@ -137,12 +111,7 @@ def disturb_frames(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray
 def disturb_sound(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Imitate another recording of one stream: level, delay of up to 20 ms, noise, dull treble.
 
-    Args:
-        samples: float32 [n].
-        rng: decides how much of each, once per stream.
-
-    Returns:
-        float32 [n].
+    Samples are float32 [n]; `rng` decides how much of each, once per stream.
     """
     shift = int(rng.integers(-RATE // 50, RATE // 50 + 1))
     out = np.roll(samples, shift)
@@ -152,14 +121,10 @@ def disturb_sound(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return out * np.float32(10 ** (rng.uniform(-6, 3) / 20))
 
 
-_GRAIN: list[np.ndarray] = []
-
-
+@cache
 def _grain() -> np.ndarray:
     """Noise pictures to choose from, float32 [64, 48, 48, 3]: fine grain plus 4x4 blocks."""
-    if not _GRAIN:
-        rng = np.random.default_rng(4)
-        fine = rng.standard_normal((64, 48, 48, 3), np.float32)
-        blocks = rng.standard_normal((64, 12, 12, 3), np.float32)
-        _GRAIN.append(0.8 * fine + 0.6 * np.kron(blocks, np.ones((1, 4, 4, 1), np.float32)))
-    return _GRAIN[0]
+    rng = np.random.default_rng(4)
+    fine = rng.standard_normal((64, 48, 48, 3), np.float32)
+    blocks = rng.standard_normal((64, 12, 12, 3), np.float32)
+    return 0.8 * fine + 0.6 * np.kron(blocks, np.ones((1, 4, 4, 1), np.float32))

@@ -25,6 +25,7 @@ from jaxmem.data.world.scene import (
     Flashes,
     Scenery,
     Stream,
+    covered,
     level,
     patches,
 )
@@ -126,13 +127,7 @@ def _path(
                 steps = [s for s in steps if min(s) >= 0 and max(s) < GRID]
                 row, col = steps[rng.integers(len(steps))]
             path.append((row, col))
-        size = 2 if large else 1
-        used = {
-            (d, r + i, c + j)
-            for d, (r, c) in enumerate(path)
-            for i in range(size)
-            for j in range(size)
-        }
+        used = {(d, *patch) for d, (r, c) in enumerate(path) for patch in covered(r, c, large)}
         if not used & taken:
             return path
     return None
@@ -144,10 +139,9 @@ def _taken(rows: list[dict], start: int, duration: int) -> set:
     for r in rows:
         if r["glyph"] < 0:
             continue
-        size = 2 if r["large"] else 1
         for t in range(max(start, r["start"]), min(start + duration, r["end"])):
             row, col = r["path"][t - r["start"]]
-            used |= {(t - start, row + i, col + j) for i in range(size) for j in range(size)}
+            used |= {(t - start, *patch) for patch in covered(row, col, r["large"])}
     return used
 
 
@@ -192,21 +186,14 @@ def _events(rng: np.random.Generator, seconds: int, d: Difficulty) -> Events:
         taken = _taken(rows[-6:], start, duration)
         path = _path(rng, duration, large, moving, taken) if seen else [(0, 0)]
         if path is not None and (seen or heard):
-            rows.append(
-                {
-                    "start": start,
-                    "end": min(start + duration, seconds),
-                    "glyph": _other(rng, shapes, SHAPES, {r["glyph"] for r in near})
-                    if seen
-                    else -1,
-                    "colour": int(rng.integers(len(COLOURS))) if seen else -1,
-                    "large": large,
-                    "path": path,
-                    "sound": _other(rng, sounds, SOUNDS, {r["sound"] for r in near})
-                    if heard
-                    else -1,
-                }
-            )
+            row = {"start": start, "end": min(start + duration, seconds), "path": path}
+            row |= {"large": large, "glyph": -1, "colour": -1, "sound": -1}
+            if seen:
+                row["glyph"] = _other(rng, shapes, SHAPES, {r["glyph"] for r in near})
+                row["colour"] = int(rng.integers(len(COLOURS)))
+            if heard:
+                row["sound"] = _other(rng, sounds, SOUNDS, {r["sound"] for r in near})
+            rows.append(row)
         if rng.random() < d.overlap:
             t = start + int(rng.integers(0, duration + 1))
         else:
@@ -226,17 +213,10 @@ def _decoys(rng: np.random.Generator, seconds: int, d: Difficulty, events: Event
         near = {r["glyph"] - len(SHAPES) for r in rows[-8:] if r["end"] >= start - 1}
         if path is None or len(near) == len(DECOYS):
             continue
-        rows.append(
-            {
-                "start": start,
-                "end": min(start + duration, seconds),
-                "glyph": len(SHAPES) + _other(rng, range(len(DECOYS)), DECOYS, near),
-                "colour": int(rng.integers(len(COLOURS))),
-                "large": False,
-                "path": path,
-                "sound": -1,
-            }
-        )
+        row = {"start": start, "end": min(start + duration, seconds), "path": path}
+        row["glyph"] = len(SHAPES) + _other(rng, range(len(DECOYS)), DECOYS, near)
+        row["colour"] = int(rng.integers(len(COLOURS)))
+        rows.append(row | {"large": False, "sound": -1})
     return _pack(rows, rng, 2)
 
 

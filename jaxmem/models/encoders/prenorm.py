@@ -1,40 +1,32 @@
-"""The encoder block that SigLIP and Whisper share: layer norm, attention, layer norm, GELU MLP.
+"""The encoder block of SigLIP, Whisper and Qwen3-VL: layer norm, attention, layer norm, GELU MLP.
 
 Rows of all pictures or clips lie one after the other; who sees whom is a static `Groups`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
-
-from jaxmem.decoder.decoder import linear
-from jaxmem.models.encoders.vision_parts import Groups, layer_norm, self_attention, through_blocks
+from jaxmem.models.encoders.vision_parts import (
+    Groups,
+    gelu_mlp,
+    layer_norm,
+    self_attention,
+    through_blocks,
+)
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 
 
 @dataclass(frozen=True)
 class Prenorm:
-    """Static description of a stack of blocks.
+    """Static description of a stack of blocks."""
 
-    Attributes:
-      depth: blocks.
-      width: of the rows.
-      heads: attention heads.
-      mlp_width: inner width of the MLP.
-      tanh_gelu: GELU by its tanh approximation instead of the error function.
-      norm_eps: of every layer norm.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    mlp_width: int
-    tanh_gelu: bool
-    norm_eps: float
+    depth: int  # blocks
+    width: int  # W, of the rows
+    heads: int  # attention heads
+    mlp_width: int  # inner width of the MLP
+    tanh_gelu: bool  # GELU by its tanh approximation instead of the error function
+    norm_eps: float  # of every layer norm
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -44,36 +36,26 @@ class Prenorm:
             )
 
 
-def mlp(weights: Params, config: Prenorm, x: Float[Array, "*N W"]) -> Float[Array, "*N W"]:
-    """Return the feed-forward part of a block, without norm and residual."""
-    inner = jax.nn.gelu(linear(x, weights["fc1"]), approximate=config.tanh_gelu)
-    return linear(inner, weights["fc2"])
-
-
-def block(
-    weights: Params, config: Prenorm, h: Float[Array, "N W"], groups: Groups
-) -> Float[Array, "N W"]:
-    """Return one block's output."""
-    x = layer_norm(h, weights["norm1"], config.norm_eps)
-    h = h + self_attention(weights, config.heads, x, None, groups)
-    return h + mlp(weights, config, layer_norm(h, weights["norm2"], config.norm_eps))
-
-
 def through(
     weights: Params,
     config: Prenorm,
     h: Float[Array, "N W"],
     groups: Groups,
     *,
+    turn: Float[Array, "N 1 D/2"] | None = None,
     taps: Sequence[int] = (),
 ) -> tuple[Float[Array, "N W"], list[Float[Array, "N W"]]]:
-    """Pass rows through the stack `weights` [depth, ...].
+    """Pass rows through the stack `weights` [depth, ...], rotated by `turn` where it is given.
 
-    Returns:
-      The output of the last block, and of those in `taps`.
+    Out come the output of the last block, and of those in `taps`.
     """
-    step = lambda mine, h, _: block(mine, config, h, groups)
-    return through_blocks(weights, h, step, (None,) * config.depth, taps)
+
+    def block(mine: Params, h: Array, _: None) -> Array:
+        x = layer_norm(h, mine["norm1"], config.norm_eps)
+        h = h + self_attention(mine, config.heads, x, turn, groups)
+        return h + gelu_mlp(mine, layer_norm(h, mine["norm2"], config.norm_eps), config.tanh_gelu)
+
+    return through_blocks(weights, h, block, (None,) * config.depth, taps)
 
 
 def table(
@@ -82,17 +64,19 @@ def table(
     """Return the weight table of a stack.
 
     Args:
-      config: of the stack.
-      path: of the stack in the tree.
-      names: stored name of each part (norm1, q, k, v, proj, norm2, fc1, fc2), with `{}`.
+      path: in the tree.
+      names: stored name of each part (norm1, q, k, v or qkv, proj, norm2, fc1, fc2), with `{}`.
       key_bias: whether the map of keys has a bias.
     """
-    n, width = config.depth, config.width
+    n, width, inner = config.depth, config.width, config.mlp_width
+    inputs, outputs = {"fc2": inner}, {"fc1": inner, "qkv": 3 * width}
     found = {}
-    for part in ("norm1", "norm2"):
-        found |= norm(f"{path}.{part}", names[part], width, bias=True, layers=n)
-    for part in ("q", "k", "v", "proj"):
+    for part, name in names.items():
+        at = f"{path}.{part}"
+        if part.startswith("norm"):
+            found |= norm(at, name, width, bias=True, layers=n)
+            continue
         bias = key_bias or part != "k"
-        found |= dense(f"{path}.{part}", names[part], width, width, bias=bias, layers=n)
-    found |= dense(f"{path}.fc1", names["fc1"], width, config.mlp_width, layers=n)
-    return found | dense(f"{path}.fc2", names["fc2"], config.mlp_width, width, layers=n)
+        fan_in, fan_out = inputs.get(part, width), outputs.get(part, width)
+        found |= dense(at, name, fan_in, fan_out, bias=bias, layers=n)
+    return found

@@ -5,8 +5,6 @@ among the queries of a window, attention to its rows, MLP; each is followed by i
 layer norm. Windows do not overlap and never see each other (SALMONN, arXiv 2310.13289, 3.1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,13 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.decoder.decoder import linear
-from jaxmem.kernels.attend import attend
-from jaxmem.kernels.segment import Segment
-from jaxmem.models.encoders.vision_parts import layer_norm, through_blocks
-from jaxmem.models.hf.config import check_keys, check_value
+from jaxmem.models.encoders.vision_parts import attend_all, gelu_mlp, layer_norm, through_blocks
+from jaxmem.models.hf.config import check_value, fields
 from jaxmem.models.hf.weights import Weight, dense, norm
-from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Params
+
+KEYS = {
+    "depth": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "inputs": "encoder_hidden_size",
+}
 
 
 class Names(NamedTuple):
@@ -42,27 +45,16 @@ BLIP2 = Names(attention="attention", norm="layernorm")
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Static description of a windowed Q-Former.
+    """Static description of a windowed Q-Former."""
 
-    Attributes:
-      depth: blocks.
-      width: of the queries.
-      heads: attention heads.
-      mlp_width: inner width of the MLP.
-      inputs: width of the encoder's rows.
-      window: rows of a window.
-      queries: for each window.
-      norm_eps: of every layer norm.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    mlp_width: int
-    inputs: int
-    window: int
-    queries: int = 1
-    norm_eps: float = 1e-12
+    depth: int  # blocks
+    width: int  # of the queries
+    heads: int  # attention heads
+    mlp_width: int  # inner width of the MLP
+    inputs: int  # width of the encoder's rows
+    window: int  # rows of a window
+    queries: int = 1  # for each window
+    norm_eps: float = 1e-12  # of every layer norm
 
     def __post_init__(self):
         if self.width % self.heads or self.width // self.heads % 2:
@@ -83,20 +75,11 @@ def read_config(config: Mapping[str, Any], *, window: int, queries: int = 1) -> 
     Raises:
       ValueError: if a key is missing or asks for something that is not implemented.
     """
-    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    check_keys(config, (*keys, "encoder_hidden_size"), "the config of the Q-Former")
+    sizes = fields(config, KEYS, "the config of the Q-Former")
     for key, known in (("hidden_act", "gelu"), ("cross_attention_frequency", 1)):
         check_value(f"{key} of the Q-Former", config.get(key, known), known)
-    return QFormerConfig(
-        depth=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        mlp_width=config["intermediate_size"],
-        inputs=config["encoder_hidden_size"],
-        window=window,
-        queries=queries,
-        norm_eps=config.get("layer_norm_eps", 1e-12),
-    )
+    norm_eps = config.get("layer_norm_eps", 1e-12)
+    return QFormerConfig(**sizes, window=window, queries=queries, norm_eps=norm_eps)
 
 
 def _read(
@@ -106,11 +89,7 @@ def _read(
     split = lambda x: x.reshape(*x.shape[:-1], config.heads, -1)
     q = split(linear(h, weights["q"]))
     k, v = (split(linear(rows, weights[name])) for name in "kv")
-    pairs = q.shape[-1] // 2
-    unused = Rope((0.0,) * pairs, (0,) * pairs)  # nothing is rotated
-    valid = jnp.ones((rows.shape[1], 1), bool)
-    one = lambda q, k, v: attend(q, [Segment(k, v, valid)], rope=unused)[0]
-    out = linear(jax.vmap(one)(q, k, v).reshape(h.shape), weights["proj"])
+    out = linear(jax.vmap(attend_all)(q, k, v).reshape(h.shape), weights["proj"])
     return layer_norm(h + out, weights["norm"], config.norm_eps)
 
 
@@ -120,8 +99,7 @@ def block(
     """Return one block's output for the queries of w windows of r rows."""
     h = _read(weights["self"], config, h, h)
     h = _read(weights["cross"], config, h, rows)
-    inner = jax.nn.gelu(linear(h, weights["fc1"]), approximate=False)
-    return layer_norm(h + linear(inner, weights["fc2"]), weights["norm"], config.norm_eps)
+    return layer_norm(h + gelu_mlp(weights, h), weights["norm"], config.norm_eps)
 
 
 def encode(
@@ -131,7 +109,6 @@ def encode(
 
     Args:
       params: {"queries", "norm", "blocks" (stacked: "self", "cross", "fc1", "fc2", "norm")}.
-      config: of the Q-Former.
       rows: of an encoder, for c clips.
 
     Raises:
@@ -158,10 +135,9 @@ def weight_table(
     """Return the weight table.
 
     Args:
-      config: of the Q-Former.
       queries: stored name of the learned queries, [1, n, W].
       prefix: of all other names, with its dot.
-      names: of the parts.
+      names: what the checkpoint calls the parts.
     """
     n, width, at = config.depth, config.width, prefix + names.layers
     table = {"queries": Weight(queries, (1, config.queries, width), "flat")}
@@ -170,13 +146,9 @@ def weight_table(
         ("blocks.self", "attention", width),
         ("blocks.cross", "crossattention", config.inputs),
     ):
-        for key, name, inputs in (
-            ("q", "query", width),
-            ("k", "key", source),
-            ("v", "value", source),
-        ):
+        for name, inputs in (("query", width), ("key", source), ("value", source)):
             where = f"{at}{part}.{names.attention}.{name}"
-            table |= dense(f"{path}.{key}", where, inputs, width, layers=n)
+            table |= dense(f"{path}.{name[0]}", where, inputs, width, layers=n)
         table |= dense(f"{path}.proj", f"{at}{part}.output.dense", width, width, layers=n)
         table |= norm(f"{path}.norm", f"{at}{part}.output.LayerNorm", width, bias=True, layers=n)
     inner = config.mlp_width

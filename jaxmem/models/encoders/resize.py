@@ -4,8 +4,6 @@ Half-pixel centres, no anti-aliasing, borders repeated. `jax.image.resize` diffe
 a = -0.5 where torch has -0.75, and it renormalises at the borders instead of repeating them.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import jax

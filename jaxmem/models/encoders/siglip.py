@@ -1,24 +1,24 @@
 """The SigLIP vision encoder (arXiv 2303.15343), with and without its attention-pooling head."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxmem.decoder.decoder import linear
-from jaxmem.kernels.attend import attend
-from jaxmem.kernels.segment import Segment
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.resize import resize_grid
-from jaxmem.models.encoders.vision_parts import frame_groups, layer_norm, patchify
-from jaxmem.models.hf.config import check_family
+from jaxmem.models.encoders.vision_parts import (
+    attend_all,
+    frame_groups,
+    gelu_mlp,
+    layer_norm,
+    patchify,
+)
+from jaxmem.models.hf.config import check_family, fields
 from jaxmem.models.hf.weights import Weight, dense, norm
-from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Params
 
 MODEL_TYPES = ("siglip_vision_model",)
@@ -26,6 +26,13 @@ RENAMES = (("vision_model.", ""),)
 """Older checkpoints have one level more."""
 IGNORE = ("text_model.*", "logit_scale", "logit_bias")
 """The other tower of a whole SigLIP checkpoint."""
+KEYS = {
+    "depth": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "norm_eps": "layer_norm_eps",
+}
 DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -43,21 +50,13 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """Static description of the encoder.
+    """Static description of the encoder."""
 
-    Attributes:
-      stack: the encoder's blocks.
-      side: of the pictures it was trained on, in pixels.
-      patch: side of a patch in pixels.
-      channels: of a picture.
-      head: whether it has the attention-pooling head.
-    """
-
-    stack: Prenorm
-    side: int
-    patch: int
-    channels: int = 3
-    head: bool = True
+    stack: Prenorm  # the encoder's blocks
+    side: int  # of the pictures it was trained on, in pixels
+    patch: int  # side of a patch in pixels
+    channels: int = 3  # of a picture
+    head: bool = True  # whether it has the attention-pooling head
 
     @property
     def grid(self) -> int:
@@ -79,14 +78,7 @@ def read_config(vision: Mapping[str, Any]) -> SiglipConfig:
         raise ValueError(
             f"the SigLIP encoder uses gelu_pytorch_tanh, config.json says {vision['hidden_act']!r}."
         )
-    stack = Prenorm(
-        depth=vision["num_hidden_layers"],
-        width=vision["hidden_size"],
-        heads=vision["num_attention_heads"],
-        mlp_width=vision["intermediate_size"],
-        tanh_gelu=True,
-        norm_eps=vision["layer_norm_eps"],
-    )
+    stack = Prenorm(**fields(vision, KEYS), tanh_gelu=True)
     channels, head = vision["num_channels"], vision["vision_use_head"]
     return SiglipConfig(stack, vision["image_size"], vision["patch_size"], channels, head)
 
@@ -126,7 +118,6 @@ def encode(
 
     Args:
       params: {"patch", "positions", "blocks" (stacked), "norm", and with a head "head"}.
-      config: of the encoder.
       pixels: normalised pictures, channel last.
       taps: blocks whose outputs are wanted as well.
 
@@ -159,15 +150,11 @@ def pool(params: Params, config: SiglipConfig, x: Float[Array, "n N W"]) -> Floa
     head, heads = params["head"], config.stack.heads
     split = lambda y: y.reshape(*y.shape[:-1], heads, -1)
     q = split(linear(head["probe"][None], head["q"]))
-    unused = Rope((0.0,) * (q.shape[-1] // 2), (0,) * (q.shape[-1] // 2))  # nothing is rotated
-
-    def one(rows: Array) -> Array:
-        k, v = split(linear(rows, head["k"])), split(linear(rows, head["v"]))
-        valid = jnp.ones((rows.shape[0], 1), bool)
-        return attend(q, [Segment(k, v, valid)], rope=unused)[0]
-
-    h = linear(jax.vmap(one)(x).reshape(x.shape[0], -1), head["proj"])
-    return h + prenorm.mlp(head, config.stack, layer_norm(h, head["norm"], config.stack.norm_eps))
+    k, v = (split(linear(x, head[name])) for name in "kv")
+    read = jax.vmap(attend_all, (None, 0, 0))(q, k, v)
+    h = linear(read.reshape(x.shape[0], -1), head["proj"])
+    rows = layer_norm(h, head["norm"], config.stack.norm_eps)
+    return h + gelu_mlp(head, rows, config.stack.tanh_gelu)
 
 
 def weight_table(config: SiglipConfig, prefix: str = "") -> dict[str, Weight]:

@@ -6,8 +6,6 @@ w): frames (of `temporal` pictures each), rows and columns of patches. Grids are
 attends to which is worked out in numpy while a program is traced.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,15 +21,11 @@ from jaxmem.rope import Rope, angles, rope_1d, rotate
 from jaxmem.typing import Array, Bool, Float, Int, Params
 
 Grid = tuple[int, int, int]
+Grids = Sequence[Grid]
 
 
 def as_grids(grids: Any, merge: int, patches: int | None = None) -> tuple[Grid, ...]:
-    """Return grids as a tuple of integers.
-
-    Args:
-      grids: (F, h, w) of every picture or video.
-      merge: side of a cell.
-      patches: patches that the grids must cover, if known.
+    """Return grids, (F, h, w) of every picture or video, as a tuple of integers.
 
     Raises:
       ValueError: if a side is no multiple of `merge`, or the patches do not fit the grids.
@@ -58,7 +52,7 @@ def patchify(
     """Cut pictures into patches in the encoders' order.
 
     Args:
-      pixels: n pictures of Y x X pixels, normalised; an odd picture out is repeated by the caller.
+      pixels: n normalised pictures; an odd picture out is repeated by the caller.
       patch: side of a patch in pixels.
       temporal: consecutive pictures that share a patch.
       merge: side of a cell in patches.
@@ -92,18 +86,20 @@ def patch_places(grid: Grid, merge: int) -> Int[np.ndarray, "N 2"]:
     return np.tile(one, (frames, 1)).astype(np.int32)
 
 
-def all_places(grids: Sequence[Grid], merge: int) -> Int[np.ndarray, "N 2"]:
+def all_places(grids: Grids, merge: int) -> Int[np.ndarray, "N 2"]:
     """Return (row, column) of every patch of several grids."""
     return np.concatenate([patch_places(grid, merge) for grid in grids])
 
 
-def vision_rope(head_dim: int, theta: float = 10_000.0) -> Rope:
-    """Return 2-D rotary: the first half of the pairs reads the row, the other half the column.
+def rotary(head_dim: int, theta: float, grids: Grids, merge: int) -> Float[Array, "N 1 D/2"]:
+    """Return the 2-D rotary angles of patches, with the axis of heads.
 
-    Frequencies are those of a 1-axis embedding of width D/2, for each of the two (Qwen2-VL, 2.1).
+    The first half of the pairs reads the row, the other half the column; frequencies are those of a
+    1-axis embedding of width D/2, for each of the two (Qwen2-VL, 2.1).
     """
     half = rope_1d(head_dim // 2, theta).inv_freq
-    return Rope(half + half, (0,) * len(half) + (1,) * len(half))
+    rope = Rope(half + half, (0,) * len(half) + (1,) * len(half))
+    return angles(rope, jnp.asarray(all_places(grids, merge)))[:, None]
 
 
 class Groups(NamedTuple):
@@ -127,14 +123,14 @@ def groups_of(members: Sequence[np.ndarray]) -> Groups:
     return Groups(index, valid, back)
 
 
-def frame_groups(grids: Sequence[Grid]) -> Groups:
+def frame_groups(grids: Grids) -> Groups:
     """Return the groups of attention within each frame."""
     sizes = [h * w for f, h, w in grids for _ in range(f)]
     ends = np.cumsum(sizes)
     return groups_of([np.arange(end - n, end) for n, end in zip(sizes, ends, strict=True)])
 
 
-def window_groups(grids: Sequence[Grid], merge: int, side: int) -> Groups:
+def window_groups(grids: Grids, merge: int, side: int) -> Groups:
     """Return the groups of attention within windows of `side` x `side` cells of a frame.
 
     Windows begin at the upper left corner; those at the right and lower border may be smaller.
@@ -149,18 +145,16 @@ def window_groups(grids: Sequence[Grid], merge: int, side: int) -> Groups:
     return groups_of(members)
 
 
-def attend_groups(
-    q: Float[Array, "N H D"], k: Float[Array, "N H D"], v: Float[Array, "N H D"], groups: Groups
-) -> Float[Array, "N H D"]:
-    """Return attention in which every row sees its own group, all of it."""
-    unused = Rope((0.0,) * (q.shape[-1] // 2), (0,) * (q.shape[-1] // 2))  # rows come rotated
-
-    def one(q: Array, k: Array, v: Array, valid: Array) -> Array:
-        return attend(q, [Segment(k, v, valid[:, None])], rope=unused)[0]
-
-    index = jnp.asarray(groups.index)
-    out = jax.vmap(one)(q[index], k[index], v[index], jnp.asarray(groups.valid))
-    return out.reshape(-1, *q.shape[1:])[jnp.asarray(groups.back)]
+def attend_all(
+    q: Float[Array, "n H D"],
+    k: Float[Array, "m H D"],
+    v: Float[Array, "m H D"],
+    valid: Bool[Array, "m"] | None = None,
+) -> Float[Array, "n H D"]:
+    """Return attention of every row to all valid rows (None: to all), as they are: not rotated."""
+    still = Rope((0.0,) * (q.shape[-1] // 2), (0,) * (q.shape[-1] // 2))
+    valid = jnp.ones(k.shape[0], bool) if valid is None else valid
+    return attend(q, [Segment(k, v, valid[:, None])], rope=still)[0]
 
 
 def self_attention(
@@ -170,14 +164,9 @@ def self_attention(
     turn: Float[Array, "N 1 D/2"] | None,
     groups: Groups,
 ) -> Float[Array, "N E"]:
-    """Return a block's attention, projected, without norm and residual.
+    """Return a block's attention of normalised rows, projected, without norm and residual.
 
-    Args:
-      weights: linear maps "qkv", or "q", "k" and "v", and "proj".
-      heads: H.
-      x: normalised input.
-      turn: rotary angles, or None for an encoder without.
-      groups: who sees whom.
+    The weights are linear maps "qkv", or "q", "k" and "v", and "proj"; `turn`: rotary angles.
     """
     if "qkv" in weights:
         parts = jnp.split(linear(x, weights["qkv"]), 3, axis=-1)
@@ -186,13 +175,15 @@ def self_attention(
     q, k, v = (p.reshape(p.shape[0], heads, -1) for p in parts)
     if turn is not None:
         q, k = rotate(q, turn), rotate(k, turn)
-    out = attend_groups(q, k, v, groups)
+    index = jnp.asarray(groups.index)
+    out = jax.vmap(attend_all)(q[index], k[index], v[index], jnp.asarray(groups.valid))
+    out = out.reshape(-1, *q.shape[1:])[jnp.asarray(groups.back)]
     return linear(out.reshape(out.shape[0], -1), weights["proj"])
 
 
-def turns(rope: Rope, places: Int[np.ndarray, "N 2"]) -> Float[Array, "N 1 D/2"]:
-    """Return the rotary angles of patches, with the axis of heads."""
-    return angles(rope, jnp.asarray(places))[:, None]
+def gelu_mlp(weights: Params, x: Float[Array, "*N E"], tanh: bool = False) -> Float[Array, "*N E"]:
+    """Return linear map "fc1", GELU (exact, or its tanh approximation), linear map "fc2"."""
+    return linear(jax.nn.gelu(linear(x, weights["fc1"]), approximate=tanh), weights["fc2"])
 
 
 def layer_norm(x: Float[Array, "*N E"], weight: Params, eps: float) -> Float[Array, "*N E"]:
@@ -219,10 +210,7 @@ def through_blocks(
       h: input.
       step: (weights of one block, h, kind) -> h.
       kinds: static kind of every block.
-      taps: blocks whose outputs are wanted, ascending.
-
-    Returns:
-      The output of the last block, and of those in `taps`.
+      taps: blocks whose outputs are wanted beside that of the last, ascending.
     """
     depth, tapped, start = len(kinds), [], 0
     for stop in range(1, depth + 1):

@@ -1,7 +1,5 @@
 """The encoder of Whisper (arXiv 2212.04356)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +10,7 @@ import jax.numpy as jnp
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import frame_groups, layer_norm
-from jaxmem.models.hf.config import check_family, check_keys
+from jaxmem.models.hf.config import check_family, check_value, fields
 from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -23,19 +21,21 @@ IGNORE = ("decoder.*", "proj_out.weight")
 """What a whole Whisper checkpoint has besides its encoder."""
 
 
+KEYS = {
+    "depth": "encoder_layers",
+    "width": "d_model",
+    "heads": "encoder_attention_heads",
+    "mlp_width": "encoder_ffn_dim",
+}
+
+
 @dataclass(frozen=True)
 class WhisperConfig:
-    """Static description of the encoder.
+    """Static description of the encoder."""
 
-    Attributes:
-      stack: the encoder's blocks.
-      mel_bins: of the log-mel spectrogram.
-      rows: length of the table of positions; the spectrogram has twice as many frames.
-    """
-
-    stack: Prenorm
-    mel_bins: int
-    rows: int
+    stack: Prenorm  # the encoder's blocks
+    mel_bins: int  # of the log-mel spectrogram
+    rows: int  # length of the table of positions; the spectrogram has twice as many frames
 
 
 def read_config(config: Mapping[str, Any]) -> WhisperConfig:
@@ -45,21 +45,15 @@ def read_config(config: Mapping[str, Any]) -> WhisperConfig:
       ValueError: if it is of another family, lacks a key, or has another activation.
     """
     check_family(config, MODEL_TYPES)
-    check_keys(config, ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"))
-    check_keys(config, ("num_mel_bins", "max_source_positions"))
-    if config.get("activation_function", "gelu") != "gelu":
-        raise ValueError(
-            f"the encoder of Whisper uses gelu, config.json says {config['activation_function']!r}."
-        )
-    stack = Prenorm(
-        depth=config["encoder_layers"],
-        width=config["d_model"],
-        heads=config["encoder_attention_heads"],
-        mlp_width=config["encoder_ffn_dim"],
-        tanh_gelu=False,
-        norm_eps=1e-5,  # torch's default; config.json does not hold it
-    )
-    return WhisperConfig(stack, config["num_mel_bins"], config["max_source_positions"])
+    sizes = fields(config, {"mel_bins": "num_mel_bins", "rows": "max_source_positions"})
+    return WhisperConfig(read_stack(config), **sizes)
+
+
+def read_stack(config: Mapping[str, Any], where: str = "config.json") -> Prenorm:
+    """Return the blocks that Whisper's keys describe; ValueError if one lacks, or is not known."""
+    check_value("activation_function", config.get("activation_function", "gelu"), "gelu")
+    # The epsilon is torch's default; config.json does not hold it.
+    return Prenorm(**fields(config, KEYS, where), tanh_gelu=False, norm_eps=1e-5)
 
 
 def stem(
@@ -102,7 +96,6 @@ def encode(
 
     Args:
       params: {"conv1", "conv2", "positions", "blocks" (stacked), "norm"}.
-      config: of the encoder.
       logmel: log-mel frames of n clips, frame by frame.
       taps: blocks whose outputs (before the final norm) are wanted as well.
 
@@ -121,13 +114,20 @@ def encode(
 
 def weight_table(config: WhisperConfig, prefix: str = "encoder.") -> dict[str, Weight]:
     """Return the weight table of the encoder; its tensors begin with `prefix`."""
+    width = config.stack.width
+    places = Weight(f"{prefix}embed_positions.weight", (config.rows, width))
+    table = {"positions": places, **trunk_table(config, prefix)}
+    return table | norm("norm", f"{prefix}layer_norm", width, bias=True)
+
+
+def trunk_table(config: WhisperConfig, prefix: str) -> dict[str, Weight]:
+    """Return the part of the table that Qwen's audio encoder shares: convolutions and blocks."""
     width, at = config.stack.width, f"{prefix}layers.{{}}."
     names = {name: f"{at}self_attn.{name}_proj" for name in "qkv"}
     names |= {"proj": f"{at}self_attn.out_proj", "fc1": f"{at}fc1", "fc2": f"{at}fc2"}
     names |= {"norm1": f"{at}self_attn_layer_norm", "norm2": f"{at}final_layer_norm"}
-    table = {"positions": Weight(f"{prefix}embed_positions.weight", (config.rows, width))}
+    table = prenorm.table(config.stack, "blocks", names, key_bias=False)
     for name, inputs in (("conv1", config.mel_bins), ("conv2", width)):
         table[f"{name}.kernel"] = Weight(f"{prefix}{name}.weight", (width, inputs, 3), "conv")
         table[f"{name}.bias"] = Weight(f"{prefix}{name}.bias", (width,))
-    table |= prenorm.table(config.stack, "blocks", names, key_bias=False)
-    return table | norm("norm", f"{prefix}layer_norm", width, bias=True)
+    return table

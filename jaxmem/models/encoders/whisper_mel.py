@@ -6,8 +6,6 @@ Here a piece sees the sound before it, is mirrored at its own end only (which to
 window ends after it: one, of the released models) and takes the loudest value of its own.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,19 +29,12 @@ def mel_filters(bins: int, rate: int, fft: int) -> Float[np.ndarray, "f M"]:
 
 @dataclass(frozen=True)
 class LogMel:
-    """Static description of the frames.
+    """Static description of the frames."""
 
-    Attributes:
-      bins: M.
-      rate: samples per second.
-      fft: samples of a window.
-      hop: samples between frames.
-    """
-
-    bins: int
-    rate: int = 16_000
-    fft: int = 400
-    hop: int = 160
+    bins: int  # M
+    rate: int = 16_000  # samples per second
+    fft: int = 400  # samples of a window
+    hop: int = 160  # samples between frames
 
     @property
     def past(self) -> int:

@@ -3,8 +3,6 @@
 Needs the packages of the extra `hf` (tokenizers, jinja2); nothing else in the library does.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -32,19 +30,12 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Chat:
-    """What turns messages into token ids and back.
+    """What turns messages into token ids and back."""
 
-    Attributes:
-      tokenizer: a `tokenizers.Tokenizer`.
-      template: source of the chat template (jinja).
-      special: special tokens that the template may name (bos_token, eos_token).
-      end: tokens that end an answer; None if the directory does not say.
-    """
-
-    tokenizer: Any
-    template: str
-    special: Mapping[str, str]
-    end: tuple[int, ...] | None
+    tokenizer: Any  # a `tokenizers.Tokenizer`
+    template: str  # source of the chat template (jinja)
+    special: Mapping[str, str]  # special tokens that the template may name (bos_token, eos_token)
+    end: tuple[int, ...] | None  # tokens that end an answer; None if the directory does not say
 
     def ids(self, text: str) -> Int[np.ndarray, "Q"]:
         """Return the token ids of a text, nothing added."""
@@ -85,11 +76,7 @@ class Chat:
             raise ValueError(f"the chat template cannot write this prompt: {error}.") from None
 
     def around(self, question: str, placeholder: int) -> Turn:
-        """Return the token ids before and after the video of a prompt with one question.
-
-        Args:
-          question: the user's text.
-          placeholder: token that the template writes for the video.
+        """Return the token ids before and after the placeholder of the video, with one question.
 
         Raises:
           ValueError: if the question is empty, or the template does not write the placeholder once.
@@ -107,13 +94,10 @@ class Chat:
         return Turn(ids[: at[0]], ids[at[0] + 1 :])
 
     def around_text(self, question: str, mark: str) -> Turn:
-        """Return the same for a template that takes text only: the video stands for `mark` in it.
+        """Return the same for a template of text only, where a `mark` stands for the video.
 
-        As released, the text before and after the mark is tokenised apart.
-
-        Args:
-          question: the user's text.
-          mark: what stands for the video, with a line break before the question.
+        It comes in front of the question, with a line break. As released, the text before and after
+        the mark is tokenised apart.
 
         Raises:
           ValueError: if the question is empty, or the prompt does not hold the mark once.
@@ -136,26 +120,21 @@ class Uncoded(Chat):
     """
 
     def __init__(self):
-        """Make one."""
         super().__init__(None, "", {}, None)
 
     def ids(self, text: str) -> Int[np.ndarray, "Q"]:
-        """Return the ids."""
         return np.zeros(len(re.findall(r"\d|[^\W\d]+|[^\w\s]", text)), np.int32)
 
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return no text."""
         del ids
         return ""
 
     def around(self, question: str, placeholder: int | None = None) -> Turn:
-        """Return no tokens before the video, and the question's after it."""
         del placeholder
         check_question(question)
         return Turn(self.ids(""), self.ids(question))
 
     def around_text(self, question: str, mark: str) -> Turn:
-        """Return the same."""
         del mark
         return self.around(question)
 

@@ -29,8 +29,6 @@ Weights are read tensor by tensor straight to their final dtype and placement: a
 once, on its devices, and the host holds one file's mapping and one tensor at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -226,11 +224,8 @@ def _placed(
     dtype: Any,
     place: Sharding | None,
 ) -> Array:
-    """Return the leaf with one stored tensor in it.
-
-    The host's copy of the tensor is let go before the next one is read: transfers that queue up
-    would hold many.
-    """
+    """Return the leaf with one stored tensor in it."""
+    # The host's copy is let go before the next one is read: queued transfers would hold many.
     if weight.layers is None:
         return jax.block_until_ready(jax.device_put(part, place).astype(dtype))
     if leaf is None:

@@ -1,22 +1,25 @@
 """Reading `config.json` of a Hugging Face checkpoint, and the decoder that it describes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.rope import Rope, yarn
+from jaxmem.rope import Rope, rope_1d, yarn
+
+SIZES = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "vocab": "vocab_size",
+}
+"""Fields of a decoder, and what transformers calls them."""
 
 
 def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any]:
-    """Return a JSON object of a checkpoint directory.
-
-    Raises:
-      ValueError: if the directory or the file is missing, or the file is no JSON object.
-    """
+    """Return a JSON object of a directory; ValueError if it is missing, or is something else."""
     path = Path(directory) / name
     if not path.is_file():
         raise ValueError(
@@ -33,11 +36,7 @@ def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any
 
 
 def rope_theta(text: Mapping[str, Any]) -> float:
-    """Return the rotary base of a text config, where newer or older versions write it.
-
-    Raises:
-      ValueError: if the frequencies are scaled in another way than by YaRN.
-    """
+    """Return the rotary base, newer or older place; ValueError if it is scaled, but not by YaRN."""
     rope, kind = _rope_settings(text)
     if kind not in ("default", "mrope", "yarn"):
         raise ValueError(
@@ -56,8 +55,7 @@ def _rope_settings(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
 def scaled(rope: Rope, text: Mapping[str, Any]) -> Rope:
     """Return a rotary table as a text config stretches it: by YaRN, or not at all.
 
-    The original context is `original_max_position_embeddings`, or where that is not written
-    `max_position_embeddings`.
+    The original context is `original_max_position_embeddings`, else `max_position_embeddings`.
 
     Raises:
       ValueError: if a YaRN config lacks its factor or both context lengths, or has settings that
@@ -85,13 +83,13 @@ def head_dim(text: Mapping[str, Any]) -> int:
 
 
 def decoder_config(
-    text: Mapping[str, Any], rope: Rope, *, qkv_bias: bool, qk_norm: bool, tied: bool
+    text: Mapping[str, Any], rope: Rope | None = None, *, qkv_bias: bool, qk_norm: bool, tied: bool
 ) -> DecoderConfig:
     """Return the decoder of a text config (Qwen2 and Qwen3 share its keys).
 
     Args:
       text: the config's part on the language model.
-      rope: its rotary table, before any scaling that the config asks for.
+      rope: its rotary table, before any scaling that the config asks for; None: of one axis.
       qkv_bias: biases on q, k and v (Qwen2).
       qk_norm: norms on the heads of q and k (Qwen3).
       tied: whether the embedding is the output matrix; where it is written depends on the family.
@@ -99,23 +97,17 @@ def decoder_config(
     Raises:
       ValueError: if a key is missing, or the decoder has parts that are not supported.
     """
-    check_keys(text, ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"))
-    check_keys(text, ("intermediate_size",))
+    sizes = fields(text, SIZES)
     check_value("hidden_act", text.get("hidden_act", "silu"), "silu")
     if text.get("use_sliding_window"):
         raise ValueError(
             "use_sliding_window is true in config.json; only full attention is supported."
         )
-    heads = text["num_attention_heads"]
     return DecoderConfig(
-        layers=text["num_hidden_layers"],
-        width=text["hidden_size"],
-        heads=heads,
-        kv_heads=text.get("num_key_value_heads") or heads,
+        **sizes,
+        kv_heads=text.get("num_key_value_heads") or sizes["heads"],
         head_dim=head_dim(text),
-        mlp_width=text["intermediate_size"],
-        vocab=text["vocab_size"],
-        rope=scaled(rope, text),
+        rope=scaled(rope or rope_1d(head_dim(text), rope_theta(text)), text),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         tied=tied,
@@ -130,6 +122,14 @@ def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "con
         raise ValueError(
             f"{where} has no {', '.join(lacking)}: it is not the config of this family."
         )
+
+
+def fields(
+    config: Mapping[str, Any], names: Mapping[str, str], where: str = "config.json"
+) -> dict[str, Any]:
+    """Return settings as fields, by the key of each; ValueError that names all that are missing."""
+    check_keys(config, tuple(names.values()), where)
+    return {field: config[key] for field, key in names.items()}
 
 
 def check_family(

@@ -3,8 +3,6 @@
 A new family is a subclass, and a line in `jaxmem.models.load.FAMILIES`.
 """
 
-from __future__ import annotations
-
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -163,14 +161,7 @@ class Family(ABC):
 
 
 def model_of(family: Family, files: Files, params: Params, *, name: str, max_new: int) -> Model:
-    """Return the model of a family's member.
-
-    Args:
-      family: the member.
-      files: that it was read of.
-      params: its weights, finalised; or their shapes.
-      name: of the model.
-      max_new: answer tokens at most.
+    """Return the model of a family's member, with its weights (finalised) or their shapes.
 
     Raises:
       ValueError: if the template cannot write a question.
@@ -202,10 +193,7 @@ def model_of(family: Family, files: Files, params: Params, *, name: str, max_new
 
 
 def answer_start(family: Family) -> np.ndarray | None:
-    """Return the ids that a chat template writes between a question and its answer.
-
-    What two prompts with different questions end in alike; None if that is nothing.
-    """
+    """Return the ids with which prompts of two questions end alike; None if there are none."""
     one, two = (family.turn(question).after[::-1] for question in ("?", "Yes"))
     most = min(len(one), len(two))
     alike = int(np.argmin(np.append(one[:most] == two[:most], False)))

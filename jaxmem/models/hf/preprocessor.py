@@ -1,7 +1,5 @@
 """Preprocessor settings of a checkpoint directory: the size of its pictures, and their pixels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +59,6 @@ def limits_of(settings: Mapping[str, Any], *, whole_videos: bool) -> Limits:
     """Return how many pixels a frame may have.
 
     Args:
-      settings: of the directory.
       whole_videos: the limits count all frames of a video (Qwen3-VL). A stream has no number of
         frames, so each gets what the settings leave to one of the longest video (`max_frames`).
 
@@ -90,8 +87,7 @@ def smart_resize(height: int, width: int, *, cell: int, limits: Limits) -> tuple
     (the released Qwen2-VL processors).
 
     Args:
-      height: native, in pixels.
-      width: native, in pixels.
+      height: native, in pixels; `width` likewise.
       cell: side in pixels of what becomes one token.
       limits: of height times width.
 

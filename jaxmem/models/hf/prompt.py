@@ -4,8 +4,6 @@ Families differ in which tokens stand where and at which positions. A plan holds
 a fixed shape; `fill` turns it, inside a jitted program, into the rows that a decoder takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +14,9 @@ from jaxmem.decoder.decoder import embed
 from jaxmem.kv import EMPTY, TEXT
 from jaxmem.memory.base import Embeds
 from jaxmem.typing import Float, Int, Params
+
+Ids = Sequence[int] | np.ndarray
+"""Token ids [T], without padding."""
 
 
 class Plan(NamedTuple):
@@ -29,7 +30,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    ids: Sequence[int] | np.ndarray,
+    ids: Ids,
     pos: np.ndarray,
     advance: Sequence[int] | np.ndarray | int,
     features: Mapping[int, tuple[int, int]],
@@ -52,11 +53,7 @@ def plan(
 
 
 def pad(part: Plan, size: int) -> Plan:
-    """Return a plan padded to `size` rows.
-
-    Raises:
-      ValueError: if it has more rows.
-    """
+    """Return a plan padded to `size` rows; ValueError if it has more."""
     extra = size - len(part.ids)
     if extra < 0:
         raise ValueError(
@@ -71,30 +68,6 @@ def pad(part: Plan, size: int) -> Plan:
     )
 
 
-def cut(whole: Plan, bounds: Sequence[int], size: int) -> Plan:
-    """Return a prompt as chunks: a plan with a leading axis K.
-
-    Every chunk begins at the position of its first row, so that relative positions stay small; the
-    features are still counted from the prompt's first.
-
-    Args:
-      whole: the plan of the prompt, from position 0.
-      bounds: first row of every chunk after the first.
-      size: T, rows of a chunk after padding.
-    """
-    starts, stops = [0, *bounds], [*bounds, len(whole.ids)]
-    base = [np.zeros_like(whole.advance), *(whole.pos[i] for i in bounds), whole.advance]
-    chunks = []
-    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-        mine = slice(start, stop)
-        rel = whole.pos[mine] - base[i][None]
-        part = Plan(
-            whole.ids[mine], whole.place[mine], rel, whole.modality[mine], base[i + 1] - base[i]
-        )
-        chunks.append(pad(part, size))
-    return Plan(*(np.stack(x) for x in zip(*chunks, strict=True)))
-
-
 def fill(
     decoder: Params,
     part: Plan,
@@ -104,7 +77,6 @@ def fill(
     """Return the rows of a plan.
 
     Args:
-      decoder: weights of the decoder.
       part: plan without a leading axis; numpy or traced.
       features: of the encoders, or None if nothing but text is planned.
       deep: features that are added after layer l < n (DeepStack), for the same rows.

@@ -1,7 +1,5 @@
 """Published config.json files by name (`qwen2.5-vl:7b`), for shapes without a checkpoint."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import cache

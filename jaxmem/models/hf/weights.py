@@ -3,8 +3,6 @@
 See `jaxmem.models.hf.checkpoint` for the format and for what reads them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,20 +30,14 @@ Place = Callable[[str], Sharding]
 
 @dataclass(frozen=True)
 class Weight:
-    """One leaf of the tree: which stored tensor(s) it is made of.
+    """One leaf of the tree: which stored tensor(s) it is made of."""
 
-    Attributes:
-      name: of the stored tensor; with `{}` for the layer if `layers` is given.
-      shape: of one stored tensor.
-      turn: its layout in the tree.
-      layers: number of tensors to stack on a leading axis; None: one tensor, no such axis.
-      rows: (start, stop) on the stored tensor's first axis; None: all of it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    turn: Turn = "plain"
+    name: str  # of the stored tensor; with `{}` for the layer if `layers` is given
+    shape: tuple[int, ...]  # of one stored tensor
+    turn: Turn = "plain"  # its layout in the tree
+    # How many tensors to stack on a leading axis; None: one tensor, no such axis.
     layers: int | None = None
+    # (start, stop) on the stored tensor's first axis; None: all of it.
     rows: tuple[int, int] | None = None
 
     def __post_init__(self):
@@ -116,7 +108,6 @@ def decoder_table(
     """Return the table of `jaxmem.decoder.decoder`'s tree for Qwen2/Qwen3/Llama names.
 
     Args:
-      config: of the decoder.
       prefix: of `layers.0...`, `embed_tokens.weight` and `norm.weight`, with its dot.
       head: name of the output matrix. A tied decoder has none; put the name in `load`'s `ignore`,
         since some checkpoints store a copy.

@@ -2,40 +2,36 @@
 
 A frame is one picture of the SigLIP encoder, projected to the decoder's width and pooled to half
 the side (27 x 27 to 14 x 14: 196 tokens). A video is its frames one after the other, then one
-learned newline vector. A picture is the whole of it in one tile and, if it came in more, the others
-put together at their full resolution with a newline after every row. Positions are 1-axis.
+learned newline vector. Positions are 1-axis. Pictures are in `jaxmem.models.llava.pictures`.
 
 Names of LLaVA-NeXT's own checkpoints (LLaVA-Video) are renamed to those of transformers.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.decoder.decoder import DecoderConfig, linear
-from jaxmem.kv import VISION
+from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.kv import EMPTY, VISION
+from jaxmem.memory.base import Embeds
+from jaxmem.models.base import MediaFormat
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.encoders.siglip import SiglipConfig
-from jaxmem.models.hf.config import (
-    check_family,
-    check_keys,
-    check_value,
-    decoder_config,
-    head_dim,
-    rope_theta,
-)
-from jaxmem.models.hf.prompt import Plan, plan
+from jaxmem.models.encoders.vision_parts import gelu_mlp
+from jaxmem.models.hf.chat import Turn
+from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
+from jaxmem.models.hf.family import RATE, Family, Files, Names
+from jaxmem.models.hf.preprocessor import Pixels, pixels_of
+from jaxmem.models.hf.prompt import Ids, Plan, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, under
-from jaxmem.rope import rope_1d
-from jaxmem.typing import Array, Float, Int, Params
+from jaxmem.typing import Array, Bool, Float, Int, Params, UInt
 
 MODEL_TYPES = ("llava_onevision",)
 RENAMES = (
@@ -61,27 +57,17 @@ IGNORE = ("vision_tower.head.*",)
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    """Static description of the model.
+    """Static description of the model."""
 
-    Attributes:
-      decoder: of the language model.
-      vision: of the encoder.
-      image: placeholder token of pictures.
-      video: placeholder token of videos.
-      layer: block of the encoder whose output is projected, before the encoder's final norm.
-      sizes: (height, width) in pixels that the tiles of a picture may cover together.
-      tiles: pictures of more tiles than this are scaled down (anyres_max_9: 9).
-      bias: biases in the projector.
-    """
-
-    decoder: DecoderConfig
-    vision: SiglipConfig
-    image: int
-    video: int
-    layer: int
+    decoder: DecoderConfig  # its language model
+    vision: SiglipConfig  # its encoder
+    image: int  # placeholder token of pictures
+    video: int  # placeholder token of videos
+    layer: int  # block of the encoder whose output is projected, before the encoder's final norm
+    # (height, width) in pixels that the tiles of a picture may cover together.
     sizes: tuple[tuple[int, int], ...]
-    tiles: int
-    bias: bool = True
+    tiles: int  # pictures of more tiles than this are scaled down (anyres_max_9: 9)
+    bias: bool = True  # biases in the projector
 
     @property
     def frame_side(self) -> int:
@@ -114,12 +100,9 @@ def read_config(config: Mapping[str, Any]) -> LlavaConfig:
     check_family(config, MODEL_TYPES)
     check_keys(config, ("text_config", "vision_config"))
     text, vision = config["text_config"], siglip.read_config(config["vision_config"])
-    check_keys(text, ("hidden_size", "num_attention_heads"), "text_config of config.json")
     check_value("model_type of text_config", text.get("model_type", "qwen2"), "qwen2")
-    for key, known in (
-        ("vision_feature_select_strategy", "full"),
-        ("projector_hidden_act", "gelu"),
-    ):
+    settings = {"vision_feature_select_strategy": "full", "projector_hidden_act": "gelu"}
+    for key, known in settings.items():
         check_value(key, config.get(key, known), known)
     aspect = config.get("vision_aspect_ratio", "anyres_max_9")
     if not aspect.removeprefix("anyres_max_").isdecimal():
@@ -127,9 +110,7 @@ def read_config(config: Mapping[str, Any]) -> LlavaConfig:
     # Where the tie is written changed between versions; the default of both is an own matrix.
     tied = any(part.get("tie_word_embeddings", False) for part in (config, text))
     return LlavaConfig(
-        decoder=decoder_config(
-            text, rope_1d(head_dim(text), rope_theta(text)), qkv_bias=True, qk_norm=False, tied=tied
-        ),
+        decoder=decoder_config(text, qkv_bias=True, qk_norm=False, tied=tied),
         vision=vision,
         image=config.get("image_token_index", config.get("image_token_id", 151646)),
         video=config.get("video_token_index", config.get("video_token_id", 151647)),
@@ -163,10 +144,17 @@ def project(
     """Return the projected patches of normalised pictures, not pooled."""
     out, tapped = siglip.encode(params["vision"], config.vision, pixels, taps=(config.layer,))
     x = tapped[0] if config.layer + 1 < config.vision.stack.depth else out
-    weights = params["projector"]
-    x = linear(jax.nn.gelu(linear(x, weights["fc1"]), approximate=False), weights["fc2"])
+    x = gelu_mlp(params["projector"], x)
     rows = pixels.shape[1] // config.vision.patch
     return x.reshape(x.shape[0], rows, -1, x.shape[-1])
+
+
+def with_row_ends(
+    x: Float[Array, "*n r c E"], newline: Float[Array, "E"]
+) -> Float[Array, "*n r c+1 E"]:
+    """Return grids of tokens with the newline after every row."""
+    ends = jnp.broadcast_to(newline.astype(x.dtype), (*x.shape[:-2], 1, x.shape[-1]))
+    return jnp.concatenate([x, ends], axis=-2)
 
 
 def encode(
@@ -185,86 +173,12 @@ def video_features(
     return jnp.concatenate([encode(params, config, pixels), params["newline"][None]])
 
 
-def best_size(config: LlavaConfig, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (height, width) of `config.sizes` that keeps most of a picture, wasting least."""
-    height, width = size
-
-    def kept(new: tuple[int, int]) -> tuple[int, int]:
-        scale = min(new[1] / width, new[0] / height)
-        pixels = min(int(width * scale) * int(height * scale), width * height)
-        return pixels, pixels - new[0] * new[1]
-
-    return max(config.sizes, key=kept)
-
-
-def image_layout(config: LlavaConfig, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the rows and columns of tokens of a tiled picture of `size` pixels, no newlines."""
-    (_, rows), (_, columns) = _unpadded(config, size)
-    ratio = math.sqrt(rows * columns / (config.tiles * config.vision.grid**2))
-    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
-
-
-def _unpadded(
-    config: LlavaConfig, size: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (first, count) of the rows and of the columns of the tiles that are no padding."""
-    best, grid, side = best_size(config, size), config.vision.grid, config.vision.side
-    rows, columns = (length // side * grid for length in best)
-    if size[1] / size[0] > columns / rows:
-        skip = (rows - int(round(size[0] * (columns / size[1]), 7))) // 2
-        return (skip, rows - 2 * skip), (0, columns)
-    skip = (columns - int(round(size[1] * (rows / size[0]), 7))) // 2
-    return (0, rows), (skip, columns - 2 * skip)
-
-
-def image_features(
-    params: Params, config: LlavaConfig, tiles: Float[Array, "n Y X C"], size: tuple[int, int]
-) -> Float[Array, "m E"]:
-    """Return the tokens of one picture.
-
-    Args:
-      params: of the model.
-      config: of the model.
-      tiles: the whole picture, then the tiles of `best_size` in raster order; or only the whole
-        one (prompts of several pictures).
-      size: (height, width) of the picture in pixels before it was resized.
-
-    Raises:
-      ValueError: if the number of tiles is not the one that the size asks for.
-    """
-    x, newline = project(params, config, tiles), params["newline"]
-    whole = x[0].reshape(-1, x.shape[-1])
-    if tiles.shape[0] == 1:
-        return jnp.concatenate([whole, newline[None]])
-    down, across = (length // config.vision.side for length in best_size(config, size))
-    if tiles.shape[0] != 1 + down * across:
-        raise ValueError(
-            f"a picture of {size} pixels has 1 + {down} x {across} tiles, got {tiles.shape[0]}."
-        )
-    n, grid = x.shape[-1], config.vision.grid
-    x = x[1:].reshape(down, across, grid, grid, n).transpose(0, 2, 1, 3, 4)
-    (top, rows), (left, columns) = _unpadded(config, size)
-    x = x.reshape(down * grid, across * grid, n)[top : top + rows, left : left + columns]
-    x = resize_grid(x, image_layout(config, size), "linear")
-    ends = jnp.broadcast_to(newline.reshape(1, 1, -1), (x.shape[0], 1, n)).astype(x.dtype)
-    return jnp.concatenate([whole, jnp.concatenate([x, ends], 1).reshape(-1, n)])
-
-
-def image_tokens(config: LlavaConfig, size: tuple[int, int], *, tiled: bool = True) -> int:
-    """Return the tokens of a picture, newlines included."""
-    whole = config.vision.grid**2
-    if not tiled:
-        return whole + 1
-    rows, columns = image_layout(config, size)
-    return whole + rows * (columns + 1)
-
-
-def positions(ids: Sequence[int] | np.ndarray) -> tuple[Int[np.ndarray, "T 1"], int]:
+def positions(ids: Ids) -> tuple[Int[np.ndarray, "T 1"], int]:
     """Return the positions of a prompt (every token is one further), and the next one."""
     return np.arange(len(ids), dtype=np.int32)[:, None], len(ids)
 
 
-def prompt_plan(config: LlavaConfig, ids: Sequence[int] | np.ndarray) -> Plan:
+def prompt_plan(config: LlavaConfig, ids: Ids) -> Plan:
     """Return the plan of a whole prompt; its features are those of all pictures, then videos."""
     pos, after = positions(ids)
     pictures = int((np.asarray(ids) == config.image).sum())
@@ -276,3 +190,105 @@ def video_chunk(config: LlavaConfig, frames: int) -> Plan:
     count = frames * config.frame_tokens
     ids = np.full(count, config.video, np.int32)
     return plan(ids, positions(ids)[0], count, {config.video: (VISION, 0)})
+
+
+class Inputs(NamedTuple):
+    """One chunk: the frames of C pieces, and which pieces are real."""
+
+    frames: UInt[Any, "C F Y X 3"]
+    valid: Bool[Any, "C"]
+
+
+@dataclass(frozen=True)
+class LlavaFamily(Family):
+    """A LLaVA whose frames have one size, one after the other on one axis; see `Family`."""
+
+    config: LlavaConfig
+    fps: int  # pictures per second, a whole number
+    pixels: Pixels  # normalisation of the frames
+
+    @staticmethod
+    @abstractmethod
+    def read_config(config: Mapping[str, Any]) -> LlavaConfig:
+        """Return the model that a config.json describes."""
+
+    @staticmethod
+    @abstractmethod
+    def frame_features(params: Params, config: Any, pixels: Array) -> Float[Array, "m E"]:
+        """Return the tokens of normalised frames [F, Y, X, C], `frame_tokens` for each."""
+
+    @classmethod
+    def read(cls, files: Files, *, fps: float = 1.0) -> Self:
+        if fps < 1 or fps != int(fps):
+            raise ValueError(f"fps must be a whole number of frames in each second, got {fps}.")
+        config = cls.read_config(files.config)
+        return cls(config, files.chat, int(fps), pixels_of(files.settings))
+
+    @property
+    def names(self) -> Names:
+        return Names(weight_table(self.config), RENAMES, ignored(self.config))
+
+    @property
+    def media(self) -> MediaFormat:
+        side = self.config.vision.side
+        return MediaFormat(float(self.fps), (side, side), RATE, 1.0)
+
+    @property
+    def tokens_per_piece(self) -> int:
+        return self.fps * self.config.frame_tokens
+
+    @property
+    def frame(self) -> tuple[int, int] | None:
+        # A square, or one with a newline after every row.
+        tokens = self.config.frame_tokens
+        rows = math.isqrt(tokens)
+        return next(((rows, n) for n in (rows, rows + 1) if rows * n == tokens), None)
+
+    def preprocess(self, frames, samples, valid, past, start) -> Inputs:
+        del samples, past, start  # audio is not used, and every piece is laid out alike
+        return Inputs(frames, valid)
+
+    def encode(self, params: Params, inputs: Inputs) -> Embeds:
+        frames = jnp.asarray(inputs.frames)
+        pieces, per_piece = frames.shape[:2]
+        pixels = self.pixels(frames.reshape(-1, *frames.shape[2:]))
+        x = self.frame_features(params, self.config, pixels)
+        rows, each = x.shape[0], per_piece * self.config.frame_tokens
+        real = jnp.repeat(jnp.asarray(inputs.valid), each, total_repeat_length=pieces * each)
+        return Embeds(
+            x=x,
+            pos=jnp.arange(rows, dtype=jnp.int32)[:, None],
+            modality=jnp.where(real, VISION, EMPTY).astype(jnp.int8),
+            advance=each * jnp.sum(inputs.valid, dtype=jnp.int32).reshape(1),
+        )
+
+
+@dataclass(frozen=True)
+class LlavaOnevision(LlavaFamily):
+    """LLaVA-OneVision as a `Family`: a newline vector after the last frame.
+
+    A stream has no end, so the newline is the first row of each question. Rows of a question are
+    looked up by token: the video's placeholder token IS the newline vector. A tied output matrix is
+    split off first: it keeps the placeholder's own row, and with it the checkpoint's logits.
+    """
+
+    read_config = staticmethod(read_config)
+    frame_features = staticmethod(encode)
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        return replace(self.config.decoder, tied=False)
+
+    def turn(self, question: str) -> Turn:
+        before, after = self.chat.around(question, self.config.video)
+        return Turn(before, np.insert(after, 0, np.int32(self.config.video)))
+
+    def finalise(self, params: Params) -> Params:
+        mine = dict(params["decoder"])
+        table = mine["embedding"]["embedding"]
+        if self.config.decoder.tied:
+            mine["head"] = {"kernel": jnp.copy(table.T)}
+        row = self.config.video
+        put = jax.jit(lambda t, line: t.at[row].set(line.astype(t.dtype)), donate_argnums=0)
+        mine["embedding"] = {"embedding": put(table, params["newline"])}
+        return {**params, "decoder": mine}

@@ -6,10 +6,11 @@ patches become 14 x (14 + 1) tokens by bilinear pooling, 13 x (13 + 1) by averag
 each other with nothing between them. config.json names the encoder and does not describe it; of its
 blocks the last one is not stored, and the features are the output of the one before.
 
+The prompt is the chat template's with `<image>` and a line break in front of the question. As
+released, the text before and after `<image>` is tokenised apart, and the video stands between.
+
 Pictures are not read, and no sentence about the sampled times is written (`add_time_instruction`).
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +20,9 @@ import jax.numpy as jnp
 
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.resize import resize_grid
-from jaxmem.models.hf.config import (
-    check_family,
-    check_keys,
-    check_value,
-    decoder_config,
-    head_dim,
-    rope_theta,
-)
-from jaxmem.models.llava.onevision import LlavaConfig, project
-from jaxmem.rope import rope_1d
+from jaxmem.models.hf.chat import Turn
+from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
+from jaxmem.models.llava.onevision import LlavaConfig, LlavaFamily, project, with_row_ends
 from jaxmem.typing import Array, Float, Params
 
 MODEL_TYPES = ("llava_qwen", "llava")
@@ -47,6 +41,7 @@ TOWERS: dict[str, Mapping[str, Any]] = {
 }
 """Encoders that config.json may name, as their own config.json describes them."""
 SETTINGS = {
+    "mm_newline_position": "grid",
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_feature": "patch",
     "mm_vision_select_layer": -2,
@@ -57,12 +52,9 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class LlavaVideoConfig(LlavaConfig):
-    """Static description of the model.
+    """Static description of the model."""
 
-    Attributes:
-      pooling: bilinear to ceil(side / 2), or averages of 2 x 2 to floor(side / 2).
-    """
-
+    # Bilinear to ceil(side / 2), or averages of 2 x 2 to floor(side / 2).
     pooling: Literal["bilinear", "average"] = "bilinear"
 
     @property
@@ -83,10 +75,7 @@ def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
       ValueError: if it is of another family or asks for something that is not implemented.
     """
     check_family(config, MODEL_TYPES)
-    check_keys(
-        config, ("mm_vision_tower", "mm_newline_position", "hidden_size", "num_attention_heads")
-    )
-    check_value("mm_newline_position", config["mm_newline_position"], "grid")
+    check_keys(config, ("mm_vision_tower", "mm_newline_position"))
     for key, known in SETTINGS.items():
         check_value(key, config.get(key, known), known)
     pooling = config.get("mm_spatial_pool_mode", "bilinear")
@@ -105,10 +94,9 @@ def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
     vision = siglip.read_config(
         {**vision, "num_hidden_layers": vision["num_hidden_layers"] - 1, "vision_use_head": False}
     )
-    rope = rope_1d(head_dim(config), rope_theta(config))
     tied = config.get("tie_word_embeddings", False)
     return LlavaVideoConfig(
-        decoder=decoder_config(config, rope, qkv_bias=True, qk_norm=False, tied=tied),
+        decoder=decoder_config(config, qkv_bias=True, qk_norm=False, tied=tied),
         vision=vision,
         image=-1,
         video=config.get("image_token_index", 151646),
@@ -117,15 +105,6 @@ def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
         tiles=1,
         pooling=pooling,
     )
-
-
-def with_row_ends(
-    x: Float[Array, "F r c E"], newline: Float[Array, "E"]
-) -> Float[Array, "F r c+1 E"]:
-    """Return grids of tokens with the newline after every row."""
-    frames, rows, _, width = x.shape
-    ends = jnp.broadcast_to(newline.reshape(1, 1, 1, -1), (frames, rows, 1, width))
-    return jnp.concatenate([x, ends.astype(x.dtype)], axis=2)
 
 
 def pool(config: LlavaVideoConfig, x: Float[Array, "F r c E"]) -> Float[Array, "F s s E"]:
@@ -143,3 +122,15 @@ def encode(
     """Return the tokens of normalised frames, `frame_tokens` for each."""
     x = pool(config, project(params, config, pixels))
     return with_row_ends(x, params["newline"]).reshape(-1, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class LlavaVideo(LlavaFamily):
+    """LLaVA-Video as a `Family`: a newline vector after every row of a frame."""
+
+    config: LlavaVideoConfig
+    read_config = staticmethod(read_config)
+    frame_features = staticmethod(encode)
+
+    def turn(self, question: str) -> Turn:
+        return self.chat.around_text(question, PLACEHOLDER)

@@ -1,12 +1,10 @@
 """The audio encoder of Qwen2.5-Omni (arXiv 2503.20215, 2.2): Whisper's blocks, window by window.
 
-A clip is cut into windows of 2 `window` log-mel frames (2 s of the released models), the last one
+A clip is cut into windows of 2 `rows` log-mel frames (2 s of the released models), the last one
 shorter. Every window passes the convolutions by itself (zeros around it), has positions of its own
 from 0 and attends to itself only; windows of a stream are therefore encoded as they come. The rows
 of a clip are then averaged in pairs, one token for four frames.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,31 +15,21 @@ import numpy as np
 
 from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders import prenorm
-from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import groups_of, layer_norm
-from jaxmem.models.encoders.whisper import WhisperConfig, stem
-from jaxmem.models.hf.config import check_keys
+from jaxmem.models.encoders.whisper import WhisperConfig, read_stack, stem, trunk_table
+from jaxmem.models.hf.config import fields
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 
-KEYS = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
-
 
 @dataclass(frozen=True)
-class QwenAudioConfig:
-    """Static description of the encoder.
+class QwenAudioConfig(WhisperConfig):
+    """Static description of the encoder; `rows` are those of a window."""
 
-    Attributes:
-      stack: its blocks.
-      mel_bins: of the log-mel spectrogram.
-      window: rows of a window; it takes twice as many frames.
-      out: E, width of the decoder.
-    """
+    out: int  # E, width of the decoder
 
-    stack: Prenorm
-    mel_bins: int
-    window: int
-    out: int
+
+KEYS = {"mel_bins": "num_mel_bins", "rows": "n_window", "out": "output_dim"}
 
 
 def read_config(audio: Mapping[str, Any]) -> QwenAudioConfig:
@@ -50,21 +38,8 @@ def read_config(audio: Mapping[str, Any]) -> QwenAudioConfig:
     Raises:
       ValueError: if a key is missing, or the encoder has parts that are not implemented.
     """
-    check_keys(audio, (*KEYS, "n_window", "output_dim"), "audio_config")
-    if audio.get("activation_function", "gelu") != "gelu":
-        raise ValueError(
-            "the audio encoder of Qwen2.5-Omni uses gelu, audio_config says "
-            f"{audio['activation_function']!r}."
-        )
-    stack = Prenorm(
-        depth=audio["encoder_layers"],
-        width=audio["d_model"],
-        heads=audio["encoder_attention_heads"],
-        mlp_width=audio["encoder_ffn_dim"],
-        tanh_gelu=False,
-        norm_eps=1e-5,  # torch's default; config.json does not hold it
-    )
-    return QwenAudioConfig(stack, audio["num_mel_bins"], audio["n_window"], audio["output_dim"])
+    where = "audio_config"
+    return QwenAudioConfig(read_stack(audio, where), **fields(audio, KEYS, where))
 
 
 def sinusoids(rows: int, width: int) -> Float[np.ndarray, "t W"]:
@@ -75,29 +50,23 @@ def sinusoids(rows: int, width: int) -> Float[np.ndarray, "t W"]:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
-def windows(config: QwenAudioConfig, frames: int) -> list[int]:
-    """Return the frames of every window of a clip."""
-    size = 2 * config.window
-    return [min(size, frames - start) for start in range(0, frames, size)]
-
-
 def token_count(config: QwenAudioConfig, frames: int) -> int:
     """Return how many tokens a clip of so many log-mel frames becomes."""
-    return sum((n + 1) // 2 for n in windows(config, frames)) // 2
+    whole, rest = divmod(frames, 2 * config.rows)
+    return (whole * config.rows + (rest + 1) // 2) // 2
 
 
 def _rows(params: Params, config: QwenAudioConfig, clip: Float[Array, "J M"]) -> list[Array]:
     """Return the rows of a clip's windows, before the first block."""
-    whole = WhisperConfig(config.stack, config.mel_bins, config.window)
-    table = jnp.asarray(sinusoids(config.window, config.stack.width))
+    table = jnp.asarray(sinusoids(config.rows, config.stack.width))
     weights = {**params, "positions": table.astype(params["conv1"]["bias"].dtype)}
-    size = 2 * config.window
+    size = 2 * config.rows
     full = len(clip) // size
     rows = []
     if full:
-        rows += list(stem(weights, whole, clip[: full * size].reshape(full, size, -1)))
+        rows += list(stem(weights, config, clip[: full * size].reshape(full, size, -1)))
     if len(clip) % size:
-        rows += list(stem(weights, whole, clip[None, full * size :]))
+        rows += list(stem(weights, config, clip[None, full * size :]))
     return rows
 
 
@@ -112,7 +81,6 @@ def encode_audio(
 
     Args:
       params: {"conv1", "conv2", "blocks" (stacked), "norm", "proj"}.
-      config: of the encoder.
       clips: log-mel frames of each clip, without padding; at least 3 (one token).
       taps: blocks whose outputs are wanted as well.
 
@@ -142,13 +110,6 @@ def encode_audio(
 
 def audio_table(config: QwenAudioConfig, prefix: str = "audio_tower.") -> dict[str, Weight]:
     """Return the weight table of the encoder; its tensors begin with `prefix`."""
-    width, at = config.stack.width, f"{prefix}layers.{{}}."
-    names = {name: f"{at}self_attn.{name}_proj" for name in "qkv"}
-    names |= {"proj": f"{at}self_attn.out_proj", "fc1": f"{at}fc1", "fc2": f"{at}fc2"}
-    names |= {"norm1": f"{at}self_attn_layer_norm", "norm2": f"{at}final_layer_norm"}
-    table = prenorm.table(config.stack, "blocks", names, key_bias=False)
-    for name, inputs in (("conv1", config.mel_bins), ("conv2", width)):
-        table[f"{name}.kernel"] = Weight(f"{prefix}{name}.weight", (width, inputs, 3), "conv")
-        table[f"{name}.bias"] = Weight(f"{prefix}{name}.bias", (width,))
-    table |= norm("norm", f"{prefix}ln_post", width, bias=True)
+    width = config.stack.width
+    table = trunk_table(config, prefix) | norm("norm", f"{prefix}ln_post", width, bias=True)
     return table | dense("proj", f"{prefix}proj", width, config.out)

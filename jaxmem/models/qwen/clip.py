@@ -3,8 +3,6 @@
 A piece of a stream is a whole number of frames of patches, each of `temporal` pictures.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +11,7 @@ from typing import Any
 
 from jaxmem.models.encoders.vision_parts import Grid, patchify
 from jaxmem.models.hf.config import check_value
-from jaxmem.models.hf.preprocessor import (
-    Limits,
-    Pixels,
-    limits_of,
-    pixels_of,
-    smart_resize,
-)
+from jaxmem.models.hf.preprocessor import Limits, Pixels, limits_of, pixels_of, smart_resize
 from jaxmem.typing import Array, Float, UInt
 
 Size = tuple[int, int]
@@ -28,25 +20,15 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Clip:
-    """How a stream's pictures become patches.
+    """How a stream's pictures become patches."""
 
-    Attributes:
-      fps: pictures per second.
-      patch: side of a patch in pixels.
-      temporal: pictures per frame of patches.
-      merge: side of the cell of patches that becomes one token.
-      per_piece: frames of patches in a piece.
-      pixels: their normalisation.
-      limits: pixels of a frame.
-    """
-
-    fps: Fraction
-    patch: int
-    temporal: int
-    merge: int
-    per_piece: int
-    pixels: Pixels
-    limits: Limits
+    fps: Fraction  # pictures per second
+    patch: int  # side of a patch in pixels
+    temporal: int  # pictures per frame of patches
+    merge: int  # side of the cell of patches that becomes one token
+    per_piece: int  # frames of patches in a piece
+    pixels: Pixels  # their normalisation
+    limits: Limits  # pixels of a frame
 
     @property
     def seconds(self) -> Fraction:
@@ -89,7 +71,6 @@ def read_clip(
     """Return how a checkpoint wants pictures.
 
     Args:
-      settings: of its preprocessor.
       vision: config of the encoder, with `patch`, `temporal` and `merge`.
       fps: pictures per second.
       piece_seconds: length of a piece; None: one frame of patches.

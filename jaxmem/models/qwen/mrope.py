@@ -6,14 +6,13 @@ next token stands. Everything is exact integers on the host; nothing is accumula
 stream of any length has the positions that one prompt over all of it would have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmem.models.hf.prompt import Ids
 from jaxmem.typing import Int
 
 LIMIT = 2**31 - 1
@@ -56,13 +55,20 @@ def line(count: int) -> Int[np.ndarray, "n 3"]:
     return np.repeat(np.arange(count, dtype=np.int64)[:, None], 3, axis=1)
 
 
+def gaps(seconds: Sequence[Seconds] | None, videos: Sequence[Any]) -> list[Seconds]:
+    """Return the seconds between frames of every video (None: 1); ValueError if one lacks them."""
+    if seconds is not None and len(seconds) != len(videos):
+        raise ValueError(f"{len(videos)} videos came with {len(seconds)} seconds per frame.")
+    return [1.0] * len(videos) if seconds is None else list(seconds)
+
+
 def to_the_end(pos: Int[np.ndarray, "n 3"]) -> Block:
     """Return a block: text goes on after the largest position on any axis."""
     return Block(pos, int(pos.max()) + 1)
 
 
 def join(
-    ids: Sequence[int] | np.ndarray, blocks: Mapping[int, Iterable[Block]], *, start: int = 0
+    ids: Ids, blocks: Mapping[int, Iterable[Block]], *, start: int = 0
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
     """Return the positions of a prompt, and where the next text token would stand.
 
@@ -104,11 +110,7 @@ def join(
 
 
 def as_int32(pos: np.ndarray) -> Int[np.ndarray, "..."]:
-    """Return positions as int32.
-
-    Raises:
-      ValueError: if they do not fit.
-    """
+    """Return positions as int32; ValueError if they do not fit."""
     if pos.size and max(int(pos.max()), -int(pos.min())) > LIMIT:
         raise ValueError(f"position {int(pos.max())} does not fit int32; begin a new stream.")
     return pos.astype(np.int32)

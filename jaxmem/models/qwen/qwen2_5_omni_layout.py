@@ -8,27 +8,17 @@ Text goes on after the largest position on any axis; after a video with sound on
 counts, as released, also where the sound ends before the last frame.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmem.kv import AUDIO, VISION
-from jaxmem.models.encoders.vision_parts import Grid, as_grids
-from jaxmem.models.hf.prompt import Plan, plan
-from jaxmem.models.qwen.mrope import (
-    Block,
-    Seconds,
-    as_int32,
-    grid_positions,
-    join,
-    line,
-    ticks,
-    to_the_end,
-)
+from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
+from jaxmem.models.hf.prompt import Ids, Plan, plan
+from jaxmem.models.qwen import mrope
 from jaxmem.typing import Bool, Int
 
 TOGETHER = -1  # stands for a whole video with sound while positions are joined
@@ -36,31 +26,18 @@ TOGETHER = -1  # stands for a whole video with sound while positions are joined
 
 @dataclass(frozen=True)
 class OmniLayout:
-    """Static description of the layout.
+    """Static description of the layout: ids of tokens, and the clock."""
 
-    Attributes:
-      image: placeholder token of pictures.
-      video: placeholder token of videos.
-      audio: placeholder token of sound.
-      vision_start: token before a picture or video.
-      vision_end: token after it.
-      audio_start: token before a clip of sound.
-      audio_end: token after it.
-      merge: side of the cell of patches that becomes one token.
-      ticks_per_second: of the temporal axis.
-      chunk_ticks: how long video and sound take turns.
-    """
-
-    image: int
-    video: int
-    audio: int
-    vision_start: int
-    vision_end: int
-    audio_start: int
-    audio_end: int
-    merge: int = 2
-    ticks_per_second: int = 25
-    chunk_ticks: int = 50
+    image: int  # placeholder token of pictures
+    video: int  # placeholder token of videos
+    audio: int  # placeholder token of sound
+    vision_start: int  # token before a picture or video
+    vision_end: int  # token after it
+    audio_start: int  # token before a clip of sound
+    audio_end: int  # token after it
+    merge: int = 2  # side of the cell of patches that becomes one token
+    ticks_per_second: int = 25  # of the temporal axis
+    chunk_ticks: int = 50  # how long video and sound take turns
 
 
 class Mixed(NamedTuple):
@@ -87,28 +64,19 @@ def turns_of(times: Int[np.ndarray, "n"], every: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(times)], strict=True)]
 
 
-def mixed(layout: OmniLayout, grid: Grid, seconds: Seconds, sounds: int) -> Mixed:
-    """Return the tokens of a video and its sound.
-
-    Args:
-      layout: static description.
-      grid: (F, h, w), in patches.
-      seconds: between frames.
-      sounds: tokens of sound.
-    """
-    parts = (_frames(layout, grid, seconds), line(sounds))
-    cuts = [turns_of(part[:, 0], layout.chunk_ticks) for part in parts]
+def mixed(layout: OmniLayout, grid: Grid, seconds: mrope.Seconds, sounds: int) -> Mixed:
+    """Return the tokens of a video of grid (F, h, w), in patches, and of so many of sound."""
+    seen, heard = _frames(layout, grid, seconds), mrope.line(sounds)
+    cuts = [turns_of(part[:, 0], layout.chunk_ticks) for part in (seen, heard)]
     pos, sound = [], []
-    for chunk in range(max(len(c) for c in cuts)):
-        for which, (part, mine) in enumerate(zip(parts, cuts, strict=True)):
-            if chunk < len(mine):
-                pos.append(part[mine[chunk]])
-                sound.append(np.full(len(pos[-1]), which == 1))
+    for frames, clip in zip_longest(*cuts, fillvalue=slice(0)):
+        pos += [seen[frames], heard[clip]]
+        sound += [np.zeros(len(pos[-2]), bool), np.ones(len(pos[-1]), bool)]
     return Mixed(np.concatenate(pos), np.concatenate(sound))
 
 
 def mixed_ids(
-    layout: OmniLayout, grid: Grid, seconds: Seconds, sounds: int
+    layout: OmniLayout, grid: Grid, seconds: mrope.Seconds, sounds: int
 ) -> Int[np.ndarray, "n"]:
     """Return the token ids of a video with sound, with what stands around it."""
     content = mixed(layout, grid, seconds, sounds).sound
@@ -117,51 +85,41 @@ def mixed_ids(
     return np.concatenate([before, ids, after]).astype(np.int32)
 
 
-def _frames(layout: OmniLayout, grid: Grid, seconds: Seconds) -> Int[np.ndarray, "n 3"]:
+def _frames(layout: OmniLayout, grid: Grid, seconds: mrope.Seconds) -> Int[np.ndarray, "n 3"]:
     frames, rows, columns = grid
-    times = ticks(np.arange(frames), seconds, layout.ticks_per_second)
-    return grid_positions(times, rows // layout.merge, columns // layout.merge)
+    times = mrope.ticks(np.arange(frames), seconds, layout.ticks_per_second)
+    return mrope.grid_positions(times, rows // layout.merge, columns // layout.merge)
 
 
-def _around(content: Int[np.ndarray, "n 3"]) -> Block:
+def _around(content: Int[np.ndarray, "n 3"]) -> mrope.Block:
     """Return content with two tokens before it at one position, and two after it at another."""
     pos = np.zeros((len(content) + 4, 3), np.int64)
     pos[2:-2] = 1 + content
     pos[-2:] = pos[-3].max() + 1
-    return Block(pos, int(pos[-1, 0]) + 1)
+    return mrope.Block(pos, int(pos[-1, 0]) + 1)
 
 
 def positions(
     layout: OmniLayout,
-    ids: Sequence[int] | np.ndarray,
+    ids: Ids,
     *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
-    seconds: Sequence[Seconds] | None = None,
+    images: Grids = (),
+    videos: Grids = (),
+    seconds: Sequence[mrope.Seconds] | None = None,
     sounds: Sequence[int] = (),
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
     """Return the positions of a prompt, and where the next text token would stand.
 
-    A video has sound where `<|audio_bos|>` follows its `<|vision_bos|>`.
-
-    Args:
-      layout: static description.
-      ids: token ids without padding.
-      images: (1, h, w) of every picture, in patches.
-      videos: (F, h, w) of every video, in patches.
-      seconds: between the frames of each video; None: 1. A Fraction is exact, see `mrope.ticks`.
-      sounds: tokens of every clip of sound, in order of appearance.
+    A video has sound where `<|audio_bos|>` follows its `<|vision_bos|>`. `sounds` are the tokens of
+    every clip of sound, in order of appearance; other arguments as in `qwen2_5_vl.positions`.
 
     Raises:
       ValueError: if ids, grids and clips do not fit together.
     """
     merge = layout.merge
     images, videos = as_grids(images, merge), as_grids(videos, merge)
-    seconds = [1.0] * len(videos) if seconds is None else list(seconds)
-    if len(seconds) != len(videos):
-        raise ValueError(f"{len(videos)} videos came with {len(seconds)} seconds per frame.")
     ids = np.array(ids, np.int64)
-    grids = list(zip(videos, seconds, strict=True))
+    grids = list(zip(videos, mrope.gaps(seconds, videos), strict=True))
     clips = list(sounds)
     begin = (ids[:-1] == layout.vision_start) & (ids[1:] == layout.audio_start)
     both, silent, heard, done = [], [], [], 0
@@ -170,11 +128,11 @@ def positions(
         between = ids[done:start]
         n = int((between == layout.video).sum())
         while grids and n > 0:
-            silent.append(to_the_end(_frames(layout, *grids.pop(0))))
+            silent.append(mrope.to_the_end(_frames(layout, *grids.pop(0))))
             n -= len(silent[-1].pos)
         n = int((between == layout.audio).sum())
         while clips and n > 0:
-            heard.append(Block(line(clips[0]), clips[0]))
+            heard.append(mrope.Block(mrope.line(clips[0]), clips[0]))
             n -= clips.pop(0)
         if start == len(ids):
             break
@@ -192,28 +150,19 @@ def positions(
         both.append(_around(mixed(layout, grid, gap, count).pos))
     if grids or clips:
         raise ValueError(f"{len(grids)} videos and {len(clips)} clips are not in the prompt.")
-    pictures = [to_the_end(_frames(layout, grid, 0.0)) for grid in images]
+    pictures = [mrope.to_the_end(_frames(layout, grid, 0.0)) for grid in images]
     blocks = {layout.image: pictures, layout.video: silent, layout.audio: heard, TOGETHER: both}
-    return join(ids, blocks)
+    return mrope.join(ids, blocks)
 
 
-def prompt_plan(
-    layout: OmniLayout,
-    ids: Sequence[int] | np.ndarray,
-    *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
-    seconds: Sequence[Seconds] | None = None,
-    sounds: Sequence[int] = (),
-) -> Plan:
-    """Return the plan of a whole prompt, arguments as in `positions`.
+def prompt_plan(layout: OmniLayout, ids: Ids, **media: Sequence[Any]) -> Plan:
+    """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then of all videos, then of all clips of sound.
     """
-    pos, after = positions(
-        layout, ids, images=images, videos=videos, seconds=seconds, sounds=sounds
-    )
-    n = [sum(f * h * w for f, h, w in g) // layout.merge**2 for g in (images, videos)]
+    pos, after = positions(layout, ids, **media)
+    grids = (media.get("images", ()), media.get("videos", ()))
+    n = [sum(f * h * w for f, h, w in part) // layout.merge**2 for part in grids]
     features = {
         layout.image: (VISION, 0),
         layout.video: (VISION, n[0]),
@@ -222,7 +171,7 @@ def prompt_plan(
     return plan(ids, pos, after, features)
 
 
-def frames_of(layout: OmniLayout, chunk: int, seconds: Seconds) -> range:
+def frames_of(layout: OmniLayout, chunk: int, seconds: mrope.Seconds) -> range:
     """Return the numbers of the frames whose ticks lie in a chunk.
 
     Raises:
@@ -231,7 +180,7 @@ def frames_of(layout: OmniLayout, chunk: int, seconds: Seconds) -> range:
     guess = int(chunk * layout.chunk_ticks / (seconds * layout.ticks_per_second))
     near = int(layout.chunk_ticks / (seconds * layout.ticks_per_second)) + 3
     number = np.arange(max(guess - 2, 0), guess + near)
-    at = ticks(number, seconds, layout.ticks_per_second) // layout.chunk_ticks
+    at = mrope.ticks(number, seconds, layout.ticks_per_second) // layout.chunk_ticks
     mine = number[at == chunk]
     if not len(mine):
         raise ValueError(
@@ -246,7 +195,7 @@ def video_chunk(
     chunk: int,
     rows: int,
     columns: int,
-    seconds: Seconds,
+    seconds: mrope.Seconds,
     sounds: int,
     end: int | None = None,
 ) -> Plan:
@@ -256,10 +205,8 @@ def video_chunk(
     the tokens that open the video. Features are those of the frames, then those of the sound.
 
     Args:
-      layout: static description.
-      chunk: number of the chunk.
-      rows: of patches in a frame.
-      columns: of patches in a frame.
+      chunk: its number.
+      rows: of patches in a frame; `columns` likewise.
       seconds: between frames; a Fraction for a stream of hours.
       sounds: tokens of sound in this chunk, `chunk_ticks` but for the last one; 0 without sound.
       end: frames of the whole video, where it ends within this chunk.
@@ -269,31 +216,11 @@ def video_chunk(
     ((_, rows, columns),) = as_grids([(1, rows, columns)], layout.merge)
     numbers, merge = frames_of(layout, chunk, seconds), layout.merge
     numbers = numbers if end is None else range(numbers.start, min(numbers.stop, end))
-    times = ticks(np.asarray(numbers), seconds, layout.ticks_per_second)
-    seen = grid_positions(times, rows // merge, columns // merge)
-    heard = chunk * layout.chunk_ticks + line(sounds)
+    times = mrope.ticks(np.asarray(numbers), seconds, layout.ticks_per_second)
+    seen = mrope.grid_positions(times, rows // merge, columns // merge)
+    heard = chunk * layout.chunk_ticks + mrope.line(sounds)
     base = np.array([chunk * layout.chunk_ticks, 0, 0])
-    pos = as_int32(np.concatenate([seen, heard]) - base)
+    pos = mrope.as_int32(np.concatenate([seen, heard]) - base)
     ids = np.array([layout.video] * len(seen) + [layout.audio] * sounds, np.int32)
     features = {layout.video: (VISION, 0), layout.audio: (AUDIO, len(seen))}
     return plan(ids, pos, [layout.chunk_ticks, 0, 0], features)
-
-
-def after_video(
-    layout: OmniLayout, chunks: int, grid: Grid, seconds: Seconds, sounds: int
-) -> Int[np.ndarray, "3"]:
-    """Return where `<|audio_eos|>` stands, relative to the position that the chunks reached.
-
-    Args:
-      layout: static description.
-      chunks: that were streamed.
-      grid: (F, h, w) of the whole stream, in patches.
-      seconds: between frames.
-      sounds: tokens of sound of the whole stream.
-    """
-    ((frames, rows, columns),) = as_grids([grid], layout.merge)
-    tick = int(ticks(frames - 1, seconds, layout.ticks_per_second))
-    # The last token is one of sound where the last turn has any.
-    heard = sounds > tick // layout.chunk_ticks * layout.chunk_ticks
-    text = sounds if heard else max(tick + 1, max(rows, columns) // layout.merge)
-    return as_int32(np.array([text - chunks * layout.chunk_ticks, text, text]))

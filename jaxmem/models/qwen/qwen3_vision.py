@@ -5,8 +5,6 @@ patches, stretched over the frame (corner on corner) by bilinear interpolation. 
 the outputs of some blocks are merged to features that the decoder adds after its first layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,62 +14,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.decoder.decoder import linear
+from jaxmem.models.encoders import prenorm
+from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import (
-    Grid,
-    Groups,
+    Grids,
     all_places,
     as_grids,
     frame_groups,
+    gelu_mlp,
     layer_norm,
-    self_attention,
-    through_blocks,
-    turns,
-    vision_rope,
 )
-from jaxmem.models.hf.config import check_keys
-from jaxmem.models.hf.weights import Weight, dense, norm
+from jaxmem.models.hf.weights import Weight, norm
+from jaxmem.models.qwen.vision import VisionConfig, embed_patches
 from jaxmem.typing import Array, Float, Params
 
-KEYS = ("depth", "hidden_size", "num_heads", "intermediate_size", "out_hidden_size", "patch_size")
-MORE = ("temporal_patch_size", "spatial_merge_size", "num_position_embeddings")
 
+@dataclass(frozen=True, kw_only=True)
+class Qwen3VisionConfig(VisionConfig):
+    """Static description of the encoder."""
 
-@dataclass(frozen=True)
-class Qwen3VisionConfig:
-    """Static description of the encoder.
+    places: int  # learned positions, those of a square
+    deep: tuple[int, ...]  # blocks whose outputs are merged for DeepStack
 
-    Attributes:
-      depth: blocks.
-      width: W, of the encoder.
-      heads: attention heads.
-      mlp_width: inner width of the MLP.
-      out: E, width of the decoder.
-      side: of the square of learned positions.
-      deep: blocks whose outputs are merged for DeepStack.
-      patch: side of a patch in pixels.
-      temporal: pictures per patch.
-      merge: side of the cell of patches that becomes one token.
-      channels: of a picture.
-      theta: base of the rotary frequencies.
-      norm_eps: of every layer norm.
-    """
+    @property
+    def stack(self) -> Prenorm:
+        """Return the blocks."""
+        sizes = (self.depth, self.width, self.heads, self.mlp_width)
+        return Prenorm(*sizes, tanh_gelu=True, norm_eps=self.norm_eps)
 
-    depth: int
-    width: int
-    heads: int
-    mlp_width: int
-    out: int
-    side: int
-    deep: tuple[int, ...]
-    patch: int = 16
-    temporal: int = 2
-    merge: int = 2
-    channels: int = 3
-    theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    @property
+    def side(self) -> int:
+        """Return the side of the square of learned positions."""
+        return math.isqrt(self.places)
 
     def __post_init__(self):
+        if self.side**2 != self.places:
+            raise ValueError(f"num_position_embeddings is {self.places}, which is no square.")
         if list(self.deep) != sorted(set(self.deep)) or not set(self.deep) <= {*range(self.depth)}:
             raise ValueError(
                 f"deepstack_visual_indexes {self.deep} must ascend and name blocks of "
@@ -80,36 +58,9 @@ class Qwen3VisionConfig:
 
 
 def read_config(vision: Mapping[str, Any]) -> Qwen3VisionConfig:
-    """Return the encoder that `vision_config` of a config.json describes.
-
-    Raises:
-      ValueError: if a key is missing, or the encoder has parts that are not implemented.
-    """
-    check_keys(vision, (*KEYS, *MORE, "deepstack_visual_indexes"), "vision_config")
-    if vision.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        raise ValueError(
-            "the vision encoder of Qwen3-VL uses gelu_pytorch_tanh, vision_config says "
-            f"{vision['hidden_act']!r}."
-        )
-    side = math.isqrt(vision["num_position_embeddings"])
-    if side**2 != vision["num_position_embeddings"]:
-        raise ValueError(
-            f"num_position_embeddings is {vision['num_position_embeddings']}, which is no square."
-        )
-    return Qwen3VisionConfig(
-        depth=vision["depth"],
-        width=vision["hidden_size"],
-        heads=vision["num_heads"],
-        mlp_width=vision["intermediate_size"],
-        out=vision["out_hidden_size"],
-        side=side,
-        deep=tuple(vision["deepstack_visual_indexes"]),
-        patch=vision["patch_size"],
-        temporal=vision["temporal_patch_size"],
-        merge=vision["spatial_merge_size"],
-        channels=vision.get("in_channels", 3),
-        theta=(vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
-    )
+    """Return the encoder that `vision_config` of a config.json describes; see `read`."""
+    keys = {"places": "num_position_embeddings", "deep": "deepstack_visual_indexes"}
+    return Qwen3VisionConfig.read(vision, "gelu_pytorch_tanh", **keys)
 
 
 class Corners(NamedTuple):
@@ -119,7 +70,7 @@ class Corners(NamedTuple):
     weight: np.ndarray  # float32 [4, N]
 
 
-def corners(config: Qwen3VisionConfig, grids: Sequence[Grid]) -> Corners:
+def corners(config: Qwen3VisionConfig, grids: Grids) -> Corners:
     """Return where the patches of frames lie in the square of learned positions.
 
     Patch row i of h lies at i (side - 1)/(h - 1), a single row at 0; columns likewise.
@@ -141,26 +92,12 @@ def corners(config: Qwen3VisionConfig, grids: Sequence[Grid]) -> Corners:
 
 
 def learned_positions(
-    table: Float[Array, "S W"], config: Qwen3VisionConfig, grids: Sequence[Grid]
+    table: Float[Array, "S W"], config: Qwen3VisionConfig, grids: Grids
 ) -> Float[Array, "N W"]:
     """Return the interpolated positions of all patches."""
     at = corners(config, grids)
     weight = jnp.asarray(at.weight, table.dtype)[..., None]
     return jnp.sum(table[jnp.asarray(at.index)] * weight, axis=0)
-
-
-def block(
-    weights: Params,
-    config: Qwen3VisionConfig,
-    h: Float[Array, "N W"],
-    turn: Float[Array, "N 1 D/2"],
-    groups: Groups,
-) -> Float[Array, "N W"]:
-    """Return one block's output: attention within frames, then an MLP."""
-    x = layer_norm(h, weights["norm1"], config.norm_eps)
-    h = h + self_attention(weights, config.heads, x, turn, groups)
-    x = layer_norm(h, weights["norm2"], config.norm_eps)
-    return h + linear(jax.nn.gelu(linear(x, weights["fc1"]), approximate=True), weights["fc2"])
 
 
 def merge(
@@ -170,10 +107,9 @@ def merge(
 
     The cell is concatenated before the norm for DeepStack, after it for the decoder's input.
     """
-    cell = config.merge**2 * config.width
-    x = h.reshape(-1, cell) if deep else h
-    x = layer_norm(x, weights["norm"], config.norm_eps).reshape(-1, cell)
-    return linear(jax.nn.gelu(linear(x, weights["fc1"]), approximate=False), weights["fc2"])
+    x = h.reshape(-1, config.cell_width) if deep else h
+    x = layer_norm(x, weights["norm"], config.norm_eps).reshape(-1, config.cell_width)
+    return gelu_mlp(weights, x)
 
 
 class Encoded(NamedTuple):
@@ -184,16 +120,11 @@ class Encoded(NamedTuple):
     tapped: list[Float[Array, "N W"]]  # outputs of the blocks that were asked for
 
 
-def embed_patches(params: Params, patches: Float[Array, "N I"]) -> Float[Array, "N W"]:
-    """Return the embedding of patches, before positions are added."""
-    return linear(patches.astype(params["patch"]["kernel"].dtype), params["patch"])
-
-
 def encode_vision(
     params: Params,
     config: Qwen3VisionConfig,
     patches: Float[Array, "N I"],
-    grids: Sequence[Grid],
+    grids: Grids,
     *,
     taps: Sequence[int] = (),
 ) -> Encoded:
@@ -201,7 +132,6 @@ def encode_vision(
 
     Args:
       params: {"patch", "positions", "blocks" (stacked), "merger", "deep" (stacked mergers)}.
-      config: of the encoder.
       patches: of all pictures, see `vision_parts`.
       grids: (F, h, w) of each, static.
       taps: blocks whose outputs are wanted as well.
@@ -210,18 +140,11 @@ def encode_vision(
       ValueError: if the grids do not fit the patches.
     """
     grids = as_grids(grids, config.merge, patches.shape[0])
-    turn = turns(
-        vision_rope(config.width // config.heads, config.theta), all_places(grids, config.merge)
+    h = embed_patches(params, patches) + learned_positions(params["positions"], config, grids)
+    stops, groups = sorted({*config.deep, *taps}), frame_groups(grids)
+    h, outputs = prenorm.through(
+        params["blocks"], config.stack, h, groups, turn=config.turn(grids), taps=stops
     )
-    groups = frame_groups(grids)
-
-    def step(weights: Params, h: Array, _: Any) -> Array:
-        return block(weights, config, h, turn, groups)
-
-    h = embed_patches(params, patches)
-    h = h + learned_positions(params["positions"], config, grids)
-    stops = sorted({*config.deep, *taps})
-    h, outputs = through_blocks(params["blocks"], h, step, (None,) * config.depth, stops)
     after = dict(zip(stops, outputs, strict=True))
     deep = [
         merge(jax.tree.map(lambda x, i=i: x[i], params["deep"]), config, after[at], deep=True)
@@ -234,26 +157,20 @@ def encode_vision(
 
 def vision_table(config: Qwen3VisionConfig, prefix: str = "model.visual.") -> dict[str, Weight]:
     """Return the weight table of the encoder; its tensors begin with `prefix`."""
-    n, width, inner = config.depth, config.width, config.mlp_width
-    cell, count = config.merge**2 * config.width, len(config.deep)
-    window = (config.channels, config.temporal, config.patch, config.patch)
+    width, count = config.width, len(config.deep)
     at, deep = f"{prefix}blocks.{{}}.", f"{prefix}deepstack_merger_list.{{}}."
+    names = {"norm1": f"{at}norm1", "qkv": f"{at}attn.qkv", "proj": f"{at}attn.proj"}
+    names |= {"norm2": f"{at}norm2", "fc1": f"{at}mlp.linear_fc1", "fc2": f"{at}mlp.linear_fc2"}
     table = {
-        "patch.kernel": Weight(f"{prefix}patch_embed.proj.weight", (width, *window), "patch"),
+        "patch.kernel": config.patch_weight(prefix),
         "patch.bias": Weight(f"{prefix}patch_embed.proj.bias", (width,)),
-        "positions": Weight(f"{prefix}pos_embed.weight", (config.side**2, width)),
+        "positions": Weight(f"{prefix}pos_embed.weight", (config.places, width)),
     }
-    table |= norm("blocks.norm1", f"{at}norm1", width, bias=True, layers=n)
-    table |= dense("blocks.qkv", f"{at}attn.qkv", width, 3 * width, layers=n)
-    table |= dense("blocks.proj", f"{at}attn.proj", width, width, layers=n)
-    table |= norm("blocks.norm2", f"{at}norm2", width, bias=True, layers=n)
-    table |= dense("blocks.fc1", f"{at}mlp.linear_fc1", width, inner, layers=n)
-    table |= dense("blocks.fc2", f"{at}mlp.linear_fc2", inner, width, layers=n)
-    table |= norm("merger.norm", f"{prefix}merger.norm", width, bias=True)
-    table |= dense("merger.fc1", f"{prefix}merger.linear_fc1", cell, cell)
-    table |= dense("merger.fc2", f"{prefix}merger.linear_fc2", cell, config.out)
+    table |= prenorm.table(config.stack, "blocks", names)
+    merger, maps = f"{prefix}merger.", ("linear_fc1", "linear_fc2")
+    table |= norm("merger.norm", f"{merger}norm", width, bias=True)
+    table |= config.merger_table("merger", merger, maps)
     if not count:
         return table
-    table |= norm("deep.norm", f"{deep}norm", cell, bias=True, layers=count)
-    table |= dense("deep.fc1", f"{deep}linear_fc1", cell, cell, layers=count)
-    return table | dense("deep.fc2", f"{deep}linear_fc2", cell, config.out, layers=count)
+    table |= norm("deep.norm", f"{deep}norm", config.cell_width, bias=True, layers=count)
+    return table | config.merger_table("deep", deep, maps, layers=count)

@@ -1,58 +1,46 @@
 """Qwen3-VL, dense (2B, 4B, 8B, 32B): config, weights, token layout, positions.
 
 Every frame of a video is `<12.5 seconds>` in words, `<|vision_start|>`, its tokens,
-`<|vision_end|>`. Time is in the words: a frame is a block of rows and columns at one temporal
-position, and what follows stands max(rows, columns) after its start. A stream of any length is
-therefore the same arithmetic from every chunk's start, on all three axes alike.
+`<|vision_end|>`, in place of the chat template's one video. Time is in the words: a frame is a
+block of rows and columns at one temporal position, and what follows stands max(rows, columns) after
+its start. A stream of any length is therefore the same arithmetic from every chunk's start, on all
+three axes alike. A piece of it is one frame (two pictures) with its words, rows of modality TEXT.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.kv import VISION
-from jaxmem.models.encoders.vision_parts import Grid, as_grids
-from jaxmem.models.hf.config import check_family, check_keys
-from jaxmem.models.hf.prompt import Plan, pad, plan
+from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
+from jaxmem.models.hf.chat import Chat
+from jaxmem.models.hf.config import check_family, fields
+from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.prompt import Ids, Plan, pad
 from jaxmem.models.hf.weights import Weight, decoder_table, under
-from jaxmem.models.qwen.decoder import read_decoder
+from jaxmem.models.qwen.clip import Clip, Size
+from jaxmem.models.qwen.config import TOKENS, VLConfig, read_decoder
 from jaxmem.models.qwen.mrope import grid_positions, join, to_the_end
 from jaxmem.models.qwen.qwen3_vision import Encoded, Qwen3VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen.qwen3_vision import read_config as read_vision
+from jaxmem.models.qwen.stream import Features, QwenFamily, vision_plan
 from jaxmem.typing import Array, Float, Int, Params
 
 MODEL_TYPES = ("qwen3_vl",)
 RENAMES = ()
 IGNORE = ("lm_head.weight",)
 """A copy of the embedding that tied checkpoints may hold."""
-TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+LONGEST = "<999999.9 seconds>"
+"""Room for the words of eleven days."""
 
 
 @dataclass(frozen=True)
-class Qwen3VLConfig:
-    """Static description of the model.
+class Qwen3VLConfig(VLConfig):
+    """Static description of the model."""
 
-    Attributes:
-      decoder: of the language model.
-      vision: of the encoder.
-      image: placeholder token of pictures.
-      video: placeholder token of videos.
-      vision_start: token before a picture or frame.
-      vision_end: token after it.
-    """
-
-    decoder: DecoderConfig
     vision: Qwen3VisionConfig
-    image: int
-    video: int
-    vision_start: int
-    vision_end: int
 
     def __post_init__(self):
         if len(self.vision.deep) > self.decoder.layers:
@@ -69,18 +57,11 @@ def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
       ValueError: if it is of another family or asks for something that is not implemented.
     """
     check_family(config, MODEL_TYPES)
-    check_keys(config, (*TOKENS, "text_config", "vision_config"))
-    if config["text_config"].get("attention_bias"):
+    parts = fields(config, TOKENS | {"text": "text_config", "vision": "vision_config"})
+    if parts.pop("text").get("attention_bias"):
         raise ValueError("attention_bias is set: no released Qwen3-VL has biases on q, k and v.")
-    image, video, start, end = (config[name] for name in TOKENS)
-    return Qwen3VLConfig(
-        decoder=read_decoder(config, qkv_bias=False, qk_norm=True),
-        vision=read_vision(config["vision_config"]),
-        image=image,
-        video=video,
-        vision_start=start,
-        vision_end=end,
-    )
+    parts["vision"] = read_vision(parts["vision"])
+    return Qwen3VLConfig(decoder=read_decoder(config, qkv_bias=False, qk_norm=True), **parts)
 
 
 def weight_table(config: Qwen3VLConfig) -> dict[str, Weight]:
@@ -90,16 +71,11 @@ def weight_table(config: Qwen3VLConfig) -> dict[str, Weight]:
 
 
 def positions(
-    config: Qwen3VLConfig,
-    ids: Sequence[int] | np.ndarray,
-    *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
+    config: Qwen3VLConfig, ids: Ids, *, images: Grids = (), videos: Grids = ()
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
     """Return the positions of a prompt, and where the next text token would stand.
 
     Args:
-      config: of the model.
       ids: token ids without padding.
       images: (1, h, w) of every picture, in patches.
       videos: (F, h, w) of every video, in patches; its frames are blocks of their own.
@@ -119,24 +95,16 @@ def positions(
     return join(ids, blocks)
 
 
-def prompt_plan(
-    config: Qwen3VLConfig,
-    ids: Sequence[int] | np.ndarray,
-    *,
-    images: Sequence[Grid] = (),
-    videos: Sequence[Grid] = (),
-) -> Plan:
-    """Return the plan of a whole prompt, arguments as in `positions`.
+def prompt_plan(config: Qwen3VLConfig, ids: Ids, **media: Grids) -> Plan:
+    """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then those of all videos.
     """
-    pos, after = positions(config, ids, images=images, videos=videos)
-    first = sum(f * h * w for f, h, w in images) // config.vision.merge**2
-    return plan(ids, pos, after, {config.image: (VISION, 0), config.video: (VISION, first)})
+    return vision_plan(config, ids, *positions(config, ids, **media), media.get("images", ()))
 
 
 def encode(
-    params: Params, config: Qwen3VLConfig, patches: Float[Array, "N I"], grids: Sequence[Grid]
+    params: Params, config: Qwen3VLConfig, patches: Float[Array, "N I"], grids: Grids
 ) -> Encoded:
     """Return the features of pictures and videos, for `prompt.fill`."""
     return encode_vision(params["vision"], config.vision, patches, grids)
@@ -154,6 +122,16 @@ def stamp(frame: int, temporal: int, fps: Fraction | float) -> str:
     return f"<{float((first + last) / 2):.1f} seconds>"
 
 
+def stamps(chat: Chat, numbers: Iterable[int], temporal: int, clip: Clip) -> list[list[int]]:
+    """Return the token ids of time stamps, each of `temporal` pictures."""
+    return [chat.ids(stamp(i, temporal, clip.fps)).tolist() for i in numbers]
+
+
+def stamp_rows(chat: Chat) -> int:
+    """Return the rows of the longest time stamp and the two tokens around its frame."""
+    return len(chat.ids(LONGEST)) + 2
+
+
 def video_chunk(
     config: Qwen3VLConfig, stamps: Sequence[Sequence[int]], grid: Grid, size: int
 ) -> Plan:
@@ -163,7 +141,6 @@ def video_chunk(
     longest stamps need.
 
     Args:
-      config: of the model.
       stamps: token ids of every frame's `stamp`.
       grid: (F, h, w) of the chunk, in patches.
       size: T, rows after padding.
@@ -181,3 +158,30 @@ def video_chunk(
         for token in (*words, config.vision_start, *seen, config.vision_end)
     ]
     return pad(prompt_plan(config, ids, videos=[grid]), size)
+
+
+@dataclass(frozen=True)
+class Qwen3VL(QwenFamily):
+    """Qwen3-VL as a `Family`."""
+
+    timestamps = True
+    whole_videos = True
+    config: Qwen3VLConfig
+    read_config = staticmethod(read_config)
+
+    @property
+    def names(self) -> Names:
+        return Names(weight_table(self.config), RENAMES, IGNORE)
+
+    def rows(self, size: Size) -> int:
+        return super().rows(size) + self.clip.per_piece * stamp_rows(self.chat)
+
+    def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
+        each, clip = self.clip.per_piece, self.clip
+        frames = range(start * each, (start + real) * each)
+        words, grid = stamps(self.chat, frames, clip.temporal, clip), clip.grid(size, real)
+        return video_chunk(self.config, words, grid, pieces * self.rows(size))
+
+    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
+        seen = encode(params, self.config, patches, grids)
+        return seen.tokens, seen.deep

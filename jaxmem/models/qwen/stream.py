@@ -1,20 +1,27 @@
 """`QwenFamily`: what the Qwen families share; each adds how the tokens of a piece are laid out."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxmem.kv import VISION
+from jaxmem.memory.base import Embeds
 from jaxmem.models.base import Fitted, MediaFormat
+from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.hf.chat import Turn
-from jaxmem.models.hf.family import RATE, Family, Names
-from jaxmem.models.hf.prompt import Plan, pad, plan
-from jaxmem.models.qwen.clip import Clip, Size
-from jaxmem.typing import Float, Int, UInt
+from jaxmem.models.hf.family import RATE, Family, Files
+from jaxmem.models.hf.prompt import Ids, Plan, fill, pad, plan
+from jaxmem.models.qwen.clip import Clip, Size, read_clip
+from jaxmem.models.qwen.config import VLConfig
+from jaxmem.typing import Array, Float, Int, Params, UInt
+
+Features = tuple[Float[Array, "m E"], Float[Array, "d m E"] | None]
+"""What stands at the placeholders, and what DeepStack adds there after the first d layers."""
 
 
 class Inputs(NamedTuple):
@@ -27,25 +34,30 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class QwenFamily(Family):
-    """A model whose rows are known once `for_frames` has the frames' size.
+    """A model whose rows are known once `for_frames` has the frames' size."""
 
-    Attributes:
-      module: of the family, with `weight_table`, `RENAMES` and `IGNORE`.
-      clip: pictures to patches.
-    """
+    whole_videos: ClassVar[bool] = False  # see `preprocessor.limits_of`
+    clip: Clip  # pictures to patches
 
-    module: ClassVar[Any]
-    clip: Clip
+    @staticmethod
+    @abstractmethod
+    def read_config(config: Mapping[str, Any]) -> Any:
+        """Return the model that a config.json describes."""
+
+    @classmethod
+    def read(cls, files: Files, *, fps: float = 1.0, max_pixels: int | None = None) -> Self:
+        config = cls.read_config(files.config)
+        more = {"max_pixels": max_pixels, "whole_videos": cls.whole_videos}
+        return cls(config, files.chat, read_clip(files.settings, config.vision, fps, **more))
 
     @property
-    def names(self) -> Names:
-        """Return which tensors the checkpoint must hold."""
-        own = self.module
-        return Names(own.weight_table(self.config), own.RENAMES, own.IGNORE)
+    def tokens(self) -> Any:
+        """Return what names the tokens `video`, `vision_start` and `vision_end`."""
+        return self.config
 
-    @abstractmethod
     def rows(self, size: Size) -> int:
         """Return the rows of a piece, the largest number."""
+        return self.clip.tokens(size)
 
     @abstractmethod
     def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
@@ -57,6 +69,10 @@ class QwenFamily(Family):
           real: the first of them that are no padding, at least one.
           start: pieces before the chunk.
         """
+
+    @abstractmethod
+    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
+        """Return the features of a chunk's patches, then those of its log-mel frames."""
 
     def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
         """Return `Embeds.start` of a question after so many pieces: text goes on where they end."""
@@ -71,33 +87,28 @@ class QwenFamily(Family):
         return None
 
     @property
+    def audio_format(self) -> tuple[int, int]:
+        """Return the samples per second, and those before a chunk that are needed.
+
+        Without audio input: a rate of which a piece holds a whole number of samples.
+        """
+        pictures = self.clip.fps.numerator
+        return pictures * -(-RATE // pictures), 0
+
+    @property
     def media(self) -> MediaFormat:
-        """Return the media of a model without audio input.
-
-        Audio is read and dropped; its rate is one of which a piece holds a whole number of samples.
-        """
-        clip = self.clip
-        rate = clip.fps.numerator * -(-RATE // clip.fps.numerator)
+        clip, (rate, past) = self.clip, self.audio_format
         seconds = float(clip.seconds * clip.per_piece)
-        return MediaFormat(float(clip.fps), clip.resized, rate, seconds)
+        return MediaFormat(float(clip.fps), clip.resized, rate, seconds, past)
 
-    def preprocess(
-        self,
-        frames: np.ndarray,
-        samples: np.ndarray,
-        valid: np.ndarray,
-        past: np.ndarray,
-        start: int,
-    ) -> Inputs:
-        """Return a chunk's inputs, its plan padded to a fixed number of rows.
+    def turn(self, question: str) -> Turn:
+        tokens = self.tokens
+        turn = self.chat.around(question, tokens.video)
+        # With time stamps every frame brings a pair of its own.
+        pair = (tokens.vision_start, tokens.vision_end)
+        return without(turn, pair) if self.timestamps else turn
 
-        Args:
-          frames: uint8 [C, F, h, w, 3].
-          samples: float32 [C, n].
-          valid: [C] which pieces are real.
-          past: float32, the samples before the chunk.
-          start: pieces before the chunk.
-        """
+    def preprocess(self, frames, samples, valid, past, start) -> Inputs:
         size, pieces, real = (frames.shape[2], frames.shape[3]), len(valid), int(valid.sum())
         part = plan([], np.zeros((0, 3)), 0, {})
         if real:
@@ -105,12 +116,12 @@ class QwenFamily(Family):
         part = pad(part, pieces * self.rows(size))
         return Inputs(part, frames, self.hear(samples, past, start))
 
-    def for_frames(self, size: Size) -> Fitted:
-        """Return what depends on the (height, width) of the frames.
+    def encode(self, params: Params, inputs: Inputs) -> Embeds:
+        patches, grid = self.clip.patches(jnp.asarray(inputs.frames))
+        tokens, deep = self.features(params, patches, [grid], inputs.mel)
+        return fill(params["decoder"], inputs.plan, tokens, deep)
 
-        Raises:
-          ValueError: if they are not cut into whole cells.
-        """
+    def for_frames(self, size: tuple[int, int]) -> Fitted:
         cell = self.clip.patch * self.clip.merge
         if len(size) != 2 or min(size) < cell or any(side % cell for side in size):
             raise ValueError(
@@ -129,7 +140,16 @@ def without(turn: Turn, pair: tuple[int, int]) -> Turn:
     return turn
 
 
-def between(turn: Turn, pair: tuple[int, int]) -> Turn:
-    """Return a prompt with two more tokens right around its video."""
-    first, last = np.array(pair, np.int32)
-    return Turn(np.append(turn.before, first), np.insert(turn.after, 0, last))
+def vision_plan(
+    config: VLConfig,
+    ids: Ids,
+    pos: Int[np.ndarray, "T 3"],
+    advance: Sequence[int] | int,
+    images: Grids = (),
+) -> Plan:
+    """Return a plan whose features are those of all pictures, then those of all videos.
+
+    Arguments are those of `prompt.plan`, and the (1, h, w) of every picture, in patches.
+    """
+    first = sum(f * h * w for f, h, w in images) // config.vision.merge**2
+    return plan(ids, pos, advance, {config.image: (VISION, 0), config.video: (VISION, first)})

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,10 @@ from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.hf.prompt import Plan, plan
 from jaxmem.models.qwen.mrope import as_int32, grid_positions, join, line, ticks, to_the_end
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VLConfig
-from jaxmem.models.salmonn.salmonn import SalmonnConfig
 from jaxmem.typing import Int
+
+if TYPE_CHECKING:
+    from jaxmem.models.salmonn.salmonn import SalmonnConfig
 
 GROUPS = 256
 """Time stamps of a whole video at most (Qwen3-VL base)."""
@@ -43,7 +45,6 @@ def shares(
     """Return how many tokens of sound each of some consecutive spans of frames has.
 
     Args:
-      config: of the model.
       ends: the first frame, then the end of every span, in frames.
       seconds: between frames.
       sounds: tokens of sound up to the end of a video whose last span takes what is left of them;
@@ -76,7 +77,6 @@ def timed_video(
     """Return frames as the Qwen3-VL base has them.
 
     Args:
-      config: of the model.
       stamps: token ids of the time in words, of every group.
       ends: see `group_ends`.
       sounds: tokens of sound of every group.
@@ -106,7 +106,6 @@ def aligned_video(
     columns of the frames do not.
 
     Args:
-      config: of the model.
       ends: consecutive numbers of frames, one more than there are.
       sounds: tokens of sound of every frame.
       cells: rows and columns of tokens in a frame.
@@ -132,11 +131,7 @@ def text_after(
 ) -> Int[np.ndarray, "3"]:
     """Return `Embeds.start` of text after `aligned_video`s: it stands after the largest position.
 
-    Args:
-      config: of the model.
-      frames: that were streamed; 0: text goes on at the base.
-      cells: rows and columns of tokens in a frame.
-      seconds: between frames.
+    Arguments are those of `aligned_video`; `frames` were streamed. Without any, it is the base.
     """
     if not frames:
         return np.zeros(3, np.int32)
@@ -147,12 +142,9 @@ def text_after(
 
 
 def video_plan(config: SalmonnConfig, video: Video, heard: int | None = None) -> Plan:
-    """Return the plan of frames of a stream.
+    """Return the plan of frames of a stream; `heard`: the first feature of sound.
 
-    Args:
-      config: of the model.
-      video: the frames.
-      heard: the first feature of sound; None: right after those of the frames.
+    None: right after those of the frames.
     """
     first = int((video.ids == config.base.video).sum()) if heard is None else heard
     features = {config.base.video: (VISION, 0), config.audio: (AUDIO, first)}

@@ -1,10 +1,10 @@
 """The embedded default model as a `Model`: the one that needs no download."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ import numpy as np
 from jaxmem.data.world.features import PAST, RATE, log_mel
 from jaxmem.kv import EMPTY
 from jaxmem.memory.base import Embeds
+from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.models.base import Encode, MediaFormat, Model
 from jaxmem.models.tiny import tiny
-from jaxmem.models.tiny.presets import PRESETS
 from jaxmem.models.tiny.tiny import TinyConfig
 from jaxmem.typing import Bool, Float, Params, UInt
 
@@ -27,6 +27,38 @@ NOTE = (
 PROBES = ("Which shape, which sound, where?", "Which shape, which sound, which colour?")
 """About the present scene and about the whole stream, of the length of the questions that the model
 was trained with."""
+
+
+HALF: Mapping[str, Any] = MappingProxyType({"audio_share": 0.5})
+SCORED = (
+    "infinipot_v", "snapkv", "h2o", "tova", "knorm", "keydiff", "expected_attention", "criticalkv",
+    "adakv", "streammem", "livevlm",
+)  # fmt: skip
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        **dict.fromkeys(SCORED, HALF),
+        "omnimem": {**HALF, "sketch": 128},
+        "hermes": {**HALF, "positions": "keep"},
+        "snapkv": {**HALF, "window": 20},
+        "criticalkv": {**HALF, "window": 20},
+        "adakv": {**HALF, "window": 20},
+        "expected_attention": {**HALF, "future": 64, "sinks": 0},
+        "livevlm": {**HALF, "page": 8},
+        "rekv": {"block": 80, "topk": None, "reindex": False},
+        "flexmem": {
+            "topk": 4,
+            "shallow": 1,
+            "reindex": False,
+            "reader": MemIndex((2,), keys=2, against="clips", query="after"),
+        },
+        "streaming_vlm": {"audio_share": 0.2, "reindex": False},
+        "bank": {"block": 20, "topk": 4},
+    }
+)
+"""Options of memories that suit the model, by their names on the command line.
+
+Its audio matters as much as its pictures, and it reads its clock from positions.
+"""
 
 
 class Inputs(NamedTuple):
@@ -57,14 +89,9 @@ class Tiny:
     ) -> Inputs:
         """Return a chunk's inputs: the first frame of each second and its log-mel frames.
 
-        Args:
-          frames: uint8 [C, F, h, w, 3].
-          samples: float32 [C, 16000].
-          valid: [C] which seconds are real.
-          past: float32 [240], the samples before the chunk.
-          start: seconds before the chunk; every second is laid out alike.
+        Arguments are those of `Model.preprocess`, with samples [C, 16000] and past [240].
         """
-        del start
+        del start  # every second is laid out alike
         mel = log_mel(samples.reshape(-1), past)
         return Inputs(frames[:, 0], mel.reshape(len(samples), -1, self.config.mel_bins), valid)
 

@@ -19,21 +19,19 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from jaxmem.data.world.scene import COLOURS, DECOYS, QUADRANTS, SHAPES, SOUNDS
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder, linear, rms_norm
 from jaxmem.kv import AUDIO, VISION
+from jaxmem.models.hf.weights import nest
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Int, Params
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "moon")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
-SOUNDS = ("bell", "buzz", "chirp", "drum", "horn", "siren", "whistle", "rattle")
 PAD, ASK = "<pad>", "<ask>"
 WORDS = (
     PAD, ASK,
     "colour", "where", "sound", "shape", "heard", "with", "during", "last", "first", "now",
     "none", "yes", "no", "one", "two", "many",
-    *COLOURS, *SHAPES, "dots", "stripes", *SOUNDS,
-    "topleft", "topright", "bottomleft", "bottomright",
+    *COLOURS, *SHAPES, *DECOYS, *SOUNDS, *QUADRANTS,
 )  # fmt: skip
 STOP = frozenset(
     "a an and are at by came can come could did do does for from had has have how i in is it me "
@@ -91,6 +89,7 @@ def decoder_config(config: TinyConfig) -> DecoderConfig:
     time = np.geomspace(config.fastest, config.slowest, config.temporal_pairs) / TICKS
     space = np.geomspace(1.0, 0.5, config.spatial_pairs)
     still = config.head_dim // 2 - config.temporal_pairs - 2 * config.spatial_pairs
+    counts = (config.temporal_pairs, config.spatial_pairs, config.spatial_pairs, still)
     return DecoderConfig(
         layers=config.layers,
         width=config.width,
@@ -101,10 +100,7 @@ def decoder_config(config: TinyConfig) -> DecoderConfig:
         vocab=len(config.words),
         rope=Rope(
             inv_freq=tuple(float(f) for f in (*time, *space, *space)) + (0.0,) * still,
-            axis=(0,) * config.temporal_pairs
-            + (1,) * config.spatial_pairs
-            + (2,) * config.spatial_pairs
-            + (0,) * still,
+            axis=tuple(np.repeat([0, 1, 2, 0], counts).tolist()),
         ),
         activation="relu2",
         qk_norm=True,
@@ -179,12 +175,9 @@ def encode_audio(params: Params, config: TinyConfig, logmel: Array) -> Float[Arr
 
 
 def positions(config: TinyConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One second's token positions.
+    """One second's positions int32 [20, 3], (tick, row, column) from its beginning.
 
-    Returns:
-        pos: int32 [20, 3], (tick, row, column) from the beginning of the second.
-        modality: int8 [20], vision or audio.
-        advance: int32 [3], how far the next second is.
+    With them the modality of each token, int8 [20], and how far the next second is, int32 [3].
     """
     n = config.side // config.patch
     row, col = np.divmod(np.arange(n * n), n)
@@ -199,19 +192,9 @@ def positions(config: TinyConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def layout(
     config: TinyConfig, vision: Float[Array, "F 16 E"], audio: Float[Array, "F 4 E"]
 ) -> tuple[Float[Array, "F T E"], Int[Array, "T A"], Int[Array, "T"], Int[Array, "A"]]:
-    """Encoded seconds to decoder rows.
-
-    Returns:
-        x: [F, 20, E], one row of 20 tokens per second, pictures first.
-        pos, modality, advance: of every second, see `positions`.
-    """
-    pos, modality, advance = positions(config)
-    return (
-        jnp.concatenate([vision, audio], 1),
-        jnp.asarray(pos),
-        jnp.asarray(modality),
-        jnp.asarray(advance),
-    )
+    """Encoded seconds to rows of 20 tokens, pictures first; with `positions` of every second."""
+    pos, modality, advance = (jnp.asarray(x) for x in positions(config))
+    return jnp.concatenate([vision, audio], 1), pos, modality, advance
 
 
 def question_positions(length: int) -> np.ndarray:
@@ -272,16 +255,11 @@ def load(path: str | Path | None = None) -> tuple[Params, TinyConfig]:
         raise ValueError(
             f"no weights at {path}: train them with `python -m jaxmem.experiments.train`"
         )
-    params: Params = {}
     with safe_open(path, "numpy") as file:
         text = (file.metadata() or {}).get("config")
         if text is None:
             raise ValueError(f"{path} has no config in its metadata: it was not written by `save`")
-        for name in file.keys():  # noqa: SIM118 (not a dict)
-            *parents, leaf = name.split(".")
-            node = params
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = jnp.asarray(file.get_tensor(name), jnp.float32)
+        names = file.keys()
+        leaves = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in names}
     values = json.loads(text)
-    return params, TinyConfig(**{**values, "words": tuple(values["words"])})
+    return nest(leaves), TinyConfig(**{**values, "words": tuple(values["words"])})

@@ -9,6 +9,7 @@ IMAGE, VIDEO = 3, 4
 def llava_onevision(hf, folder, seed):
     """One or several tiles, also more than are kept at full resolution, and odd grids."""
     from jaxmem.models.llava import onevision as family
+    from jaxmem.models.llava import pictures
 
     rng = np.random.default_rng(seed)
     text = text_config(rng, 2 * int(rng.integers(4, 9)))
@@ -34,14 +35,14 @@ def llava_onevision(hf, folder, seed):
     mine, prompts = family.read_config(config.to_dict()), []
     for number in range(2):
         size = tuple(int(n) for n in rng.integers(side // 2, 4 * side, 2))
-        best = family.best_size(mine, size)
+        best = pictures.best_size(mine, size)
         tiles = rng.normal(size=(1 + best[0] * best[1] // side**2, side, side, 3))
         frames = rng.normal(size=(int(rng.integers(1, 4)), side, side, 3))
         ids, media = words(rng, text["vocab_size"]), {"size": size}
         inputs = {}
         if number == 0 or rng.integers(2):
             media["tiles"] = tiles.astype(np.float32)
-            ids += [IMAGE] * family.image_tokens(mine, size) + words(rng, text["vocab_size"])
+            ids += [IMAGE] * pictures.image_tokens(mine, size) + words(rng, text["vocab_size"])
             inputs["pixel_values"] = _channels_first(hf.torch, media["tiles"])[None]
             inputs["image_sizes"] = hf.torch.tensor([size])
         if number == 1:

@@ -16,6 +16,7 @@ from qwen_cases import qwen3_vl as make_qwen3
 from jaxmem.models.hf.checkpoint import load
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.llava import onevision as llava_onevision
+from jaxmem.models.llava import pictures
 from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen3_vl
 
 SEEDS = range(int(os.environ.get("PARITY_SEEDS", "4")))
@@ -49,7 +50,7 @@ def plan_qwen3(params, config, prompt):
     found = seen(qwen3_vl, params, config, prompt.media)
     tokens, deep = (
         jnp.concatenate([each.tokens for each in found]),
-        jnp.concatenate([each.deepstack for each in found], axis=1),
+        jnp.concatenate([each.deep for each in found], axis=1),
     )
     return qwen3_vl.prompt_plan(config, prompt.ids, **media), tokens, deep
 
@@ -68,7 +69,7 @@ def plan_llava(params, config, prompt):
     media, found = prompt.media, []
     if "tiles" in media:
         tiles, size = jnp.asarray(media["tiles"]), media["size"]
-        found.append(llava_onevision.image_features(params, config, tiles, size))
+        found.append(pictures.image_features(params, config, tiles, size))
     if "frames" in media:
         frames = jnp.asarray(media["frames"])
         found.append(llava_onevision.video_features(params, config, frames))

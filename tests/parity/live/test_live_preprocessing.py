@@ -19,6 +19,7 @@ from jaxmem.models.encoders.whisper_mel import LogMel, mel_filters
 from jaxmem.models.hf.chat import read_chat
 from jaxmem.models.hf.preprocessor import Limits, limits_of, pixels_of, read_settings, smart_resize
 from jaxmem.models.llava import onevision as llava_onevision
+from jaxmem.models.llava import pictures
 
 SIZES = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(20, 2200, (60, 2))]
 
@@ -132,7 +133,7 @@ def test_llava_tiles(hf, seed):
         expected = hf.transformers.image_processing_utils.select_best_resolution(
             (height, width), sizes
         )
-        best = llava_onevision.best_size(config, (height, width))
+        best = pictures.best_size(config, (height, width))
         assert best == tuple(expected)
         picture = np.zeros((height, width, 3), np.uint8)
         tiles = processor(images=[picture], return_tensors="np")["pixel_values"]

@@ -1,21 +1,36 @@
-"""The text part of a Qwen config.json with three rotary axes, as the one decoder's config."""
-
-from __future__ import annotations
+"""What the config.json files of the Qwen families have alike: a decoder with three rotary axes."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.models.hf.config import check_keys, decoder_config, head_dim, rope_theta
+from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
+
+TOKENS = {
+    "image": "image_token_id",
+    "video": "video_token_id",
+    "vision_start": "vision_start_token_id",
+    "vision_end": "vision_end_token_id",
+}
+
+
+@dataclass(frozen=True)
+class VLConfig:
+    """Static description of a vision-language model."""
+
+    decoder: DecoderConfig  # its language model
+    vision: VisionConfig  # its encoder
+    image: int  # placeholder token of pictures
+    video: int  # placeholder token of videos
+    vision_start: int  # token before a picture, a video or a frame
+    vision_end: int  # token after it
 
 
 def mrope(text: Mapping[str, Any]) -> Rope:
-    """Return the rotary embedding, from `rope_parameters` or the older `rope_scaling`.
-
-    Raises:
-      ValueError: if there are no sections, or the frequencies are scaled.
-    """
+    """Return the rotary embedding of a text config; ValueError without sections, or if scaled."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     check_keys(rope, ("mrope_section",), "the rope_parameters (rope_scaling) of config.json")
     make = mrope_interleaved if rope.get("mrope_interleaved") else mrope_sectioned
@@ -23,14 +38,9 @@ def mrope(text: Mapping[str, Any]) -> Rope:
 
 
 def read_decoder(config: Mapping[str, Any], *, qkv_bias: bool, qk_norm: bool) -> DecoderConfig:
-    """Return the decoder that a config.json describes.
+    """Return the decoder that a config.json describes, options as in `decoder_config`.
 
     The text settings are `text_config`, or the top level in files of the first releases.
-
-    Args:
-      config: the file, or the part of it that holds the text settings.
-      qkv_bias: biases on q, k and v (Qwen2.5).
-      qk_norm: norms on the heads of q and k (Qwen3).
 
     Raises:
       ValueError: if a key is missing, or the file asks for something that is not implemented.
