@@ -36,7 +36,7 @@ _WHERE = {
     # Streams.
     "loop": "Bound Carry Program Answer Sampling bind start stream advance ask branch "
     "question_rows log_prob",
-    "programs": "compile model_spec",
+    "programs": "compile memory_for model_spec",
     "session": "Session Reply Event",
     "saving": "save restore",
     # Models.

@@ -19,7 +19,6 @@ import small
 from laws import LAWS
 
 import jaxmem.memory
-from jaxmem.experiments.memories import build
 from jaxmem.loop import (
     Bound,
     ask,
@@ -34,6 +33,7 @@ from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory
 from jaxmem.memory.baselines import Recent, StreamingLLM
+from jaxmem.memory.by_name import build
 from jaxmem.memory.features.ma_lmm import MALMM
 from jaxmem.memory.features.with_audio import WithAudio
 from jaxmem.memory.omnimem.avba import Recorder

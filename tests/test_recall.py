@@ -9,7 +9,7 @@ import pytest
 
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.experiments.evaluate.recall_streams import streams
-from jaxmem.experiments.memories import Budget, contestants
+from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec

@@ -26,14 +26,8 @@ from jaxmem.experiments.benchmark.footprints import BytesConfig, footprint_table
 from jaxmem.experiments.benchmark.kernels import KernelsConfig, measure_kernels
 from jaxmem.experiments.benchmark.price import PriceConfig, price
 from jaxmem.experiments.benchmark.price_table import price_tables
-from jaxmem.experiments.memories import (
-    Wrapped,
-    contestants,
-    parse_budget,
-    parse_names,
-    parse_options,
-    split_options,
-)
+from jaxmem.experiments.memories import read_options, split_options
+from jaxmem.memory.by_name import contestants, parse_budget, parse_names
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
 
@@ -92,8 +86,7 @@ def constancy(config: ConstancyConfig) -> Constancy:
     names = parse_names(config.memory)
     if len(names) > 1:
         raise ValueError(f"constancy is of one memory, got --memory {config.memory}.")
-    budget, wrapped = parse_budget(config.budget), Wrapped(config.bits)
-    more = {"presets": model.presets, "wrapped": wrapped}
+    budget, more = parse_budget(config.budget), {"presets": model.presets, "bits": config.bits}
     (chosen,) = contestants(names, config.memories, budget, spec, config.capacity, **more)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as bar:
@@ -148,8 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words and not hasattr(config, "memories"):
             raise ValueError(f"--{min(words)}.* has no effect on this benchmark.")
         if words:
-            options = {name: parse_options(name, mine, {}) for name, mine in words.items()}
-            config = replace(config, memories=options)
+            config = replace(config, memories=read_options(words, {}))
         if isinstance(config, KernelsConfig):
             return measure_kernels(config, machine())
         if isinstance(config, ConstancyConfig):

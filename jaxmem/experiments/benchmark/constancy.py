@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.experiments.memories import Contestant
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.loop import (
     Carry,
@@ -34,6 +33,7 @@ from jaxmem.loop import (
 )
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Embeds, Spec
+from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
 from jaxmem.programs import probes_of
 from jaxmem.report.compilations import count_compilations

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from rich.table import Table
 
-from jaxmem.experiments.memories import NAMES, Budget, contestants
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec
+from jaxmem.memory.by_name import NAMES, Budget, contestants
 from jaxmem.rope import mrope_sectioned
 
 SPEC = Spec(

@@ -16,10 +16,10 @@ from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import logits
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price_table import GPUS, Price, Step, bound
-from jaxmem.experiments.memories import Budget, contestants
 from jaxmem.loop import Bound, Carry, Program, advance, ask, bind, question_rows, start
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Spec
+from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.base import Model, for_frames
 from jaxmem.models.load import load
 from jaxmem.pieces import blank

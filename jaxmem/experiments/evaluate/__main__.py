@@ -25,18 +25,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import as_dict, measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_streams import Streams, streams
-from jaxmem.experiments.memories import (
+from jaxmem.experiments.memories import read_options, split_options
+from jaxmem.memory.base import Spec
+from jaxmem.memory.by_name import (
     NAMES,
     Contestant,
     Wrapped,
+    check_around,
     contestants,
     parse_budget,
     parse_names,
-    parse_options,
     plain_options,
-    split_options,
+    why_bare,
 )
-from jaxmem.memory.base import Spec
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
@@ -126,8 +127,9 @@ def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> C
     """
     # A bank and `full` hold the longest stream, so that all lengths share one program.
     budget = parse_budget("1" if plan.budget == "all" else plan.budget)
-    options = {k: v for k, v in config.options.items() if k in (plan.name, "bank")}
-    more = {"presets": model.presets, "wrapped": Wrapped(config.bits)}
+    taken = {around for around in ("bits", "bank") if not why_bare(plan.name, around)}
+    options = {k: v for k, v in config.options.items() if k == plan.name or k in taken}
+    more = {"presets": model.presets, "bits": config.bits if "bits" in taken else None}
     (chosen,) = contestants((plan.name,), options, budget, spec_for(config, model), tokens, **more)
     return chosen
 
@@ -268,6 +270,9 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
     for budget in config.budgets:
         if parse_budget(budget).nbytes is None:
             raise ValueError(f"--budgets are bytes over all layers (64KiB), got {budget!r}.")
+    around = Wrapped(config.bits, config.options.get("bank", {}))
+    for note in check_around(parse_names(config.memories), around):
+        console.print(note, markup=False)
     model = embedded(config.weights)
     made = functools.cache(lambda seconds: streams_of(config, model, seconds))
     cells = []
@@ -292,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rest, words = split_options(sys.argv[1:] if argv is None else argv)
         config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, description=__doc__)
-        options = {name: parse_options(name, mine, {}) for name, mine in words.items()}
+        options = read_options(words, {})
         idle = set(options) - {*parse_names(config.memories), "bank"}
         if idle:
             raise ValueError(f"--{min(idle)}.* has no effect: it is not among --memories.")

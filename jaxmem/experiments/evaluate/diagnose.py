@@ -19,16 +19,11 @@ from jaxmem.decoder.program import layers_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments.evaluate.recall import advance_all, question_of, side_by_side
 from jaxmem.experiments.evaluate.recall_streams import Streams, streams
-from jaxmem.experiments.memories import (
-    Contestant,
-    contestants,
-    parse_budget,
-    parse_names,
-)
 from jaxmem.kv import EMPTY
 from jaxmem.loop import Carry, Program, bind, decoder_of
 from jaxmem.memory.base import FeatureMemory, Spec, State, kv_of
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.by_name import Contestant, contestants, parse_budget, parse_names
 from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
@@ -184,6 +179,8 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
     Raises:
       ValueError: for unknown names, memories without tokens, or a budget that holds none.
     """
+    if "bank" in config.options:
+        raise ValueError("--bank.* has no effect on diagnose, which looks at what memories hold.")
     model, names = embedded(config.weights), parse_names(config.memories)
     spec = model_spec(model, config.chunk_seconds)
     tokens = config.seconds * model.tokens_per_piece

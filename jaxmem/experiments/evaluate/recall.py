@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxmem.decoder.decoder import embed
 from jaxmem.experiments.evaluate.recall_streams import Streams
-from jaxmem.experiments.memories import Contestant
 from jaxmem.kv import EMPTY, TEXT
 from jaxmem.loop import Bound, Carry, Program, advance, ask, bind, decoder_of, init_carry, stream
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Embeds, Spec
+from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
 from jaxmem.programs import compile
 from jaxmem.typing import Array, Params, PyTree

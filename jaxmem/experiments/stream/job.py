@@ -12,14 +12,6 @@ from rich.progress import Progress as RichProgress
 
 from jaxmem.data.media.media import MediaReader
 from jaxmem.data.media.prefetch import prefetch
-from jaxmem.experiments.memories import (
-    Budget,
-    Contestant,
-    Wrapped,
-    contestants,
-    parse_budget,
-    parse_names,
-)
 from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of, whole
 from jaxmem.experiments.stream.questions import Planned, parse_ask
 from jaxmem.experiments.stream.run import (
@@ -41,6 +33,15 @@ from jaxmem.loop import Sampling
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec, nbytes
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.by_name import (
+    Budget,
+    Contestant,
+    Wrapped,
+    check_around,
+    contestants,
+    parse_budget,
+    parse_names,
+)
 from jaxmem.models.base import Model, for_frames
 from jaxmem.programs import model_spec, stream_tokens
 from jaxmem.report.compilations import count_compilations
@@ -129,8 +130,7 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     # A silent video has no audio to keep slots for, whatever the model hears.
     spec = model_spec(model, job.chunk_pieces, audio=reader.info.audio_streams > 0)
     most = None if length is None else stream_tokens(model, length)
-    wrapped = Wrapped(config.bits, config.memories.get("bank", {}))
-    more = {"presets": model.presets, "wrapped": wrapped}
+    more = {"presets": model.presets, "bits": config.bits}
     chosen = contestants(job.names, config.memories, job.budget, spec, most, **more)
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
@@ -148,6 +148,9 @@ def perform(plan: Plan, console: Console, typed: Terminal | None = None) -> Done
     """
     job, reader, questions = plan.job, plan.reader, plan.source.questions
     console.print(_announced(plan), markup=False)
+    around = Wrapped(job.config.bits, job.config.memories.get("bank", {}))
+    for note in check_around(job.names, around):
+        console.print(note, style="dim", markup=False)
     if job.sampling is not None:
         console.print(f"answers are drawn: {drawn(job)}", style="dim")
     progress = Progress()

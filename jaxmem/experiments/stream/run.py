@@ -10,12 +10,12 @@ from typing import NamedTuple
 import jax
 
 from jaxmem.data.media.prefetch import Prefetch
-from jaxmem.experiments.memories import Contestant
 from jaxmem.experiments.stream.interrupt import interruptible
 from jaxmem.experiments.stream.questions import END, Planned
 from jaxmem.experiments.stream.segments import Segment, stack
 from jaxmem.loop import Sampling
 from jaxmem.memory.base import FeatureMemory, Spec, slots
+from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
 from jaxmem.pieces import Heard, blank
 from jaxmem.report.kept import Kept, count_modalities
