@@ -318,7 +318,7 @@ def test_all_memories_compare_within_the_same_bytes(job, clip):
     report, _ = job(
         *["--video", str(clip), "--compare", ",".join(MEMORIES), "--budget", "48KiB"],
         *["--seconds", "3", "--ask", "end: which was the last shape?", "--no-prompt"],
-        *["--flexmem.capacity", "64"],
+        *["--flexmem.capacity", "64", "--flexmem.reader-layers", "1"],
     )
     assert [r["memory"] for r in report["results"]] == [*MEMORIES]
     for result in report["results"]:

@@ -269,17 +269,3 @@ def _rows(fig: Figure, heights: Sequence[float]):
         return left, below / total, right - left, heights[row] / total
 
     return box
-
-
-__all__ = [
-    "BINS",
-    "Span",
-    "age_histogram",
-    "draw_ages",
-    "draw_lane",
-    "heaviest",
-    "kinds_in",
-    "legend",
-    "map_edges",
-    "memory_map",
-]

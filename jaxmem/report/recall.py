@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -97,6 +97,17 @@ def difference(one: Outcome, other: Outcome, *, draws: int = 2000, seed: int = 0
 def plain_share(value: Share | None) -> dict[str, float] | None:
     """Return a share as plain data."""
     return None if value is None else {k: round(v, 4) for k, v in value._asdict().items()}
+
+
+def as_dict(one: Outcome) -> dict[str, Any]:
+    """Return the shares of an outcome as plain data."""
+    names = ("memory", "budget", "seconds", "nbytes", "bank_nbytes", "chunk_ms", "first_token_ms")
+    return {
+        **{name: getattr(one, name) for name in names},
+        "all": plain_share(share(one.right)),
+        "by_type": {k: plain_share(v) for k, v in by_type(one).items()},
+        "by_age": {k: plain_share(v) for k, v in by_age(one).items()},
+    }
 
 
 def _cell(value: Share | None) -> str:

@@ -19,28 +19,17 @@ from jaxmem.kernels.similarity import neighbour_cosine
 from jaxmem.kv import KV
 from jaxmem.typing import Array, PyTree
 
-Run = Callable[[Inputs, Shape], Any]
-
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation and its naive formulation; both take (inputs, shape).
-
-    Attributes:
-      name: of the operation.
-      ours: through `jaxmem.kernels`, `implementation` as a keyword.
-      plain: the naive formulation.
-      flops: multiplications and additions of the matrix products, by count.
-      nbytes: bytes of operands and results, each counted once.
-      goal: time over that of the naive formulation, on a CPU, or None.
-    """
+    """One operation and its naive formulation; both take (inputs, shape)."""
 
     name: str
-    ours: Callable[..., PyTree]
-    plain: Run
-    flops: Callable[[Shape], int]
-    nbytes: Callable[[Shape], int]
-    goal: float | None = None
+    ours: Callable[..., PyTree]  # through `jaxmem.kernels`, `implementation` as a keyword
+    plain: Callable[[Inputs, Shape], Any]
+    flops: Callable[[Shape], int]  # multiplications and additions of the matrix products
+    nbytes: Callable[[Shape], int]  # of operands and results, each counted once
+    goal: float | None = None  # time over that of the naive formulation, on a CPU
 
 
 def pairs(shape: Shape) -> int:

@@ -11,10 +11,10 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -24,9 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import as_dict, measure_times, run_cell
-from jaxmem.experiments.evaluate.recall_streams import Streams, streams
+from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
 from jaxmem.experiments.memories import read_options, split_options
-from jaxmem.memory.base import Spec
+from jaxmem.experiments.parsing import refusing
 from jaxmem.memory.by_name import (
     NAMES,
     Contestant,
@@ -48,39 +48,19 @@ FORMAT, VERSION = "jaxmem-recall", 1
 
 
 @dataclass(frozen=True)
-class RecallConfig:
+class RecallConfig(StreamsConfig):
     """Right answers of the embedded model with every memory, at equal device bytes."""
 
+    # Names, comma-separated; `full` is the reference and has no budget.
     memories: str = ",".join(NAMES)
-    """Names, comma-separated; `full` is the reference and has no budget."""
+    # Bytes of the state over all layers, from starving to ample.
     budgets: tuple[str, ...] = ("32KiB", "128KiB", "512KiB", "2MiB")
-    """Bytes of the state over all layers, from starving to ample."""
-    seconds: tuple[int, ...] = (64, 128, 256)
-    """Lengths of the streams."""
-    streams: int = 24
-    """Streams of every length."""
-    questions: int = 48
-    """Questions about every stream."""
-    moments: int = 4
-    """Times at which a stream is asked, evenly spaced, the last one at its end."""
-    chunk_seconds: int = 4
-    """Seconds written at once."""
-    difficulty: str = "standard"
-    """Level of the world."""
-    timed: str = "512KiB"
-    """Budget at which times are measured (longest streams); empty: none."""
-    measured_only: bool = False
-    """Measure nothing: tables and plots of the cells that are there."""
-    weights: Path | None = None
-    """Weights of a model like the embedded one; None: the embedded one."""
+    seconds: tuple[int, ...] = (64, 128, 256)  # Lengths of the streams.
+    timed: str = "512KiB"  # Budget at which times are measured (longest streams); empty: none.
+    measured_only: bool = False  # Measure nothing: tables and plots of the cells that are there.
+    # Folder of cells (one file each: a stopped run goes on where it was), tables and plots.
     out: Path = Path("out/recall")
-    """Folder of cells (one file each: a stopped run goes on where it was), tables and plots."""
-    bits: Literal[4, 8] | None = None
-    """Store keys and values in so many bits."""
-    options: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
-        default_factory=dict
-    )
-    """Options of memories by name, as --NAME.OPTION and --bank.OPTION set them."""
+    bits: Literal[4, 8] | None = None  # Store keys and values in so many bits.
 
 
 @dataclass(frozen=True)
@@ -130,13 +110,9 @@ def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> C
     taken = {around for around in ("bits", "bank") if not why_bare(plan.name, around)}
     options = {k: v for k, v in config.options.items() if k == plan.name or k in taken}
     more = {"presets": model.presets, "bits": config.bits if "bits" in taken else None}
-    (chosen,) = contestants((plan.name,), options, budget, spec_for(config, model), tokens, **more)
+    spec = model_spec(model, config.chunk_seconds)
+    (chosen,) = contestants((plan.name,), options, budget, spec, tokens, **more)
     return chosen
-
-
-def spec_for(config: RecallConfig, model: Model) -> Spec:
-    """Return the sizes of the streams."""
-    return model_spec(model, config.chunk_seconds)
 
 
 def measure(
@@ -176,24 +152,11 @@ def measure_one(
 ) -> dict[str, Any]:
     """Measure one cell."""
     between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
-    spec = spec_for(config, model)
+    spec = model_spec(model, config.chunk_seconds)
     cell = as_dict(run_cell(model, chosen, spec, made, segment=math.gcd(*between)))
     if plan.seconds == max(config.seconds) and plan.budget in (config.timed, "all"):
         cell["times"] = asdict(measure_times(model, chosen, spec, made))
     return cell
-
-
-def streams_of(config: RecallConfig, model: Model, seconds: int) -> Streams:
-    """Return the test streams of one length."""
-    return streams(
-        model,
-        count=config.streams,
-        seconds=seconds,
-        moments=config.moments,
-        questions=config.questions,
-        chunk_seconds=config.chunk_seconds,
-        difficulty=config.difficulty,
-    )
 
 
 def outcome(plan: Plan, cell: dict[str, Any], made: Streams) -> report.Outcome:
@@ -215,28 +178,13 @@ def outcome(plan: Plan, cell: dict[str, Any], made: Streams) -> report.Outcome:
 
 def summary(config: RecallConfig, outcomes: Sequence[report.Outcome]) -> dict[str, Any]:
     """Return every cell's shares as plain data."""
-    plain = lambda shares: {k: report.plain_share(v) for k, v in shares.items()}
     return {
         "format": FORMAT,
         "version": VERSION,
         "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
         "jax": jax.__version__,
         "device": str(jax.devices()[0].device_kind),
-        "cells": [
-            {
-                "memory": o.memory,
-                "budget": o.budget,
-                "seconds": o.seconds,
-                "nbytes": o.nbytes,
-                "bank_nbytes": o.bank_nbytes,
-                "chunk_ms": o.chunk_ms,
-                "first_token_ms": o.first_token_ms,
-                "all": report.plain_share(report.share(o.right)),
-                "by_type": plain(report.by_type(o)),
-                "by_age": plain(report.by_age(o)),
-            }
-            for o in outcomes
-        ],
+        "cells": [report.as_dict(one) for one in outcomes],
     }
 
 
@@ -293,23 +241,22 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one evaluation; return the exit status (0, or 2 for bad arguments)."""
+    return refusing(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    rest, words = split_options(argv)
     commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
-    try:
-        rest, words = split_options(sys.argv[1:] if argv is None else argv)
-        config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, description=__doc__)
-        options = read_options(words, {})
-        idle = set(options) - {*parse_names(config.memories), "bank"}
-        if idle:
-            raise ValueError(f"--{min(idle)}.* has no effect: it is not among --memories.")
-        config = replace(config, options=options)
-        if isinstance(config, DiagnoseConfig):
-            run_diagnose(config, Console())
-        else:
-            recall(config, Console())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, description=__doc__)
+    options = read_options(words, {})
+    idle = set(options) - {*parse_names(config.memories), "bank"}
+    if idle:
+        raise ValueError(f"--{min(idle)}.* has no effect: it is not among --memories.")
+    config = replace(config, options=options)
+    if isinstance(config, DiagnoseConfig):
+        run_diagnose(config, Console())
+    else:
+        recall(config, Console())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 
 from jaxmem.data.world import synthetic
 from jaxmem.data.world.features import log_mel
+from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.loop import bucket
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import Inputs
@@ -79,6 +82,33 @@ def streams(
         jax.tree.map(beside, *inputs),
         jax.tree.map(beside, *[asked for _, asked in made]),
         seconds,
+    )
+
+
+@dataclass(frozen=True)
+class StreamsConfig:
+    """How streams are made, on a command line."""
+
+    streams: int = 24  # Of every length.
+    questions: int = 48  # About every stream.
+    # Times at which a stream is asked, evenly spaced, the last one at its end.
+    moments: int = 4
+    chunk_seconds: int = 4  # Seconds written at once.
+    difficulty: str = "standard"  # Level of the world.
+    weights: Path | None = None  # Of a model like the embedded one; None: the embedded one.
+    options: MemoryOptions = field(default_factory=dict)
+
+
+def streams_of(config: StreamsConfig, model: Model, seconds: int) -> Streams:
+    """Return the test streams of one length that a command's options ask for."""
+    return streams(
+        model,
+        count=config.streams,
+        seconds=seconds,
+        moments=config.moments,
+        questions=config.questions,
+        chunk_seconds=config.chunk_seconds,
+        difficulty=config.difficulty,
     )
 
 

@@ -108,11 +108,7 @@ def _refuse_idle(config: StreamConfig) -> None:
 
 
 def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
-    """Return how answers are drawn; None: greedily.
-
-    Args:
-      config: of the run.
-      own: what the checkpoint says, which counts only with `--sample`.
+    """Return how answers are drawn; None: greedily. The checkpoint's `own` counts with `--sample`.
 
     Raises:
       ValueError: if `--sample` finds nothing, or a number is outside its range.
@@ -129,17 +125,3 @@ def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
     greedy = not config.sample and set(given) == {"repetition_penalty"}
     start = own if config.sample and own is not None else Sampling(0.0 if greedy else 1.0)
     return replace(start, **given)
-
-
-def whole(name: str, seconds: float, piece: float) -> int:
-    """Return how many pieces `seconds` are.
-
-    Raises:
-      ValueError: if that is no whole number of at least 1.
-    """
-    count = round(seconds / piece)
-    if count < 1 or abs(count * piece - seconds) > 1e-6:
-        raise ValueError(
-            f"--{name} must be a multiple of the model's piece of {piece:g} s, got {seconds:g}."
-        )
-    return count

@@ -12,7 +12,8 @@ from rich.progress import Progress as RichProgress
 
 from jaxmem.data.media.media import MediaReader
 from jaxmem.data.media.prefetch import prefetch
-from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of, whole
+from jaxmem.experiments.parsing import whole_pieces
+from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of
 from jaxmem.experiments.stream.questions import Planned, parse_ask
 from jaxmem.experiments.stream.run import (
     Asked,
@@ -112,7 +113,7 @@ def prepare(config: StreamConfig, model: Model) -> Job:
         names=names,
         budget=parse_budget(config.budget),
         questions=tuple(planned),
-        chunk_pieces=whole("chunk-seconds", chunk_seconds, media.piece_seconds),
+        chunk_pieces=whole_pieces("chunk-seconds", chunk_seconds, media.piece_seconds),
         chunks=max(1, round(SEGMENT_SECONDS / chunk_seconds)),
         sampling=sampling_of(config, model.sampling),
     )
@@ -136,12 +137,7 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
 
 
 def perform(plan: Plan, console: Console, typed: Terminal | None = None) -> Done:
-    """Stream, ask, and print what happens.
-
-    Args:
-      plan: what to stream through what.
-      console: to print to.
-      typed: questions from the terminal.
+    """Stream, ask (also what is typed), and print what happens.
 
     Raises:
       UnreadableError: if the source holds nothing.
@@ -194,18 +190,11 @@ def _segments(plan: Plan) -> Iterator[Segment]:
 
 def _warm(plan: Plan, console: Console) -> list[Stream]:
     """Return empty streams for which everything is compiled."""
-    job, model = plan.job, plan.job.model
+    job = plan.job
     more = {"sampling": job.sampling, "seed": job.config.seed, "chunk_pieces": job.chunk_pieces}
-    streams = open_streams(model, plan.contestants, plan.spec, **more)
+    streams = open_streams(job.model, plan.contestants, plan.spec, **more)
     with console.status("compiling"):
-        warm_up(
-            model,
-            streams,
-            plan.source.questions,
-            size=plan.reader.info.size,
-            chunk_pieces=job.chunk_pieces,
-            chunks=job.chunks,
-        )
+        warm_up(streams, plan.source.questions, plan.reader.info.size, job.chunks)
     return streams
 
 
@@ -231,10 +220,7 @@ def _report(
         compilations=compiled,
         end=_ending(progress, reader),
         results=(),
-        events=tuple(
-            Happening(e.time, e.kind, e.message)
-            for e in (*reader.events, *streams[0].session.events)
-        ),
+        events=tuple(Happening(*one[:3]) for one in (*reader.events, *streams[0].session.events)),
         unasked=len(plan.source.questions) + progress.typed - len(streams[0].answers),
         config=_plain(asdict(job.config)),
     )
@@ -286,6 +272,3 @@ def _mover(bar: RichProgress, length: float | None, begin: float) -> Callable[[f
         bar.update(task, completed=at, at=clock(at), speed=f"{speed:.1f}x real time")
 
     return moved
-
-
-__all__ = ["Done", "Job", "Plan", "perform", "plan", "prepare", "screen_of", "shown"]
