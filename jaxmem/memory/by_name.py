@@ -330,6 +330,8 @@ def contestants(
         no effect.
     """
     presets = presets or {}
+    for name in names:
+        kind_of(name)
     wrapped = Wrapped(bits, _bank(names, options, presets))
     check_around(names, wrapped)
     allowed, out = budget.nbytes, []

@@ -54,15 +54,9 @@ def one(
     config: tiny.TinyConfig,
     disturb: bool,
 ) -> tuple[Batch, list[synthetic.Question]]:
-    """One stream as a `Batch` without the axis B, and its questions.
+    """One stream of F seconds as a `Batch` without the axis B, and its Q = `count` questions.
 
-    Args:
-        seed: of the stream.
-        seconds: F.
-        count: Q.
-        difficulty: of the world.
-        config: of the model that will read it.
-        disturb: add the noise and the time gaps of training.
+    `disturb` adds the noise and the time gaps of training.
     """
     stream = synthetic.world(seed, seconds, difficulty)
     rng = np.random.default_rng(np.random.SeedSequence((*seed, 11)))

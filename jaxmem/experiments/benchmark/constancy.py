@@ -29,14 +29,13 @@ from jaxmem.loop import (
     bind,
     branch,
     init_carry,
-    make_program,
     question_rows,
 )
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import AnyMemory, Embeds, Spec
 from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
-from jaxmem.programs import probes_of
+from jaxmem.programs import compile
 from jaxmem.report.compilations import count_compilations
 from jaxmem.typing import Array, Params
 
@@ -90,7 +89,7 @@ class Streamed:
     """One memory's stream of synthetic chunks in the decoder of a model."""
 
     def __init__(self, model: Model, memory: AnyMemory, spec: Spec):
-        """Prepare the program, the probes that the memory reads, and a question of four words.
+        """Prepare the program and a question of four words.
 
         Raises:
           ValueError: if the memory reads probes and the model names none, or the chunks of its
@@ -108,8 +107,7 @@ class Streamed:
             width=spec.width,
             axes=spec.axes,
         )
-        more = {"encode": encode, "probes": probes_of(model, memory)}
-        self.program = make_program(model.decoder, memory, spec, **more)
+        self.program = compile(model._replace(encode=encode), memory, spec=spec)
         self.bound = bind(self.program, model.params)
         self.question = question_rows(model.params, np.arange(4), program=self.program)
 

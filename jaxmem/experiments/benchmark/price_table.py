@@ -90,22 +90,19 @@ def bound(gpu: Gpu, chunk: Step, question: Step, peak: int) -> Bound:
 def price_tables(result: Price) -> Group:
     """Return a price as tables: of the model, and of the GPUs."""
     title = f"{result.model}, {result.memory} with {result.budget:,} slots per layer"
-    table = Table(title=title)
-    table.add_column("figure")
+    table = Table("figure", title=title)
     table.add_column("value", justify="right")
     height, width = result.size
-    parts = ", ".join(
-        f"{part} {n / 1e6:,.1f} M" for part, n in result.parameters.items() if n > 1e5
+    large = {part: n / 1e6 for part, n in result.parameters.items() if n > 1e5}
+    chunk = (
+        f"{result.chunk_seconds:g} s, {result.pictures} pictures of {height} x {width}, "
+        f"{result.rows:,} tokens"
     )
     rows = (
         ("parameters", f"{sum(result.parameters.values()):,}"),
-        ("", parts),
+        ("", ", ".join(f"{part} {millions:,.1f} M" for part, millions in large.items())),
         ("weights", size(result.weight_bytes)),
-        (
-            "a chunk",
-            f"{result.chunk_seconds:g} s, {result.pictures} pictures of {height} x {width}, "
-            f"{result.rows:,} tokens",
-        ),
+        ("a chunk", chunk),
         ("state of the stream", size(result.state_bytes)),
         ("of it bank", size(result.bank_bytes)),
         ("peak of the chunk step", _peak(result.chunk)),

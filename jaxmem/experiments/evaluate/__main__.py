@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
-from jaxmem.experiments.evaluate.recall import as_dict, measure_times, run_cell
+from jaxmem.experiments.evaluate.recall import measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing
@@ -120,10 +120,7 @@ def measure(
 ) -> Iterator[tuple[Plan, dict[str, Any]]]:
     """Measure every cell that has no file yet, and yield all of them in order.
 
-    Args:
-      config: of the comparison.
-      model: what streams and answers.
-      made: streams of a length, made when they are first asked for.
+    `made` returns the streams of a length, and is called when they are first needed.
     """
     marks = {name: fingerprint(config, model, name) for name in parse_names(config.memories)}
     chosen: dict[tuple[str, str], Contestant] = {}  # one for all lengths: compiled once
@@ -153,9 +150,9 @@ def measure_one(
     """Measure one cell."""
     between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
     spec = model_spec(model, config.chunk_seconds)
-    cell = as_dict(run_cell(model, chosen, spec, made, segment=math.gcd(*between)))
+    cell = run_cell(model, chosen, spec, made, segment=math.gcd(*between))
     if plan.seconds == max(config.seconds) and plan.budget in (config.timed, "all"):
-        cell["times"] = asdict(measure_times(model, chosen, spec, made))
+        cell["times"] = measure_times(model, chosen, spec, made)
     return cell
 
 
@@ -176,18 +173,6 @@ def outcome(plan: Plan, cell: dict[str, Any], made: Streams) -> report.Outcome:
     )
 
 
-def summary(config: RecallConfig, outcomes: Sequence[report.Outcome]) -> dict[str, Any]:
-    """Return every cell's shares as plain data."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
-        "jax": jax.__version__,
-        "device": str(jax.devices()[0].device_kind),
-        "cells": [report.as_dict(one) for one in outcomes],
-    }
-
-
 def write(config: RecallConfig, outcomes: Sequence[report.Outcome], console: Console) -> None:
     """Print the tables and write JSON, tables and plots."""
     longest = max(config.seconds)
@@ -203,7 +188,15 @@ def write(config: RecallConfig, outcomes: Sequence[report.Outcome], console: Con
         text = Console(width=240, file=file)
         for one in tables:
             text.print(one)
-    write_json(config.out / "results.json", summary(config, outcomes))
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
+        "jax": jax.__version__,
+        "device": str(jax.devices()[0].device_kind),
+        "cells": [report.as_dict(one) for one in outcomes],
+    }
+    write_json(config.out / "results.json", document)
     write_picture(config.out / "budgets.png", report.plot_budgets(outcomes))
     write_picture(config.out / "ages.png", report.plot_ages(outcomes, longest, budget))
     console.print(f"written to {config.out}", markup=False)
@@ -230,11 +223,12 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
         for plan, cell in measure(config, model, made):
             cells.append((plan, cell))
             progress.update(task, advance=1, at=plan.stem)
-    measured = [(plan, cell) for plan, cell in cells if "right" in cell]
-    outcomes = [outcome(plan, cell, made(plan.seconds)) for plan, cell in measured]
+    outcomes = []
     for plan, cell in cells:
         if "refused" in cell:
             console.print(f"{plan.stem}: {cell['refused']}", markup=False)
+        else:
+            outcomes.append(outcome(plan, cell, made(plan.seconds)))
     write(config, outcomes, console)
     return outcomes
 

@@ -45,17 +45,9 @@ def streams(
     difficulty: str,
     split: synthetic.Split = "test",
 ) -> Streams:
-    """Return `count` streams of the split with `questions` questions each.
+    """Return B = `count` streams of the split, each with `questions` questions.
 
-    Args:
-      model: the embedded model or one of its kind.
-      count: B.
-      seconds: of each stream.
-      moments: M, evenly spaced, the last one at the end.
-      questions: of a stream, the same number at every moment.
-      chunk_seconds: C.
-      difficulty: level of the world.
-      split: where the seeds come from.
+    They are asked at M moments, evenly spaced, the last one at the end, as many at each.
 
     Raises:
       ValueError: if the moments do not cut the stream into whole chunks, or the questions do not
