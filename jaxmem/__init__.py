@@ -40,7 +40,7 @@ _WHERE = {
     "bound": "Bound bind question_rows",
     "loop": "start stream advance branch",
     "asking": "Answer ask log_prob",
-    "programs": "compile model_spec",
+    "programs": "compile memory_for model_spec",
     "session": "Session Reply Event",
     "saving": "save restore",
     # Models.

@@ -107,17 +107,18 @@ class Preprocessor:
         return inputs, Heard(heard[len(heard) - len(past) :], before + len(held))
 
 
-def blank(model: Model, frames: tuple[int, ...], samples: int, pieces: int) -> PyTree:
-    """Return one chunk that is padding altogether.
+def blank(model: Model, size: tuple[int, int], pieces: int) -> PyTree:
+    """Return one chunk of C `pieces` that is padding altogether.
 
     Args:
       model: whose `preprocess` makes it.
-      frames: shape [F, h, w, 3] of a piece's frames.
-      samples: of a piece.
-      pieces: C, pieces of a chunk.
+      size: (height, width) of the frames.
+      pieces: C.
     """
+    media = model.media
+    samples = round(media.sample_rate * media.piece_seconds)
     return model.preprocess(
-        np.zeros((pieces, *frames), np.uint8),
+        np.zeros((pieces, round(media.fps * media.piece_seconds), *size, 3), np.uint8),
         np.zeros((pieces, samples), np.float32),
         np.zeros(pieces, bool),
         np.zeros(model.media.past_samples, np.float32),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from jaxmem.bound import decoder_of
 from jaxmem.decoder.program import Program, Text, make_program, spec_of
 from jaxmem.memory.base import AnyMemory, Memory, Prompt, Spec
+from jaxmem.memory.by_name import contestants, parse_budget
 from jaxmem.models.base import Model
 
 
@@ -43,6 +46,43 @@ def model_spec(model: Model, chunk_pieces: int = 1, *, audio: bool = True) -> Sp
         timestamps=model.timestamps,
         max_position=model.max_position,
     )
+
+
+def memory_for(
+    model: Model,
+    name: str,
+    budget: int | str,
+    *,
+    spec: Spec | None = None,
+    tokens: int | None = None,
+    bits: int | None = None,
+    bank: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> AnyMemory:
+    """Return the memory that the command line makes of the same options for a model.
+
+    Options that are not given are those that suit the model (`Model.presets`), then those of the
+    memory's class.
+
+    Args:
+      model: what sees and answers, fitted to the size of its frames.
+      name: of the memory, a key of `MEMORIES`.
+      budget: slots per layer, or bytes over all layers ("64KiB").
+      spec: of the streams; None: `model_spec(model)`, one piece a chunk.
+      tokens: that the stream has at most (`stream_tokens`), for `full` and for memories with a
+        bank of their own; None: their own default, and `full` needs its `capacity`.
+      bits: keys and values are stored in so many.
+      bank: options of a bank around the memory, such as `{"capacity": 4800}`.
+      options: of the memory.
+
+    Raises:
+      ValueError: if the name is unknown, the budget holds no memory, or an option has no effect.
+    """
+    spec = model_spec(model) if spec is None else spec
+    given = {name: options, **({"bank": bank} if bank else {})}
+    more = {"presets": model.presets, "bits": bits}
+    (chosen,) = contestants((name,), given, parse_budget(str(budget)), spec, tokens, **more)
+    return chosen.memory
 
 
 def compile(

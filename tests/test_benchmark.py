@@ -9,7 +9,7 @@ import pytest
 from jaxmem.experiments import calibrate
 from jaxmem.experiments.benchmark import __main__ as benchmark
 from jaxmem.experiments.benchmark.constancy import measure
-from jaxmem.experiments.memories import NAMES, Budget, contestants
+from jaxmem.memory.by_name import NAMES, Budget, contestants
 from jaxmem.memory.omnimem.budgets import load_table
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec

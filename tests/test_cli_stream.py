@@ -16,7 +16,7 @@ from jaxmem.data.media.media import open_media
 from jaxmem.data.world.files import held_out
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.benchmark.price import nbytes as tree_bytes
-from jaxmem.experiments.memories import Budget, build, contestants, options_class
+from jaxmem.experiments.memories import options_class
 from jaxmem.experiments.parsing import load
 from jaxmem.experiments.stream import job as _job
 from jaxmem.experiments.stream.__main__ import configured, main
@@ -30,6 +30,7 @@ from jaxmem.experiments.stream.segments import hold_frames, segments
 from jaxmem.experiments.stream.terminal import Terminal
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import nbytes
+from jaxmem.memory.by_name import Budget, build, contestants
 from jaxmem.models.load import load as load_model
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
@@ -317,7 +318,7 @@ def test_all_memories_compare_within_the_same_bytes(job, clip):
     report, _ = job(
         *["--video", str(clip), "--compare", ",".join(MEMORIES), "--budget", "48KiB"],
         *["--seconds", "3", "--ask", "end: which was the last shape?", "--no-prompt"],
-        *["--flexmem.capacity", "64"],
+        *["--flexmem.capacity", "64", "--flexmem.reader-layers", "1"],
     )
     assert [r["memory"] for r in report["results"]] == [*MEMORIES]
     for result in report["results"]:

@@ -22,12 +22,12 @@ import jaxmem.memory
 from jaxmem.asking import ask
 from jaxmem.bound import Bound, probe_rows, question_rows
 from jaxmem.decoder.program import init_carry, make_program, spec_of
-from jaxmem.experiments.memories import build
 from jaxmem.loop import stream
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory
 from jaxmem.memory.baselines import Recent, StreamingLLM
+from jaxmem.memory.by_name import build
 from jaxmem.memory.features.ma_lmm import MALMM
 from jaxmem.memory.features.with_audio import WithAudio
 from jaxmem.memory.omnimem.avba import Recorder

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.experiments.evaluate.recall_streams import streams
-from jaxmem.experiments.memories import Budget, contestants
+from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
@@ -100,7 +100,7 @@ def test_cells_know_their_settings(weights):
         return evaluate.fingerprint(config, model, "ma_lmm")
 
     assert mark() == evaluate.fingerprint(plain, model, "ma_lmm")
-    assert mark() != mark(frames=11)
+    assert mark() != mark(tokens=8)
 
 
 def test_audio_takes_half_of_the_slots():

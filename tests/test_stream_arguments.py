@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.experiments.memories import (
+from jaxmem.experiments.memories import parse_options, split_options
+from jaxmem.experiments.parsing import split
+from jaxmem.experiments.stream.config import StreamConfig, sampling_of
+from jaxmem.experiments.stream.questions import END, parse_ask
+from jaxmem.memory import MEMORIES
+from jaxmem.memory.base import Spec, nbytes, slots
+from jaxmem.memory.by_name import (
     NAMES,
     Budget,
     Wrapped,
@@ -14,14 +20,7 @@ from jaxmem.experiments.memories import (
     contestants,
     parse_budget,
     parse_names,
-    parse_options,
-    split_options,
 )
-from jaxmem.experiments.parsing import split
-from jaxmem.experiments.stream.config import StreamConfig, sampling_of
-from jaxmem.experiments.stream.questions import END, parse_ask
-from jaxmem.memory import MEMORIES
-from jaxmem.memory.base import Spec, nbytes, slots
 from jaxmem.memory.omnimem.budgets import save_table
 from jaxmem.models.tiny import tiny
 

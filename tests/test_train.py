@@ -13,9 +13,10 @@ from jaxmem.decoder import decoder
 from jaxmem.experiments import train as command
 from jaxmem.experiments.parsing import read
 from jaxmem.models.tiny import tiny
+from jaxmem.report.results import Accuracy
 from jaxmem.rope import angles, rotate
 from jaxmem.training import batches, loop, losses, optimizers
-from jaxmem.training.evaluation import evaluate, wilson
+from jaxmem.training.evaluation import evaluate
 
 SMALL = tiny.TinyConfig(width=32, layers=2, heads=2, kv_heads=1, mlp_width=48, stem_width=24)
 RECIPE = loop.TrainConfig(
@@ -186,21 +187,21 @@ def test_ahead_keeps_order_and_raises():
         list(batches.ahead(fail, range(5)))
 
 
-def test_wilson():
-    score = wilson(96, 100)
-    assert score.accuracy == 0.96 and score.count == 100
+def test_intervals_of_a_share():
+    score = Accuracy.of(96, 100)
+    assert score.share == 0.96 and score.asked == 100
     assert score.low == pytest.approx(0.9016, abs=1e-3)
     assert score.high == pytest.approx(0.9843, abs=1e-3)
-    assert wilson(50, 50).high <= 1 + 1e-9
+    assert Accuracy.of(50, 50).high <= 1 + 1e-9
 
 
 def test_evaluation_counts_right_answers(params):
     scores = evaluate(params, SMALL, seconds=4, questions=96)
-    assert scores["all"].count == 96
+    assert scores["all"].asked == 96
     assert set(scores) - {"all"} <= set(sy.TYPES)
     rest = [s for n, s in scores.items() if n != "all"]
-    right = sum(s.accuracy * s.count for s in rest)
-    assert right == pytest.approx(scores["all"].accuracy * 96)
+    right = sum(s.right for s in rest)
+    assert right == scores["all"].right
 
 
 def test_command_line(tmp_path, capsys, root):
@@ -230,5 +231,5 @@ def test_recipe_errors():
 def test_shipped_model_answers_held_out_questions():
     shipped, config = tiny.load()
     score = evaluate(shipped, config, seconds=32, questions=192)["all"]
-    assert score.count == 192
-    assert score.accuracy > 0.9
+    assert score.asked == 192
+    assert score.share > 0.9

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from jaxmem.data.media.prefetch import prefetch
 from jaxmem.data.world.files import held_out
+from jaxmem.experiments.parsing import refusing
 from jaxmem.memory.base import Memory, State
 from jaxmem.memory.omnimem import avba, budgets
 from jaxmem.memory.omnimem.omnimem import OmniMem
@@ -38,40 +39,25 @@ from jaxmem.session import Session
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """What to calibrate on and how to allocate.
+    """What to calibrate on and how to allocate."""
 
-    Attributes:
-      model: "tiny" for the embedded model, a checkpoint directory, or organisation/name.
-      video: calibration videos; none: streams of the embedded model's own world.
-      average: slots per layer, audio and vision together, averaged over layers.
-      ratio: r, the prior of visual to audio slots. The released models use 5; where audio matters
-        as much as vision, use 1.
-      temperature: T of the softmax over layers; larger is more even.
-      low: smallest cap in units of the average (audio: of average / ratio).
-      high: largest cap in the same units.
-      uniform: slots per layer of the joint cap while signals are recorded; 0: the average.
-      skip: first chunks of every video that are not recorded.
-      chunk_seconds: seconds per chunk.
-      streams: how many synthetic streams, without videos.
-      seconds: their length.
-      published: C without the square root, as the paper prints it.
-      out: where the table is written.
-    """
-
-    model: str = "tiny"
+    model: str = "tiny"  # the embedded one; else a checkpoint directory, or organisation/name
+    # Calibration videos; none: streams of the embedded model's own world.
     video: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    average: float = 64.0
+    average: float = 64.0  # slots per layer, audio and vision together, averaged over layers
+    # r, the prior of visual to audio slots. The released models use 5; where audio matters as much
+    # as vision, use 1.
     ratio: float = 1.0
-    temperature: float = 0.2
-    low: float = 0.25
-    high: float = 2.0
-    uniform: int = 0
-    skip: int = 5
-    chunk_seconds: int = 4
-    streams: int = 6
-    seconds: int = 64
-    published: bool = False
-    out: Path = Path("budget_table.json")
+    temperature: float = 0.2  # T of the softmax over layers; larger is more even
+    low: float = 0.25  # smallest cap in units of the average (audio: of average / ratio)
+    high: float = 2.0  # largest cap in the same units
+    uniform: int = 0  # slots per layer of the joint cap while recording; 0: the average
+    skip: int = 5  # first chunks of every video that are not recorded
+    chunk_seconds: int = 4  # per chunk
+    streams: int = 6  # how many synthetic streams, without videos
+    seconds: int = 64  # their length
+    published: bool = False  # C without the square root, as the paper prints it
+    out: Path = Path("budget_table.json")  # where the table is written
 
 
 def record(model: Model, memory: Memory, video: Path, chunk_seconds: int) -> State:
@@ -127,11 +113,11 @@ def calibrate(config: CalibrateConfig) -> tuple[avba.Profile, np.ndarray]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Calibrate and write the table; return the exit status (0, or 2 for bad arguments)."""
     config = tyro.cli(CalibrateConfig, args=argv, description=__doc__)
-    try:
-        profile, table = calibrate(config)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return refusing(lambda: _run(config))
+
+
+def _run(config: CalibrateConfig) -> None:
+    profile, table = calibrate(config)
     made = {
         "model": config.model,
         "videos": [video.name for video in config.video] or f"{config.streams} synthetic streams",
@@ -147,15 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for column in ("layer", "C - max C", "C_v / C_a", "audio", "visual", "both"):
         shown.add_column(column, justify="right")
     for l, (audio, visual) in enumerate(table):
-        shown.add_row(
-            str(l),
-            f"{profile.delta[l]:.3f}",
-            f"{profile.rho[l]:.3f}",
-            *(str(int(n)) for n in (audio, visual, audio + visual)),
-        )
+        caps = (str(int(n)) for n in (audio, visual, audio + visual))
+        shown.add_row(str(l), f"{profile.delta[l]:.3f}", f"{profile.rho[l]:.3f}", *caps)
     Console().print(shown)
     Console().print(f"written to {config.out}")
-    return 0
 
 
 if __name__ == "__main__":

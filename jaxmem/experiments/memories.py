@@ -1,105 +1,19 @@
-"""Memories by name on a command line: options read from their classes, all within one budget."""
+"""Options of memories on a command line: `--NAME.OPTION VALUE`, and the help of each."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import tyro
 
-from jaxmem.memory import MEMORIES
-from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.bank.with_bank import WithBank
-from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec
-from jaxmem.memory.features.with_audio import share_slots
-from jaxmem.memory.omnimem import avba
-from jaxmem.memory.omnimem.budgets import (
-    load_table,
-    parse_bytes,
-    resized,
-    slots_for_bytes,
-    smallest,
-)
-from jaxmem.memory.transforms.quantized import Quantized
+from jaxmem.memory.by_name import NAMES, attributes, check_options, kind_of, worded
 
-NAMES: tuple[str, ...] = tuple(MEMORIES)
-Options = Mapping[str, Mapping[str, Any]]
-"""Name of a memory (or "bank") -> options that were set."""
-NOT_OPTIONS = {"budget", "inner", "memory", "sizes"}
-"""Fields that the budget decides, or that a command line has no words for."""
-MORE: Mapping[str, tuple[tuple[str, Any, str], ...]] = {
-    "full": (("capacity", int | None, "Tokens per layer; None: as many as the stream has."),),
-    "omnimem": (
-        ("table", Path | None, "Budget table (JSON, per layer and modality) in place of --budget."),
-        ("profile", str | None, "Calibrated profile (salmonn-8b, salmonn-4b) that spreads --budget "
-         "over the layers."),
-    ),
-}  # fmt: skip
-"""Options that only a command line has: name, type, help; None unless given."""
-
-
-class Budget(NamedTuple):
-    """Slots per layer, or bytes over all layers; the other one is None."""
-
-    slots: int | None
-    nbytes: int | None
-
-
-@dataclass(frozen=True)
-class Wrapped:
-    """What is put around every memory but `full`."""
-
-    bits: int | None = None
-    bank: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Contestant(NamedTuple):
-    """A memory in the comparison, with its options."""
-
-    name: str
-    memory: AnyMemory
-    options: dict[str, Any]
-    slots: int  # per layer, as `build` took them
-    reference: bool  # holds the whole stream, whatever the budget
-
-
-def parse_budget(text: str) -> Budget:
-    """Return what a budget argument means: `96` slots per layer, or `64KiB` over all layers.
-
-    Raises:
-      ValueError: if it is neither.
-    """
-    try:
-        if re.fullmatch(r"\s*\d+\s*", text) and int(text) > 0:
-            return Budget(int(text), None)
-        return Budget(None, parse_bytes(text))
-    except ValueError:
-        raise ValueError(
-            f"--budget {text!r} is no budget: give slots per layer (96) or bytes over all layers "
-            "(64KiB, 1.5MB)."
-        ) from None
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """Return the memories of a comma-separated list, in order.
-
-    Raises:
-      ValueError: if a name is unknown or comes twice.
-    """
-    names = tuple(name.strip().replace("-", "_") for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in NAMES]
-    if unknown or not names:
-        raise ValueError(f"unknown memory {', '.join(unknown) or text!r}: use {', '.join(NAMES)}.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"a memory is named twice in {text!r}; each can be set up once.")
-    return names
+MemoryOptions = Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress]
+"""Options of memories by name, as --NAME.OPTION and --bank.OPTION set them."""
 
 
 @cache
@@ -109,33 +23,14 @@ def options_class(name: str) -> type:
     Args:
       name: of a memory, or "bank".
     """
-    kind = WithBank if name == "bank" else MEMORIES[name]
-    found = dict(_fields(kind))
-    found |= {n: (t, None) for n, t, _ in MORE.get(name, ())}
-    if name == "bank":
-        found["capacity"] = (int, 0)
-    specs = [(n, t, field(default=default)) for n, (t, default) in found.items()]
+    kind = kind_of(name)
+    texts, specs = attributes(kind), []
+    for key, option in worded(name).items():
+        arg = tyro.conf.arg(help=option.text or texts.get(key, ""))
+        specs.append((key, Annotated[option.type, arg], dataclasses.field(default=option.default)))
     made = dataclasses.make_dataclass(f"{kind.__name__}Options", specs, frozen=True)
-    made.__doc__ = inspect.getdoc(kind)
-    for option, _, text in MORE.get(name, ()):
-        made.__doc__ = (made.__doc__ or "").replace(
-            "Attributes:\n", f"Attributes:\n  {option}: {text}\n", 1
-        )
+    made.__doc__ = (inspect.getdoc(kind) or "").partition("\nAttributes:")[0]
     return made
-
-
-def _fields(kind: type) -> Iterable[tuple[str, tuple[Any, Any]]]:
-    """Yield name, type and default of what a memory's class takes as options."""
-    hints = typing.get_type_hints(kind)
-    maker = getattr(kind, "of", None)
-    if maker is not None:
-        types = typing.get_type_hints(maker)
-        for name, parameter in inspect.signature(maker).parameters.items():
-            if parameter.default is not parameter.empty and name not in NOT_OPTIONS:
-                yield name, (types[name], parameter.default)
-    for one in dataclasses.fields(kind):
-        if one.init and one.name not in NOT_OPTIONS and one.default is not dataclasses.MISSING:
-            yield one.name, (hints[one.name], one.default)
 
 
 def split_options(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -163,37 +58,31 @@ def split_options(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]
     return rest, found
 
 
-def parse_options(name: str, words: Sequence[str], default: Mapping[str, Any]) -> dict[str, Any]:
+def parse_options(name: str, words: Sequence[str], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `--NAME.OPTION VALUE ...` sets, beside what was set before.
 
     Raises:
-      ValueError: if a value makes no sense.
+      ValueError: if an option has no effect.
       SystemExit: if an option is unknown or does not parse.
     """
     kind = options_class(name)
-    before = make_options(name, default)
-    parsed = tyro.cli(
-        kind, args=list(words), default=before, prog=f"--{name}.OPTION", add_help=False
-    )
-    same = asdict(make_options(name, {}))
-    found = {one.name: getattr(parsed, one.name) for one in dataclasses.fields(parsed)}
-    return {k: v for k, v in found.items() if k in default or v != same.get(k)}
+    known = {one.name for one in dataclasses.fields(kind)}
+    named = {w[2:].partition("=")[0].replace("-", "_") for w in words if w.startswith("--")}
+    named = {w.removeprefix("no_") if w not in known else w for w in named}
+    check_options(name, dict.fromkeys(named & set(getattr(kind_of(name), "sized", ()))))
+    parsed = tyro.cli(kind, args=list(words), prog=f"--{name}.OPTION", add_help=False)
+    return {**before, **{key: getattr(parsed, key) for key in known & named}}
 
 
-def make_options(name: str, values: Mapping[str, Any]) -> Any:
-    """Return the options of a memory with some values set.
+def read_options(words: Mapping[str, Sequence[str]], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of all memories by name: those of the words, beside those before.
 
     Raises:
-      ValueError: if it has no such option.
+      ValueError: if an option has no effect.
+      SystemExit: if an option is unknown or does not parse.
     """
-    kind = options_class(name)
-    known = {one.name for one in dataclasses.fields(kind)}
-    unknown = set(values) - known
-    if unknown:
-        raise ValueError(
-            f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}."
-        )
-    return kind(**values)
+    read = {name: parse_options(name, mine, before.get(name, {})) for name, mine in words.items()}
+    return {**before, **read}
 
 
 def help_of(name: str) -> None:
@@ -203,169 +92,4 @@ def help_of(name: str) -> None:
       SystemExit: always.
       ValueError: if the name is unknown.
     """
-    if name not in (*NAMES, "bank"):
-        raise ValueError(f"unknown memory {name!r}: use {', '.join(NAMES)}, or bank.")
     tyro.cli(options_class(name), args=["--help"], prog=f"--{name}.OPTION")
-
-
-def build(
-    name: str,
-    slots: int,
-    spec: Spec,
-    options: Mapping[str, Any] | None = None,
-    wrapped: Wrapped | None = None,
-) -> AnyMemory:
-    """Return the memory of that name with `slots` per layer, in as many bits and with a bank.
-
-    Args:
-      name: in `MEMORIES`.
-      slots: per layer.
-      spec: of the model.
-      options: of the memory.
-      wrapped: what is put around it.
-
-    Raises:
-      ValueError: if the name is unknown, or the memory refuses slots, options, bits or bank.
-    """
-    if name not in NAMES:
-        raise ValueError(f"unknown memory {name!r}: use {', '.join(NAMES)}.")
-    options, wrapped = dict(options or {}), wrapped or Wrapped()
-    make_options(name, options)
-    memory = _made(name, slots, spec, options)
-    if name == "full" or isinstance(memory, FeatureMemory):
-        return memory
-    if wrapped.bits is not None:
-        memory = Quantized(memory, wrapped.bits)
-    if not wrapped.bank.get("capacity") or memory.bank(spec) is not None:
-        return memory
-    return WithBank(memory, **wrapped.bank)
-
-
-def _made(name: str, slots: int, spec: Spec, options: dict[str, Any]) -> Any:
-    kind: Any = MEMORIES[name]
-    more = {n: options.pop(n, None) for n, *_ in MORE.get(name, ())}
-    if more.get("table") is not None:
-        return kind(load_table(more["table"]), **options)
-    if more.get("profile") is not None:
-        profile = avba.stretch(avba.profile(more["profile"]), spec.layers)
-        return kind(avba.table(profile, average=slots), **options)
-    if hasattr(kind, "of"):
-        return kind.of(slots, **options)
-    if any(one.name == "budget" for one in dataclasses.fields(kind)):
-        return kind(slots, **options)
-    if issubclass(kind, FeatureMemory):
-        return share_slots(kind(**options), slots, spec)
-    return resized(kind(**options), slots, spec)
-
-
-def contestants(
-    names: Sequence[str],
-    options: Options,
-    budget: Budget,
-    spec: Spec,
-    capacity: int | None,
-    *,
-    presets: Options | None = None,
-    wrapped: Wrapped | None = None,
-) -> list[Contestant]:
-    """Return the named memories, all within the bytes of the first one (`full` excepted).
-
-    Args:
-      names: of the memories.
-      options: that were set, by name.
-      budget: of the first one that is not `full`.
-      spec: of the model.
-      capacity: tokens that the stream has at most, None where that is unknown.
-      presets: options that suit the model, where none was set.
-      wrapped: what is put around each.
-
-    Raises:
-      ValueError: if the budget holds no memory, `full` cannot know its capacity, or an option has
-        no effect.
-    """
-    wrapped = _checked(names, options, wrapped or Wrapped(), presets or {})
-    allowed, out = budget.nbytes, []
-    for name in names:
-        own = {**(presets or {}).get(name, {}), **options.get(name, {})}
-        if _has_bank(name):
-            given = {"capacity": capacity, "space": options.get("bank", {}).get("space")}
-            own = {k: v for k, v in given.items() if v is not None} | own
-        make = lambda slots, name=name, own=own: build(name, slots, spec, own, wrapped)
-        fixed = own.get("table") is not None
-        if name == "full":
-            slots = own.get("capacity") or _known(capacity)
-        elif fixed:
-            slots = 0
-        elif allowed is not None:
-            least = smallest(MEMORIES[name], spec)
-            slots = slots_for_bytes(make, spec, allowed, smallest=least)
-        else:
-            slots = budget.slots or 1
-        memory = make(slots)
-        if name != "full":
-            price = footprint(memory, spec).device
-            if fixed and allowed is not None and price > allowed:
-                raise ValueError(
-                    f"the budget table {own['table']} needs {price} bytes, {allowed} are allowed: "
-                    "name its memory first, so that the others take its bytes."
-                )
-            allowed = price if allowed is None else allowed
-        plain = plain_options(name, own) | _around(name, memory, spec, wrapped)
-        out.append(Contestant(name, memory, plain, slots, name == "full"))
-    return out
-
-
-def _checked(names: Sequence[str], options: Options, wrapped: Wrapped, presets: Options) -> Wrapped:
-    """Return what is put around memories, with presets; refuse options without an effect."""
-    idle = sorted(set(options) - set(names) - {"bank"})
-    if idle:
-        raise ValueError(
-            f"--{idle[0]}.* has no effect: {idle[0]} is not among the memories of this run "
-            f"({', '.join(names)})."
-        )
-    bank = dict(options.get("bank", wrapped.bank))
-    if not bank:
-        return wrapped
-    if not bank.get("capacity"):
-        if any(_has_bank(name) for name in names) and set(bank) == {"space"}:
-            return wrapped
-        raise ValueError(
-            f"--bank.{min(bank)} has no effect without --bank.capacity TOKENS; give a capacity, or "
-            "leave it out."
-        )
-    return replace(wrapped, bank={**presets.get("bank", {}), **bank})
-
-
-def _has_bank(name: str) -> bool:
-    kind = MEMORIES[name]
-    return issubclass(kind, Memory) and any(
-        one.name == "capacity" for one in dataclasses.fields(kind)
-    )
-
-
-def plain_options(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of a memory as plain data, for a report."""
-    return {k: _plain(v) for k, v in asdict(make_options(name, own)).items()}
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _around(name: str, memory: AnyMemory, spec: Spec, wrapped: Wrapped) -> dict[str, Any]:
-    """Return the options of what was put around a memory."""
-    if name == "full" or isinstance(memory, FeatureMemory):
-        return {}
-    around: dict[str, Any] = {} if wrapped.bits is None else {"bits": wrapped.bits}
-    if isinstance(memory, WithBank):
-        around["bank"] = dict(wrapped.bank)
-    return around
-
-
-def _known(capacity: int | None) -> int:
-    if capacity is None:
-        raise ValueError(
-            "the length of this stream is unknown, so `full` cannot know its size: give "
-            "--full.capacity TOKENS."
-        )
-    return capacity

@@ -1,9 +1,10 @@
-"""Frozen configs from a Python file and the command line, the command line winning."""
+"""What commands share: configs from a file and the command line, checks, and exit statuses."""
 
 from __future__ import annotations
 
 import runpy
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -83,3 +84,27 @@ def read(kind: type[C], path: Path) -> C:
             f"{kind.__name__}."
         )
     return config
+
+
+def refusing(run: Callable[[], object]) -> int:
+    """Run a command and return its exit status: 0, or 2 if it refuses its arguments."""
+    try:
+        run()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def whole_pieces(name: str, seconds: float, piece: float) -> int:
+    """Return how many of a model's pieces an option's seconds are.
+
+    Raises:
+      ValueError: if that is no whole number of at least 1.
+    """
+    count = round(seconds / piece)
+    if count < 1 or abs(count * piece - seconds) > 1e-6:
+        raise ValueError(
+            f"--{name} {seconds:g}: the model takes pieces of {piece:g} s, give a multiple."
+        )
+    return count

@@ -5,7 +5,6 @@ python -m jaxmem.experiments.train --evaluate --weights runs/tiny/tiny.safetenso
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxmem.experiments.parsing import read
+from jaxmem.experiments.parsing import read, refusing
 from jaxmem.models.tiny import tiny
-from jaxmem.training.evaluation import Score, evaluate
+from jaxmem.report.results import Accuracy
+from jaxmem.training.evaluation import evaluate
 from jaxmem.training.loop import TrainConfig, scaled, train
 
 
@@ -24,26 +24,18 @@ from jaxmem.training.loop import TrainConfig, scaled, train
 class Options:
     """Train the embedded model from nothing, or measure it."""
 
+    # Python file whose `get_config()` makes a `TrainConfig`. Default: the shipped recipe.
     config: Path | None = None
-    """Python file whose `get_config()` makes a `TrainConfig`. Default: the shipped recipe."""
-    out: Path = Path("runs/tiny")
-    """Folder for checkpoints, metrics and weights."""
-    seed: int | None = None
-    """Seed of weights and data. Default: the config's."""
+    out: Path = Path("runs/tiny")  # Folder for checkpoints, metrics and weights.
+    seed: int | None = None  # Seed of weights and data. Default: the config's.
+    # Factor on the steps of every stage, e.g. 0.01 to try the machinery.
     steps_scale: float = 1.0
-    """Factor on the steps of every stage, e.g. 0.01 to try the machinery."""
-    resume: bool = False
-    """Continue the run in `out`."""
-    evaluate: bool = False
-    """Do not train: measure weights on the test split."""
-    weights: Path | None = None
-    """Weights to measure. Default: those that come with the package."""
-    seconds: tuple[int, ...] = (64, 128, 256)
-    """Lengths of the test streams."""
-    questions: int = 2000
-    """Questions per length."""
-    difficulty: str = "standard"
-    """Level of the test streams."""
+    resume: bool = False  # Continue the run in `out`.
+    evaluate: bool = False  # Do not train: measure weights on the test split.
+    weights: Path | None = None  # To measure. Default: those that come with the package.
+    seconds: tuple[int, ...] = (64, 128, 256)  # Lengths of the test streams.
+    questions: int = 2000  # Per length.
+    difficulty: str = "standard"  # Level of the test streams.
 
 
 def _train(options: Options, console: Console) -> None:
@@ -71,18 +63,18 @@ def _train(options: Options, console: Console) -> None:
     console.print(f"weights: {options.out / 'tiny.safetensors'}")
 
 
-def _table(scores: dict[int, dict[str, Score]]) -> Table:
+def _table(scores: dict[int, dict[str, Accuracy]]) -> Table:
     table = Table(
         "questions", *(f"{s} s" for s in scores), title="right answers, % (95 % interval)"
     )
     for name in next(iter(scores.values())):
-        cells = [_cell(column[name]) for column in scores.values()]
+        row = (column[name] for column in scores.values())
+        cells = (
+            f"{100 * s.share:.1f} ({100 * s.low:.1f} to {100 * s.high:.1f}) n={s.asked}"
+            for s in row
+        )
         table.add_row(name, *cells)
     return table
-
-
-def _cell(s: Score) -> str:
-    return f"{100 * s.accuracy:.1f} ({100 * s.low:.1f} to {100 * s.high:.1f}) n={s.count}"
 
 
 def _evaluate(options: Options, console: Console) -> None:
@@ -97,12 +89,7 @@ def _evaluate(options: Options, console: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train or measure; return the exit status (0, or 2 for bad arguments)."""
     options = tyro.cli(Options, args=argv, description=__doc__)
-    try:
-        (_evaluate if options.evaluate else _train)(options, Console())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return refusing(lambda: (_evaluate if options.evaluate else _train)(options, Console()))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jaxmem.report.kept import Kept
 from jaxmem.report.maps import draw_lane, heaviest, legend, map_edges
 from jaxmem.report.numbers import size
 from jaxmem.report.results import Result
-from jaxmem.report.style import FAINT, INK, NEUTRAL, figure, plain, time_axis, titles
+from jaxmem.report.style import FAINT, INK, NEUTRAL, figure, heading, plain, time_axis, titles
 
 
 def comparison(
@@ -32,7 +32,7 @@ def comparison(
       seconds: length of the stream.
       title: of the figure.
       subtitle: smaller, below.
-      bin_seconds: width of a column of the maps at least.
+      bin_seconds: width of a column of the maps at least, seconds.
     """
     rows = len(results)
     height = 1.45 + 0.62 * rows
@@ -62,7 +62,7 @@ def comparison(
         draw_lane(axes["map"], merged, edges, i, *heaviest([merged], edges))
     plain(axes["map"])
     axes["map"].tick_params(axis="y", length=0)
-    axes["map"].set_title("held at the end, all layers", fontsize=9, color=INK, loc="left")
+    heading(axes["map"], "held at the end, all layers")
     time_axis(axes["map"], seconds, "stream time", ticks=8)
     legend(fig, [layer for layers in held for layer in layers], ())
     return fig
@@ -82,7 +82,7 @@ def _accuracy(axes: Axes, results: Sequence[Result]) -> None:
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
     axes.tick_params(axis="y", length=0)
-    axes.set_title("right answers, 95% interval", fontsize=9, color=INK, loc="left")
+    heading(axes, "right answers, 95% interval")
 
 
 def _times(axes: Axes, times: Sequence[float | None], title: str) -> None:
@@ -97,4 +97,4 @@ def _times(axes: Axes, times: Sequence[float | None], title: str) -> None:
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_color(FAINT)
-    axes.set_title(f"{title}, ms", fontsize=9, color=INK, loc="left")
+    heading(axes, f"{title}, ms")

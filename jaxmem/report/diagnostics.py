@@ -50,14 +50,10 @@ def held(whole: Whole, order: np.ndarray) -> np.ndarray:
 
 
 def against_oracle(mass: np.ndarray, kept: np.ndarray) -> tuple[float, float, float]:
-    """Return overlap and coverage of what is kept, and what chance would give.
+    """Return overlap and coverage of what is kept, bool [N], and what chance would give.
 
-    Args:
-      mass: [N], attention that a question gives to every token.
-      kept: bool [N].
-
-    Returns:
-      |kept and top K| / K with K the number kept; the share of the mass on kept tokens; K / N.
+    From the attention `mass` [N] that a question gives to every token: |kept and top K| / K, with
+    K the number kept; the share of the mass on kept tokens; K / N.
     """
     count = int(kept.sum())
     if not count:
@@ -99,11 +95,7 @@ def as_dict(one: Diagnosis) -> dict:
 def table(diagnoses: Sequence[Diagnosis], title: str) -> Table:
     """Return overlap, coverage and evidence of every memory, in %."""
     labels = [age_name(*edges) for edges in pairwise(AGES)]
-    out = Table(title=title)
-    for column in ("memory", "slots", "overlap", "coverage", "chance"):
-        out.add_column(column, no_wrap=True)
-    for label in labels:
-        out.add_column(label)
+    out = Table("memory", "slots", "overlap", "coverage", "chance", *labels, title=title)
     percent = lambda x: "-" if x is None else f"{100 * x:.0f}"
     for d in diagnoses:
         shares = [
@@ -120,17 +112,15 @@ def plot(diagnoses: Sequence[Diagnosis], seconds: float, title: str) -> Figure:
     height = 1.15 * rows + 1.5  # inches
     fig = figure(11.0, height)
     titles(fig, title, "For every memory: what all its layers held, averaged over questions")
-    heads = (
-        "layers that hold the evidence, by its age",
-        "age of what is held, s",
-        "kinds by layer",
+    parts = (
+        (0.12, 0.27, "layers that hold the evidence, by its age", _draw_evidence),
+        (0.45, 0.27, "age of what is held, s", _draw_ages),
+        (0.77, 0.21, "kinds by layer", _draw_kinds),
     )
-    lefts, widths = (0.12, 0.45, 0.77), (0.27, 0.27, 0.21)
-    for left, head in zip(lefts, heads, strict=True):
+    for left, width, head, draw in parts:
         fig.text(left, 1 - 0.95 / height, head, fontsize=9, color=INK)
-    for i, one in enumerate(diagnoses):
-        bottom = (height - 1.95 - 1.15 * i) / height
-        for draw, left, width in zip(_DRAWN, lefts, widths, strict=True):
+        for i, one in enumerate(diagnoses):
+            bottom = (height - 1.95 - 1.15 * i) / height
             axes = fig.add_axes((left, bottom, width, 0.75 / height))
             plain(axes)
             draw(axes, one, seconds)
@@ -165,6 +155,3 @@ def _draw_kinds(axes: Axes, one: Diagnosis, seconds: float) -> None:
         left = left + part
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-
-
-_DRAWN = (_draw_evidence, _draw_ages, _draw_kinds)

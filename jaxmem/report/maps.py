@@ -23,11 +23,14 @@ from jaxmem.report.style import (
     RIGHT,
     WRONG,
     figure,
+    label,
     plain,
     time_axis,
     titles,
 )
 
+MARKS = {True: ("o", RIGHT), False: ("X", WRONG), None: ("o", NEUTRAL)}
+"""Of a question, by whether its answer is right: marker and colour."""
 BINS = 480
 """Columns of a map at most: about one per two pixels of a screen."""
 
@@ -102,14 +105,8 @@ def draw_ages(axes: Axes, layers: Sequence[Kept], seconds: float, bin_seconds: f
     for kind in kinds_in(layers):
         ages = [seconds - layer.time[layer.modality == kind] for layer in layers]
         counts = np.histogram(np.concatenate(ages).clip(0, seconds), edges)[0] / len(layers)
-        axes.bar(
-            edges[:-1],
-            counts,
-            width=np.diff(edges) * 0.86,
-            bottom=bottom,
-            align="edge",
-            color=KIND_COLOURS[kind],
-        )
+        width, colour = np.diff(edges) * 0.86, KIND_COLOURS[kind]
+        axes.bar(edges[:-1], counts, width, bottom, align="edge", color=colour)
         bottom += counts
     if bottom.sum():
         even = bottom.sum() * (edges[1] - edges[0]) / max(seconds, bin_seconds)
@@ -128,7 +125,7 @@ def draw_ages(axes: Axes, layers: Sequence[Kept], seconds: float, bin_seconds: f
     plain(axes, grid="y")
     time_axis(axes, seconds, "age of what is held, at the end of the stream")
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_ylabel("tokens per layer", fontsize=9, color=INK)
+    label(axes, y="tokens per layer")
 
 
 def kinds_in(layers: Sequence[Kept]) -> list[int]:
@@ -142,13 +139,8 @@ def draw_lane(
 ) -> None:
     """Draw one lane around y = `middle`, from -0.5 to 0.5 of it.
 
-    Args:
-      axes: to draw into.
-      layer: what is held.
-      edges: of the columns, seconds.
-      middle: y of the lane's line.
-      above: tokens of pictures that fill the upper part.
-      below: tokens of sound and text that fill the lower part.
+    `edges` are those of the columns in seconds; `above` tokens of pictures fill the upper part,
+    `below` tokens of sound and text the lower one.
     """
     scale = 0.9 / (np.sqrt(above) + np.sqrt(below))
     line = middle - 0.45 + scale * np.sqrt(above)  # y grows downwards
@@ -159,15 +151,9 @@ def draw_lane(
             counts = np.histogram(layer.time[layer.modality == kind], edges)[0]
             if counts.any():
                 inner, total = total, total + counts
-                axes.bar(
-                    edges[:-1],
-                    sign * (np.sqrt(total) - np.sqrt(inner)),
-                    width=width,
-                    bottom=line + sign * np.sqrt(inner),
-                    align="edge",
-                    color=KIND_COLOURS[kind],
-                    linewidth=0,
-                )
+                tall = sign * (np.sqrt(total) - np.sqrt(inner))
+                look = {"align": "edge", "color": KIND_COLOURS[kind], "linewidth": 0}
+                axes.bar(edges[:-1], tall, width, line + sign * np.sqrt(inner), **look)
     axes.axhline(line, color=FAINT, linewidth=0.5)
 
 
@@ -197,26 +183,15 @@ def _strip(
 ) -> None:
     """Draw what happened and when questions were asked, above the lanes."""
     rows: list[str] = []
-    if happened:
-        for kind, name in ((VISION, "shown"), (AUDIO, "heard")):
-            spans = [
-                (s.start, max(s.end - s.start, seconds / 400)) for s in happened if s.kind == kind
-            ]
-            axes.broken_barh(spans, (len(rows) + 0.2, 0.6), color=KIND_COLOURS[kind], linewidth=0)
-            rows.append(name)
+    for kind, name in ((VISION, "shown"), (AUDIO, "heard")) if happened else ():
+        spans = [(s.start, max(s.end - s.start, seconds / 400)) for s in happened if s.kind == kind]
+        axes.broken_barh(spans, (len(rows) + 0.2, 0.6), color=KIND_COLOURS[kind], linewidth=0)
+        rows.append(name)
     if answers:
-        looks = {True: ("o", RIGHT), False: ("X", WRONG), None: ("o", NEUTRAL)}
-        for right, (marker, colour) in looks.items():
+        look = {"markersize": 5, "markeredgewidth": 0, "clip_on": False}
+        for right, (marker, colour) in MARKS.items():
             times = [a.time for a in answers if a.right is right]
-            axes.plot(
-                times,
-                np.full(len(times), len(rows) + 0.5),
-                marker,
-                color=colour,
-                markersize=5,
-                markeredgewidth=0,
-                clip_on=False,
-            )
+            axes.plot(times, [len(rows) + 0.5] * len(times), marker, color=colour, **look)
         rows.append("asked")
     axes.set_xlim(0, max(seconds, 1e-3))
     axes.set_ylim(len(rows), 0)
@@ -233,9 +208,10 @@ def legend(fig: Figure, layers: Sequence[Kept], answers: Sequence[Answered]) -> 
         Patch(color=KIND_COLOURS[kind], label=MODALITY_NAMES[kind]) for kind in kinds_in(layers)
     ]
     if any(a.right is not None for a in answers):
-        for marker, colour, label in (("o", RIGHT, "right"), ("X", WRONG, "wrong")):
+        for right, name in ((True, "right"), (False, "wrong")):
+            marker, colour = MARKS[right]
             handles.append(
-                Line2D([], [], marker=marker, color=colour, linestyle="", label=label, markersize=5)
+                Line2D([], [], marker=marker, color=colour, ls="", label=name, markersize=5)
             )
     if handles:
         fig.legend(
@@ -269,17 +245,3 @@ def _rows(fig: Figure, heights: Sequence[float]):
         return left, below / total, right - left, heights[row] / total
 
     return box
-
-
-__all__ = [
-    "BINS",
-    "Span",
-    "age_histogram",
-    "draw_ages",
-    "draw_lane",
-    "heaviest",
-    "kinds_in",
-    "legend",
-    "map_edges",
-    "memory_map",
-]

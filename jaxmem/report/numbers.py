@@ -13,11 +13,6 @@ def wilson(right: int, asked: int, z: float = Z95) -> tuple[float, float]:
 
     Unlike the normal approximation it stays inside [0, 1] and has a width at 0 and at `asked`.
 
-    Args:
-      right: successes.
-      asked: trials.
-      z: quantile; the default gives 95 %.
-
     Raises:
       ValueError: if there are no trials, or more successes than trials.
     """

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from jaxmem.report.numbers import milliseconds, size
-from jaxmem.report.style import INK, figure, plain, titles
+from jaxmem.report.style import figure, heading, label, plain, titles
 
 AGES = (0.0, 8.0, 32.0, 128.0, np.inf)
 """Edges of the classes of age, in seconds since the evidence ended."""
+
+
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B8794", "#1F2933",
+)  # fmt: skip
 
 
 class Share(NamedTuple):
@@ -47,12 +53,7 @@ def share(
     """Return the share of right answers among the chosen ones; None if there are none.
 
     Whole streams are drawn with replacement: questions about one stream are not independent.
-
-    Args:
-      right: bool [M, B, n], streams on axis 1.
-      chosen: bool, the same shape; None: all.
-      draws: of the bootstrap.
-      seed: of its generator.
+    `right` and `chosen` (None: all) are bool [M, B, n], with the streams on axis 1.
     """
     chosen = np.ones(right.shape, bool) if chosen is None else chosen
     asked = chosen.sum(axis=(0, 2))
@@ -97,6 +98,17 @@ def difference(one: Outcome, other: Outcome, *, draws: int = 2000, seed: int = 0
 def plain_share(value: Share | None) -> dict[str, float] | None:
     """Return a share as plain data."""
     return None if value is None else {k: round(v, 4) for k, v in value._asdict().items()}
+
+
+def as_dict(one: Outcome) -> dict[str, Any]:
+    """Return the shares of an outcome as plain data."""
+    names = ("memory", "budget", "seconds", "nbytes", "bank_nbytes", "chunk_ms", "first_token_ms")
+    return {
+        **{name: getattr(one, name) for name in names},
+        "all": plain_share(share(one.right)),
+        "by_type": {k: plain_share(v) for k, v in by_type(one).items()},
+        "by_age": {k: plain_share(v) for k, v in by_age(one).items()},
+    }
 
 
 def _cell(value: Share | None) -> str:
@@ -145,25 +157,21 @@ def plot_budgets(outcomes: Sequence[Outcome]) -> Figure:
     names = [n for n in dict.fromkeys(o.memory for o in outcomes) if n != "full"]
     width = 0.86 / len(lengths)
     for i, seconds in enumerate(lengths):
-        axes = fig.add_axes((0.05 + i * width, 0.12, width - 0.04, 0.70))
-        plain(axes, grid="y")
+        axes = _panel(fig, 0.05 + i * width, width - 0.04)
         here = [o for o in outcomes if o.seconds == seconds]
         for o in here:
             if o.memory == "full":
                 axes.axhline(o.right.mean(), color="#9AA5B1", linewidth=1.2)
         for k, name in enumerate(names):
             mine = sorted((o for o in here if o.memory == name), key=lambda o: o.nbytes)
-            shares = [share(o.right) for o in mine]
-            x = [o.nbytes / 1024 for o in mine]
+            x, shares = [o.nbytes / 1024 for o in mine], [share(o.right) for o in mine]
             axes.plot(x, [s.share for s in shares if s], label=name, **_line(k))
-            low, high = ([getattr(s, f) for s in shares if s] for f in ("low", "high"))
+            low, high = [s.low for s in shares if s], [s.high for s in shares if s]
             axes.fill_between(x, low, high, color=_line(k)["color"], alpha=0.08, linewidth=0)
         axes.set_xscale("log", base=2)
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("KiB of memory", fontsize=9, color=INK)
-        axes.set_title(f"{seconds} s streams", fontsize=10, color=INK, loc="left")
-        if i == len(lengths) - 1:
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
+        label(axes, x="KiB of memory")
+        heading(axes, f"{seconds} s streams")
+    _legend(axes)
     return fig
 
 
@@ -172,29 +180,32 @@ def plot_ages(outcomes: Sequence[Outcome], seconds: int, budget: str) -> Figure:
     here = [o for o in outcomes if o.seconds == seconds and o.budget in (budget, "all")]
     fig = figure(8.4, 5.2)
     titles(fig, "Recall by age of the evidence", f"{seconds} s streams, {budget}")
-    axes = fig.add_axes((0.08, 0.12, 0.66, 0.70))
-    plain(axes, grid="y")
+    axes = _panel(fig, 0.08, 0.66)
     labels = [age_name(a, b) for a, b in pairwise(AGES) if a < seconds]
     for k, o in enumerate(here):
         ages = by_age(o)
-        values = [np.nan if (v := ages[label]) is None else v.share for label in labels]
+        values = [np.nan if (v := ages[name]) is None else v.share for name in labels]
         axes.plot(range(len(labels)), values, label=o.memory, **_line(k))
     axes.set_xticks(range(len(labels)), labels)
-    axes.set_ylim(0, 1)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
+    _legend(axes)
     return fig
+
+
+def _panel(fig: Figure, left: float, width: float) -> Axes:
+    """Return axes for shares."""
+    axes = fig.add_axes((left, 0.12, width, 0.70))
+    plain(axes, grid="y")
+    axes.set_ylim(0, 1)
+    return axes
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
 
 
 def _line(k: int) -> dict:
     """Return colour, marker and style of the k-th line: 8 colours, then other markers."""
-    colours = (
-        "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B8794", "#1F2933",
-    )  # fmt: skip
-    markers, styles = "os^Dv", ("-", "--", ":", "-.")
-    return {
-        "color": colours[k % len(colours)],
-        "marker": markers[k // len(colours) % len(markers)],
-        "linestyle": styles[k // len(colours) % len(styles)],
-        "markersize": 4,
-        "linewidth": 1.4,
-    }
+    turn, colour = divmod(k, len(COLOURS))
+    marker, style = "os^Dv"[turn % 5], ("-", "--", ":", "-.")[turn % 4]
+    look = {"marker": marker, "linestyle": style, "markersize": 4, "linewidth": 1.4}
+    return {"color": COLOURS[colour], **look}

@@ -15,27 +15,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Answered:
-    """One question and what came back.
+    """One question and what came back."""
 
-    Attributes:
-      time: stream time at which it was asked, seconds.
-      question: as it was put.
-      answer: the model's words.
-      first_token_ms: from the question to its first token, milliseconds, compilation excluded.
-      truth: the right answer, where it is known.
-      type: kind of question, where it is known.
-      evidence_time: when what is asked about ended, seconds; None: unknown or never there.
-      wanted_time: when it was to be asked, if the stream ended before that; seconds.
-    """
-
-    time: float
-    question: str
-    answer: str
-    first_token_ms: float
-    truth: str | None = None
-    type: str | None = None
-    evidence_time: float | None = None
-    wanted_time: float | None = None
+    time: float  # of the stream, at which it was asked, seconds
+    question: str  # as it was put
+    answer: str  # the model's words
+    first_token_ms: float  # from the question to its first token, compilation excluded
+    truth: str | None = None  # the right answer, where it is known
+    type: str | None = None  # kind of question, where it is known
+    evidence_time: float | None = None  # when what is asked about ended, s; None: unknown or never
+    wanted_time: float | None = None  # when it was to be asked, if the stream ended before that, s
 
     @property
     def right(self) -> bool | None:
@@ -53,35 +42,28 @@ class Accuracy:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, right: int, asked: int) -> Accuracy:
+        """Return the share of `right` answers among `asked`, at least one."""
+        return cls(right, asked, right / asked, *wilson(right, asked))
+
 
 @dataclass(frozen=True)
 class Result:
-    """What one memory did on the stream.
+    """What one memory did on the stream."""
 
-    Attributes:
-      memory: its name.
-      options: how it was set.
-      reference: it holds the whole stream, whatever the others may hold.
-      slots: of every layer; empty where features in front of the decoder are kept.
-      kept: tokens held at the end by kind, all layers together.
-      nbytes: held on the device at rest, which never change.
-      host_nbytes: of its bank in host memory.
-      chunk_ms: median time of one chunk at the start and at the end of the stream, milliseconds,
-        measured over segments of several chunks; equal where there was one segment only.
-      first_token_ms: median and worst time to the first token, milliseconds; None: nothing asked.
-      answers: in order of time.
-    """
-
-    memory: str
-    options: dict[str, Any]
-    reference: bool
-    slots: tuple[int, ...]
-    kept: dict[str, int]
-    nbytes: int
+    memory: str  # its name
+    options: dict[str, Any]  # how it was set
+    reference: bool  # it holds the whole stream, whatever the others may hold
+    slots: tuple[int, ...]  # of every layer; empty where features before the decoder are kept
+    kept: dict[str, int]  # tokens held at the end by kind, all layers together
+    nbytes: int  # held on the device at rest, which never change
+    # Median time of one chunk at the start and at the end of the stream, measured over segments of
+    # several chunks; equal where there was one segment only.
     chunk_ms: tuple[float, float] | None
-    first_token_ms: tuple[float, float] | None
-    answers: tuple[Answered, ...]
-    host_nbytes: int = 0
+    first_token_ms: tuple[float, float] | None  # median and worst; None: nothing asked
+    answers: tuple[Answered, ...]  # in order of time
+    host_nbytes: int = 0  # of its bank in host memory
 
     @property
     def accuracy(self) -> Accuracy | None:
@@ -118,41 +100,23 @@ class Happening:
 
 @dataclass(frozen=True)
 class Report:
-    """One stream through one or more memories.
+    """One stream through one or more memories."""
 
-    Attributes:
-      model: its name.
-      note: what a reader should know about the model.
-      source: what was streamed.
-      seconds: how much of it.
-      chunk_seconds: written at once.
-      tokens: written to every layer.
-      full_bytes: what keys and values of all of them would need.
-      wall_seconds: from the first chunk to the last answer.
-      compilations: what XLA compiled.
-      end: where and why the stream ended.
-      events: what happened to the media on the way.
-      unasked: questions with a known answer that the stream ended before.
-      results: one for each memory.
-      config: how the run was set.
-      files: what was written, by what it shows.
-    """
-
-    model: str
-    note: str
-    source: str
-    seconds: float
-    chunk_seconds: float
-    tokens: int
-    full_bytes: int
-    wall_seconds: float
-    compilations: Compilations
-    end: Ending
-    results: tuple[Result, ...]
-    events: tuple[Happening, ...] = ()
-    unasked: int = 0
-    config: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    model: str  # its name
+    note: str  # what a reader should know about the model
+    source: str  # what was streamed
+    seconds: float  # how much of it
+    chunk_seconds: float  # written at once
+    tokens: int  # written to every layer
+    full_bytes: int  # what keys and values of all of them would need
+    wall_seconds: float  # from the first chunk to the last answer
+    compilations: Compilations  # what XLA compiled
+    end: Ending  # where and why the stream ended
+    results: tuple[Result, ...]  # one for each memory
+    events: tuple[Happening, ...] = ()  # what happened to the media on the way
+    unasked: int = 0  # questions with a known answer that the stream ended before
+    config: dict[str, Any] = field(default_factory=dict)  # how the run was set
+    files: dict[str, str] = field(default_factory=dict)  # what was written, by what it shows
 
     @property
     def speed(self) -> float:
@@ -165,8 +129,7 @@ def accuracy(answers: Sequence[Answered]) -> Accuracy | None:
     judged = [a.right for a in answers if a.right is not None]
     if not judged:
         return None
-    right, asked = sum(judged), len(judged)
-    return Accuracy(right, asked, right / asked, *wilson(right, asked))
+    return Accuracy.of(sum(judged), len(judged))
 
 
 def by_type(answers: Sequence[Answered]) -> dict[str, Accuracy]:

@@ -43,14 +43,13 @@ def plain(axes: Axes, *, grid: str | None = None) -> None:
         axes.yaxis.grid(True, color=GRID, linewidth=0.8)
 
 
-def time_axis(axes: Axes, seconds: float, label: str | None = None, *, ticks: int = 10) -> None:
+def time_axis(axes: Axes, seconds: float, name: str | None = None, *, ticks: int = 10) -> None:
     """Make x a time from 0 to `seconds`, labelled mm:ss at round distances."""
     step = next((s for s in _STEPS if seconds / s <= ticks), 10 * _STEPS[-1])
     axes.set_xlim(0, max(seconds, 1e-3))
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: clock(round(x, 2))))
-    if label is not None:
-        axes.set_xlabel(label, fontsize=9, color=INK)
+    label(axes, x=name)
 
 
 def titles(fig: Figure, title: str, subtitle: str) -> None:
@@ -58,3 +57,16 @@ def titles(fig: Figure, title: str, subtitle: str) -> None:
     height = fig.get_figheight()
     fig.text(0.015, 1 - 0.30 / height, title, fontsize=13, fontweight="bold", color=INK)
     fig.text(0.015, 1 - 0.54 / height, subtitle, fontsize=9, color=NEUTRAL)
+
+
+def heading(axes: Axes, text: str) -> None:
+    """Write what one part of a figure shows above its left corner."""
+    axes.set_title(text, fontsize=9, color=INK, loc="left")
+
+
+def label(axes: Axes, *, x: str | None = None, y: str | None = None) -> None:
+    """Name what the axes measure."""
+    if x is not None:
+        axes.set_xlabel(x, fontsize=9, color=INK)
+    if y is not None:
+        axes.set_ylabel(y, fontsize=9, color=INK)

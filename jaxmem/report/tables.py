@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -12,21 +13,8 @@ from rich.text import Text
 from jaxmem.report.numbers import clock, milliseconds, size
 from jaxmem.report.results import Accuracy, Answered, Report, Result
 
-
-def answer_line(answered: Answered) -> Text:
-    """Return one line: time, question, answer, truth."""
-    line = Text()
-    line.append(f"{clock(answered.time):>8}  ", style="cyan")
-    line.append(f"{answered.question}  ")
-    style = {None: "bold", True: "bold green", False: "bold red"}[answered.right]
-    line.append(answered.answer or "(no answer)", style=style)
-    if answered.right is False:
-        line.append(f"  (truth: {answered.truth})", style="dim")
-    elif answered.right:
-        line.append("  (right)", style="dim")
-    if answered.wanted_time is not None:
-        line.append(f"  (wanted at {clock(answered.wanted_time)})", style="yellow")
-    return line
+STYLES = {None: "bold", True: "bold green", False: "bold red"}
+"""Of an answer, by whether it is right."""
 
 
 def answers_line(answers: Sequence[Answered], names: Sequence[str]) -> Text:
@@ -34,20 +22,33 @@ def answers_line(answers: Sequence[Answered], names: Sequence[str]) -> Text:
     return answer_line(answers[0]) if len(answers) == 1 else compared_line(answers, names)
 
 
+def answer_line(answered: Answered) -> Text:
+    """Return one line: time, question, answer, truth."""
+    line = _question(answered)
+    line.append(f"  {answered.answer or '(no answer)'}", style=STYLES[answered.right])
+    if answered.right is not None:
+        truth = "right" if answered.right else f"truth: {answered.truth}"
+        line.append(f"  ({truth})", style="dim")
+    if answered.wanted_time is not None:
+        line.append(f"  (wanted at {clock(answered.wanted_time)})", style="yellow")
+    return line
+
+
 def compared_line(answers: Sequence[Answered], names: Sequence[str]) -> Text:
     """Return a question and, below it, what every memory answered."""
-    first = answers[0]
-    line = Text()
-    line.append(f"{clock(first.time):>8}  ", style="cyan")
-    line.append(first.question)
-    if first.truth is not None:
-        line.append(f"  ({first.truth})", style="dim")
+    line = _question(answers[0])
+    if answers[0].truth is not None:
+        line.append(f"  ({answers[0].truth})", style="dim")
     line.append("\n" + " " * 8)
     for name, answered in zip(names, answers, strict=True):
-        style = {None: "bold", True: "green", False: "red"}[answered.right]
         line.append(f"  {name} ", style="dim")
-        line.append(answered.answer or "-", style=style)
+        line.append(answered.answer or "-", style=STYLES[answered.right])
     return line
+
+
+def _question(answered: Answered) -> Text:
+    """Return how a line starts: time and question."""
+    return Text.assemble((f"{clock(answered.time):>8}  ", "cyan"), answered.question)
 
 
 def share(score: Accuracy | None) -> str:
@@ -61,13 +62,11 @@ def summary(report: Report) -> Table:
     """Return the table of one memory on one stream."""
     result = report.results[0]
     title = f"{result.memory} on {Path(report.source).name}"
-    table = Table(
-        title=title, show_header=False, title_style="bold", title_justify="left", box=SIMPLE
-    )
+    table = Table(show_header=False, **_titled(title))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     rows = [
-        ("right answers (95 %)", share(result.accuracy)) if result.accuracy else None,
+        *([("right answers (95 %)", share(result.accuracy))] if result.accuracy else []),
         ("streamed", f"{clock(report.seconds)} at {report.speed:.1f}x real time"),
         ("ended", _ended(report)),
         ("tokens seen", f"{report.tokens:,} per layer"),
@@ -82,8 +81,7 @@ def summary(report: Report) -> Table:
         ("compiled", compiled(report)),
     ]
     for row in rows:
-        if row is not None:
-            table.add_row(*row)
+        table.add_row(*row)
     return table
 
 
@@ -93,13 +91,10 @@ def comparison(report: Report) -> Table:
         f"{Path(report.source).name}: {clock(report.seconds)}, {report.tokens:,} tokens per layer"
     )
     table = Table(
-        title=title,
-        title_style="bold",
-        title_justify="left",
+        **_titled(title),
         caption="times in ms: a chunk at the start and at the end, first token median and worst\n"
         + _ended(report),
         caption_justify="left",
-        box=SIMPLE,
         pad_edge=False,
         collapse_padding=True,
     )
@@ -119,6 +114,10 @@ def comparison(report: Report) -> Table:
             *_numbers(result.first_token_ms),
         )
     return table
+
+
+def _titled(title: str) -> dict[str, Any]:
+    return {"title": title, "title_style": "bold", "title_justify": "left", "box": SIMPLE}
 
 
 def pair(times: tuple[float, float] | None) -> str:

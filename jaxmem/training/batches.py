@@ -1,12 +1,11 @@
 """Training batches of the synthetic world: a pure function of (seed, step), made ahead of time."""
 
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmem.data.media.prefetch import prefetch
 from jaxmem.data.world import synthetic
 from jaxmem.data.world.features import BINS, log_mel
 from jaxmem.models.tiny import tiny
@@ -55,15 +54,9 @@ def one(
     config: tiny.TinyConfig,
     disturb: bool,
 ) -> tuple[Batch, list[synthetic.Question]]:
-    """One stream as a `Batch` without the axis B, and its questions.
+    """One stream of F seconds as a `Batch` without the axis B, and its Q = `count` questions.
 
-    Args:
-        seed: of the stream.
-        seconds: F.
-        count: Q.
-        difficulty: of the world.
-        config: of the model that will read it.
-        disturb: add the noise and the time gaps of training.
+    `disturb` adds the noise and the time gaps of training.
     """
     stream = synthetic.world(seed, seconds, difficulty)
     rng = np.random.default_rng(np.random.SeedSequence((*seed, 11)))
@@ -103,33 +96,5 @@ def stack(batches: list[Batch]) -> Batch:
 
 def ahead(make: Callable[[int], Batch], steps: range, depth: int = 4) -> Iterator[Batch]:
     """`make(step)` for every step, computed on a background thread up to `depth` steps ahead."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: object) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for step in steps:
-                if stop.is_set():
-                    return
-                put(make(step))
-            put(None)
-        except Exception as error:
-            put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+    with prefetch(map(make, steps), depth) as made:
+        yield from made

@@ -2,35 +2,17 @@
 
 import functools
 from collections import defaultdict
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxmem.data.world.synthetic import Split, level, split_seed
 from jaxmem.models.tiny import tiny
+from jaxmem.report.results import Accuracy
 from jaxmem.training import batches, losses
 from jaxmem.typing import Params
 
 PER_STREAM = 48
-
-
-class Score(NamedTuple):
-    """A share of right answers with its 95 % interval."""
-
-    accuracy: float
-    low: float
-    high: float
-    count: int
-
-
-def wilson(right: int, count: int) -> Score:
-    """Wilson's interval of a share at 95 %."""
-    z = 1.959964
-    share = right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return Score(share, float(middle - half), float(middle + half), count)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -45,7 +27,7 @@ def evaluate(
     questions: int = 2000,
     difficulty: str = "standard",
     split: Split = "test",
-) -> dict[str, Score]:
+) -> dict[str, Accuracy]:
     """Accuracy over all questions ("all") and per type.
 
     Streams are undisturbed; each is asked 48 questions at random times.
@@ -61,4 +43,4 @@ def evaluate(
             correct = config.words[answer] == question.answer
             right["all"].append(correct)
             right[question.type].append(correct)
-    return {name: wilson(sum(v), len(v)) for name, v in sorted(right.items())}
+    return {name: Accuracy.of(sum(v), len(v)) for name, v in sorted(right.items())}

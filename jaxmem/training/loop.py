@@ -90,19 +90,9 @@ def batch_of(config: TrainConfig, step: int) -> batches.Batch:
     stage, difficulty = stage_of(config, step), level(config.difficulty)
     rate = difficulty.event_rate * stage.crowd
     difficulty = dataclasses.replace(difficulty, event_rate=rate, classes=stage.classes)
-    return batches.stack(
-        [
-            batches.one(
-                split_seed("train", config.seed, step, row),
-                stage.seconds,
-                stage.questions,
-                difficulty,
-                config.model,
-                disturb=True,
-            )[0]
-            for row in range(stage.streams)
-        ]
-    )
+    seeds = [split_seed("train", config.seed, step, row) for row in range(stage.streams)]
+    sizes = stage.seconds, stage.questions, difficulty, config.model
+    return batches.stack([batches.one(seed, *sizes, disturb=True)[0] for seed in seeds])
 
 
 def start(config: TrainConfig) -> Trained:
@@ -147,11 +137,8 @@ def train(
     Writes `metrics.jsonl` (a line per 10 steps), `checkpoints/` (the last two) and, with every
     checkpoint, the weights as `tiny.safetensors`.
 
-    Args:
-        config: the recipe.
-        folder: made if it is not there.
-        resume: continue; the result is that of a run that was never stopped.
-        report: called after every step with the step's number (from 1) and its metrics.
+    The result of a run that was resumed is that of one that was never stopped. `report` is called
+    after every step with the step's number (from 1) and its metrics.
 
     Raises:
         ValueError: `folder` holds a run and `resume` is False, or there is nothing to resume.

@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,60 +19,40 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.table import Table
 
 from jaxmem.asking import ask
 from jaxmem.bound import bind, question_rows
-from jaxmem.decoder.program import Carry, init_carry, make_program
-from jaxmem.experiments.memories import Contestant
+from jaxmem.decoder.program import Carry, init_carry
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.loop import advance, branch
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import Embeds, Spec
+from jaxmem.memory.base import AnyMemory, Embeds, Spec
+from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
-from jaxmem.programs import probes_of
+from jaxmem.programs import compile
 from jaxmem.report.compilations import count_compilations
 from jaxmem.typing import Array, Params
 
 
 @dataclass(frozen=True)
 class Constancy:
-    """What stayed the same between an early and a late moment of one stream.
-
-    Attributes:
-      memory: name of the memory.
-      hours: length of the stream, hours.
-      tokens: tokens that were streamed.
-      early_minute: the early moment, minutes.
-      chunk_ms: median time of one chunk at the early and the late moment, milliseconds.
-      first_token_ms: median time from a question to its first token, milliseconds.
-      chunk_ratio: late / early.
-      first_token_ratio: late / early.
-      state_bytes: bytes of the carry at both moments, wherever they lie.
-      memory_bytes: bytes of the memory and its bank on the device, as `footprint` prices them.
-      host_bytes: bytes of the bank in host memory, likewise.
-      resident_bytes: resident memory of the process at both moments.
-      resident_growth: late / early - 1.
-      recompilations: programs compiled after the early moment.
-    """
+    """What stayed the same between an early and a late moment of one stream: pairs of both."""
 
     memory: str
     hours: float
-    tokens: int
+    tokens: int  # that were streamed
     early_minute: float
-    chunk_ms: tuple[float, float]
-    first_token_ms: tuple[float, float]
-    chunk_ratio: float
+    chunk_ms: tuple[float, float]  # median time of one chunk
+    first_token_ms: tuple[float, float]  # median, from a question to its first token
+    chunk_ratio: float  # late / early
     first_token_ratio: float
-    state_bytes: tuple[int, int]
-    memory_bytes: int
-    host_bytes: int
-    resident_bytes: tuple[int, int]
-    resident_growth: float
-    recompilations: int
-
-    def as_dict(self) -> dict:
-        """Return plain data for JSON."""
-        return asdict(self)
+    state_bytes: tuple[int, int]  # of the carry, wherever they lie
+    memory_bytes: int  # of the memory and its bank on the device, as `footprint` prices them
+    host_bytes: int  # of the bank in host memory, likewise
+    resident_bytes: tuple[int, int]  # of the process
+    resident_growth: float  # late / early - 1
+    recompilations: int  # programs compiled after the early moment
 
 
 def synthetic_chunk(
@@ -100,16 +80,11 @@ def resident() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def bytes_of(carry: Carry) -> int:
-    """Return the bytes that a carry really holds."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
-
-
 class Streamed:
     """One memory's stream of synthetic chunks in the decoder of a model."""
 
-    def __init__(self, model: Model, chosen: Contestant, spec: Spec):
-        """Prepare the program, the probes that the memory reads, and a question of four words.
+    def __init__(self, model: Model, memory: AnyMemory, spec: Spec):
+        """Prepare the program and a question of four words.
 
         Raises:
           ValueError: if the memory reads probes and the model names none, or the chunks of its
@@ -127,8 +102,7 @@ class Streamed:
             width=spec.width,
             axes=spec.axes,
         )
-        more = {"encode": encode, "probes": probes_of(model, chosen.memory)}
-        self.program = make_program(model.decoder, chosen.memory, spec, **more)
+        self.program = compile(model._replace(encode=encode), memory, spec=spec)
         self.bound = bind(self.program, model.params)
         self.question = question_rows(model.params, np.arange(4), program=self.program)
 
@@ -168,6 +142,11 @@ class Moment(NamedTuple):
     chunks: int  # that were streamed
     resident: int  # bytes
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that the carry really holds."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.carry))
+
 
 def measure(
     model: Model,
@@ -195,7 +174,7 @@ def measure(
     Raises:
       ValueError: if the stream is not longer than `early_minute`, or does not fit the model.
     """
-    streamed = Streamed(model, chosen, spec)
+    streamed = Streamed(model, chosen.memory, spec)
     size = spec.chunk
     seconds = size // model.tokens_per_piece
     total, early_at = (int(s / seconds) for s in (hours * 3600, early_minute * 60))
@@ -223,10 +202,32 @@ def measure(
         first_token_ms=(token_early, token_late),
         chunk_ratio=chunk_late / chunk_early,
         first_token_ratio=token_late / token_early,
-        state_bytes=(bytes_of(early.carry), bytes_of(late.carry)),
+        state_bytes=(early.nbytes, late.nbytes),
         memory_bytes=price.device,
         host_bytes=price.host,
         resident_bytes=(early.resident, late.resident),
         resident_growth=late.resident / early.resident - 1,
         recompilations=counted.count,
     )
+
+
+def constancy_table(result: Constancy) -> Table:
+    """Return the result as a table of early, late and their ratio."""
+    table = Table(
+        title=f"{result.memory}: {result.tokens:,} tokens, {result.hours:g} hours of stream"
+    )
+    for column in ("", f"minute {result.early_minute:g}", f"hour {result.hours:g}", "ratio"):
+        table.add_column(column, justify="right")
+    rows = (
+        ("time per chunk, ms", result.chunk_ms, result.chunk_ratio),
+        ("time to first token, ms", result.first_token_ms, result.first_token_ratio),
+    )
+    for name, (early, late), ratio in rows:
+        table.add_row(name, f"{early:.3f}", f"{late:.3f}", f"{ratio:.3f}")
+    for name, (early, late) in (
+        ("bytes of the stream's state and bank", result.state_bytes),
+        ("resident memory of the process, bytes", result.resident_bytes),
+    ):
+        table.add_row(name, f"{early:,}", f"{late:,}", f"{late / early:.4f}")
+    table.add_row("programs compiled since", "", str(result.recompilations), "")
+    return table

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from rich.table import Table
 
-from jaxmem.experiments.memories import NAMES, Budget, contestants
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec
+from jaxmem.memory.by_name import NAMES, Budget, contestants
 from jaxmem.rope import mrope_sectioned
 
 SPEC = Spec(
@@ -29,17 +29,11 @@ and frames of 16 x 16 tokens."""
 
 @dataclass(frozen=True)
 class BytesConfig:
-    """Bytes that every memory holds for a 7B decoder, on the device and in host memory.
+    """Bytes that every memory holds for a 7B decoder, on the device and in host memory."""
 
-    Attributes:
-      slots: per layer.
-      stream: tokens of the stream, which `full` and banks hold.
-      json: print JSON instead of a table.
-    """
-
-    slots: int = 4096
-    stream: int = 65_536
-    json: bool = False
+    slots: int = 4096  # per layer
+    stream: int = 65_536  # tokens of the stream, which `full` and banks hold
+    json: bool = False  # print JSON instead of a table
 
 
 def footprints(config: BytesConfig) -> dict[str, tuple[int, int]]:

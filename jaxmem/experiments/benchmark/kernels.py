@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -20,27 +19,17 @@ from jaxmem.experiments.benchmark.kernels_step import steps
 
 @dataclass(frozen=True)
 class KernelsConfig:
-    """Time attention, mass, selection and redundancy, each against its naive formulation.
+    """Time attention, mass, selection and redundancy, each against its naive formulation."""
 
-    Attributes:
-      shapes: ci (tiny), embedded, cpu (embedded model and a 0.5B model), 7b, or all (cpu and 7b).
-      only: operations to measure, by the start of their names; all if empty.
-      pairs: how often both formulations are timed, in turn.
-      step_slots: slots per layer at which the chunk step of the embedded model is timed.
-      step_seconds: seconds of its chunks.
-      implementation: of the kernels (see docs/kernels.md); None for the default.
-      plain_gigabytes: a naive formulation that needs larger temporaries is not run.
-      json: print JSON lines instead of a table.
-    """
-
+    # ci (tiny), embedded, cpu (embedded model and a 0.5B model), 7b, or all (cpu and 7b).
     shapes: Which = "cpu"
-    only: tuple[str, ...] = ()
-    pairs: int = 15
-    step_slots: tuple[int, ...] = (64, 256)
-    step_seconds: tuple[int, ...] = (1, 4)
-    implementation: str | None = None
-    plain_gigabytes: float = 4.0
-    json: bool = False
+    only: tuple[str, ...] = ()  # operations, by the start of their names; all if empty
+    pairs: int = 15  # how often both formulations are timed, in turn
+    step_slots: tuple[int, ...] = (64, 256)  # per layer, in the chunk step of the embedded model
+    step_seconds: tuple[int, ...] = (1, 4)  # of its chunks
+    implementation: str | None = None  # of the kernels (docs/kernels.md); None for the default
+    plain_gigabytes: float = 4.0  # a naive formulation with larger temporaries is not run
+    json: bool = False  # print JSON lines instead of a table
 
 
 def records(
@@ -69,8 +58,8 @@ def records(
         yield from steps(config.step_slots, config.step_seconds, pairs=config.pairs)
 
 
-def measure_kernels(config: KernelsConfig, machine: dict[str, str]) -> int:
-    """Measure and print, JSON lines as they come or one table at the end; return the exit status.
+def measure_kernels(config: KernelsConfig, machine: dict[str, str]) -> None:
+    """Measure and print, JSON lines as they come or one table at the end.
 
     Raises:
       ValueError: if no operation has such a name.
@@ -86,7 +75,6 @@ def measure_kernels(config: KernelsConfig, machine: dict[str, str]) -> int:
     if not config.json:
         Console().print(table(found))
         Console().print(", ".join(f"{k} {v}" for k, v in machine.items()), style="dim")
-    return 0
 
 
 def _asked(only: tuple[str, ...], name: str) -> bool:
@@ -110,11 +98,7 @@ def _record(
         "operation": op.name,
         "shape": shape.name,
         "dtype": shape.dtype,
-        "compile_s": mine.compile_s,
-        "temp_bytes": mine.temp_bytes,
-        "median_ms": mine.median_ms,
-        "best_ms": mine.best_ms,
-        "spread": mine.spread,
+        **asdict(mine),
         "bytes": nbytes,
         "flops": flops,
         "copy_share": nbytes / best / rates.copy,
@@ -126,53 +110,36 @@ def _record(
         "plain_compile_s": plain_built[0],
     }
     if fits:
-        record |= _ratio(seconds, measure.timing(seconds[:, 1], *plain_built), mine)
+        theirs = measure.timing(seconds[:, 1], *plain_built)
+        record |= mine.against(theirs, seconds[:, 0] / seconds[:, 1])
     if op.goal is not None and jax.default_backend() == "cpu" and fits:
         record |= {"goal": op.goal, "met": record["ratio"] <= op.goal}
     return record
 
 
-def _ratio(seconds: np.ndarray, plain: measure.Timing, mine: measure.Timing) -> dict:
-    return {
-        "plain_median_ms": plain.median_ms,
-        "plain_best_ms": plain.best_ms,
-        "ratio": float(np.median(seconds[:, 0] / seconds[:, 1])),
-        "best_ratio": mine.best_ms / plain.best_ms,
-    }
+COLUMNS = {
+    "ms": ("median_ms", "{:.3g}", 1.0),
+    "spread": ("spread", "{:.0%}", 1.0),
+    "MiB": ("temp_bytes", "{:.3g}", 2.0**-20),
+    "naive": ("plain_median_ms", "{:.3g}", 1.0),
+    "ratio": ("ratio", "{:.2f}", 1.0),
+    "goal": ("goal", "{:.2f}", 1.0),
+    "copy": ("copy_share", "{:.0%}", 1.0),
+    "matmul": ("matmul_share", "{:.0%}", 1.0),
+}
+"""Heading -> key of a record, form, scale."""
 
 
 def table(found: list[dict]) -> Table:
     """Return the records as a table."""
-    out = Table(title="kernels: times inside a compiled loop, and ratios of one run")
-    names = (
-        "operation",
-        "shape",
-        "ms",
-        "spread",
-        "MiB",
-        "naive",
-        "ratio",
-        "goal",
-        "copy",
-        "matmul",
-    )
-    for i, name in enumerate(names):
-        out.add_column(name, justify="left" if i < 2 else "right")
-
-    def number(record: dict, key: str, form: str = "{:.3g}", scale: float = 1.0) -> str:
-        return "" if record.get(key) is None else form.format(record[key] * scale)
-
-    for r in found:
-        out.add_row(
-            r["operation"],
-            r["shape"],
-            number(r, "median_ms"),
-            number(r, "spread", "{:.0%}"),
-            number(r, "temp_bytes", scale=2.0**-20),
-            number(r, "plain_median_ms"),
-            number(r, "ratio", "{:.2f}"),
-            number(r, "goal", "{:.2f}"),
-            number(r, "copy_share", "{:.0%}"),
-            number(r, "matmul_share", "{:.0%}"),
-        )
+    title = "kernels: times inside a compiled loop, and ratios of one run"
+    out = Table("operation", "shape", title=title)
+    for name in COLUMNS:
+        out.add_column(name, justify="right")
+    for record in found:
+        cells = [
+            "" if record.get(key) is None else form.format(record[key] * scale)
+            for key, form, scale in COLUMNS.values()
+        ]
+        out.add_row(record["operation"], record["shape"], *cells)
     return out

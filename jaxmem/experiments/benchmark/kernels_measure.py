@@ -25,21 +25,22 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one program.
+    """Times of one program."""
 
-    Attributes:
-      compile_s: seconds to lower and compile it alone.
-      temp_bytes: temporaries of the compiled program.
-      median_ms: of one run.
-      best_ms: of one run.
-      spread: distance of the quartiles over the median.
-    """
-
-    compile_s: float
-    temp_bytes: int | None
-    median_ms: float
+    compile_s: float  # to lower and compile it alone
+    temp_bytes: int | None  # of the compiled program
+    median_ms: float  # of one run
     best_ms: float
-    spread: float
+    spread: float  # distance of the quartiles over the median
+
+    def against(self, plain: Timing, ratios: np.ndarray) -> dict[str, float]:
+        """Return this timing beside a plain formulation's; `ratios` of pairs, ours to theirs."""
+        return {
+            "plain_median_ms": plain.median_ms,
+            "plain_best_ms": plain.best_ms,
+            "ratio": float(np.median(ratios)),
+            "best_ratio": self.best_ms / plain.best_ms,
+        }
 
 
 def repeated(function: Callable[[PyTree], PyTree]) -> Callable[[PyTree, Int[Array, ""]], PyTree]:

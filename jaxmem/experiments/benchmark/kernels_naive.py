@@ -48,6 +48,12 @@ def output(a: Float[Array, "G R T N"], v: Float[Array, "N G D"]) -> Float[Array,
     return jnp.einsum("grtn,ngd->grtd", a.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
 
+def columns(a: Float[Array, "G R T N"], x: Inputs, scale: Array | float = 1.0) -> Float[Array, "N"]:
+    """Return the mean over heads of the column sums over the rows that count, times `scale`."""
+    rows = x.counted.astype(jnp.float32)[None, None, :, None]
+    return jnp.mean(jnp.sum(a * rows, axis=2) * scale, axis=(0, 1))
+
+
 def attend(x: Inputs, shape: Shape) -> Float[Array, "T H D"]:
     """Return attention through one array of weights."""
     d = dense(x, shape)
@@ -57,37 +63,36 @@ def attend(x: Inputs, shape: Shape) -> Float[Array, "T H D"]:
 
 def mass(x: Inputs, shape: Shape) -> Float[Array, "N"]:
     """Return the mean over heads of the column sums of the weights."""
-    rows = x.counted.astype(jnp.float32)[None, None, :, None]
-    return jnp.mean(jnp.sum(weights(dense(x, shape)) * rows, axis=2), axis=(0, 1))
+    return columns(weights(dense(x, shape)), x)
 
 
 def mean_logit_mass(x: Inputs, shape: Shape) -> Float[Array, "N"]:
     """Return the column sums of one softmax of the logits averaged over heads."""
     d = dense(x, shape)
-    mean = jnp.mean(d.logits, axis=(0, 1))
-    a = jax.nn.softmax(jnp.where(d.seen, mean, -jnp.inf), axis=-1)
-    return jnp.sum(a * x.counted.astype(jnp.float32)[:, None], axis=0)
+    mean = d._replace(logits=jnp.mean(d.logits, axis=(0, 1), keepdims=True))
+    return columns(weights(mean), x)
 
 
 def squared_mass(x: Inputs, shape: Shape) -> Float[Array, "N"]:
     """Return the mean over heads of the column sums of (weight |v|)^2."""
     d = dense(x, shape)
-    rows = x.counted.astype(jnp.float32)[None, None, :, None]
-    norms = jnp.sum(jnp.square(d.v.astype(jnp.float32)), axis=-1).T[:, None]
-    return jnp.mean(jnp.sum(jnp.square(weights(d)) * rows, axis=2) * norms, axis=(0, 1))
+    return columns(jnp.square(weights(d)), x, norms(d))
 
 
 def caote_mass(x: Inputs, shape: Shape) -> Float[Array, "N"]:
     """Return the mean over heads of the column sums of a / (1 - a) |o - v|."""
     d = dense(x, shape)
     a = weights(d)
-    o, v = output(a, d.v), d.v.astype(jnp.float32)
-    cross = jnp.einsum("grtd,ngd->grtn", o, v)
-    norms = jnp.sum(jnp.square(v), axis=-1).T[:, None, None]
-    square = jnp.sum(jnp.square(o), axis=-1)[..., None] - 2.0 * cross + norms
+    o = output(a, d.v)
+    cross = jnp.einsum("grtd,ngd->grtn", o, d.v.astype(jnp.float32))
+    square = jnp.sum(jnp.square(o), axis=-1)[..., None] - 2.0 * cross + norms(d)[:, None]
     moved = a / jnp.maximum(1.0 - a, 1e-7) * jnp.sqrt(jnp.maximum(square, 0.0))
-    rows = x.counted.astype(jnp.float32)[None, None, :, None]
-    return jnp.mean(jnp.sum(moved * rows, axis=2), axis=(0, 1))
+    return columns(moved, x)
+
+
+def norms(d: Dense) -> Float[Array, "G 1 N"]:
+    """Return |v|^2 of every token."""
+    return jnp.sum(jnp.square(d.v.astype(jnp.float32)), axis=-1).T[:, None]
 
 
 def row_mass(x: Inputs, shape: Shape) -> Float[Array, "T"]:

@@ -19,28 +19,17 @@ from jaxmem.kernels.similarity import neighbour_cosine
 from jaxmem.kv import KV
 from jaxmem.typing import Array, PyTree
 
-Run = Callable[[Inputs, Shape], Any]
-
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation and its naive formulation; both take (inputs, shape).
-
-    Attributes:
-      name: of the operation.
-      ours: through `jaxmem.kernels`, `implementation` as a keyword.
-      plain: the naive formulation.
-      flops: multiplications and additions of the matrix products, by count.
-      nbytes: bytes of operands and results, each counted once.
-      goal: time over that of the naive formulation, on a CPU, or None.
-    """
+    """One operation and its naive formulation; both take (inputs, shape)."""
 
     name: str
-    ours: Callable[..., PyTree]
-    plain: Run
-    flops: Callable[[Shape], int]
-    nbytes: Callable[[Shape], int]
-    goal: float | None = None
+    ours: Callable[..., PyTree]  # through `jaxmem.kernels`, `implementation` as a keyword
+    plain: Callable[[Inputs, Shape], Any]
+    flops: Callable[[Shape], int]  # multiplications and additions of the matrix products
+    nbytes: Callable[[Shape], int]  # of operands and results, each counted once
+    goal: float | None = None  # time over that of the naive formulation, on a CPU
 
 
 def pairs(shape: Shape) -> int:
@@ -99,46 +88,24 @@ def _redundancy(x: Inputs, shape: Shape, **how: Any) -> Array:
 
 def operations() -> tuple[Operation, ...]:
     """Return what is measured, in the order of a chunk step."""
-    weighted = {
-        "mass A2v2": ("A2v2", naive.squared_mass, 1),
-        "mass caote": ("caote", naive.caote_mass, 2),
-    }
+    seen = lambda s: 2 * query_bytes(s) + 2 * key_bytes(s) + 4 * s.rows * s.heads
+    weighed = lambda s: mass_bytes(s) + key_bytes(s)
+    twice = lambda s: 2 * logit_flops(s)
+    mean = lambda s: 2 * pairs(s) * s.kv_heads * s.dim
+    mean_bytes = lambda s: query_bytes(s) + key_bytes(s) + 4 * s.pool
+    cosines = lambda s: 2 * s.pool * s.unit
+    cosine_bytes = lambda s: s.pool * (s.unit * s.itemsize + 4)
+    mean_mass = partial(_mass, form="mean_logit")
+    squared, caote = partial(_mass, weights="A2v2"), partial(_mass, weights="caote")
     return (
-        Operation(
-            "attend",
-            _attend,
-            naive.attend,
-            lambda s: 2 * logit_flops(s),
-            lambda s: 2 * query_bytes(s) + 2 * key_bytes(s) + 4 * s.rows * s.heads,
-        ),
-        Operation("mass", _mass, naive.mass, logit_flops, mass_bytes, goal=0.8),
-        Operation(
-            "mass mean_logit",
-            partial(_mass, form="mean_logit"),
-            naive.mean_logit_mass,
-            lambda s: 2 * pairs(s) * s.kv_heads * s.dim,
-            lambda s: query_bytes(s) + key_bytes(s) + 4 * s.pool,
-            goal=0.5,
-        ),
-        *(
-            Operation(
-                name,
-                partial(_mass, weights=kind),
-                plain,
-                lambda s, products=products: products * logit_flops(s),
-                lambda s: mass_bytes(s) + key_bytes(s),
-            )
-            for name, (kind, plain, products) in weighted.items()
-        ),
+        Operation("attend", _attend, naive.attend, twice, seen),
+        Operation("mass", _mass, naive.mass, logit_flops, mass_bytes, 0.8),
+        Operation("mass mean_logit", mean_mass, naive.mean_logit_mass, mean, mean_bytes, 0.5),
+        Operation("mass A2v2", squared, naive.squared_mass, logit_flops, weighed),
+        Operation("mass caote", caote, naive.caote_mass, twice, weighed),
         Operation("row_mass", _row_mass, naive.row_mass, logit_flops, mass_bytes),
-        Operation("select", _select, naive.select, lambda s: 0, select_bytes, goal=0.5),
-        Operation(
-            "redundancy",
-            _redundancy,
-            naive.redundancy,
-            lambda s: 2 * s.pool * s.unit,
-            lambda s: s.pool * (s.unit * s.itemsize + 4),
-        ),
+        Operation("select", _select, naive.select, lambda s: 0, select_bytes, 0.5),
+        Operation("redundancy", _redundancy, naive.redundancy, cosines, cosine_bytes),
     )
 
 

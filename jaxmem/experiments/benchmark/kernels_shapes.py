@@ -18,27 +18,16 @@ Which = Literal["ci", "embedded", "cpu", "7b", "all"]
 
 @dataclass(frozen=True)
 class Shape:
-    """One layer of one model with one memory.
+    """One layer of one model with one memory."""
 
-    Attributes:
-      model: whose sizes these are.
-      rows: T, tokens of a chunk.
-      slots: S, slots of the memory.
-      heads: H.
-      kv_heads: G.
-      dim: D.
-      unit: U, width of a redundancy vector.
-      dtype: of keys, values and queries.
-    """
-
-    model: str
-    rows: int
-    slots: int
-    heads: int
-    kv_heads: int
-    dim: int
-    unit: int = 128
-    dtype: str = "float32"
+    model: str  # whose sizes these are
+    rows: int  # T, tokens of a chunk
+    slots: int  # S, slots of the memory
+    heads: int  # H
+    kv_heads: int  # G
+    dim: int  # D
+    unit: int = 128  # U, width of a redundancy vector
+    dtype: str = "float32"  # of keys, values and queries
 
     @property
     def pool(self) -> int:

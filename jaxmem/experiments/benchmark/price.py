@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
 from jaxmem.asking import ask
 from jaxmem.bound import Bound, bind, question_rows
@@ -19,10 +17,12 @@ from jaxmem.decoder.decoder import logits
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price_table import GPUS, Price, Step, bound
-from jaxmem.experiments.memories import Budget, contestants
+from jaxmem.experiments.memories import MemoryOptions
+from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.loop import advance, start
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Spec
+from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.base import Model, for_frames
 from jaxmem.models.load import load
 from jaxmem.pieces import blank
@@ -37,36 +37,21 @@ NOT_IN_A_CHUNK = ("embedding", "norm", "head")
 class PriceConfig:
     """Bytes, operations and the least times of a chunk and of a first token, from shapes only."""
 
+    # A checkpoint directory (its config.json is read, no weights), or family:size.
     model: str = "qwen2.5-vl:7b"
-    """A checkpoint directory (its config.json is read, no weights), or family:size."""
-    memory: str = "omnimem"
-    """What is kept; set it with --NAME.OPTION."""
-    budget: int = 4096
-    """Slots per layer; for `full` its capacity."""
-    fps: float = 1.0
-    """Pictures per second."""
-    chunk_seconds: float = 2.0
-    """Seconds written at once."""
-    height: int = 448
-    """Pixels of a picture, rounded to what the family takes (LLaVA has one size)."""
-    width: int = 448
-    """Likewise."""
-    question: int = 32
-    """Tokens of a question."""
-    answer: int = 32
-    """Tokens of an answer that room is kept for."""
-    hours: float = 1.0
-    """Length of the stream, which sizes the bank of memories that have one."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of weights, activations, keys and values."""
-    gpu: Literal["rtx3090", "a100", "h100", "h200"] | None = None
-    """One GPU; None: all of them."""
-    json: bool = False
-    """Print JSON instead of tables."""
-    memories: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
-        default_factory=dict, hash=False
-    )
-    """Options of memories by name, as --NAME.OPTION sets them."""
+    memory: str = "omnimem"  # what is kept; set it with --NAME.OPTION
+    budget: int = 4096  # slots per layer; for `full` its capacity
+    fps: float = 1.0  # pictures per second
+    chunk_seconds: float = 2.0  # written at once
+    height: int = 448  # pixels of a picture, rounded to what the family takes (LLaVA has one size)
+    width: int = 448  # likewise
+    question: int = 32  # tokens of a question
+    answer: int = 32  # tokens of an answer that room is kept for
+    hours: float = 1.0  # length of the stream, which sizes the bank of memories that have one
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of weights, activations, keys and values
+    gpu: Literal["rtx3090", "a100", "h100", "h200"] | None = None  # None: all of them
+    json: bool = False  # print JSON instead of tables
+    memories: MemoryOptions = field(default_factory=dict, hash=False)
 
 
 def nbytes(tree: PyTree) -> int:
@@ -153,16 +138,14 @@ def open_stream(config: PriceConfig) -> Stream:
       ValueError: if the model or the memory does not take what is asked.
     """
     model = load(config.model, abstract=True, dtype=config.dtype, fps=config.fps)
-    pieces = _pieces(model, config.chunk_seconds)
+    pieces = whole_pieces("chunk-seconds", config.chunk_seconds, model.media.piece_seconds)
     size = model.media.size
     size = size if isinstance(size, tuple) else size(config.height, config.width)
     model = for_frames(model, size)
     spec = model_spec(model, pieces)
     memory = _memory(config, model, spec)
     program = compile(model, memory, chunk_pieces=pieces, spec=spec)
-    media = model.media
-    frames = (round(media.fps * media.piece_seconds), *size, 3)
-    chunk = blank(model, frames, round(media.sample_rate * media.piece_seconds), pieces)
+    chunk = blank(model, size, pieces)
     return Stream(
         model,
         program,
@@ -171,18 +154,6 @@ def open_stream(config: PriceConfig) -> Stream:
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), chunk),
         size,
     )
-
-
-def _pieces(model: Model, seconds: float) -> int:
-    """Return the pieces of a chunk that lasts so many seconds."""
-    each = model.media.piece_seconds
-    pieces = round(seconds / each)
-    if pieces < 1 or abs(pieces * each - seconds) > 1e-6:
-        raise ValueError(
-            f"a chunk of {seconds:g} s: {model.name} takes pieces of {each:g} s at --fps "
-            f"{model.media.fps:g}, give --chunk-seconds as a multiple."
-        )
-    return pieces
 
 
 def _memory(config: PriceConfig, model: Model, spec: Spec) -> AnyMemory:

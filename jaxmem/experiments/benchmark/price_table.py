@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.console import Group
 from rich.table import Table
@@ -30,23 +30,14 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One compiled program.
+    """One compiled program."""
 
-    Attributes:
-      flops: operations of its matrix products, counted from shapes (`_flops`).
-      xla_flops: the compiler's estimate, which counts the body of every loop once.
-      held_bytes: weights (all of the model's), state and inputs.
-      temporary_bytes: what the program needs besides, as compiled here.
-      peak_bytes: both, and outputs that take no argument's place.
-      read_bytes: weights and slots that it must read or write at least once.
-    """
-
-    flops: int
-    xla_flops: float
-    held_bytes: int
-    temporary_bytes: int
-    peak_bytes: int
-    read_bytes: int
+    flops: int  # of its matrix products, counted from shapes (`flops.count`)
+    xla_flops: float  # the compiler's estimate, which counts the body of every loop once
+    held_bytes: int  # weights (all of the model's), state and inputs
+    temporary_bytes: int  # what the program needs besides, as compiled here
+    peak_bytes: int  # both, and outputs that take no argument's place
+    read_bytes: int  # weights and slots that it must read or write at least once
 
 
 @dataclass(frozen=True)
@@ -63,47 +54,24 @@ class Bound:
 
 @dataclass(frozen=True)
 class Price:
-    """What one stream of a model through a memory costs.
-
-    Attributes:
-      model: name.
-      memory: name.
-      budget: slots per layer.
-      size: (height, width) of a picture after the family's rounding.
-      pictures: of a chunk.
-      chunk_seconds: of a chunk.
-      rows: tokens of a chunk.
-      parameters: by part of the model.
-      weight_bytes: of all parts.
-      state_bytes: of the stream on the device, its bank included.
-      bank_bytes: of the bank alone.
-      chunk: encoders and decoder over one chunk, and the memory's choice.
-      question: a question over what is recalled; its operations are those up to the first token.
-      flops_per_frame: operations of a chunk for each of its pictures.
-      compiled_for: platform of the compiled programs.
-      bounds: one for each GPU.
-    """
+    """What one stream of a model through a memory costs."""
 
     model: str
     memory: str
-    budget: int
-    size: tuple[int, int]
-    pictures: int
+    budget: int  # slots per layer
+    size: tuple[int, int]  # (height, width) of a picture after the family's rounding
+    pictures: int  # of a chunk
     chunk_seconds: float
-    rows: int
-    parameters: dict[str, int]
-    weight_bytes: int
-    state_bytes: int
-    bank_bytes: int
-    chunk: Step
-    question: Step
-    flops_per_frame: float
-    compiled_for: str
-    bounds: tuple[Bound, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return asdict(self)
+    rows: int  # tokens of a chunk
+    parameters: dict[str, int]  # by part of the model
+    weight_bytes: int  # of all parts
+    state_bytes: int  # of the stream on the device, its bank included
+    bank_bytes: int  # of the bank alone
+    chunk: Step  # encoders and decoder over one chunk, and the memory's choice
+    question: Step  # over what is recalled; its operations are those up to the first token
+    flops_per_frame: float  # of a chunk for each of its pictures
+    compiled_for: str  # platform of the compiled programs
+    bounds: tuple[Bound, ...]  # one for each GPU
 
 
 def bound(gpu: Gpu, chunk: Step, question: Step, peak: int) -> Bound:
@@ -122,22 +90,19 @@ def bound(gpu: Gpu, chunk: Step, question: Step, peak: int) -> Bound:
 def price_tables(result: Price) -> Group:
     """Return a price as tables: of the model, and of the GPUs."""
     title = f"{result.model}, {result.memory} with {result.budget:,} slots per layer"
-    table = Table(title=title)
-    table.add_column("figure")
+    table = Table("figure", title=title)
     table.add_column("value", justify="right")
     height, width = result.size
-    parts = ", ".join(
-        f"{part} {n / 1e6:,.1f} M" for part, n in result.parameters.items() if n > 1e5
+    large = {part: n / 1e6 for part, n in result.parameters.items() if n > 1e5}
+    chunk = (
+        f"{result.chunk_seconds:g} s, {result.pictures} pictures of {height} x {width}, "
+        f"{result.rows:,} tokens"
     )
     rows = (
         ("parameters", f"{sum(result.parameters.values()):,}"),
-        ("", parts),
+        ("", ", ".join(f"{part} {millions:,.1f} M" for part, millions in large.items())),
         ("weights", size(result.weight_bytes)),
-        (
-            "a chunk",
-            f"{result.chunk_seconds:g} s, {result.pictures} pictures of {height} x {width}, "
-            f"{result.rows:,} tokens",
-        ),
+        ("a chunk", chunk),
         ("state of the stream", size(result.state_bytes)),
         ("of it bank", size(result.bank_bytes)),
         ("peak of the chunk step", _peak(result.chunk)),

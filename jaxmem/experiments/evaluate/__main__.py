@@ -11,10 +11,10 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,20 +23,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
-from jaxmem.experiments.evaluate.recall import as_dict, measure_times, run_cell
-from jaxmem.experiments.evaluate.recall_streams import Streams, streams
-from jaxmem.experiments.memories import (
+from jaxmem.experiments.evaluate.recall import measure_times, run_cell
+from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
+from jaxmem.experiments.memories import read_options, split_options
+from jaxmem.experiments.parsing import refusing
+from jaxmem.memory.by_name import (
     NAMES,
     Contestant,
     Wrapped,
+    check_around,
     contestants,
     parse_budget,
     parse_names,
-    parse_options,
     plain_options,
-    split_options,
+    why_bare,
 )
-from jaxmem.memory.base import Spec
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
@@ -47,39 +48,19 @@ FORMAT, VERSION = "jaxmem-recall", 1
 
 
 @dataclass(frozen=True)
-class RecallConfig:
+class RecallConfig(StreamsConfig):
     """Right answers of the embedded model with every memory, at equal device bytes."""
 
+    # Names, comma-separated; `full` is the reference and has no budget.
     memories: str = ",".join(NAMES)
-    """Names, comma-separated; `full` is the reference and has no budget."""
+    # Bytes of the state over all layers, from starving to ample.
     budgets: tuple[str, ...] = ("32KiB", "128KiB", "512KiB", "2MiB")
-    """Bytes of the state over all layers, from starving to ample."""
-    seconds: tuple[int, ...] = (64, 128, 256)
-    """Lengths of the streams."""
-    streams: int = 24
-    """Streams of every length."""
-    questions: int = 48
-    """Questions about every stream."""
-    moments: int = 4
-    """Times at which a stream is asked, evenly spaced, the last one at its end."""
-    chunk_seconds: int = 4
-    """Seconds written at once."""
-    difficulty: str = "standard"
-    """Level of the world."""
-    timed: str = "512KiB"
-    """Budget at which times are measured (longest streams); empty: none."""
-    measured_only: bool = False
-    """Measure nothing: tables and plots of the cells that are there."""
-    weights: Path | None = None
-    """Weights of a model like the embedded one; None: the embedded one."""
+    seconds: tuple[int, ...] = (64, 128, 256)  # Lengths of the streams.
+    timed: str = "512KiB"  # Budget at which times are measured (longest streams); empty: none.
+    measured_only: bool = False  # Measure nothing: tables and plots of the cells that are there.
+    # Folder of cells (one file each: a stopped run goes on where it was), tables and plots.
     out: Path = Path("out/recall")
-    """Folder of cells (one file each: a stopped run goes on where it was), tables and plots."""
-    bits: Literal[4, 8] | None = None
-    """Store keys and values in so many bits."""
-    options: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
-        default_factory=dict
-    )
-    """Options of memories by name, as --NAME.OPTION and --bank.OPTION set them."""
+    bits: Literal[4, 8] | None = None  # Store keys and values in so many bits.
 
 
 @dataclass(frozen=True)
@@ -126,15 +107,12 @@ def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> C
     """
     # A bank and `full` hold the longest stream, so that all lengths share one program.
     budget = parse_budget("1" if plan.budget == "all" else plan.budget)
-    options = {k: v for k, v in config.options.items() if k in (plan.name, "bank")}
-    more = {"presets": model.presets, "wrapped": Wrapped(config.bits)}
-    (chosen,) = contestants((plan.name,), options, budget, spec_for(config, model), tokens, **more)
+    taken = {around for around in ("bits", "bank") if not why_bare(plan.name, around)}
+    options = {k: v for k, v in config.options.items() if k == plan.name or k in taken}
+    more = {"presets": model.presets, "bits": config.bits if "bits" in taken else None}
+    spec = model_spec(model, config.chunk_seconds)
+    (chosen,) = contestants((plan.name,), options, budget, spec, tokens, **more)
     return chosen
-
-
-def spec_for(config: RecallConfig, model: Model) -> Spec:
-    """Return the sizes of the streams."""
-    return model_spec(model, config.chunk_seconds)
 
 
 def measure(
@@ -142,10 +120,7 @@ def measure(
 ) -> Iterator[tuple[Plan, dict[str, Any]]]:
     """Measure every cell that has no file yet, and yield all of them in order.
 
-    Args:
-      config: of the comparison.
-      model: what streams and answers.
-      made: streams of a length, made when they are first asked for.
+    `made` returns the streams of a length, and is called when they are first needed.
     """
     marks = {name: fingerprint(config, model, name) for name in parse_names(config.memories)}
     chosen: dict[tuple[str, str], Contestant] = {}  # one for all lengths: compiled once
@@ -174,24 +149,11 @@ def measure_one(
 ) -> dict[str, Any]:
     """Measure one cell."""
     between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
-    spec = spec_for(config, model)
-    cell = as_dict(run_cell(model, chosen, spec, made, segment=math.gcd(*between)))
+    spec = model_spec(model, config.chunk_seconds)
+    cell = run_cell(model, chosen, spec, made, segment=math.gcd(*between))
     if plan.seconds == max(config.seconds) and plan.budget in (config.timed, "all"):
-        cell["times"] = asdict(measure_times(model, chosen, spec, made))
+        cell["times"] = measure_times(model, chosen, spec, made)
     return cell
-
-
-def streams_of(config: RecallConfig, model: Model, seconds: int) -> Streams:
-    """Return the test streams of one length."""
-    return streams(
-        model,
-        count=config.streams,
-        seconds=seconds,
-        moments=config.moments,
-        questions=config.questions,
-        chunk_seconds=config.chunk_seconds,
-        difficulty=config.difficulty,
-    )
 
 
 def outcome(plan: Plan, cell: dict[str, Any], made: Streams) -> report.Outcome:
@@ -211,33 +173,6 @@ def outcome(plan: Plan, cell: dict[str, Any], made: Streams) -> report.Outcome:
     )
 
 
-def summary(config: RecallConfig, outcomes: Sequence[report.Outcome]) -> dict[str, Any]:
-    """Return every cell's shares as plain data."""
-    plain = lambda shares: {k: report.plain_share(v) for k, v in shares.items()}
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
-        "jax": jax.__version__,
-        "device": str(jax.devices()[0].device_kind),
-        "cells": [
-            {
-                "memory": o.memory,
-                "budget": o.budget,
-                "seconds": o.seconds,
-                "nbytes": o.nbytes,
-                "bank_nbytes": o.bank_nbytes,
-                "chunk_ms": o.chunk_ms,
-                "first_token_ms": o.first_token_ms,
-                "all": report.plain_share(report.share(o.right)),
-                "by_type": plain(report.by_type(o)),
-                "by_age": plain(report.by_age(o)),
-            }
-            for o in outcomes
-        ],
-    }
-
-
 def write(config: RecallConfig, outcomes: Sequence[report.Outcome], console: Console) -> None:
     """Print the tables and write JSON, tables and plots."""
     longest = max(config.seconds)
@@ -253,7 +188,15 @@ def write(config: RecallConfig, outcomes: Sequence[report.Outcome], console: Con
         text = Console(width=240, file=file)
         for one in tables:
             text.print(one)
-    write_json(config.out / "results.json", summary(config, outcomes))
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
+        "jax": jax.__version__,
+        "device": str(jax.devices()[0].device_kind),
+        "cells": [report.as_dict(one) for one in outcomes],
+    }
+    write_json(config.out / "results.json", document)
     write_picture(config.out / "budgets.png", report.plot_budgets(outcomes))
     write_picture(config.out / "ages.png", report.plot_ages(outcomes, longest, budget))
     console.print(f"written to {config.out}", markup=False)
@@ -268,6 +211,9 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
     for budget in config.budgets:
         if parse_budget(budget).nbytes is None:
             raise ValueError(f"--budgets are bytes over all layers (64KiB), got {budget!r}.")
+    around = Wrapped(config.bits, config.options.get("bank", {}))
+    for note in check_around(parse_names(config.memories), around):
+        console.print(note, markup=False)
     model = embedded(config.weights)
     made = functools.cache(lambda seconds: streams_of(config, model, seconds))
     cells = []
@@ -277,34 +223,34 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
         for plan, cell in measure(config, model, made):
             cells.append((plan, cell))
             progress.update(task, advance=1, at=plan.stem)
-    measured = [(plan, cell) for plan, cell in cells if "right" in cell]
-    outcomes = [outcome(plan, cell, made(plan.seconds)) for plan, cell in measured]
+    outcomes = []
     for plan, cell in cells:
         if "refused" in cell:
             console.print(f"{plan.stem}: {cell['refused']}", markup=False)
+        else:
+            outcomes.append(outcome(plan, cell, made(plan.seconds)))
     write(config, outcomes, console)
     return outcomes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one evaluation; return the exit status (0, or 2 for bad arguments)."""
+    return refusing(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    rest, words = split_options(argv)
     commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
-    try:
-        rest, words = split_options(sys.argv[1:] if argv is None else argv)
-        config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, description=__doc__)
-        options = {name: parse_options(name, mine, {}) for name, mine in words.items()}
-        idle = set(options) - {*parse_names(config.memories), "bank"}
-        if idle:
-            raise ValueError(f"--{min(idle)}.* has no effect: it is not among --memories.")
-        config = replace(config, options=options)
-        if isinstance(config, DiagnoseConfig):
-            run_diagnose(config, Console())
-        else:
-            recall(config, Console())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, description=__doc__)
+    options = read_options(words, {})
+    idle = set(options) - {*parse_names(config.memories), "bank"}
+    if idle:
+        raise ValueError(f"--{min(idle)}.* has no effect: it is not among --memories.")
+    config = replace(config, options=options)
+    if isinstance(config, DiagnoseConfig):
+        run_diagnose(config, Console())
+    else:
+        recall(config, Console())
 
 
 if __name__ == "__main__":

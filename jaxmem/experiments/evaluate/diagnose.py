@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 
@@ -19,16 +17,11 @@ from jaxmem.bound import bind, decoder_of
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments.evaluate.recall import advance_all, question_of, side_by_side
-from jaxmem.experiments.evaluate.recall_streams import Streams, streams
-from jaxmem.experiments.memories import (
-    Contestant,
-    contestants,
-    parse_budget,
-    parse_names,
-)
+from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
 from jaxmem.kv import EMPTY
 from jaxmem.memory.base import FeatureMemory, Spec, State, kv_of
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.by_name import Contestant, contestants, parse_budget, parse_names
 from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
@@ -40,33 +33,15 @@ from jaxmem.typing import Array, Params
 
 
 @dataclass(frozen=True)
-class DiagnoseConfig:
+class DiagnoseConfig(StreamsConfig):
     """What memories keep: against exact attention, planted evidence, modalities, ages."""
 
+    # Names, comma-separated; not `full`, and none that keeps features.
     memories: str = "omnimem,hermes,keydiff,streammem,snapkv,h2o,recent,uniform,random"
-    """Names, comma-separated; not `full`, and none that keeps features."""
-    budget: str = "512KiB"
-    """Bytes of the state over all layers, the same for all."""
-    seconds: int = 128
-    """Length of the streams."""
-    streams: int = 8
-    """Number of streams."""
-    questions: int = 48
-    """Questions about every stream."""
-    moments: int = 4
-    """Times at which a stream is looked at, evenly spaced, the last one at its end."""
-    chunk_seconds: int = 4
-    """Seconds written at once."""
-    difficulty: str = "standard"
-    """Level of the world."""
-    weights: Path | None = None
-    """Weights of a model like the embedded one; None: the embedded one."""
-    out: Path = Path("out/diagnose")
-    """Folder of the table, the plot and the JSON."""
-    options: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
-        default_factory=dict
-    )
-    """Options of memories by name, as --NAME.OPTION sets them."""
+    budget: str = "512KiB"  # Bytes of the state over all layers, the same for all.
+    seconds: int = 128  # Length of the streams.
+    streams: int = 8  # How many.
+    out: Path = Path("out/diagnose")  # Folder of the table, the plot and the JSON.
 
 
 @dataclass(frozen=True)
@@ -184,6 +159,8 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
     Raises:
       ValueError: for unknown names, memories without tokens, or a budget that holds none.
     """
+    if "bank" in config.options:
+        raise ValueError("--bank.* has no effect on diagnose, which looks at what memories hold.")
     model, names = embedded(config.weights), parse_names(config.memories)
     spec = model_spec(model, config.chunk_seconds)
     tokens = config.seconds * model.tokens_per_piece
@@ -194,15 +171,7 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
             f"{', '.join(features)} keeps features before the decoder and no tokens of layers; "
             "leave it out of --memories."
         )
-    made = streams(
-        model,
-        count=config.streams,
-        seconds=config.seconds,
-        moments=config.moments,
-        questions=config.questions,
-        chunk_seconds=config.chunk_seconds,
-        difficulty=config.difficulty,
-    )
+    made = streams_of(config, model, config.seconds)
     oracle = oracles(model, config, made)
     done = [
         diagnose(model, one, spec, made, oracle)

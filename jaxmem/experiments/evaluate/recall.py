@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -18,39 +17,22 @@ from jaxmem.bound import Bound, bind, decoder_of
 from jaxmem.decoder.decoder import embed
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.experiments.evaluate.recall_streams import Streams
-from jaxmem.experiments.memories import Contestant
 from jaxmem.kv import EMPTY, TEXT
 from jaxmem.loop import advance, stream
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Embeds, Spec
+from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
 from jaxmem.programs import compile
 from jaxmem.typing import Array, Params, PyTree
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What one memory did on all streams of one length; arrays as in `recall_streams.Asked`."""
-
-    right: np.ndarray  # bool [M, B, n]
-    nbytes: int  # held on the device
-    bank_nbytes: int  # of its bank in host memory
-    slots: int  # asked for per layer, over which the bytes were divided
-    seconds: float  # wall time
-
-
-@dataclass(frozen=True)
-class Times:
-    """Of one stream alone, milliseconds, compilation excluded."""
-
-    chunk: float  # median over segments
-    first_token: float  # median
-
-
 def run_cell(
     model: Model, chosen: Contestant, spec: Spec, streams: Streams, *, segment: int
-) -> Cell:
-    """Return which questions are answered right; all streams run side by side.
+) -> dict[str, Any]:
+    """Return as plain data which questions a memory answers right, and what it holds.
+
+    All streams run side by side. The answers of a stream at one moment are a word of 0 and 1.
 
     Args:
       model: what streams and answers.
@@ -71,16 +53,16 @@ def run_cell(
         for first in range(0, inputs.valid.shape[1], segment):
             part = jax.tree.map(lambda x, i=first: x[:, i : i + segment], inputs)
             carry = step(bound, carry, part)
-        answers = np.asarray(_answers(bound, carry, asked.ids, program=program))
-        right.append(answers == asked.answer)
+        hits = np.asarray(_answers(bound, carry, asked.ids, program=program)) == asked.answer
+        right.append(["".join("1" if hit else "0" for hit in row) for row in hits])
     held = footprint(chosen.memory, spec)
-    return Cell(
-        right=np.stack(right),
-        nbytes=held.device,
-        bank_nbytes=held.host,
-        slots=chosen.slots,
-        seconds=time.perf_counter() - begin,
-    )
+    return {
+        "right": right,
+        "nbytes": held.device,
+        "bank_nbytes": held.host,
+        "slots": chosen.slots,
+        "seconds": round(time.perf_counter() - begin, 2),
+    }
 
 
 def side_by_side(program: Program, count: int) -> Carry:
@@ -124,8 +106,11 @@ def _answers(bound: Bound, carry: Carry, ids: Array, *, program: Program) -> Arr
 
 def measure_times(
     model: Model, chosen: Contestant, spec: Spec, streams: Streams, repeats: int = 5
-) -> Times:
-    """Return the time of a chunk and of a first token at the end of the first stream, alone."""
+) -> dict[str, float]:
+    """Return the median times of the first stream alone, milliseconds, compilation excluded.
+
+    Those of a chunk, over segments, and of a first token at the end.
+    """
     program = compile(model, chosen.memory, spec=spec)
     bound = bind(program, model.params)
     carry = init_carry(program)
@@ -143,16 +128,4 @@ def measure_times(
         begin = time.perf_counter()
         np.asarray(_answers(bound, many, ids, program=program))
         first.append((time.perf_counter() - begin) * 1e3)
-    return Times(median(chunk[1:]), median(first[1:]))
-
-
-def as_dict(cell: Cell) -> dict[str, Any]:
-    """Return a cell as plain data; the answers of a stream at one moment are a word of 0 and 1."""
-    words = lambda rows: ["".join("1" if hit else "0" for hit in row) for row in rows]
-    return {
-        "right": [words(part) for part in cell.right],
-        "nbytes": cell.nbytes,
-        "bank_nbytes": cell.bank_nbytes,
-        "slots": cell.slots,
-        "seconds": round(cell.seconds, 2),
-    }
+    return {"chunk": median(chunk[1:]), "first_token": median(first[1:])}

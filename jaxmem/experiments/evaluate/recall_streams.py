@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 from jaxmem.bound import bucket
 from jaxmem.data.world import synthetic
 from jaxmem.data.world.features import log_mel
+from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import Inputs
 
@@ -42,17 +45,9 @@ def streams(
     difficulty: str,
     split: synthetic.Split = "test",
 ) -> Streams:
-    """Return `count` streams of the split with `questions` questions each.
+    """Return B = `count` streams of the split, each with `questions` questions.
 
-    Args:
-      model: the embedded model or one of its kind.
-      count: B.
-      seconds: of each stream.
-      moments: M, evenly spaced, the last one at the end.
-      questions: of a stream, the same number at every moment.
-      chunk_seconds: C.
-      difficulty: level of the world.
-      split: where the seeds come from.
+    They are asked at M moments, evenly spaced, the last one at the end, as many at each.
 
     Raises:
       ValueError: if the moments do not cut the stream into whole chunks, or the questions do not
@@ -79,6 +74,33 @@ def streams(
         jax.tree.map(beside, *inputs),
         jax.tree.map(beside, *[asked for _, asked in made]),
         seconds,
+    )
+
+
+@dataclass(frozen=True)
+class StreamsConfig:
+    """How streams are made, on a command line."""
+
+    streams: int = 24  # Of every length.
+    questions: int = 48  # About every stream.
+    # Times at which a stream is asked, evenly spaced, the last one at its end.
+    moments: int = 4
+    chunk_seconds: int = 4  # Seconds written at once.
+    difficulty: str = "standard"  # Level of the world.
+    weights: Path | None = None  # Of a model like the embedded one; None: the embedded one.
+    options: MemoryOptions = field(default_factory=dict)
+
+
+def streams_of(config: StreamsConfig, model: Model, seconds: int) -> Streams:
+    """Return the test streams of one length that a command's options ask for."""
+    return streams(
+        model,
+        count=config.streams,
+        seconds=seconds,
+        moments=config.moments,
+        questions=config.questions,
+        chunk_seconds=config.chunk_seconds,
+        difficulty=config.difficulty,
     )
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
-from jaxmem.experiments.memories import help_of, parse_options, split_options
+from jaxmem.experiments.memories import help_of, read_options, split_options
 from jaxmem.experiments.parsing import parse
 from jaxmem.experiments.stream.config import StreamConfig
 from jaxmem.experiments.stream.job import Plan, perform, plan, prepare
@@ -95,10 +95,7 @@ def configured(argv: Sequence[str]) -> StreamConfig:
         help_of(next(iter(argv[argv.index("--help-memory") + 1 :]), "").replace("-", "_"))
     rest, words = split_options(argv)
     config = parse(StreamConfig, rest, prog="python -m jaxmem.experiments.stream")
-    options = {name: dict(values) for name, values in config.memories.items()}
-    for name, mine in words.items():
-        options[name] = parse_options(name, mine, options.get(name, {}))
-    return replace(config, memories=options)
+    return replace(config, memories=read_options(words, config.memories))
 
 
 def _ready(config: StreamConfig, console: Console, media: ExitStack) -> Plan:

@@ -2,83 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from jaxmem.decoder.sampling import Sampling
+from jaxmem.experiments.memories import MemoryOptions
 
 Append = tyro.conf.UseAppendAction
 Flag = tyro.conf.FlagCreatePairsOff
+Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
+Whole = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Dtype = Annotated[Literal["bfloat16", "float16", "float32"], tyro.conf.arg(metavar="TYPE")]
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Stream a video with sound through a memory of fixed size, and ask about it."""
+    """Stream a video with sound through a memory of fixed size, and ask about it.
 
-    video: str | None = None
-    """File, address or device to stream; "-" is standard input. None: a held-out synthetic video
-    is rendered, with questions."""
-    ask: Annotated[tuple[str, ...], Append] = ()
-    """"TIME: question", TIME being seconds, mm:ss, hh:mm:ss or "end"."""
-    memory: str = "omnimem"
-    """What is kept; set it with --NAME.OPTION, see --help-memory NAME."""
-    budget: str = "96"
-    """Slots per layer (96), or bytes over all layers (64KiB)."""
-    compare: str = ""
-    """Memories to run side by side, comma-separated, all within the bytes of the first one."""
-    fps: float | None = None
-    """New pictures per second, at most what the model takes (each is held until the next). With
-    --model: what it takes (1)."""
-    seconds: float | None = None
-    """Length of the synthetic video (240), or how much of --video to stream (all)."""
-    chunk_seconds: float | None = None
-    """Seconds written at once; None: one piece of the model's format."""
-    seed: int = 0
-    """Which held-out synthetic video; and what answers are drawn with."""
-    questions: int = 24
-    """Number of questions about the synthetic video."""
-    weights: Path | None = None
-    """Weights of a model like the embedded one; None: the embedded one."""
-    model: str | None = None
-    """Checkpoint to stream --video through: a directory, or organisation/name on Hugging Face;
-    None: the embedded model."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the weights of --model."""
-    max_new: int = 128
-    """Tokens of an answer of --model, at most."""
+    A memory's own options are --NAME.OPTION, see --help-memory NAME. The guide is docs/stream.md.
+    """
+
+    # File, address or device, "-" for standard input; else a synthetic video.
+    video: Text = None
+    ask: Annotated[tuple[str, ...], Append] = ()  # "TIME: question"; TIME: seconds, mm:ss or end.
+    memory: str = "omnimem"  # What is kept; --bank.OPTION puts a bank around it.
+    budget: str = "96"  # Slots per layer (96), or bytes over all layers (64KiB).
+    compare: str = ""  # Memories side by side, comma-separated, in equal bytes.
+    # New pictures a second, at most what the model takes. With --model: what it takes (1).
+    fps: Number = None
+    seconds: Number = None  # Length of the synthetic video (240), or of --video (all).
+    chunk_seconds: Number = None  # Seconds written at once; one piece of the model.
+    seed: int = 0  # Which synthetic video, and of drawn answers.
+    questions: int = 24  # How many about the synthetic video.
+    weights: File = None  # Of a model like the embedded one.
+    # Checkpoint for --video: directory, or organisation/name on Hugging Face.
+    model: Text = None
+    dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
+    max_new: int = 128  # Tokens of an answer of --model, at most.
+    # Draw answers as the checkpoint says. Without this and the next four: greedy.
     sample: Annotated[bool, Flag] = False
-    """Draw answers as the checkpoint's generation_config.json says. Without this and the next four
-    they are greedy."""
-    temperature: float | None = None
-    """Draw answers with this temperature (1)."""
-    top_p: float | None = None
-    """Draw each token from the smallest set whose probability reaches this (1)."""
-    top_k: int | None = None
-    """Draw each token from so many of the likeliest; 0: from all (0)."""
-    repetition_penalty: float | None = None
-    """Divide the logits of tokens in the prompt's text and the answer by this (1). Alone it leaves
-    answers greedy."""
-    max_pixels: int | None = None
-    """Pixels of a frame of --model, at most; None: as the checkpoint's settings say."""
-    out: Path = Path("out/stream")
-    """Folder for the report, the pictures and the synthetic video."""
-    json: Annotated[bool, Flag] = False
-    """Print the report as JSON to standard output, and everything else to standard error."""
-    prompt: bool = True
-    """Take questions from the terminal, while the stream runs and when it is over, if there is a
-    terminal."""
-    config: Path | None = None
-    """Python file whose get_config() returns the values to start from."""
-    bits: Literal[4, 8] | None = None
-    """Store keys and values of every memory but `full` in so many bits."""
-    memories: Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress] = field(
-        default_factory=dict
-    )
-    """Options of memories by name, as --NAME.OPTION sets them, and of "bank"."""
+    temperature: Number = None  # Draw answers with this temperature (1).
+    top_p: Number = None  # Draw from the smallest set of this probability (1).
+    top_k: Whole = None  # Draw from so many of the likeliest; 0: all (0).
+    # Divide logits of tokens in prompt and answer by this (1). Alone: greedy.
+    repetition_penalty: Number = None
+    max_pixels: Whole = None  # Of a frame of --model, at most; as the checkpoint says.
+    out: Path = Path("out/stream")  # Folder of report, pictures and synthetic video.
+    json: Annotated[bool, Flag] = False  # Report on standard output, the rest on error.
+    prompt: bool = True  # Take questions from the terminal.
+    config: File = None  # Python file whose get_config() gives values to start from.
+    bits: Literal[4, 8] | None = None  # Store keys and values in so many bits.
+    memories: MemoryOptions = field(default_factory=dict)
 
 
 def check(config: StreamConfig) -> None:
@@ -97,6 +76,7 @@ def check(config: StreamConfig) -> None:
         )
     if config.model is not None and config.weights is not None:
         raise ValueError("--model and --weights are two models; give one of them.")
+    _refuse_idle(config)
     if config.max_new < 1:
         raise ValueError(f"--max-new must be at least 1, got {config.max_new}.")
     sampling_of(replace(config, sample=False), None)
@@ -113,12 +93,22 @@ def check(config: StreamConfig) -> None:
         )
 
 
-def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
-    """Return how answers are drawn; None: greedily.
+def _refuse_idle(config: StreamConfig) -> None:
+    """Refuse options that the others leave without an effect."""
+    idle = {
+        "dtype": (config.model is None, "without --model"),
+        "max_new": (config.model is None, "without --model"),
+        "max_pixels": (config.model is None, "without --model"),
+        "questions": (config.video is not None or bool(config.ask), "beside --video or --ask"),
+        "memory": (bool(config.compare), "beside --compare"),
+    }
+    for name, (unused, why) in idle.items():
+        if unused and getattr(config, name) != getattr(StreamConfig, name):
+            raise ValueError(f"--{name.replace('_', '-')} has no effect {why}; leave it out.")
 
-    Args:
-      config: of the run.
-      own: what the checkpoint says, which counts only with `--sample`.
+
+def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
+    """Return how answers are drawn; None: greedily. The checkpoint's `own` counts with `--sample`.
 
     Raises:
       ValueError: if `--sample` finds nothing, or a number is outside its range.
@@ -135,17 +125,3 @@ def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
     greedy = not config.sample and set(given) == {"repetition_penalty"}
     start = own if config.sample and own is not None else Sampling(0.0 if greedy else 1.0)
     return replace(start, **given)
-
-
-def whole(name: str, seconds: float, piece: float) -> int:
-    """Return how many pieces `seconds` are.
-
-    Raises:
-      ValueError: if that is no whole number of at least 1.
-    """
-    count = round(seconds / piece)
-    if count < 1 or abs(count * piece - seconds) > 1e-6:
-        raise ValueError(
-            f"--{name} must be a multiple of the model's piece of {piece:g} s, got {seconds:g}."
-        )
-    return count

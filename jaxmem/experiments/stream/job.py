@@ -13,15 +13,8 @@ from rich.progress import Progress as RichProgress
 from jaxmem.data.media.media import MediaReader
 from jaxmem.data.media.prefetch import prefetch
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.experiments.memories import (
-    Budget,
-    Contestant,
-    Wrapped,
-    contestants,
-    parse_budget,
-    parse_names,
-)
-from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of, whole
+from jaxmem.experiments.parsing import whole_pieces
+from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of
 from jaxmem.experiments.stream.questions import Planned, parse_ask
 from jaxmem.experiments.stream.run import (
     Asked,
@@ -41,6 +34,15 @@ from jaxmem.experiments.stream.terminal import Terminal
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec, nbytes
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.by_name import (
+    Budget,
+    Contestant,
+    Wrapped,
+    check_around,
+    contestants,
+    parse_budget,
+    parse_names,
+)
 from jaxmem.models.base import Model, for_frames
 from jaxmem.programs import model_spec, stream_tokens
 from jaxmem.report.compilations import count_compilations
@@ -111,7 +113,7 @@ def prepare(config: StreamConfig, model: Model) -> Job:
         names=names,
         budget=parse_budget(config.budget),
         questions=tuple(planned),
-        chunk_pieces=whole("chunk-seconds", chunk_seconds, media.piece_seconds),
+        chunk_pieces=whole_pieces("chunk-seconds", chunk_seconds, media.piece_seconds),
         chunks=max(1, round(SEGMENT_SECONDS / chunk_seconds)),
         sampling=sampling_of(config, model.sampling),
     )
@@ -129,25 +131,22 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     # A silent video has no audio to keep slots for, whatever the model hears.
     spec = model_spec(model, job.chunk_pieces, audio=reader.info.audio_streams > 0)
     most = None if length is None else stream_tokens(model, length)
-    wrapped = Wrapped(config.bits, config.memories.get("bank", {}))
-    more = {"presets": model.presets, "wrapped": wrapped}
+    more = {"presets": model.presets, "bits": config.bits}
     chosen = contestants(job.names, config.memories, job.budget, spec, most, **more)
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
 def perform(plan: Plan, console: Console, typed: Terminal | None = None) -> Done:
-    """Stream, ask, and print what happens.
-
-    Args:
-      plan: what to stream through what.
-      console: to print to.
-      typed: questions from the terminal.
+    """Stream, ask (also what is typed), and print what happens.
 
     Raises:
       UnreadableError: if the source holds nothing.
     """
     job, reader, questions = plan.job, plan.reader, plan.source.questions
     console.print(_announced(plan), markup=False)
+    around = Wrapped(job.config.bits, job.config.memories.get("bank", {}))
+    for note in check_around(job.names, around):
+        console.print(note, style="dim", markup=False)
     if job.sampling is not None:
         console.print(f"answers are drawn: {drawn(job)}", style="dim")
     progress = Progress()
@@ -191,18 +190,11 @@ def _segments(plan: Plan) -> Iterator[Segment]:
 
 def _warm(plan: Plan, console: Console) -> list[Stream]:
     """Return empty streams for which everything is compiled."""
-    job, model = plan.job, plan.job.model
+    job = plan.job
     more = {"sampling": job.sampling, "seed": job.config.seed, "chunk_pieces": job.chunk_pieces}
-    streams = open_streams(model, plan.contestants, plan.spec, **more)
+    streams = open_streams(job.model, plan.contestants, plan.spec, **more)
     with console.status("compiling"):
-        warm_up(
-            model,
-            streams,
-            plan.source.questions,
-            size=plan.reader.info.size,
-            chunk_pieces=job.chunk_pieces,
-            chunks=job.chunks,
-        )
+        warm_up(streams, plan.source.questions, plan.reader.info.size, job.chunks)
     return streams
 
 
@@ -228,10 +220,7 @@ def _report(
         compilations=compiled,
         end=_ending(progress, reader),
         results=(),
-        events=tuple(
-            Happening(e.time, e.kind, e.message)
-            for e in (*reader.events, *streams[0].session.events)
-        ),
+        events=tuple(Happening(*one[:3]) for one in (*reader.events, *streams[0].session.events)),
         unasked=len(plan.source.questions) + progress.typed - len(streams[0].answers),
         config=_plain(asdict(job.config)),
     )
@@ -283,6 +272,3 @@ def _mover(bar: RichProgress, length: float | None, begin: float) -> Callable[[f
         bar.update(task, completed=at, at=clock(at), speed=f"{speed:.1f}x real time")
 
     return moved
-
-
-__all__ = ["Done", "Job", "Plan", "perform", "plan", "prepare", "screen_of", "shown"]

@@ -20,9 +20,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def asked_and_price(config: StreamConfig, ready: Plan | None) -> str:
     """Return an error that names what was asked, and the bytes that it needs at least.
 
-    Args:
-      config: of the run.
-      ready: how far it came; None: the weights were being loaded.
+    `ready` is how far the run came; None: the weights were being loaded.
     """
     needs = []
     weights = _weights(config) if ready is None else nbytes(ready.job.model.params)

@@ -75,13 +75,7 @@ def show(done: Done, console: Console) -> None:
 
 
 def prompt(done: Done, console: Console, typed: Terminal | None = None) -> Done:
-    """Take questions about the whole stream from the terminal until an empty line.
-
-    Args:
-      done: the run, whose streams are asked.
-      console: to print to.
-      typed: who reads the terminal already; None: nobody does.
-    """
+    """Take questions about the whole stream until an empty line; `typed` reads the terminal."""
     console.print("\nAsk about the stream; an empty line leaves.")
     asked = 0
     for text in _lines(console, typed):

@@ -11,11 +11,11 @@ import jax
 
 from jaxmem.data.media.prefetch import Prefetch
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.experiments.memories import Contestant
 from jaxmem.experiments.stream.interrupt import interruptible
 from jaxmem.experiments.stream.questions import END, Planned
 from jaxmem.experiments.stream.segments import Segment, stack
 from jaxmem.memory.base import FeatureMemory, Spec, slots
+from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
 from jaxmem.pieces import Heard, blank
 from jaxmem.report.kept import Kept, count_modalities
@@ -90,31 +90,20 @@ def open_streams(
 
 
 def warm_up(
-    model: Model,
-    streams: Sequence[Stream],
-    questions: Sequence[Planned],
-    *,
-    size: tuple[int, int],
-    chunk_pieces: int,
-    chunks: int,
+    streams: Sequence[Stream], questions: Sequence[Planned], size: tuple[int, int], chunks: int
 ) -> None:
     """Compile everything the stream will run, on padding, and leave the streams empty.
 
     Args:
-      model: what streams and answers.
-      streams: to compile for.
+      streams: of one model.
       questions: that will be asked; one program per bucket of lengths.
       size: (h, w) of the frames.
-      chunk_pieces: pieces per chunk.
       chunks: per segment.
     """
-    media = model.media
-    frames = (round(media.fps * media.piece_seconds), *size, 3)
-    samples = round(media.sample_rate * media.piece_seconds)
-    padding = stack([blank(model, frames, samples, chunk_pieces)] * chunks)
+    model, chunk_pieces = streams[0].session.model, streams[0].session.chunk_pieces
+    padding = stack([blank(model, size, chunk_pieces)] * chunks)
     for one in streams:
-        heard = one.session.preprocessor.heard
-        feed(one, padding, heard)
+        feed(one, padding, one.session.preprocessor.heard)
         if chunk_pieces > 1:  # a question inside a chunk is asked from a branch
             one.session.peek_padding(jax.tree.map(lambda x: x[:1], padding))
         for question in questions:
@@ -134,13 +123,7 @@ def feed(one: Stream, inputs: PyTree, heard: Heard) -> None:
 
 
 def put(one: Stream, question: Planned, now: float) -> Iterator[Part]:
-    """Ask a stream a question, yield its text while it is written, and note the answer.
-
-    Args:
-      one: to ask.
-      question: to put.
-      now: stream time, seconds.
-    """
+    """Ask a question at stream time `now`, yield its text as it is written; note the answer."""
     compile_for(one, question.text)
     session, model = one.session, one.session.model
     if model.max_new == 1:
@@ -204,14 +187,8 @@ def run(
 ) -> Iterator[Happened]:
     """Feed every segment to every stream and ask what is due, until the media or the user ends it.
 
-    Questions without a known answer that came too late are asked at the end.
-
-    Args:
-      streams: warmed up.
-      ahead: segments, made on another thread.
-      questions: in order of time.
-      progress: is kept up to date.
-      typed: returns what was typed since it was last called; asked after every segment.
+    Questions (in order of time) without a known answer that came too late are asked at the end.
+    `progress` is kept up to date; `typed` returns what was typed since it was last called.
     """
     asked = 0
     with interruptible() as stop:

@@ -21,13 +21,7 @@ class Screen:
     def __init__(
         self, console: Console, names: Sequence[str], typing: Callable[[], str] = lambda: ""
     ):
-        """Show nothing yet.
-
-        Args:
-          console: to print to.
-          names: of the memories.
-          typing: returns what has been typed of a line that is not finished.
-        """
+        """Show nothing yet; `typing` returns what has been typed of a line that is not finished."""
         self.console, self.names, self._typing = console, tuple(names), typing
         self._writing: tuple[str, str, str] | None = None  # memory, question, text so far
 

@@ -74,7 +74,7 @@ def segments(
 
     for piece in pieces:
         if padding is None:
-            padding = blank(model, piece.frames.shape, piece.samples.shape[0], chunk_pieces)
+            padding = blank(model, piece.frames.shape[1:3], chunk_pieces)
         due = due_before(piece.start + len(piece.samples) / model.media.sample_rate)
         if due:
             yield segment(len(held) // chunk_pieces * chunk_pieces, due)

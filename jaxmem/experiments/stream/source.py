@@ -67,11 +67,7 @@ def find_source(
 ) -> Source:
     """Return the given video, or render a held-out one with its questions.
 
-    Args:
-      config: of the run.
-      asked: the user's questions.
-      console: to say what is rendered.
-      usual: asked at the end of a given video where the user asks nothing.
+    The `usual` questions are asked at the end of a given video where the user asks nothing.
     """
     if config.video is not None:
         default = tuple(Planned(END, text) for text in usual)

@@ -24,12 +24,7 @@ class Terminal:
     """Lines of a source that blocks, read ahead on a daemon thread."""
 
     def __init__(self, read: Callable[[], str | None], terminal: Keyboard | None = None):
-        """Start to read.
-
-        Args:
-          read: waits for a line and returns it; None: there are no more.
-          terminal: that is read, if it is one.
-        """
+        """Start to read: `read` waits for a line and returns it, or None after the last one."""
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._terminal = terminal
 
@@ -69,8 +64,7 @@ class Terminal:
     def until_empty(self, ready: Callable[[], None]) -> Iterator[str]:
         """Yield lines as they are typed until an empty one, the end of the source, or Ctrl-C.
 
-        Args:
-          ready: called before each wait, to print a sign that a line is waited for.
+        `ready` is called before each wait, to print a sign that a line is waited for.
         """
         if self._terminal is not None:
             self._terminal.restore()
@@ -89,11 +83,9 @@ class Keyboard:
     """A terminal read byte by byte, so that what is typed can be shown beside a moving bar."""
 
     def __init__(self, number: int, *, hidden: bool):
-        """Take over a terminal.
+        """Take over the terminal of a file descriptor.
 
-        Args:
-          number: file descriptor.
-          hidden: the terminal shows nothing of what is typed; `unfinished` is there to be shown.
+        `hidden`: it shows nothing of what is typed; `unfinished` is there to be shown.
         """
         import termios
         import tty
@@ -162,11 +154,7 @@ def typed_lines(*, wanted: bool, hidden: bool) -> Iterator[Terminal | None]:
     """Read lines of standard input while the context is open.
 
     None: not `wanted`, or standard input is no terminal that can be read so (a job in the
-    background, a system without `termios`).
-
-    Args:
-      wanted: whether to read at all.
-      hidden: see `Terminal`.
+    background, a system without `termios`). `hidden`: see `Keyboard`.
     """
     terminal = None
     if wanted and sys.stdin.isatty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,9 @@ class MALMM(FrameByFrame):
       ValueError: if a size is not positive, or, when the stream begins, chunks are shorter than a
         frame.
     """
+
+    sized: ClassVar[tuple[str, ...]] = ("frames",)
+    """What `resized` decides."""
 
     frames: int = 20
     _: KW_ONLY

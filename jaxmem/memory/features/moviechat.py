@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ class MovieChat(FrameByFrame):
       ValueError: if a size is not positive, `merged` exceeds `short`, the mode is unknown, or, when
         the stream begins, chunks are shorter than a frame.
     """
+
+    sized: ClassVar[tuple[str, ...]] = ("short", "merged", "long")
+    """What `resized` decides."""
 
     short: int = 18
     _: KW_ONLY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,9 @@ class FlashVStream(FeatureMemory):
       ValueError: for an unknown form, sizes that do not divide each other, or, when the stream
         begins, chunks shorter than a frame.
     """
+
+    sized: ClassVar[tuple[str, ...]] = ("sizes",)
+    """What `resized` decides."""
 
     sizes: Sizes | None = None
     _: KW_ONLY

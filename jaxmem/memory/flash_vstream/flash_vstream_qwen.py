@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,9 @@ class FlashVStreamQwen(FeatureMemory):
       ValueError: for an unknown form, more details than centres, or, when the stream
         begins, chunks shorter than a frame.
     """
+
+    sized: ClassVar[tuple[str, ...]] = ("sizes",)
+    """What `resized` decides."""
 
     sizes: QwenSizes | None = None
     _: KW_ONLY

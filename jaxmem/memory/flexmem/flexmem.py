@@ -78,6 +78,8 @@ class FlexMem(Memory):
     """
 
     per: ClassVar[Literal["layer", "stack"]] = "stack"
+    sized: ClassVar[tuple[str, ...]] = ("window",)
+    """What `resized` decides."""
 
     clip: int | None = None
     _: KW_ONLY

@@ -14,9 +14,9 @@ from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark import price as _price
 from jaxmem.experiments.benchmark.price import PriceConfig, nbytes
 from jaxmem.experiments.benchmark.price_table import GPUS, Step, bound
-from jaxmem.experiments.memories import NAMES
 from jaxmem.memory import base
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.by_name import NAMES
 from jaxmem.models.hf import published
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.llava import onevision

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxmem.experiments.memories import Budget, Wrapped, contestants
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec
+from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.rope import rope_1d
 
 SPEC = Spec(layers=4, kv_heads=2, head_dim=32, width=128, axes=3, chunk=20, rope=rope_1d(32))
@@ -15,9 +15,7 @@ BANK = {"capacity": 1000, "block": 10, "topk": 3, "recall_by": "parts", "evict":
 
 def test_what_the_device_holds_is_priced():
     names = ("recent", "omnimem", "rekv", "full")
-    chosen = contestants(
-        names, {"bank": BANK}, ALLOWED, SPEC, 4800, wrapped=Wrapped(bits=8, bank=BANK)
-    )
+    chosen = contestants(names, {"bank": BANK}, ALLOWED, SPEC, 4800, bits=8)
     titles = [one.memory.name for one in chosen]
     assert titles == ["Recent_int8_bank", "OmniMem_int8_bank", "ReKV_int8", "Full"]
     entries = (1000, 1000, 4800 + SPEC.chunk)  # ReKV appends, so one write lies after its capacity

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxmem.experiments.memories import build
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.base import Memory, Spec, nbytes, slots
 from jaxmem.memory.baselines import Recent
+from jaxmem.memory.by_name import build
 from jaxmem.memory.compression.criticalkv import CriticalKV
 from jaxmem.memory.compression.snapkv import SnapKV
 from jaxmem.memory.features.ma_lmm import MALMM

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from laws import SPEC, compiled, cut, stream
 
-from jaxmem.experiments.memories import build
 from jaxmem.kv import AUDIO, EMPTY, VISION
 from jaxmem.memory import MEMORIES
+from jaxmem.memory.by_name import build
 from jaxmem.memory.compression.adakv import AdaKV
 from jaxmem.memory.compression.criticalkv import CriticalKV, OverScore
 from jaxmem.memory.compression.expected_attention import ExpectedAttention

@@ -9,9 +9,9 @@ import pytest
 from jaxmem import kv as tokens
 from jaxmem.data.world import synthetic as sy
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.experiments.memories import build, options_class
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.by_name import build, options_of
 from jaxmem.memory.hermes.hermes import Hermes
 from jaxmem.models.load import load
 from jaxmem.models.tiny import tiny
@@ -171,7 +171,7 @@ def test_presets_are_options_of_memories_and_no_defaults():
         assert build(name, 64, spec, model.presets.get(name)) is not None
     assert set(model.presets) <= {*MEMORIES, "bank"}
     for name, preset in model.presets.items():
-        defaults = {one.name: one.default for one in dataclasses.fields(options_class(name))}
+        defaults = {key: option.default for key, option in options_of(name).items()}
         assert not [key for key, value in preset.items() if defaults[key] == value], name
 
 

@@ -1,0 +1,451 @@
+"""Memories by name, as the command line names them: options read from their classes, one budget.
+
+`jaxmem.programs.memory_for` is the same for one memory and a model, from Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from jaxmem.memory import MEMORIES
+from jaxmem.memory.bank.bank import footprint
+from jaxmem.memory.bank.with_bank import WithBank
+from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec
+from jaxmem.memory.features.with_audio import share_slots
+from jaxmem.memory.omnimem import avba
+from jaxmem.memory.omnimem.budgets import (
+    load_table,
+    parse_bytes,
+    resized,
+    slots_for_bytes,
+    smallest,
+)
+from jaxmem.memory.transforms.quantized import Quantized
+
+NAMES: tuple[str, ...] = tuple(MEMORIES)
+Options = Mapping[str, Mapping[str, Any]]
+"""Name of a memory (or "bank") -> options that were set."""
+
+
+class Option(NamedTuple):
+    """Something that can be set by name."""
+
+    type: Any
+    default: Any
+    text: str  # what it is, where the class does not say
+
+
+_AUDIO = Option(
+    int | None, None, "rows of audio that are merged as one piece; None: a second of it; 0: no "
+    "audio is kept, as published."
+)  # fmt: skip
+_MORE: Mapping[str, Mapping[str, Option]] = {
+    "full": {"capacity": Option(int | None, None, "tokens per layer; None: the whole stream's.")},
+    "omnimem": {
+        "table": Option(Path | None, None, "budget table (JSON, per layer and modality) in place "
+                        "of a budget."),
+        "profile": Option(str | None, None, "calibrated profile (salmonn-8b, salmonn-4b) that "
+                          "spreads the budget over the layers."),
+    },
+    "flash_vstream": {"audio_tokens": _AUDIO},
+    "flash_vstream_qwen": {"audio_tokens": _AUDIO},
+    "moviechat": {"audio_tokens": _AUDIO},
+    "ma_lmm": {"audio_tokens": _AUDIO},
+}  # fmt: skip
+"""Options that a memory has by name only; None unless given."""
+_PLAIN = (bool, int, float, str, Path, type(None))
+
+
+class Budget(NamedTuple):
+    """Slots per layer, or bytes over all layers; the other one is None."""
+
+    slots: int | None
+    nbytes: int | None
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """What is put around every memory that takes it."""
+
+    bits: int | None = None
+    bank: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Contestant(NamedTuple):
+    """A memory in the comparison, with its options."""
+
+    name: str
+    memory: AnyMemory
+    options: dict[str, Any]  # also "bits" and "bank", where they are around it
+    slots: int  # per layer, as `build` took them
+    reference: bool  # holds the whole stream, whatever the budget
+
+
+def parse_budget(text: str) -> Budget:
+    """Return what a budget argument means: `96` slots per layer, or `64KiB` over all layers.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    try:
+        if re.fullmatch(r"\s*\d+\s*", text) and int(text) > 0:
+            return Budget(int(text), None)
+        return Budget(None, parse_bytes(text))
+    except ValueError:
+        raise ValueError(
+            f"--budget {text!r} is no budget: give slots per layer (96) or bytes over all layers "
+            "(64KiB, 1.5MB)."
+        ) from None
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return the memories of a comma-separated list, in order.
+
+    Raises:
+      ValueError: if a name is unknown or comes twice.
+    """
+    names = tuple(name.strip().replace("-", "_") for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
+        raise ValueError(f"unknown memory {', '.join(unknown) or text!r}: use {', '.join(NAMES)}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a memory is named twice in {text!r}; each can be set up once.")
+    return names
+
+
+def kind_of(name: str) -> type:
+    """Return the class of a memory by its name, or that of "bank".
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if name not in (*NAMES, "bank"):
+        raise ValueError(f"unknown memory {name!r}: use {', '.join(NAMES)}, or bank.")
+    return WithBank if name == "bank" else MEMORIES[name]
+
+
+@functools.cache
+def options_of(name: str) -> Mapping[str, Option]:
+    """Return the options of a memory, or of "bank", as its class takes them; not its budget."""
+    kind = kind_of(name)
+    found = {n: Option(*o, "") for n, o in _fields(kind)} | dict(_MORE.get(name, {}))
+    if name == "bank":
+        found["capacity"] = Option(int, 0, "")
+    return found
+
+
+def _fields(kind: type) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield name, type and default of what a class takes as options."""
+    not_options = {"budget", "inner", "memory", *getattr(kind, "sized", ())}
+    hints = typing.get_type_hints(kind)
+    maker = getattr(kind, "of", None)
+    if maker is not None:
+        types = typing.get_type_hints(maker)
+        for name, parameter in inspect.signature(maker).parameters.items():
+            if parameter.default is not parameter.empty and name not in not_options:
+                yield name, (types[name], parameter.default)
+    for one in fields(kind):
+        if one.init and one.name not in not_options and one.default is not MISSING:
+            yield one.name, (hints[one.name], one.default)
+
+
+@functools.cache
+def worded(name: str) -> Mapping[str, Option]:
+    """Return the options of a memory that words can set.
+
+    An option whose default is a dataclass is set by its fields (`reader_keys`), one that is a name
+    or an object by the name; one that is an object or None is for Python.
+    """
+    found: dict[str, Option] = {}
+    for key, option in options_of(name).items():
+        kinds = get_args(option.type) or (option.type,)
+        whole = (option.type,) if get_origin(option.type) in (tuple, Literal) else kinds
+        plain = [k for k in whole if k in _PLAIN or get_origin(k) in (tuple, Literal)]
+        if len(plain) == len(whole):
+            found[key] = option
+        elif set(plain) - {type(None)}:
+            found[key] = option._replace(type=functools.reduce(operator.or_, plain))
+        for part, one in _parts(name).items():
+            if one.option == key:
+                found[part] = one.as_option
+    return found
+
+
+class _Part(NamedTuple):
+    """A field of a dataclass that is an option."""
+
+    option: str
+    kind: type
+    field: str
+    as_option: Option
+
+
+@functools.cache
+def _parts(name: str) -> Mapping[str, _Part]:
+    """Return the fields of the dataclasses that are options of a memory, by their full names."""
+    found = {}
+    for key, option in options_of(name).items():
+        if not is_dataclass(option.default):
+            continue
+        for kind in get_args(option.type) or (option.type,):
+            hints, texts = typing.get_type_hints(kind), attributes(kind)
+            for one in fields(kind):
+                default = getattr(option.default, one.name, None)
+                hint = hints[one.name] if default is not None else hints[one.name] | None
+                text = f"{kind.__name__}: {texts.get(one.name, '')}"
+                part = _Part(key, kind, one.name, Option(hint, default, text))
+                found[f"{key}_{one.name}"] = part
+    return found
+
+
+def attributes(kind: type) -> dict[str, str]:
+    """Return what the docstring of a class says of each attribute."""
+    doc = inspect.getdoc(kind) or ""
+    section = doc.partition("Attributes:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def check_options(name: str, values: Mapping[str, Any]) -> None:
+    """Refuse options that a memory does not have.
+
+    Raises:
+      ValueError: naming them, and those that it has.
+    """
+    known = {**options_of(name), **worded(name)}
+    for key in sorted(set(values) - set(known)):
+        if key in getattr(kind_of(name), "sized", ()):
+            raise ValueError(
+                f"--{name}.{key} has no effect: the budget decides it; leave it out, or give "
+                "another --budget."
+            )
+        raise ValueError(f"{name} has no option {key}; it has {', '.join(sorted(known))}.")
+
+
+def whole_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as the class takes them: those set by their fields put together.
+
+    Raises:
+      ValueError: if there is no such option, or fields of two dataclasses are given for one.
+    """
+    check_options(name, values)
+    parts = _parts(name)
+    out = {k: v for k, v in values.items() if k not in parts}
+    for key in dict.fromkeys(parts[k].option for k in values if k in parts):
+        mine = {k: v for k, v in values.items() if k in parts and parts[k].option == key}
+        kinds = {parts[k].kind for k in mine}
+        if len(kinds) > 1:
+            raise ValueError(f"--{name}: {' and '.join(mine)} exclude each other; give one.")
+        (kind,) = kinds
+        before = out.get(key, options_of(name)[key].default)
+        given = {parts[k].field: v for k, v in mine.items()}
+        out[key] = replace(before, **given) if isinstance(before, kind) else kind(**given)
+    return out
+
+
+def build(
+    name: str,
+    slots: int,
+    spec: Spec,
+    options: Mapping[str, Any] | None = None,
+    wrapped: Wrapped | None = None,
+) -> AnyMemory:
+    """Return the memory of that name with `slots` per layer, in as many bits and with a bank.
+
+    Args:
+      name: in `MEMORIES`.
+      slots: per layer.
+      spec: of the model.
+      options: of the memory.
+      wrapped: what is put around it, where it takes it.
+
+    Raises:
+      ValueError: if the name is unknown, or the memory refuses slots, options, bits or bank.
+    """
+    wrapped = wrapped or Wrapped()
+    memory = _made(name, slots, spec, whole_options(name, options or {}))
+    if name == "full" or isinstance(memory, FeatureMemory):
+        return memory
+    if wrapped.bits is not None:
+        memory = Quantized(memory, wrapped.bits)
+    if not wrapped.bank.get("capacity") or memory.bank(spec) is not None:
+        return memory
+    return WithBank(memory, **wrapped.bank)
+
+
+def _made(name: str, slots: int, spec: Spec, options: dict[str, Any]) -> Any:
+    kind: Any = kind_of(name)
+    more = {n: options.pop(n, None) for n in _MORE.get(name, ())}
+    table, profile = more.get("table"), more.get("profile")
+    if table is not None and profile is not None:
+        raise ValueError("--omnimem.profile has no effect beside --omnimem.table; give one.")
+    if table is not None:
+        return kind(load_table(table), **options)
+    if profile is not None:
+        calibrated = avba.stretch(avba.profile(profile), spec.layers)
+        return kind(avba.table(calibrated, average=slots), **options)
+    if hasattr(kind, "of"):
+        return kind.of(slots, **options)
+    if any(one.name == "budget" for one in fields(kind)):
+        return kind(slots, **options)
+    memory, audio = kind(**options), more.get("audio_tokens")
+    if not isinstance(memory, FeatureMemory) or audio == 0:
+        return resized(memory, slots, spec)
+    if audio is not None and not spec.audio_tokens:
+        raise ValueError(f"--{name}.audio-tokens {audio} has no effect: the stream has no audio.")
+    return share_slots(memory, slots, spec, audio)
+
+
+def contestants(
+    names: Sequence[str],
+    options: Options,
+    budget: Budget,
+    spec: Spec,
+    capacity: int | None,
+    *,
+    presets: Options | None = None,
+    bits: int | None = None,
+) -> list[Contestant]:
+    """Return the named memories, all within the bytes of the first one (`full` excepted).
+
+    Args:
+      names: of the memories.
+      options: that were set, by name; "bank": of a bank around each.
+      budget: of the first one that is not `full`.
+      spec: of the model.
+      capacity: tokens that the stream has at most, None where that is unknown.
+      presets: options that suit the model, where none was set.
+      bits: that keys and values are stored in; None: as they come.
+
+    Raises:
+      ValueError: if the budget holds no memory, `full` cannot know its capacity, or an option has
+        no effect.
+    """
+    presets = presets or {}
+    for name in names:
+        kind_of(name)
+    wrapped = Wrapped(bits, _bank(names, options, presets))
+    check_around(names, wrapped)
+    allowed, out = budget.nbytes, []
+    for name in names:
+        own = {**presets.get(name, {}), **options.get(name, {})}
+        given = {"capacity": capacity} if name == "full" or _has_bank(name) else {}
+        if _has_bank(name):
+            given["space"] = options.get("bank", {}).get("space")
+        own = {k: v for k, v in given.items() if v is not None} | own
+        own = whole_options(name, own)
+        make = lambda slots, name=name, own=own: build(name, slots, spec, own, wrapped)
+        fixed = own.get("table") is not None
+        if name == "full":
+            slots = own.get("capacity") or _known(capacity)
+        elif fixed:
+            slots = 0
+        elif allowed is not None:
+            least = smallest(MEMORIES[name], spec)
+            slots = slots_for_bytes(make, spec, allowed, smallest=least)
+        else:
+            slots = budget.slots or 1
+        memory = make(slots)
+        if name != "full":
+            price = footprint(memory, spec).device
+            if fixed and allowed is not None and price > allowed:
+                raise ValueError(
+                    f"the budget table {own['table']} needs {price} bytes, {allowed} are allowed: "
+                    "name its memory first, so that the others take its bytes."
+                )
+            allowed = price if allowed is None else allowed
+        plain = plain_options(name, own) | _around(name, memory, wrapped)
+        out.append(Contestant(name, memory, plain, slots, name == "full"))
+    return out
+
+
+def _bank(names: Sequence[str], options: Options, presets: Options) -> Mapping[str, Any]:
+    """Return the options of the bank around memories; refuse options without an effect."""
+    idle = sorted(set(options) - set(names) - {"bank"})
+    if idle:
+        raise ValueError(
+            f"--{idle[0]}.* has no effect: {idle[0]} is not among the memories of this run "
+            f"({', '.join(names)})."
+        )
+    bank = dict(options.get("bank", {}))
+    check_options("bank", bank)
+    if not bank or bank.get("capacity"):
+        return {**presets.get("bank", {}), **bank} if bank else {}
+    if set(bank) == {"space"} and any(_has_bank(name) for name in names):
+        return {}
+    raise ValueError(
+        f"--bank.{min(bank)} has no effect without --bank.capacity TOKENS; give a capacity, or "
+        "leave it out."
+    )
+
+
+def check_around(names: Sequence[str], wrapped: Wrapped) -> list[str]:
+    """Return in words which memories have no bits or no bank around them, though others have.
+
+    Raises:
+      ValueError: if no memory takes what is to be put around them.
+    """
+    notes = []
+    for around, asked in (("bits", wrapped.bits), ("bank", wrapped.bank.get("capacity"))):
+        bare = {name: why for name in names if (why := why_bare(name, around))}
+        reasons = "; ".join(f"{name} {why}" for name, why in bare.items())
+        if asked and len(bare) == len(names):
+            raise ValueError(f"--{around} has no effect here: {reasons}. Leave it out.")
+        if asked and bare:
+            notes.append(f"without --{around}: {reasons}.")
+    return notes
+
+
+def why_bare(name: str, around: str) -> str:
+    """Return why a memory takes no "bits" or no "bank"; empty if it takes them."""
+    if name == "full":
+        return "keeps the whole stream as it is"
+    if issubclass(MEMORIES[name], FeatureMemory):
+        return "keeps features before the decoder, no keys and values"
+    own = around == "bank" and _has_bank(name)
+    return f"has a bank of its own (--{name}.capacity)" if own else ""
+
+
+def _has_bank(name: str) -> bool:
+    """Return whether a memory of keys and values has a bank of its own."""
+    kind = MEMORIES[name]
+    return issubclass(kind, Memory) and kind.bank is not Memory.bank
+
+
+def plain_options(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a memory as plain data, for a report."""
+    defaults = {key: option.default for key, option in options_of(name).items()}
+    return {k: _plain(v) for k, v in {**defaults, **whole_options(name, own)}.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _around(name: str, memory: AnyMemory, wrapped: Wrapped) -> dict[str, Any]:
+    """Return the options of what was put around a memory."""
+    if name == "full" or isinstance(memory, FeatureMemory):
+        return {}
+    around: dict[str, Any] = {} if wrapped.bits is None else {"bits": wrapped.bits}
+    if isinstance(memory, WithBank):
+        around["bank"] = dict(wrapped.bank)
+    return around
+
+
+def _known(capacity: int | None) -> int:
+    if capacity is None:
+        raise ValueError(
+            "the length of this stream is unknown, so `full` cannot know its size: give "
+            "--full.capacity TOKENS."
+        )
+    return capacity
