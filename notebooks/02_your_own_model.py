@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -20,12 +22,10 @@
 #
 # A published checkpoint (LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL, Qwen2.5-Omni) streams a video
 # through any memory. Set `JAXMEM_MODEL` to a directory or a name on Hugging Face and `JAXMEM_VIDEO`
-# to a file to use yours. Without them the notebook takes a Qwen2.5-VL with two tiny layers and
-# random weights, and a video that it renders: everything runs in seconds on a CPU, and the answers
-# mean nothing.
+# to a file to use yours. Without them the notebook writes a Qwen2.5-VL with three tiny layers and
+# random weights, and a video: everything runs in seconds on a CPU, and the answers mean nothing.
 
 # %%
-import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -35,20 +35,10 @@ import numpy as np
 
 import jaxmem as jm
 from jaxmem.data.world.files import held_out
+from jaxmem.models.qwen.tiny_checkpoint import write_tiny
 
 SECONDS = int(os.environ.get("JAXMEM_NOTEBOOK_SECONDS", "40"))
 folder = Path(tempfile.mkdtemp())
-
-
-def tiny_checkpoint() -> Path:
-    """Write a directory as a hub's: reference weights of the tests, a tokenizer, a template."""
-    tests = Path.cwd() if (Path.cwd() / "tests").is_dir() else Path.cwd().parent
-    tests = tests / "tests"
-    spec = importlib.util.spec_from_file_location("checkpoints", tests / "checkpoints.py")
-    checkpoints = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(checkpoints)
-    return checkpoints.write_checkpoint(tests / "golden" / "data", "qwen2_5_vl", folder / "tiny")
-
 
 # %% [markdown]
 # ## The model
@@ -57,7 +47,7 @@ def tiny_checkpoint() -> Path:
 
 # %%
 tiny = "JAXMEM_MODEL" not in os.environ
-where = tiny_checkpoint() if tiny else os.environ["JAXMEM_MODEL"]
+where = write_tiny(folder / "tiny") if tiny else os.environ["JAXMEM_MODEL"]
 model = jm.load(where, dtype="float32" if tiny else "bfloat16", fps=1.0, max_new=8)
 
 video = os.environ.get("JAXMEM_VIDEO") or held_out(7, SECONDS, folder)[0]
