@@ -48,7 +48,8 @@ Rule = Literal["4.50", "4.57", "5.23"]
 """Version of transformers whose positions are wanted.
 
 "4.50" is the release. "4.57" truncates the seconds per frame to a whole number first. "5.23" lets
-text go on at max(rows, columns) after the start of a video, even if its ticks went further.
+text of a prompt go on at max(rows, columns) after the start of a video, even if its ticks went
+further; what follows the prompt stands after the largest position in all of them.
 """
 
 
@@ -119,7 +120,7 @@ def positions(
     seconds: Sequence[Seconds] | None = None,
     rule: Rule = "4.50",
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
-    """Return the positions of a prompt, and where the next text token would stand.
+    """Return the positions of a prompt, and where the first token of the answer stands.
 
     Args:
       config: of the model.
@@ -140,13 +141,14 @@ def positions(
     seconds = [1.0] * len(videos) if seconds is None else list(seconds)
     if len(seconds) != len(videos):
         raise ValueError(f"{len(videos)} videos came with {len(seconds)} seconds per frame.")
-    return join(
+    pos, after = join(
         ids,
         {
             config.image: [_rule(config, grid, 0.0, rule) for grid in images],
             config.video: [_rule(config, g, s, rule) for g, s in zip(videos, seconds, strict=True)],
         },
     )
+    return pos, max(after, int(pos.max(initial=-1)) + 1)
 
 
 def prompt_plan(config: Qwen25VLConfig, ids: Sequence[int] | np.ndarray, **media) -> Plan:
