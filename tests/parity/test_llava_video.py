@@ -42,9 +42,26 @@ def original(name):
 
 @pytest.fixture(scope="module")
 def reference(golden):
+    """OneVision's weights as LLaVA-Video has them, whatever the file holds.
+
+    That is the encoder's blocks up to the features, biases in the projector, an output matrix.
+    """
     found = Reference(golden / "hf" / "llava_onevision", llava_onevision)
-    if not found.config.bias or found.config.decoder.tied:
-        pytest.skip("LLaVA-Video has biases in the projector, and an output matrix")
+    config, params, blocks = found.config, found.params, found.config.layer + 1
+    stack = replace(config.vision.stack, depth=blocks)
+    found.config = replace(
+        config, vision=replace(config.vision, stack=stack), bias=True,
+        decoder=replace(config.decoder, tied=False),
+    )  # fmt: skip
+    seen = params["vision"]
+    seen = seen | {"blocks": jax.tree.map(lambda x: x[:blocks], seen["blocks"])}
+    zeros = {"bias": jnp.zeros(config.decoder.width)}
+    projector = {name: zeros | layer for name, layer in params["projector"].items()}
+    decoder = params["decoder"]
+    head = {"head": {"kernel": decoder["embedding"]["embedding"].T}}
+    found.params = params | {
+        "vision": seen, "projector": projector, "decoder": head | decoder,
+    }  # fmt: skip
     return found
 
 
@@ -70,10 +87,23 @@ def raw(reference):
 def tower(reference):
     """The reference's encoder by a name, with one block more than is stored."""
     patch, vision = pytest.MonkeyPatch(), dict(reference.raw["vision_config"])
-    vision["num_hidden_layers"] += 1
+    vision["num_hidden_layers"] = reference.config.layer + 2
     patch.setitem(llava_video.TOWERS, "tiny/siglip", vision)
     yield
     patch.undo()
+
+
+def stored(reference):
+    """The reference's tensors, without later blocks, with biases and an output matrix."""
+    tensors, blocks = load_file(reference.folder / "model.safetensors"), reference.config.layer + 1
+    block = "vision_tower.encoder.layers."
+    for name in [name for name in tensors if name.startswith(block)]:
+        if int(name.removeprefix(block).split(".")[0]) >= blocks:
+            del tensors[name]
+    bias = np.zeros(reference.config.decoder.width, np.float32)
+    table = tensors["language_model.model.embed_tokens.weight"]
+    added = {f"multi_modal_projector.linear_{i}.bias": bias for i in (1, 2)}
+    return added | {llava_onevision.HEAD: table} | tensors
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +111,8 @@ def folder(reference, raw, tower, tmp_path_factory):
     """The reference checkpoint as LLaVA-NeXT would have saved it."""
     target = tmp_path_factory.mktemp("next") / "tiny-video"
     target.mkdir()
-    tensors = load_file(reference.folder / "model.safetensors")
-    save_file({original(k): v for k, v in tensors.items()}, target / "model.safetensors")
+    tensors = {original(k): v for k, v in stored(reference).items()}
+    save_file(tensors, target / "model.safetensors")
     (target / "config.json").write_text(json.dumps(raw))
     (target / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     tokenizer = tokenizer_of({}, raw["vocab_size"])
@@ -104,9 +134,8 @@ def config(raw, tower):
 
 def test_config_and_renamed_weights(reference, config, model):
     """The same model and weights as from transformers' directory."""
-    for field in ("decoder", "vision", "bias"):
+    for field in ("decoder", "vision", "layer", "bias"):
         assert getattr(config, field) == getattr(reference.config, field)
-    assert config.layer == config.vision.stack.depth - 1
     side = math.ceil(config.vision.grid / 2)
     assert (config.frame_side, config.frame_tokens) == (side, side * (side + 1))
     assert config.video == config.decoder.vocab - 3

@@ -1,6 +1,7 @@
 """video-SALMONN 2+: what it hears, its two layouts, and streams as the one prompt they are."""
 
 import json
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -135,11 +136,13 @@ def test_hears_as_whisper_and_the_q_former_do(golden, folder, model):
     with np.load(golden / "hf" / "whisper" / "reference.npz") as file:
         logmel = file["input_features"].transpose(0, 2, 1)
     with np.load(golden / "hf" / "qformer" / "reference.npz") as file:
-        read = file["out"]
+        read, window = file["out"], int(file["window"])
     stored = load_file(folder("qwen3_vl") / "model.safetensors")
     expected = read @ stored["audio_projector.weight"].T + stored["audio_projector.bias"]
     found = heard_by(config, params, logmel)
-    assert found.shape == (len(logmel), config.clip_tokens, config.decoder.width)
+    assert found.shape == (*read.shape[:2], config.decoder.width)
+    assert config.clip_tokens == read.shape[1]
+    assert config.per_second == Fraction(50, window)  # rows of Whisper's encoder in a second
     close(found, expected, FEATURES)
 
 

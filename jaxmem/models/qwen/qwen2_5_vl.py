@@ -38,7 +38,8 @@ Rule = Literal["4.50", "4.57", "5.23"]
 """Version of transformers whose positions are wanted.
 
 "4.50" is the release. "4.57" truncates the seconds per frame to a whole number first. "5.23" lets
-text go on at max(rows, columns) after the start of a video, even if its ticks went further.
+text of a prompt go on at max(rows, columns) after the start of a video, even if its ticks went
+further; what follows the prompt stands after the largest position in all of them.
 """
 
 
@@ -92,7 +93,7 @@ def positions(
     seconds: Sequence[mrope.Seconds] | None = None,
     rule: Rule = "4.50",
 ) -> tuple[Int[np.ndarray, "T 3"], int]:
-    """Return the positions of a prompt, and where the next text token would stand.
+    """Return the positions of a prompt, and where the first token of the answer stands.
 
     Args:
       ids: token ids without padding.
@@ -114,7 +115,8 @@ def positions(
         config.image: [_rule(config, rule, grid, 0.0) for grid in images],
         config.video: [_rule(config, rule, *video) for video in zip(videos, gap, strict=True)],
     }
-    return mrope.join(ids, blocks)
+    pos, after = mrope.join(ids, blocks)
+    return pos, max(after, int(pos.max(initial=-1)) + 1)
 
 
 def prompt_plan(config: Qwen25VLConfig, ids: Ids, **media) -> Plan:
