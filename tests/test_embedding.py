@@ -137,8 +137,11 @@ def nnx_blocks():
     return blocks
 
 
-def in_nnx(*methods):
-    return [partial(getattr(their_nnx, name), nnx_blocks()) for name in methods]
+@cache
+def in_nnx(*functions):
+    """Return compiled functions of the NNX decoder."""
+    run = lambda name: nnx.jit(getattr(their_nnx, name), static_argnums=(1, 2))
+    return [partial(run(name), nnx_blocks()) for name in functions]
 
 
 @pytest.mark.parametrize("name", FLAX)

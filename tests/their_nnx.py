@@ -33,7 +33,6 @@ class Block(nnx.Module):
         return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
 
 
-@nnx.jit(static_argnums=(1, 2))
 def watch(blocks, memory, spec, states, clock, rows):
     """Pass a chunk through all blocks; each one's memory keeps of it what it has room for."""
     x, after = rows.x, []
@@ -44,7 +43,6 @@ def watch(blocks, memory, spec, states, clock, rows):
     return x, *jm.tick(tuple(after), clock, rows)
 
 
-@nnx.jit(static_argnums=(1, 2))
 def ask(blocks, memory, spec, states, rows):
     """Pass a question through all blocks; the states are only read."""
     x = rows.x
@@ -54,7 +52,6 @@ def ask(blocks, memory, spec, states, rows):
     return x
 
 
-@nnx.jit(static_argnums=(1, 2))
 def watch_all(blocks, memory, spec, state, clock, rows, bank=None, probes=None):
     """Pass a chunk through all blocks, whatever the memory needs of them."""
 
@@ -66,7 +63,6 @@ def watch_all(blocks, memory, spec, state, clock, rows, bank=None, probes=None):
     return x, *jm.tick(state, clock, rows), *bank
 
 
-@nnx.jit(static_argnums=(1, 2))
 def ask_all(blocks, memory, spec, state, rows, bank=None):
     """Pass a question through all blocks; state and bank are only read."""
 
