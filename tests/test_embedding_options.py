@@ -182,6 +182,12 @@ def test_streams_side_by_side(memory):
 CHUNKS = 20
 
 
+def order(kv):
+    """Return the slots by arrival, empty ones last."""
+    index = np.where(kv.modality != 0, kv.index, np.iinfo(np.int32).max)
+    return np.argsort(index, axis=0, stable=True)
+
+
 @pytest.mark.parametrize(
     "memory", [jm.OmniMem(10, text=2), jm.Recent(8, sinks=2), jm.H2O(10)], ids=lambda m: m.name
 )
@@ -196,11 +202,37 @@ def test_a_stream_of_more_than_2_to_the_33_tokens(memory):
         y, *near = stream(memory, SPEC, *near, part)
         same, *far = stream(memory, SPEC, *far, part)
         np.testing.assert_array_equal(real(same, lengths[i : i + 1]), real(y, lengths[i : i + 1]))
-        assert 0 < far[1] < EDGE
+        np.testing.assert_array_equal(*(order(memory.kv(state)) for state, _ in (near, far)))
+        assert 0 < far[1] < EDGE and memory.kv(far[0]).index.max() < far[1]
         gone += EDGE - 2 - int(far[1])
         far[1] = jnp.int32(EDGE - 2)
     assert gone > 2**33 and near[1] < 2**9
     np.testing.assert_array_equal(memory.kv(near[0]).k, memory.kv(far[0]).k)
+
+
+@jax.jit
+def banked(state, bank, clock, part):
+    """Return the state, the bank and the clock after a chunk, and what a question then reads."""
+    *qkv, rows = part
+    _, state, bank = jm.attend(BANKED, SPEC, state, *qkv, rows, clock, bank=bank)
+    state, clock = jm.tick(state, clock, rows)
+    return state, bank, clock, jm.attend_question(BANKED, SPEC, state, *qkv, rows, bank=bank)
+
+
+BANKED = jm.WithBank(jm.Recent(8, sinks=2), 40, block=4, topk=3, reindex=True, space="device")
+
+
+def test_what_is_read_of_a_bank_stays_in_order_when_the_clock_moves():
+    parts = chunks(projections(8 * 12), (8,) * 12)
+    near = far = (BANKED.init(SPEC), jm.init_bank(BANKED, SPEC), jnp.int32(0))
+    for i in range(12):
+        part = jax.tree.map(lambda x, i=i: x[i], parts)
+        *near, y = banked(*near, part)
+        if i in (1, 5, 9):
+            far[2] = jnp.int32(EDGE - 2)
+        *far, same = banked(*far, part)
+        np.testing.assert_array_equal(y, same)
+    assert near[1].count == 40 and (far[0].aux.table.epoch == 3).all()
 
 
 def test_the_clock_counts_tokens_and_one_more_and_leaves_banks_alone():
