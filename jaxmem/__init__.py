@@ -27,6 +27,7 @@ _WHERE = {
     "rope": "Rope rope_1d mrope_sectioned mrope_interleaved yarn",
     # Any decoder.
     "memory.foreign": "attend attend_question attend_stack ask_stack init_stack embeds",
+    "memory.clock": "tick",
     # Memories, and memories around memories.
     "memory.bank.with_bank": "WithBank",
     "memory.transforms.quantized": "Quantized",

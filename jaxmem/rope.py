@@ -26,16 +26,19 @@ class Rope:
     Attributes:
       inv_freq: radians per unit of position for each pair; 0 leaves a pair unrotated.
       axis: position axis that each pair reads.
-      attention_factor: what queries and keys are multiplied by when they are rotated (YaRN). Angles
-        know nothing of it: the decoder multiplies its queries by the square.
-      softcap: logits become softcap * tanh(logits / softcap) (Gemma 2). It travels with the
-        embedding because attention and everything that measures it must agree on both.
+      attention_factor: what queries and keys are multiplied by when they are rotated (YaRN).
+      softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
+      scale: of the logits q k; None: 1 / sqrt(D).
+
+    The last three travel with the embedding because attention and everything that measures it must
+    agree on them. Attention takes q k / sqrt(D): decoders pass their queries through `scaled`.
     """
 
     inv_freq: tuple[float, ...]
     axis: tuple[int, ...]
     attention_factor: float = 1.0
     softcap: float | None = None
+    scale: float | None = None
 
     def __post_init__(self):
         if len(self.inv_freq) != len(self.axis):
@@ -212,6 +215,14 @@ def turn(
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return out.astype(x.dtype)
+
+
+def scaled(q: Float[Array, "*N D"], table: Rope) -> Float[Array, "*N D"]:
+    """Return queries that carry the embedding's scale and its attention factor for both sides."""
+    factor = table.attention_factor**2
+    if table.scale is not None:
+        factor *= table.scale * table.head_dim**0.5
+    return q if factor == 1.0 else (q.astype(jnp.float32) * factor).astype(q.dtype)
 
 
 def rope(x: Float[Array, "N G D"], pos: Num[Array, "N Gm A"], table: Rope) -> Float[Array, "N G D"]:

@@ -18,7 +18,7 @@ Recent Recorded Reply Requires Rope Sampling Scored Session Sinks SnapKV Spec St
 StreamingLLM StreamingVLM TOVA Uniform View WithAudio WithBank advance ask ask_stack attend
 attend_question attend_stack bind branch compile embeds footprint for_frames init_bank
 init_stack load log_prob memory_for model_spec mrope_interleaved mrope_sectioned nbytes
-question_rows restore rope_1d save slots start stream within yarn
+question_rows restore rope_1d save slots start stream tick within yarn
 """.split()  # fmt: skip
 
 

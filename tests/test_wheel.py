@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-EVERY_MEMORY = '''
+EVERY_MEMORY = """
 import json, sys
 import jax, numpy as np
 import jaxmem as jm
@@ -44,7 +44,7 @@ for name in jm.MEMORIES:
     assert np.isfinite(before.logits).all(), name
     found[name] = type(memory).__name__
 print(json.dumps({"from": jm.__file__, "found": found}))
-'''
+"""
 
 
 @pytest.fixture(scope="module")

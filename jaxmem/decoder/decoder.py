@@ -21,7 +21,7 @@ from flax import nnx
 
 from jaxmem.memory.base import at_layer
 from jaxmem.mixers.base import Mixer
-from jaxmem.rope import Rope
+from jaxmem.rope import Rope, scaled
 from jaxmem.typing import Array, Float, Int, Params
 
 
@@ -200,7 +200,7 @@ def qkv(
 ) -> tuple[Float[Array, "*T H D"], Float[Array, "*T G D"], Float[Array, "*T G D"]]:
     """Return queries, keys and values of a layer, none of them rotated.
 
-    Queries carry the rotary embedding's attention factor for both sides.
+    Queries carry the scale of the logits, see `jaxmem.rope.scaled`.
     """
     x = rms_norm(h, layer["attn_norm"], config.norm_eps)
     q, k, v = (linear(x, layer[name]) for name in ("q", "k", "v"))
@@ -210,9 +210,7 @@ def qkv(
     if config.qk_norm:
         q = rms_norm(q, layer["q_norm"], config.norm_eps)
         k = rms_norm(k, layer["k_norm"], config.norm_eps)
-    if config.rope.attention_factor != 1.0:
-        q = (q.astype(jnp.float32) * config.rope.attention_factor**2).astype(q.dtype)
-    return q, k, v
+    return scaled(q, config.rope), k, v
 
 
 def mlp(layer: Params, config: DecoderConfig, x: Float[Array, "*T E"]) -> Float[Array, "*T E"]:

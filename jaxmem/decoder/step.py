@@ -72,8 +72,7 @@ def _counted(carry: Carry, fresh: Int[Array, ""], bad: Int[Array, ""]) -> Carry:
         last=jnp.where(bad > 0, carry.chunks, old.last),
     )
     return carry._replace(
-        # One number per chunk stays free, for a memory that adds a summary token of its own.
-        clock=carry.clock + fresh + jnp.minimum(fresh, 1),
+        clock=clocks.after(carry.clock, fresh),
         chunks=carry.chunks + jnp.minimum(fresh + bad, 1),
         tokens=jnp.where(carry.tokens > most - fresh, most, carry.tokens + fresh),
         rejected=rejected,

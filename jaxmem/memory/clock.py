@@ -12,19 +12,45 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.kv import EMPTY, KV
+from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.bank.block_table import BlockTable
 from jaxmem.memory.bank.epochs import EDGE, FLOOR, STEP
-from jaxmem.memory.base import State
+from jaxmem.memory.base import Embeds
 from jaxmem.typing import Array, Int, PyTree
 
 
-def rebase(state: State, clock: Int[Array, ""]) -> tuple[State, Int[Array, ""]]:
-    """Return a state and its clock, both moved down by STEP once the clock has passed EDGE.
+def tick(
+    state: PyTree, clock: Int[Array, ""] | int, embeds: Embeds
+) -> tuple[PyTree, Int[Array, ""]]:
+    """Return the states of a decoder and its clock, ready for the next chunk.
+
+    Call it once after every chunk, with the states of all layers: they and the clock are moved
+    back together now and then, so a stream may be longer than 32 bits can count.
+
+    Args:
+      state: one `State`, or any pytree of them; banks in it stay as they are.
+      clock: arrival number of the chunk's first row.
+      embeds: the chunk, its padding not counted.
+    """
+    fresh = jnp.sum(embeds.modality != EMPTY, dtype=jnp.int32)
+    return rebase(state, after(jnp.asarray(clock, jnp.int32), fresh))
+
+
+def after(clock: Int[Array, ""], fresh: Int[Array, ""]) -> Int[Array, ""]:
+    """Return the clock after a chunk of `fresh` tokens; one of none leaves it.
+
+    One number per chunk stays free, for a memory that adds a summary token of its own.
+    """
+    return clock + fresh + jnp.minimum(fresh, 1)
+
+
+def rebase(state: PyTree, clock: Int[Array, ""]) -> tuple[PyTree, Int[Array, ""]]:
+    """Return states and their clock, all moved down by STEP once the clock has passed EDGE.
 
     Only arrival numbers are touched; tokens older than the range of the numbers keep their order at
     its lower end.
     """
-    wanted = lambda x: isinstance(x, KV | BlockTable)
+    wanted = lambda x: isinstance(x, KV | BlockTable | Bank)
     leaves, treedef = jax.tree.flatten(state, is_leaf=wanted)
     old = [_numbers(leaf) for leaf in leaves]
     far = clock >= EDGE
