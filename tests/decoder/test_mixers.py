@@ -14,12 +14,12 @@ from jaxmem.bound import Bound, bind, probe_rows, question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.program import Text, init_carry, make_program, spec_of
 from jaxmem.decoder.stretches import stretches
-from jaxmem.experiments.memories import build
 from jaxmem.kv import EMPTY
 from jaxmem.loop import start, stream
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import FeatureMemory
 from jaxmem.memory.baselines import Full, Recent
+from jaxmem.memory.by_name import build
 from jaxmem.mixers.base import Mixer
 from jaxmem.saving import restore, save
 
