@@ -33,6 +33,9 @@ from jaxmem.typing import Array, Float, Hidden, Int, PyTree
 Block = Callable[[int, Hidden, Callable[..., Array]], Hidden]
 """(layer, the layer's input [T, E], attend) -> its output [T, E]."""
 
+QKV = tuple[Array, Array, Array]
+"""Queries [T, H, D], which carry the scale of the logits, keys and values [T, G, D]."""
+
 
 @dataclass
 class Blocks:
@@ -72,11 +75,11 @@ class Blocks:
         self._need("probes", requires.probes is not None, probes)
         clock, views = jnp.asarray(clock, jnp.int32), self._views(embeds)
 
-        def attention(layer: int, x: Hidden, q: Array, k: Array, v: Array, output: Array | None):
+        def attention(layer: int, x: Hidden, qkv: QKV, output: Array | None):
             self._need("hidden", requires.hidden, x)
             self._need("output", requires.output, output)
             more = {"prefix": at_layer(self.prefix, layer), "hidden": x, "output": output}
-            return attend_view(requires, self.turn, views[layer], q, k, v, embeds, clock, **more)
+            return attend_view(requires, self.turn, views[layer], *qkv, embeds, clock, **more)
 
         y, chunks = self._run(x, embeds, attention)
         if requires.probes is not None and probes is not None:
@@ -93,13 +96,13 @@ class Blocks:
             question = None if queries is None else Question(queries, real, self.prefix)
             whole = memory.recall(self.spec, self.state, question, self.bank)
 
-        def attention(layer: int, x: Hidden, q: Array, k: Array, v: Array, output: Array | None):
+        def attention(layer: int, x: Hidden, qkv: QKV, output: Array | None):
             if whole is not None:
-                return self._read(layer, at_layer(whole, layer), q, k, v, embeds, window), None
-            asked = q if queries is None else queries[layer]
+                return self._read(layer, at_layer(whole, layer), qkv, embeds, window), None
+            asked = qkv[0] if queries is None else queries[layer]
             own = None if asks is None else Question(asked, real, at_layer(self.prefix, layer))
             view = memory.recall(self.spec, self.state[layer], own, self._bank_of(layer))
-            return self._read(layer, view, q, k, v, embeds, window), None
+            return self._read(layer, view, qkv, embeds, window), None
 
         return self._run(x, embeds, attention)[0]
 
@@ -116,7 +119,7 @@ class Blocks:
 
             def mine(q: Array, k: Array, v: Array, *, output=None, layer=layer, x=x) -> Array:
                 _check_rows(self.spec, q, k, v, embeds)
-                y, report = attention(layer, x, scaled(q, self.turn), k, v, output)
+                y, report = attention(layer, x, (scaled(q, self.turn), k, v), output)
                 reports.append(report)
                 return y
 
@@ -127,27 +130,20 @@ class Blocks:
         return x, reports
 
     def _read(
-        self,
-        layer: int,
-        view: View,
-        q: Array,
-        k: Array,
-        v: Array,
-        embeds: Embeds,
-        window: int | None,
+        self, layer: int, view: View, qkv: QKV, embeds: Embeds, window: int | None
     ) -> Float[Array, "Q H D"]:
         """Attend rows that are not written to [prefix | view | themselves]."""
         view, pinned = view._replace(base=begin_of(view.base, embeds)), at_layer(self.prefix, layer)
-        args = (Requires(window=window), self.turn, view, q, k, v, embeds, jnp.int32(0))
-        return attend_view(*args, prefix=pinned)[0]
+        asked = Requires(window=window)
+        return attend_view(asked, self.turn, view, *qkv, embeds, jnp.int32(0), prefix=pinned)[0]
 
     def _first_pass(self, x: Hidden, embeds: Embeds) -> Float[Array, "L Q H D"]:
         """Return every layer's queries of a question that sees only [prefix | itself]."""
         begin = jnp.full((self.spec.axes,), self.spec.prefix, self.spec.pos_dtype)
         nothing, embeds = View(self.spec.empty(1), begin), embeds._replace(start=None)
 
-        def attention(layer: int, x: Hidden, q: Array, k: Array, v: Array, output: Array | None):
-            return self._read(layer, nothing, q, k, v, embeds, None), q
+        def attention(layer: int, x: Hidden, qkv: QKV, output: Array | None):
+            return self._read(layer, nothing, qkv, embeds, None), qkv[0]
 
         return jnp.stack(self._run(x, embeds, attention)[1])
 
@@ -191,8 +187,8 @@ class Blocks:
             probe = at_layer(probes, i)
             passes = [jnp.bool_(True) if v.probing is None else v.probing[i] for v in views]
 
-            def attention(layer: int, x: Hidden, q: Array, k: Array, v: Array, output, probe=probe):
-                args = (views[layer], chunks[layer].kv, embeds.advance, probe, q, k, v)
+            def attention(layer: int, x: Hidden, qkv: QKV, output: Array | None, probe=probe):
+                args = (views[layer], chunks[layer].kv, embeds.advance, probe, *qkv)
                 return attend_probe(asked.form, self.turn, *args, at_layer(self.prefix, layer))
 
             moves = [p & (asked.form == "causal") for p in passes]
