@@ -14,19 +14,10 @@ from jaxmem.data.world.scene import COLOURS, DECOYS, GRID, QUADRANTS, SHAPES, SO
 
 GLYPHS = SHAPES + DECOYS
 TYPES = {
-    "colour": 3.0,
-    "where": 3.0,
-    "sound_when": 2.5,
-    "shape_when": 2.5,
-    "heard": 1.5,
-    "order": 2.0,
-    "count": 2.0,
-    "shape_now": 1.0,
-    "sound_now": 1.0,
-    "last_shape": 1.2,
-    "last_sound": 1.0,
+    "colour": 3.0, "where": 3.0, "sound_when": 2.5, "shape_when": 2.5, "heard": 1.5, "order": 2.0,
+    "count": 2.0, "shape_now": 1.0, "sound_now": 1.0, "last_shape": 1.2, "last_sound": 1.0,
     "first_sound": 0.8,
-}  # question type: how often it is drawn
+}  # fmt: skip  # question type: how often it is drawn
 ABSENT = 0.1  # share of the questions about a thing that was not shown yet
 _ASKED_DECOY = 0.08  # share of the colour questions about dots or stripes
 

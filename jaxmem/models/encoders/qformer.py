@@ -19,12 +19,9 @@ from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 
 KEYS = {
-    "depth": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "inputs": "encoder_hidden_size",
-}
+    "depth": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size", "inputs": "encoder_hidden_size",
+}  # fmt: skip
 
 
 class Names(NamedTuple):

@@ -27,24 +27,14 @@ RENAMES = (("vision_model.", ""),)
 IGNORE = ("text_model.*", "logit_scale", "logit_bias")
 """The other tower of a whole SigLIP checkpoint."""
 KEYS = {
-    "depth": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "norm_eps": "layer_norm_eps",
-}
+    "depth": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size", "norm_eps": "layer_norm_eps",
+}  # fmt: skip
 DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 16,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-    "vision_use_head": True,
-}
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": True,
+}  # fmt: skip
 """Of the base model; config.json leaves out what equals them."""
 
 
@@ -65,11 +55,7 @@ class SiglipConfig:
 
 
 def read_config(vision: Mapping[str, Any]) -> SiglipConfig:
-    """Return the encoder that a config.json (or its `vision_config`) describes.
-
-    Raises:
-      ValueError: if it is of another family, or has another activation.
-    """
+    """Return the encoder of a config.json or its `vision_config`; ValueError if not implemented."""
     if vision.get("model_type") == "siglip":
         vision = vision.get("vision_config", {})
     check_family(vision, MODEL_TYPES, "the vision encoder")

@@ -9,12 +9,9 @@ from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.rope import Rope, rope_1d, yarn
 
 SIZES = {
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "vocab": "vocab_size",
-}
+    "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size", "vocab": "vocab_size",
+}  # fmt: skip
 """Fields of a decoder, and what transformers calls them."""
 
 

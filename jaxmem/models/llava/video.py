@@ -69,11 +69,7 @@ class LlavaVideoConfig(LlavaConfig):
 
 
 def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
-    """Return the model that a LLaVA-NeXT config.json describes.
-
-    Raises:
-      ValueError: if it is of another family or asks for something that is not implemented.
-    """
+    """Return the model that LLaVA-NeXT's config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
     check_keys(config, ("mm_vision_tower", "mm_newline_position"))
     for key, known in SETTINGS.items():

@@ -52,14 +52,9 @@ NAMES = {
 }
 """What stored names begin with; the base's stand beside them unchanged."""
 WHISPER_LARGE_V3 = {
-    "model_type": "whisper",
-    "d_model": 1280,
-    "encoder_layers": 32,
-    "encoder_attention_heads": 20,
-    "encoder_ffn_dim": 5120,
-    "num_mel_bins": 128,
-    "max_source_positions": 1500,
-}
+    "model_type": "whisper", "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120, "num_mel_bins": 128, "max_source_positions": 1500,
+}  # fmt: skip
 QFORMER = {
     "hidden_size": 3072,
     "num_hidden_layers": 2,
@@ -257,7 +252,7 @@ class TimedSalmonn(Salmonn):
     timestamps = True
     whole_videos = True
     max_pixels = 176_400
-    # frames (of two pictures) under one time stamp. The released layout takes 1 for videos of up to
+    # Frames (of two pictures) under one time stamp. The released layout takes 1 for videos of up to
     # 256 frames, and as many more as keep within 256 stamps.
     group: int = 1
 
@@ -284,11 +279,7 @@ class TimedSalmonn(Salmonn):
 
 
 def tokens_in(config: SalmonnConfig, seconds: Fraction) -> int:
-    """Return the audio tokens of a piece.
-
-    Raises:
-      ValueError: if it is no whole number of them, or longer than a clip.
-    """
+    """Return the audio tokens of a piece; ValueError if not whole, or more than a clip has."""
     count = seconds * config.per_second
     if count != int(count) or not 0 < count <= config.clip_tokens:
         raise ValueError(
