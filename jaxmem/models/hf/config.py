@@ -8,6 +8,11 @@ from typing import Any
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.rope import Rope, rope_1d, yarn
 
+ENCODER = {
+    "depth": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+}  # fmt: skip
+"""Fields of an encoder, and what transformers calls them."""
 SIZES = {
     "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
     "mlp_width": "intermediate_size", "vocab": "vocab_size",

@@ -56,11 +56,9 @@ WHISPER_LARGE_V3 = {
     "encoder_ffn_dim": 5120, "num_mel_bins": 128, "max_source_positions": 1500,
 }  # fmt: skip
 QFORMER = {
-    "hidden_size": 3072,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 12,
+    "hidden_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 12,
     "intermediate_size": 3072,
-}
+}  # fmt: skip
 """The released code's defaults; the inner width of the MLP is that of BERT's base model."""
 ROWS_PER_SECOND = 50  # of Whisper's encoder
 
