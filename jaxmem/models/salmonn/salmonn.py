@@ -277,7 +277,7 @@ class TimedSalmonn(Salmonn):
 
 
 def tokens_in(config: SalmonnConfig, seconds: Fraction) -> int:
-    """Return the audio tokens of a piece; ValueError if not whole, or more than a clip has."""
+    """Return the audio tokens of a piece; ValueError if that is no whole number within a clip."""
     count = seconds * config.per_second
     if count != int(count) or not 0 < count <= config.clip_tokens:
         raise ValueError(
