@@ -124,11 +124,7 @@ def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
 
 
 def as_dtype(dtype: Any) -> Any:
-    """Return the dtype of weights.
-
-    Raises:
-      ValueError: if it is none that weights can have.
-    """
+    """Return the dtype of weights; ValueError if it is none that they can have."""
     try:
         found = jnp.dtype(dtype)
     except TypeError:

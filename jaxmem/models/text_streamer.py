@@ -17,11 +17,6 @@ class TextStreamer:
     """
 
     def __init__(self, detokenize: Callable[[np.ndarray], str]):
-        """Start with no text.
-
-        Args:
-          detokenize: ids to text.
-        """
         self._detokenize, self.text = detokenize, ""
 
     def push(self, ids: Int[np.ndarray, "m"], done: bool) -> Iterator[str]:

@@ -6,6 +6,7 @@ Look-ahead lives here, in compressed form: decoded frames are never queued. See 
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import av
@@ -42,14 +43,14 @@ class Log:
             self.events.append(Event(time, "more", "further events are not listed"))
 
 
+@dataclass
 class Clock:
     """Media time of one stream's stamps: the common origin taken off, clock resets closed."""
 
-    def __init__(self, kind: Kind, log: Log) -> None:
-        self.kind = kind
-        self.log = log
-        self.origin = 0.0
-        self.shift = 0.0
+    kind: Kind
+    log: Log
+    origin: float = 0.0
+    shift: float = 0.0
 
     def __call__(self, stamp: float | None, expected: float | None) -> float:
         """Seconds of media time of `stamp`; `expected` is where the last frame ended, if any."""
@@ -58,9 +59,8 @@ class Clock:
         t = stamp - self.origin + self.shift
         if expected is not None and not -_MAX_BACK <= t - expected <= _MAX_JUMP:
             jump = t - expected
-            self.log(
-                expected, "clock", f"{self.kind} time stamps jump by {jump:.3f} s; jump closed"
-            )
+            what = f"{self.kind} time stamps jump by {jump:.3f} s; jump closed"
+            self.log(expected, "clock", what)
             self.shift -= jump
             t = expected
         return t
@@ -99,14 +99,14 @@ def choose_stream(container: InputContainer, kind: Kind, wanted: int | None, nam
     return streams[wanted]
 
 
+@dataclass
 class _Queue:
     """Packets of one stream that are read but not yet decoded."""
 
-    def __init__(self) -> None:
-        self.packets: deque[tuple[Any, float]] = deque()
-        self.seconds = 0.0
-        self.size = 0
-        self.newest: float | None = None
+    packets: deque[tuple[Any, float]] = field(default_factory=deque)
+    seconds: float = 0.0
+    size: int = 0
+    newest: float | None = None
 
     def push(self, packet: Any, longest: float) -> None:
         stamp = packet.dts if packet.dts is not None else packet.pts

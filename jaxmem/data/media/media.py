@@ -90,13 +90,8 @@ def open_media(
                 f"{len(container.streams)} stream(s) in all"
             )
         log = Log()
-        packets = Packets(
-            container,
-            streams,
-            look_ahead=look_ahead,
-            max_bytes=_MAX_BYTES,
-            patience=timeout or 10.0,
-        )
+        limits = {"look_ahead": look_ahead, "max_bytes": _MAX_BYTES, "patience": timeout or 10.0}
+        packets = Packets(container, streams, **limits)
         return MediaReader(
             container,
             name,
@@ -126,17 +121,9 @@ def _check_numbers(
     look_ahead: float,
     threads: int,
 ) -> int:
-    """F, the frames of a piece, from arguments that make sense.
-
-    Raises:
-      ValueError: they do not.
-    """
-    for label, value in (
-        ("fps", fps),
-        ("piece_seconds", piece_seconds),
-        ("sample_rate", sample_rate),
-        ("look_ahead", look_ahead),
-    ):
+    """F, the frames of a piece; a ValueError if the arguments make no sense."""
+    positive = {"fps": fps, "piece_seconds": piece_seconds, "sample_rate": sample_rate}
+    for label, value in {**positive, "look_ahead": look_ahead}.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{label} must be a positive number, got {value!r}")
     frames = round(fps * piece_seconds)
@@ -193,11 +180,7 @@ def _open(
     options: dict[str, str] | None,
     timeout: float | None,
 ) -> Any:
-    """An open container.
-
-    Raises:
-      ValueError: PyAV cannot open it, or takes a text file for a film.
-    """
+    """An open container; a ValueError if PyAV cannot open it, or takes a text file for a film."""
     try:
         container = av.open(source, "r", format=format, options=options, timeout=timeout)
     except (ExitError, TimeoutError) as error:

@@ -219,9 +219,8 @@ class MediaReader:
         for track in self._tracks:
             if track.decoder.broken is not None and track.decoder.ended:
                 kind = track.decoder.kind
-                return End(
-                    time, f"{kind}: {track.decoder.broken}; no good frame followed", "damaged"
-                )
+                reason = f"{kind}: {track.decoder.broken}; no good frame followed"
+                return End(time, reason, "damaged")
         if time >= self._stop - EPS:
             return End(time, f"stop={self._stop:g} s was reached", "stop")
         return self._check_declared(time)
@@ -247,9 +246,8 @@ class MediaReader:
         """Closes the source. `info`, `events` and `end` stay readable."""
         self._container.close()
         if self.end is None:
-            self.end = End(
-                self._start + self._count * self._seconds, "closed by the caller", "stop"
-            )
+            reached = self._start + self._count * self._seconds
+            self.end = End(reached, "closed by the caller", "stop")
 
     def __enter__(self) -> Self:
         return self

@@ -210,11 +210,7 @@ class VideoTrack:
 
 
 def check_size(size: Any) -> Size:
-    """`size` as two positive ints (h, w).
-
-    Raises:
-      ValueError: it is something else.
-    """
+    """`size` as two positive ints (h, w); a ValueError if it is something else."""
     try:
         h, w = (int(n) for n in size)
     except (TypeError, ValueError):

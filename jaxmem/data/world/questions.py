@@ -14,19 +14,10 @@ from jaxmem.data.world.scene import COLOURS, DECOYS, GRID, QUADRANTS, SHAPES, SO
 
 GLYPHS = SHAPES + DECOYS
 TYPES = {
-    "colour": 3.0,
-    "where": 3.0,
-    "sound_when": 2.5,
-    "shape_when": 2.5,
-    "heard": 1.5,
-    "order": 2.0,
-    "count": 2.0,
-    "shape_now": 1.0,
-    "sound_now": 1.0,
-    "last_shape": 1.2,
-    "last_sound": 1.0,
+    "colour": 3.0, "where": 3.0, "sound_when": 2.5, "shape_when": 2.5, "heard": 1.5, "order": 2.0,
+    "count": 2.0, "shape_now": 1.0, "sound_now": 1.0, "last_shape": 1.2, "last_sound": 1.0,
     "first_sound": 0.8,
-}  # question type: how often it is drawn
+}  # fmt: skip  # question type: how often it is drawn
 ABSENT = 0.1  # share of the questions about a thing that was not shown yet
 _ASKED_DECOY = 0.08  # share of the colour questions about dots or stripes
 
@@ -222,16 +213,13 @@ def _count(past: _Past, rng: np.random.Generator) -> _Draft:
     return text, ("none", "one", "two", "many")[wanted], -1 if row < 0 else e.end[row]
 
 
-def _shape_now(past: _Past, rng: np.random.Generator) -> _Draft | None:
-    shown = past.events.glyph[(past.events.end == past.time) & (past.events.glyph >= 0)]
-    if len(shown) > 1:
+def _now(past: _Past, rng: np.random.Generator, word: str, field: str) -> _Draft | None:
+    """What is shown or heard right before the question."""
+    names, classes = {"glyph": SHAPES, "sound": SOUNDS}[field], getattr(past.events, field)
+    found = classes[(past.events.end == past.time) & (classes >= 0)]
+    if len(found) > 1:
         return None
-    return "Which shape is there now?", SHAPES[shown[0]] if len(shown) else "none", past.time
-
-
-def _sound_now(past: _Past, rng: np.random.Generator) -> _Draft:
-    rings = past.events.sound[(past.events.end == past.time) & (past.events.sound >= 0)]
-    return "Which sound is there now?", SOUNDS[rings[0]] if len(rings) else "none", past.time
+    return f"Which {word} is there now?", names[found[0]] if len(found) else "none", past.time
 
 
 def _last_shape(past: _Past, rng: np.random.Generator) -> _Draft | None:
@@ -262,8 +250,8 @@ _ASK: dict[str, Callable[[_Past, np.random.Generator], _Draft | None]] = {
     "heard": _heard,
     "order": _order,
     "count": _count,
-    "shape_now": _shape_now,
-    "sound_now": _sound_now,
+    "shape_now": partial(_now, word="shape", field="glyph"),
+    "sound_now": partial(_now, word="sound", field="sound"),
     "last_shape": _last_shape,
     "last_sound": partial(_end_sound, last=True),
     "first_sound": partial(_end_sound, last=False),

@@ -47,7 +47,7 @@ def through(
 ) -> tuple[Float[Array, "N W"], list[Float[Array, "N W"]]]:
     """Pass rows through the stack `weights` [depth, ...], rotated by `turn` where it is given.
 
-    Out come the output of the last block, and of those in `taps`.
+    The outputs of the blocks in `taps` are returned beside that of the last.
     """
 
     def block(mine: Params, h: Array, _: None) -> Array:

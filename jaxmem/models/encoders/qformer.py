@@ -14,17 +14,9 @@ import jax.numpy as jnp
 
 from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders.vision_parts import attend_all, gelu_mlp, layer_norm, through_blocks
-from jaxmem.models.hf.config import check_value, fields
+from jaxmem.models.hf.config import ENCODER, check_value, fields
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
-
-KEYS = {
-    "depth": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "inputs": "encoder_hidden_size",
-}
 
 
 class Names(NamedTuple):
@@ -75,7 +67,8 @@ def read_config(config: Mapping[str, Any], *, window: int, queries: int = 1) -> 
     Raises:
       ValueError: if a key is missing or asks for something that is not implemented.
     """
-    sizes = fields(config, KEYS, "the config of the Q-Former")
+    keys = ENCODER | {"inputs": "encoder_hidden_size"}
+    sizes = fields(config, keys, "the config of the Q-Former")
     for key, known in (("hidden_act", "gelu"), ("cross_attention_frequency", 1)):
         check_value(f"{key} of the Q-Former", config.get(key, known), known)
     norm_eps = config.get("layer_norm_eps", 1e-12)

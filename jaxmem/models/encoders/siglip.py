@@ -17,7 +17,7 @@ from jaxmem.models.encoders.vision_parts import (
     layer_norm,
     patchify,
 )
-from jaxmem.models.hf.config import check_family, fields
+from jaxmem.models.hf.config import ENCODER, check_family, fields
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -26,25 +26,11 @@ RENAMES = (("vision_model.", ""),)
 """Older checkpoints have one level more."""
 IGNORE = ("text_model.*", "logit_scale", "logit_bias")
 """The other tower of a whole SigLIP checkpoint."""
-KEYS = {
-    "depth": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "norm_eps": "layer_norm_eps",
-}
 DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 16,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-    "vision_use_head": True,
-}
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": True,
+}  # fmt: skip
 """Of the base model; config.json leaves out what equals them."""
 
 
@@ -65,11 +51,7 @@ class SiglipConfig:
 
 
 def read_config(vision: Mapping[str, Any]) -> SiglipConfig:
-    """Return the encoder that a config.json (or its `vision_config`) describes.
-
-    Raises:
-      ValueError: if it is of another family, or has another activation.
-    """
+    """Return the encoder of a config.json or its `vision_config`; ValueError if not implemented."""
     if vision.get("model_type") == "siglip":
         vision = vision.get("vision_config", {})
     check_family(vision, MODEL_TYPES, "the vision encoder")
@@ -78,7 +60,7 @@ def read_config(vision: Mapping[str, Any]) -> SiglipConfig:
         raise ValueError(
             f"the SigLIP encoder uses gelu_pytorch_tanh, config.json says {vision['hidden_act']!r}."
         )
-    stack = Prenorm(**fields(vision, KEYS), tanh_gelu=True)
+    stack = Prenorm(**fields(vision, ENCODER | {"norm_eps": "layer_norm_eps"}), tanh_gelu=True)
     channels, head = vision["num_channels"], vision["vision_use_head"]
     return SiglipConfig(stack, vision["image_size"], vision["patch_size"], channels, head)
 

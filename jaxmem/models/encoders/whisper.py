@@ -22,11 +22,9 @@ IGNORE = ("decoder.*", "proj_out.weight")
 
 
 KEYS = {
-    "depth": "encoder_layers",
-    "width": "d_model",
-    "heads": "encoder_attention_heads",
+    "depth": "encoder_layers", "width": "d_model", "heads": "encoder_attention_heads",
     "mlp_width": "encoder_ffn_dim",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,14 @@ class WhisperConfig:
 
 
 def read_config(config: Mapping[str, Any]) -> WhisperConfig:
-    """Return the encoder that a config.json describes.
-
-    Raises:
-      ValueError: if it is of another family, lacks a key, or has another activation.
-    """
+    """Return the encoder that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
     sizes = fields(config, {"mel_bins": "num_mel_bins", "rows": "max_source_positions"})
     return WhisperConfig(read_stack(config), **sizes)
 
 
 def read_stack(config: Mapping[str, Any], where: str = "config.json") -> Prenorm:
-    """Return the blocks that Whisper's keys describe; ValueError if one lacks, or is not known."""
+    """Return the blocks that Whisper's keys describe; ValueError if one is missing or not known."""
     check_value("activation_function", config.get("activation_function", "gelu"), "gelu")
     # The epsilon is torch's default; config.json does not hold it.
     return Prenorm(**fields(config, KEYS, where), tanh_gelu=False, norm_eps=1e-5)

@@ -44,11 +44,9 @@ class LogMel:
     def __call__(
         self, samples: Float[np.ndarray, "n"], past: Float[np.ndarray, "p"] | None
     ) -> Float[np.ndarray, "J M"]:
-        """Return the n / hop frames of a piece, float32.
+        """Return the n / hop frames of a piece of mono sound, float32; n is a multiple of `hop`.
 
-        Args:
-          samples: mono sound, n a multiple of `hop`.
-          past: the samples before it; None at the beginning of the sound, which is mirrored.
+        `past` are the samples before it; None at the beginning of the sound, which is mirrored.
         """
         half = self.fft // 2
         before = samples[half:0:-1] if past is None else past[len(past) - half :]

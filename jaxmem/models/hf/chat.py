@@ -94,10 +94,9 @@ class Chat:
         return Turn(ids[: at[0]], ids[at[0] + 1 :])
 
     def around_text(self, question: str, mark: str) -> Turn:
-        """Return the same for a template of text only, where a `mark` stands for the video.
+        """Return the same for a text only: a `mark` and a line break, then the question.
 
-        It comes in front of the question, with a line break. As released, the text before and after
-        the mark is tokenised apart.
+        As released, the text before and after the mark is tokenised apart.
 
         Raises:
           ValueError: if the question is empty, or the prompt does not hold the mark once.

@@ -8,13 +8,15 @@ from typing import Any
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.rope import Rope, rope_1d, yarn
 
-SIZES = {
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
+ENCODER = {
+    "depth": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
     "mlp_width": "intermediate_size",
-    "vocab": "vocab_size",
-}
+}  # fmt: skip
+"""Fields of an encoder, and what transformers calls them."""
+SIZES = {
+    "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size", "vocab": "vocab_size",
+}  # fmt: skip
 """Fields of a decoder, and what transformers calls them."""
 
 
@@ -36,7 +38,7 @@ def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any
 
 
 def rope_theta(text: Mapping[str, Any]) -> float:
-    """Return the rotary base, newer or older place; ValueError if it is scaled, but not by YaRN."""
+    """Return the rotary base of newer or older files; ValueError if scaled other than by YaRN."""
     rope, kind = _rope_settings(text)
     if kind not in ("default", "mrope", "yarn"):
         raise ValueError(
@@ -127,7 +129,7 @@ def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "con
 def fields(
     config: Mapping[str, Any], names: Mapping[str, str], where: str = "config.json"
 ) -> dict[str, Any]:
-    """Return settings as fields, by the key of each; ValueError that names all that are missing."""
+    """Return the fields whose keys are given; ValueError that names all keys that are missing."""
     check_keys(config, tuple(names.values()), where)
     return {field: config[key] for field, key in names.items()}
 

@@ -92,11 +92,7 @@ def _layer(config: Mapping[str, Any], depth: int) -> int:
 
 
 def read_config(config: Mapping[str, Any]) -> LlavaConfig:
-    """Return the model that a config.json describes.
-
-    Raises:
-      ValueError: if it is of another family or asks for something that is not implemented.
-    """
+    """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
     check_keys(config, ("text_config", "vision_config"))
     text, vision = config["text_config"], siglip.read_config(config["vision_config"])

@@ -30,15 +30,10 @@ PLACEHOLDER = "<image>"
 """What a prompt says where the video stands; it need not be a token."""
 TOWERS: dict[str, Mapping[str, Any]] = {
     "google/siglip-so400m-patch14-384": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "image_size": 384,
-        "patch_size": 14,
+        "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304,
+        "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
     }
-}
+}  # fmt: skip
 """Encoders that config.json may name, as their own config.json describes them."""
 SETTINGS = {
     "mm_newline_position": "grid",
@@ -69,11 +64,7 @@ class LlavaVideoConfig(LlavaConfig):
 
 
 def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
-    """Return the model that a LLaVA-NeXT config.json describes.
-
-    Raises:
-      ValueError: if it is of another family or asks for something that is not implemented.
-    """
+    """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
     check_keys(config, ("mm_vision_tower", "mm_newline_position"))
     for key, known in SETTINGS.items():

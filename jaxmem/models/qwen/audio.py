@@ -33,11 +33,7 @@ KEYS = {"mel_bins": "num_mel_bins", "rows": "n_window", "out": "output_dim"}
 
 
 def read_config(audio: Mapping[str, Any]) -> QwenAudioConfig:
-    """Return the encoder that `audio_config` of a config.json describes.
-
-    Raises:
-      ValueError: if a key is missing, or the encoder has parts that are not implemented.
-    """
+    """Return the encoder that an `audio_config` describes; ValueError if it is not implemented."""
     where = "audio_config"
     return QwenAudioConfig(read_stack(audio, where), **fields(audio, KEYS, where))
 

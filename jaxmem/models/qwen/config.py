@@ -9,12 +9,7 @@ from jaxmem.models.hf.config import check_keys, decoder_config, head_dim, rope_t
 from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
 
-TOKENS = {
-    "image": "image_token_id",
-    "video": "video_token_id",
-    "vision_start": "vision_start_token_id",
-    "vision_end": "vision_end_token_id",
-}
+TOKENS = {name: f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")}
 
 
 @dataclass(frozen=True)

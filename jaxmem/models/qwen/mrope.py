@@ -56,7 +56,7 @@ def line(count: int) -> Int[np.ndarray, "n 3"]:
 
 
 def gaps(seconds: Sequence[Seconds] | None, videos: Sequence[Any]) -> list[Seconds]:
-    """Return the seconds between frames of every video (None: 1); ValueError if one lacks them."""
+    """Return the seconds between frames, one for each video (None: 1.0); ValueError if not."""
     if seconds is not None and len(seconds) != len(videos):
         raise ValueError(f"{len(videos)} videos came with {len(seconds)} seconds per frame.")
     return [1.0] * len(videos) if seconds is None else list(seconds)

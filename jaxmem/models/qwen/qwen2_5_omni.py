@@ -46,15 +46,9 @@ IGNORE = (
     "talker.*",
     "token2wav.*",
 )
-TOKENS = {
-    "image": "image_token_index",
-    "video": "video_token_index",
-    "audio": "audio_token_index",
-    "vision_start": "vision_start_token_id",
-    "vision_end": "vision_end_token_id",
-    "audio_start": "audio_start_token_id",
-    "audio_end": "audio_end_token_id",
-}
+AROUND = ("vision_start", "vision_end", "audio_start", "audio_end")
+TOKENS = {name: f"{name}_token_index" for name in ("image", "video", "audio")}
+TOKENS |= {name: f"{name}_token_id" for name in AROUND}
 PARTS = {"text": "text_config", "vision": "vision_config", "audio": "audio_config"}
 
 
@@ -69,11 +63,7 @@ class Qwen25OmniConfig:
 
 
 def read_config(config: Mapping[str, Any]) -> Qwen25OmniConfig:
-    """Return the Thinker that a config.json describes, alone or within `thinker_config`.
-
-    Raises:
-      ValueError: if it is of another family or asks for something that is not implemented.
-    """
+    """Return the Thinker of a config.json or `thinker_config`; ValueError if not implemented."""
     check_family(config, MODEL_TYPES)
     config = config.get("thinker_config") or config
     tokens, parts = fields(config, TOKENS), fields(config, PARTS)

@@ -52,11 +52,7 @@ class Qwen25VLConfig(VLConfig):
 
 
 def read_config(config: Mapping[str, Any]) -> Qwen25VLConfig:
-    """Return the model that a config.json describes.
-
-    Raises:
-      ValueError: if it is of another family or asks for something that is not implemented.
-    """
+    """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
     tokens = fields(config, TOKENS)
     vision = config["vision_config"]

@@ -51,11 +51,7 @@ class Qwen3VLConfig(VLConfig):
 
 
 def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
-    """Return the model that a config.json describes.
-
-    Raises:
-      ValueError: if it is of another family or asks for something that is not implemented.
-    """
+    """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
     parts = fields(config, TOKENS | {"text": "text_config", "vision": "vision_config"})
     if parts.pop("text").get("attention_bias"):

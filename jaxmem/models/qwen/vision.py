@@ -11,15 +11,10 @@ from jaxmem.models.hf.weights import Weight, dense
 from jaxmem.typing import Array, Float, Params
 
 KEYS = {
-    "depth": "depth",
-    "width": "hidden_size",
-    "heads": "num_heads",
-    "mlp_width": "intermediate_size",
-    "out": "out_hidden_size",
-    "patch": "patch_size",
-    "temporal": "temporal_patch_size",
-    "merge": "spatial_merge_size",
-}
+    "depth": "depth", "width": "hidden_size", "heads": "num_heads",
+    "mlp_width": "intermediate_size", "out": "out_hidden_size", "patch": "patch_size",
+    "temporal": "temporal_patch_size", "merge": "spatial_merge_size",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,7 @@ def text_after(
 ) -> Int[np.ndarray, "3"]:
     """Return `Embeds.start` of text after `aligned_video`s: it stands after the largest position.
 
-    Arguments are those of `aligned_video`; `frames` were streamed. Without any, it is the base.
+    So many `frames` were streamed, 0: text goes on at the base. Others as in `aligned_video`.
     """
     if not frames:
         return np.zeros(3, np.int32)
@@ -142,10 +142,7 @@ def text_after(
 
 
 def video_plan(config: SalmonnConfig, video: Video, heard: int | None = None) -> Plan:
-    """Return the plan of frames of a stream; `heard`: the first feature of sound.
-
-    None: right after those of the frames.
-    """
+    """Return the plan of frames; features of sound begin at `heard`; None: after the frames'."""
     first = int((video.ids == config.base.video).sum()) if heard is None else heard
     features = {config.base.video: (VISION, 0), config.audio: (AUDIO, first)}
     return plan(video.ids, video.pos, video.advance, features)

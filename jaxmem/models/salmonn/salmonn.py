@@ -52,20 +52,13 @@ NAMES = {
 }
 """What stored names begin with; the base's stand beside them unchanged."""
 WHISPER_LARGE_V3 = {
-    "model_type": "whisper",
-    "d_model": 1280,
-    "encoder_layers": 32,
-    "encoder_attention_heads": 20,
-    "encoder_ffn_dim": 5120,
-    "num_mel_bins": 128,
-    "max_source_positions": 1500,
-}
+    "model_type": "whisper", "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120, "num_mel_bins": 128, "max_source_positions": 1500,
+}  # fmt: skip
 QFORMER = {
-    "hidden_size": 3072,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 12,
+    "hidden_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 12,
     "intermediate_size": 3072,
-}
+}  # fmt: skip
 """The released code's defaults; the inner width of the MLP is that of BERT's base model."""
 ROWS_PER_SECOND = 50  # of Whisper's encoder
 
@@ -257,7 +250,7 @@ class TimedSalmonn(Salmonn):
     timestamps = True
     whole_videos = True
     max_pixels = 176_400
-    # frames (of two pictures) under one time stamp. The released layout takes 1 for videos of up to
+    # Frames (of two pictures) under one time stamp. The released layout takes 1 for videos of up to
     # 256 frames, and as many more as keep within 256 stamps.
     group: int = 1
 
@@ -284,11 +277,7 @@ class TimedSalmonn(Salmonn):
 
 
 def tokens_in(config: SalmonnConfig, seconds: Fraction) -> int:
-    """Return the audio tokens of a piece.
-
-    Raises:
-      ValueError: if it is no whole number of them, or longer than a clip.
-    """
+    """Return the audio tokens of a piece; ValueError if that is no whole number within a clip."""
     count = seconds * config.per_second
     if count != int(count) or not 0 < count <= config.clip_tokens:
         raise ValueError(
