@@ -273,14 +273,12 @@ class Memory:
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
         """Return what the rows of the next chunk attend to, and where they begin."""
-        del spec, embeds, bank
         return View(self.kv(state), state.aux.next_pos)
 
     def recall(
         self, spec: Spec, state: State, question: Question | None, bank: PyTree = None
     ) -> View:
         """Return what a question attends to, and where it begins."""
-        del question
         return self.view(spec, state, None, bank)
 
     def kv(self, state: State) -> KV:
@@ -289,7 +287,6 @@ class Memory:
 
     def bank(self, spec: Spec) -> BankSpec | None:
         """Return what the memory asks of the loop's bank; None: it evicts to none."""
-        del spec
         return None
 
     def prompts(self, dialogue: tuple[str, str] | None = None) -> tuple[Prompt, ...]:
@@ -298,7 +295,6 @@ class Memory:
         Args:
           dialogue: the last question and its answer, for memories that guide by them.
         """
-        del dialogue
         return ()
 
 

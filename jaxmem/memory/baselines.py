@@ -141,7 +141,6 @@ class Uniform(Drawn):
     """
 
     def fraction(self, number: Number, seed: PyTree) -> Number:
-        del seed
         return Number(number.low * np.uint32(GOLDEN & 0xFFFFFFFF), weyl(number))
 
 
@@ -172,7 +171,6 @@ class RandomSample(Drawn):
     per_layer: bool = False
 
     def seed_of(self, spec: Spec, layer: int) -> Array:
-        del spec
         key = jax.random.key(self.seed)
         return jax.random.key_data(jax.random.fold_in(key, layer) if self.per_layer else key)
 

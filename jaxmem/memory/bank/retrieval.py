@@ -110,7 +110,6 @@ class ByMean(Recall):
     def score(
         self, summaries: PyTree, there: Bool[Array, "n"], question: Question
     ) -> Float[Array, "n"]:
-        del there
         return scores(summaries.astype(jnp.float32), question)
 
 
@@ -157,7 +156,6 @@ class ByParts(Recall):
     def score(
         self, summaries: PyTree, there: Bool[Array, "n"], question: Question
     ) -> Float[Array, "n"]:
-        del there
         flat = summaries.reshape(-1, *summaries.shape[2:]).astype(jnp.float32)
         return jnp.max(scores(flat, question).reshape(summaries.shape[0], -1), axis=1)
 

@@ -181,7 +181,6 @@ class WithBank(Around):
         return State(state.slots, Aux(aux.capacity, aux.next_pos, aux, places.start(spec), table))
 
     def view(self, spec: Spec, state: State, embeds: PyTree, bank: PyTree = None) -> View:
-        del bank
         return self.memory.view(spec, self.inner(state), embeds)
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, Blocks]:

@@ -102,7 +102,6 @@ class AdaKV(OverScore):
         return max(sum(self.limits(groups)), min(lent, _floor(most, total)))
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         total, aux = spec.kv_heads * self.budget, self.inner.aux(spec)
         norm = None if self.first is None else jnp.zeros((total, 1), jnp.float32)
         slots = Slots(replace(spec, kv_heads=1).empty(total), norm)
@@ -114,7 +113,6 @@ class AdaKV(OverScore):
         return ragged.unpack(state.slots.kv, counts, self.width(counts.shape[0]))
 
     def view(self, spec: Spec, state: State, embeds: Any, bank: Any = None) -> View:
-        del spec, embeds, bank
         slots, base = self._side_by_side(state)
         return View(slots.kv, base)
 

@@ -77,7 +77,6 @@ class OverScore(Memory):
 
     def resized(self, slots: int, spec: Spec | None = None):
         """Return the same memory with another budget."""
-        del spec
         return replace(self, inner=replace(self.inner, budget=slots))
 
 
@@ -110,7 +109,6 @@ class CriticalKV(OverScore):
         return self.inner.requires._replace(output=True)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         norm = jnp.zeros((self.budget, spec.kv_heads), jnp.float32)
         return State(Slots(spec.empty(self.budget, spec.kv_heads), norm), self.inner.aux(spec))
 

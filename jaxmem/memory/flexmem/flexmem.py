@@ -127,7 +127,6 @@ class FlexMem(Memory):
         return received._replace(question="pass")
 
     def prompts(self, dialogue: tuple[str, str] | None = None) -> tuple[Prompt, ...]:
-        del dialogue
         return (Prompt(self.reader.question),) if isinstance(self.reader, Encoding) else ()
 
     def resized(self, slots: int, spec: Spec) -> FlexMem:
@@ -147,7 +146,6 @@ class FlexMem(Memory):
         return BankSpec(self.capacity, spec.empty(self.sizes(spec).local), self.space)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         sizes = self.sizes(spec)
         if self.keyed is not None:
             self.keyed.measured_against(spec)
@@ -157,7 +155,6 @@ class FlexMem(Memory):
     def view(
         self, spec: Spec, state: State, embeds: Embeds | None, bank: Bank | None = None
     ) -> View:
-        del embeds
         sizes = self.sizes(spec)
         if not sizes.longs:
             return self._placed(state.slots, state.aux)

@@ -149,14 +149,12 @@ class Hermes(Memory):
         return bands.split(layers, *self.shares)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         start = jnp.broadcast_to(places.start(spec)[None], (spec.layers, spec.axes))
         one = spec.empty(self.budget)
         slots = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (spec.layers, *x.shape)), one)
         return State(slots, Aux(jnp.full((spec.layers,), self.budget, jnp.int32), start, start))
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: Any = None) -> View:
-        del bank
         probing = None
         if embeds is not None:
             new = jnp.sum(embeds.modality != EMPTY, dtype=jnp.int32)

@@ -175,7 +175,6 @@ class OmniMem(Reindexed):
         return State(slots, aux)
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
-        del spec
         pool = gather(state.slots, chunk, carry=self.carry, exact=self.importance == "exact")
         aux = state.aux
         ranked = compete(self.score(pool), pool.modality, groups=aux.quotas.shape[0])

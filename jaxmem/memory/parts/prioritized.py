@@ -86,7 +86,6 @@ class Prioritized(Reindexed):
 
     def seed_of(self, spec: Spec, layer: int) -> PyTree:
         """Return arrays that priorities are drawn with, part of the state."""
-        del spec, layer
         return None
 
     def rebased(self, slots: Slots, aux: Aux) -> tuple[Slots, Aux]:
@@ -107,7 +106,6 @@ class Prioritized(Reindexed):
         return State(Slots(spec.empty(slots), jnp.zeros((slots,), jnp.uint32)), aux)
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
-        del spec
         held, aux = self.rebased(*state)
         arrived, fresh_kv = self._arrived(held.kv, chunk, aux)
         number, cursor = self.numbering.number(aux.cursor, fresh_kv, aux.capacity)
@@ -152,7 +150,6 @@ class ByAge(Prioritized):
 
     def priority(self, number: Number, aux: Aux) -> UInt[Array, "T"]:
         """Return LAST - number, and the number itself of what is pinned."""
-        del aux
         pinned = (number.low < np.uint32(self.pinned)) & (number.high == 0)
         return jnp.where(pinned, number.low, LAST - number.low)
 

@@ -129,7 +129,6 @@ class Scored(Reindexed):
         return score
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         groups = spec.kv_heads if self.per_head else 1
         received = jnp.zeros((self.budget, groups), jnp.float32) if self.accumulates else None
         return State(Slots(spec.empty(self.budget, groups), received), self.aux(spec))

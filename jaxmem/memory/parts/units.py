@@ -43,12 +43,10 @@ class Token:
 
     def init(self, spec: Spec) -> Number:
         """Return the cursor of a stream that has not begun."""
-        del spec
         return zero()
 
     def number(self, arrived: Number, fresh: KV, capacity: Array) -> tuple[Number, Number]:
         """Return the numbers of a chunk's tokens, and the cursor after it."""
-        del capacity
         row = jnp.arange(fresh.modality.shape[0], dtype=jnp.uint32)
         fresh_tokens = jnp.sum(fresh.modality[:, 0] != EMPTY, dtype=jnp.uint32)
         return arrived.plus(row), arrived.plus(fresh_tokens)

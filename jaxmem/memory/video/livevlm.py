@@ -113,7 +113,6 @@ class LiveVLM(Scored):
     def recall(
         self, spec: Spec, state: State, question: Question | None, bank: PyTree = None
     ) -> View:
-        del spec, bank
         if question is None:
             raise ValueError(
                 f"{self.name} recalls by a question's queries: ask through jaxmem.loop or a "

@@ -134,7 +134,6 @@ class ReKV(Memory):
         return BankSpec(self._entries(spec), spec.empty(spec.chunk), self.space)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         if spec.chunk > self.budget:
             raise ValueError(
                 f"{self.name} watches through a window of budget={self.budget} tokens, which is "
@@ -152,7 +151,6 @@ class ReKV(Memory):
         return State(spec.empty(self.budget), aux)
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
-        del spec, bank
         aux, rows = state.aux, 0
         if embeds is not None:
             rows = jnp.sum(embeds.modality != kvs.EMPTY, dtype=jnp.int32)

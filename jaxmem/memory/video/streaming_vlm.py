@@ -88,7 +88,6 @@ class StreamingVLM(Reindexed):
         return (*split(self.budget - sinks - text, self.audio_share), text, sinks)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         aux = Aux(
             capacity=jnp.asarray(self.budget, jnp.int32),
             next_pos=start(spec),
@@ -98,7 +97,6 @@ class StreamingVLM(Reindexed):
         return State(Slots(spec.empty(self.budget), jnp.zeros((self.budget,), jnp.int32)), aux)
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
-        del embeds, bank
         (kv, chunk), aux = state
         if not self.reindex:
             return View(kv, aux.next_pos)

@@ -69,7 +69,6 @@ class StreamMem(Scored):
         return Requires(probes=Probes(1, "causal"))
 
     def prompts(self, dialogue: tuple[str, str] | None = None) -> tuple[Prompt, ...]:
-        del dialogue
         return (Prompt(TEMPLATE, "answer_start"),)
 
     def frame_of(self, spec: Spec) -> int:
