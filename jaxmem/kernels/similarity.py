@@ -30,14 +30,9 @@ def neighbour_cosine(
 
     A neighbour that is missing, at either end of the n valid rows, counts as 1, as if it were
     identical (OmniMem, arXiv 2606.07577, redundancy of the score); so do both of a row from n on.
-    Rounding may lift a value a little above 1: clamp 1 - s before taking its root.
-
-    Args:
-      unit: pool rows of length 1 (see `unit`), of which the first n are valid.
-      n: number of valid rows, int32, may be traced.
-      lengths: divide by the lengths of the rows, which rounding to a smaller dtype has moved away
-        from 1; one pass over the rows, where `unit` before it takes three. For rows whose squares
-        float32 can hold.
+    Rounding may lift a value a little above 1: clamp 1 - s before taking its root. `lengths`:
+    divide by the lengths of the rows, which rounding to a smaller dtype has moved away from 1; one
+    pass over the rows, where `unit` before it takes three. For rows whose squares float32 can hold.
 
     Raises:
       ValueError: if `unit` is not a matrix with at least one row.
@@ -65,14 +60,9 @@ def similarity_to_recent(
 
     Temporal-axis redundancy of InfiniPot-V (arXiv 2506.15745), whose TaR score is its negative. No
     array of pairs of keys exists: one pass sums the recent keys of every place, one compares. It is
-    float32; 0 where no recent key has that place, and for a key of zeros.
-
-    Args:
-      keys: of a pool, rotated or not, in any float dtype.
-      recent: which of them belong to the recent frames; such a key is compared with itself too.
-      place: of each key in its frame, 0 to places - 1; those of keys that are not vision tokens
-        are compared too, and the caller leaves the result out.
-      places: tokens of a frame.
+    float32; 0 where no recent key has that place, and for a key of zeros. Keys are rotated or not,
+    in any float dtype. A recent key is compared with itself too, and so are keys of tokens that are
+    not vision: the caller leaves them out.
 
     Raises:
       ValueError: if shapes do not fit, or a frame has no place.

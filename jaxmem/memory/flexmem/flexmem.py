@@ -39,6 +39,7 @@ from jaxmem.memory.flexmem.ledger import MOST, Entry
 from jaxmem.memory.flexmem.memindex import Encoding, MemIndex
 from jaxmem.memory.flexmem.state import Aux, Sizes, empty_aux, sizes_of
 from jaxmem.memory.parts import positions as places
+from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.typing import Array, Float, Int, PyTree
 
 
@@ -96,11 +97,11 @@ class FlexMem(Memory):
     reindex: bool = True
 
     def __post_init__(self):
-        sizes = (self.window, self.context_ratio, self.local_ratio, self.topk, self.capacity)
-        if min(*sizes, 1 if self.clip is None else self.clip) < 1 or self.shallow < 0:
-            raise ValueError(f"flexmem needs positive sizes, and shallow >= 0, got {self!r}.")
-        if self.history not in ("all", "context"):
-            raise ValueError(f"history must be 'all' or 'context', got {self.history!r}.")
+        at_least(self.name, 1, clip=self.clip, window=self.window, topk=self.topk)
+        at_least(self.name, 1, context_ratio=self.context_ratio, local_ratio=self.local_ratio)
+        at_least(self.name, 1, capacity=self.capacity)
+        at_least(self.name, 0, shallow=self.shallow)
+        one_of(self.name, ("all", "context"), history=self.history)
         if not isinstance(self.reader, MemIndex | Encoding):
             raise ValueError(f"reader must be a MemIndex or an Encoding, got {self.reader!r}.")
         if isinstance(self.reader, MemIndex) and (self.long_term or self.index is not None):
