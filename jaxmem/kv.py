@@ -58,14 +58,7 @@ def empty(
 ) -> KV:
     """Return `n` empty slots.
 
-    Args:
-      n: number of slots.
-      kv_heads: G.
-      head_dim: D.
-      axes: A, position axes.
-      groups: Gm, 1 or G.
-      dtype: of keys and values.
-      pos_dtype: of positions; float32 for models with fractional positions.
+    `groups` is Gm, 1 or G; `pos_dtype` is float32 for models with fractional positions.
     """
     return KV(
         k=jnp.zeros((n, kv_heads, head_dim), dtype),
@@ -90,12 +83,9 @@ def append(slots: T, new: T, n: Int[Array, ""]) -> T:
     """Write `new` after the `n` valid slots: the dense pool that selection chooses from.
 
     Dense means that pool index is causal order and that neighbours in the pool are neighbours in
-    the stream, with no empty slots between memory and chunk.
-
-    Args:
-      slots: any pytree whose leaves have a leading axis S, valid slots first.
-      new: the same structure with a leading axis T.
-      n: number of valid slots, at most S.
+    the stream, with no empty slots between memory and chunk. Both are any pytrees of one structure,
+    with leading axes S (valid slots first) and T; the result has S + T, of which slots from n + T
+    on are zero.
 
     Returns:
       The same structure with a leading axis S + T; slots from n + T on are zero.

@@ -77,12 +77,9 @@ def _check_sections(head_dim: int, sections: Sequence[int]) -> None:
 def rope_1d(head_dim: int, theta: float = 10_000.0, *, fraction: float = 1.0) -> Rope:
     """Return plain RoPE over one position axis.
 
-    Args:
-      head_dim: D.
-      theta: base of the frequencies.
-      fraction: part of the channel pairs that is rotated, the first ones (partial rotary). Pairs
-        are (i, i + D/2) over the whole head; a model that pairs channels inside the rotated part
-        permutes the channels of its queries and keys.
+    `theta` is the base of the frequencies, `fraction` the part of the channel pairs that is
+    rotated, the first ones (partial rotary). Pairs are (i, i + D/2) over the whole head; a model
+    that pairs channels inside the rotated part permutes the channels of its queries and keys.
 
     Raises:
       ValueError: if the head is odd, or the fraction leaves no whole number of pairs.
@@ -142,17 +139,9 @@ def yarn(
     Pairs that turn more than `beta_fast` times in the original context keep their frequency, those
     that turn less than `beta_slow` times are slowed down by `factor`, and in between the change is
     linear in the pair's index (section 3.2, as transformers computes it). Queries and keys are
-    multiplied by 0.1 ln(factor) + 1 (section 3.4).
-
-    Args:
-      rope: frequencies theta^(-2i/D), on any axes.
-      factor: lambda or s, the new context length by the original one; 1 changes nothing.
-      theta: the base of the frequencies.
-      original: L, positions that the model was trained on.
-      beta_fast: turns from which on a frequency is kept.
-      beta_slow: turns up to which it is divided by the factor.
-      truncate: round the two pairs between which the change lies outwards.
-      attention_factor: instead of 0.1 ln(factor) + 1.
+    multiplied by 0.1 ln(factor) + 1 (section 3.4). The rope has frequencies theta^(-2i/D), on any
+    axes; `original` is L, the positions that the model was trained on. `truncate` rounds the two
+    pairs between which the change lies outwards; `attention_factor` replaces 0.1 ln(factor) + 1.
 
     Raises:
       ValueError: if the factor is below 1 or the original context is empty.

@@ -108,11 +108,10 @@ def cases():
     """Yield (name, function, shapes) of what is compiled: the shapes of the lowering tests."""
     import jax
     import jax.numpy as jnp
-    from test_kernels_lowering import QWEN_7B, inputs, pool
+    from test_kernels_lowering import QWEN_7B, inputs
 
     from jaxmem.kernels.attend import attend
     from jaxmem.kernels.attend import pallas as attend_pallas
-    from jaxmem.kernels.move import move
     from jaxmem.kernels.received import mass, row_mass
     from jaxmem.kernels.select import select
     from jaxmem.rope import rope_1d
@@ -161,12 +160,6 @@ def cases():
     for n in (12_288, 65_536):
         scores = jax.ShapeDtypeStruct((2, n), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
         yield f"select N={n}", lambda s, c, n=n: select(s, c, slots=n // 2, **how), scores
-    kept = jax.ShapeDtypeStruct((8192,), jnp.int32), jax.ShapeDtypeStruct((8192,), bool)
-    for heads, dim in ((4, 128), (16, 80)):
-        for dtype in (jnp.bfloat16, jnp.float32):
-            slots = pool(12_288, heads, dim, dtype)
-            kind = f"{heads} KV heads, D={dim} {jnp.dtype(dtype).name}"
-            yield f"move {kind}", lambda s, i, k: move(s, i, k, **how), (slots, *kept)
 
 
 def _with(function, **options):

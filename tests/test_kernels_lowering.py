@@ -13,11 +13,9 @@ import pytest
 
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.attend import pallas as attend_pallas
-from jaxmem.kernels.move import move
 from jaxmem.kernels.received import mass, row_mass
 from jaxmem.kernels.segment import Segment
 from jaxmem.kernels.select import select, top_mask
-from jaxmem.kv import KV
 from jaxmem.rope import mrope_sectioned, rope_1d
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
@@ -152,22 +150,6 @@ def test_select_of_one_and_of_many_rows():
     layers = SHAPE((28, 2, 12288), jnp.float32), SHAPE((28, 2), jnp.int32)
     assert kernels_of(jax.vmap(run), *layers) == 2
     assert kernels_of(lambda s, c: top_mask(s, c, implementation="pallas"), scores, caps) == 1
-
-
-def pool(n, heads=4, dim=128, dtype=jnp.bfloat16):
-    """Return shapes of a pool of n tokens, with a flag and a redundancy vector per token."""
-    kv = SHAPE((n, heads, dim), dtype)
-    number, kind = SHAPE((n, 1), jnp.int32), SHAPE((n, 1), jnp.int8)
-    tokens = KV(kv, kv, SHAPE((n, 1, 3), jnp.int32), number, kind)
-    return tokens, SHAPE((n, 3584), jnp.bfloat16), SHAPE((n,), bool)
-
-
-def test_move_of_a_7b_model_is_one_kernel():
-    run = lambda slots, index, keep: move(slots, index, keep, implementation="pallas")
-    given = pool(12_288), SHAPE((8192,), jnp.int32), SHAPE((8192,), bool)
-    assert kernels_of(run, *given) == 1
-    layers = jax.tree.map(lambda x: SHAPE((28, *x.shape), x.dtype), given)
-    assert kernels_of(jax.vmap(run), *layers) == 1
 
 
 def test_nothing_but_a_name_chooses_a_kernel():

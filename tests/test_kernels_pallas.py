@@ -1,6 +1,6 @@
 """Pallas kernels against the reference: interpreted, and compiled where there is a GPU.
 
-JAX_PLATFORMS=cuda pytest -m gpu tests/test_kernels_pallas.py tests/test_kernels_move.py
+JAX_PLATFORMS=cuda pytest -m gpu tests/test_kernels_pallas.py
 """
 
 from functools import cache

@@ -1,6 +1,6 @@
-"""Operations on keys and values, one folder each: `ref.py` is plain XLA and always there.
+"""Operations on keys and values. Of those with several back ends, `ref.py` is plain XLA.
 
-A public function takes `implementation`: "xla"; "pallas", a kernel for NVIDIA GPUs where there is
+Such a function takes `implementation`: "xla"; "pallas", a kernel for NVIDIA GPUs where there is
 one; "pallas_interpret", the same kernel on any device, slowly, for tests; or None, which takes the
 first of `dispatch.DEFAULT` that can do what is asked. One that cannot raises NotImplementedError.
 """

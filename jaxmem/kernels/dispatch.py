@@ -14,12 +14,6 @@ DEFAULT = ("xla",)
 def call(backends: Mapping[str, Callable], implementation: str | None, *args, **kwargs) -> Any:
     """Call the back end named `implementation`, or the first of `DEFAULT` that can do it.
 
-    Args:
-      backends: by name.
-      implementation: a name, or None.
-      *args: of the operation.
-      **kwargs: of the operation.
-
     Raises:
       ValueError: if there is no back end of that name.
       NotImplementedError: if the named one (or, with None, every one) cannot do what is asked.

@@ -52,11 +52,8 @@ def logits(
 ) -> Float[Array, "C R Q N"]:
     """Return masked float32 logits of rotated queries against a segment's keys.
 
-    Args:
-      q: queries as the segment sees them; for `joint` the head means [Q, G, D].
-      segment: the keys; rotated here.
-      rope: embedding of the keys.
-      joint: one head over all KV heads.
+    Keys are rotated here. `joint`: one head over all KV heads, with head means [Q, G, D] as
+    queries.
     """
     rows, heads, dim = q.shape
     k = rotated_keys(segment, rope)

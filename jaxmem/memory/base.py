@@ -91,6 +91,11 @@ class Spec:
             )
         return value
 
+    def frame_tokens(self, memory: object) -> int:
+        """Return the vision tokens of a frame, which a memory cannot do without (`needed`)."""
+        rows, columns = self.needed("frame", memory)
+        return rows * columns
+
 
 class State(NamedTuple):
     """What a memory threads through time.
@@ -273,14 +278,12 @@ class Memory:
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
         """Return what the rows of the next chunk attend to, and where they begin."""
-        del spec, embeds, bank
         return View(self.kv(state), state.aux.next_pos)
 
     def recall(
         self, spec: Spec, state: State, question: Question | None, bank: PyTree = None
     ) -> View:
         """Return what a question attends to, and where it begins."""
-        del question
         return self.view(spec, state, None, bank)
 
     def kv(self, state: State) -> KV:
@@ -289,16 +292,13 @@ class Memory:
 
     def bank(self, spec: Spec) -> BankSpec | None:
         """Return what the memory asks of the loop's bank; None: it evicts to none."""
-        del spec
         return None
 
     def prompts(self, dialogue: tuple[str, str] | None = None) -> tuple[Prompt, ...]:
         """Return the texts of the probes that `requires.probes` counts.
 
-        Args:
-          dialogue: the last question and its answer, for memories that guide by them.
+        `dialogue` is the last question and its answer, for memories that guide by them.
         """
-        del dialogue
         return ()
 
 
@@ -354,9 +354,7 @@ def shapes(memory: AnyMemory, spec: Spec) -> list[State]:
 def nbytes(memory: AnyMemory, spec: Spec) -> int:
     """Return the bytes that a memory's state holds at rest over all layers; nothing is allocated.
 
-    Args:
-      memory: any memory; what its bank holds is not counted (`footprint` does).
-      spec: of the model.
+    What its bank holds is not counted (`footprint` does).
     """
     leaves = jax.tree.leaves(shapes(memory, spec))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

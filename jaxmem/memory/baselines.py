@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxmem.memory.base import Spec
 from jaxmem.memory.parts import units
-from jaxmem.memory.parts.prioritized import ByAge, Drawn, positive
+from jaxmem.memory.parts.options import at_least
+from jaxmem.memory.parts.prioritized import ByAge, Drawn
 from jaxmem.memory.parts.units import Number, Unit
 from jaxmem.typing import Array, PyTree, UInt
 
@@ -55,8 +56,7 @@ class Recent(ByAge):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.sinks < 0:
-            raise ValueError(f"{self.name} needs sinks >= 0, got {self.sinks}.")
+        at_least(self.name, 0, sinks=self.sinks)
 
     @property
     def pinned(self) -> int:
@@ -107,8 +107,7 @@ class LastFrames(ByAge):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.frames is not None:
-            positive(self.name, "frames", self.frames)
+        at_least(self.name, 1, frames=self.frames)
         units.Frame(self.tokens_per_frame)
 
     @property
@@ -141,7 +140,6 @@ class Uniform(Drawn):
     """
 
     def fraction(self, number: Number, seed: PyTree) -> Number:
-        del seed
         return Number(number.low * np.uint32(GOLDEN & 0xFFFFFFFF), weyl(number))
 
 
@@ -172,7 +170,6 @@ class RandomSample(Drawn):
     per_layer: bool = False
 
     def seed_of(self, spec: Spec, layer: int) -> Array:
-        del spec
         key = jax.random.key(self.seed)
         return jax.random.key_data(jax.random.fold_in(key, layer) if self.per_layer else key)
 

@@ -69,20 +69,14 @@ def cut_runs(capacities: Sequence[int], count: int) -> tuple[Run, ...]:
                     run = Run(first, stop, window)
                     options.append((cost + (stop - first) * window, (*runs, run)))
             best[stop, used] = min(options, key=lambda option: option[0])
-    return min((best[layers, used] for used in range(1, min(count, layers) + 1)), key=_cost)[1]
-
-
-def _cost(option: tuple[int, tuple[Run, ...]]) -> tuple[int, int]:
-    cost, runs = option
-    return cost, len(runs)
+    found = [best[layers, used] for used in range(1, min(count, layers) + 1)]
+    return min(found, key=lambda option: option[0])[1]  # the fewest runs of equal cost
 
 
 def make_layout(capacities: Sequence[int], *, runs: int = 6) -> Layout:
     """Return the layout of layers with `capacities[l]` slots.
 
-    Args:
-      capacities: S_l, at least 1 each.
-      runs: at most this many; 4 to 6 is the measured optimum of compile time against masked work.
+    At most so many `runs`: 4 to 6 is the measured optimum of compile time against masked work.
 
     Raises:
       ValueError: if a layer has no slot.

@@ -19,7 +19,7 @@ from test_kvpress_golden import (
 )
 
 from jaxmem.memory.base import Memory
-from jaxmem.memory.compression import value_norm as values
+from jaxmem.memory.compression import criticalkv as values
 from jaxmem.memory.compression.adakv import AdaKV
 from jaxmem.memory.compression.criticalkv import CriticalKV
 from jaxmem.memory.compression.expected_attention import ExpectedAttention

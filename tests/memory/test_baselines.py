@@ -284,14 +284,14 @@ def test_one_slot_is_a_memory(kind, budget):
     ("build", "message"),
     [
         (lambda: Full(0), "at least 1"),
-        (lambda: Recent(4, sinks=-1), "sinks >= 0"),
+        (lambda: Recent(4, sinks=-1), "sinks of at least 0"),
         (lambda: StreamingLLM(0), "at least 1"),
         (lambda: LastFrames(0, frames=8), "at least 1"),
         (lambda: LastFrames(8, tokens_per_frame=0), "tokens_per_frame"),
         (lambda: LastFrames(8, frames=0), "at least 1"),
         (lambda: Uniform(8, unit="clip"), "'clip'"),
         (lambda: Uniform(8, tokens_per_frame=4), 'unit="frame"'),
-        (lambda: RandomSample(-1), "got -1"),
+        (lambda: RandomSample(-1), "got budget=-1"),
     ],
 )
 def test_wrong_sizes_are_refused(build, message):

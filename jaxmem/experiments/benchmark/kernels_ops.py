@@ -12,11 +12,10 @@ import jax
 from jaxmem.experiments.benchmark import kernels_naive as naive
 from jaxmem.experiments.benchmark.kernels_shapes import Inputs, Shape, rope_of, segments
 from jaxmem.kernels.attend import attend
-from jaxmem.kernels.move import move
 from jaxmem.kernels.received import mass, row_mass
 from jaxmem.kernels.select import select
 from jaxmem.kernels.similarity import neighbour_cosine
-from jaxmem.kv import KV
+from jaxmem.kv import KV, take
 from jaxmem.typing import Array, PyTree
 
 
@@ -79,11 +78,12 @@ def _row_mass(x: Inputs, shape: Shape, **how: Any) -> Array:
 
 def _select(x: Inputs, shape: Shape, **how: Any) -> KV:
     index, keep = select(x.scores, x.caps, slots=shape.slots, **how)
-    return move(x.slots, index, keep, **how)
+    return take(x.slots, index, keep)
 
 
 def _redundancy(x: Inputs, shape: Shape, **how: Any) -> Array:
-    return neighbour_cosine(x.unit, jax.numpy.int32(shape.pool), lengths=True, **how)
+    # There is one formulation, whatever back end the others are measured on.
+    return neighbour_cosine(x.unit, jax.numpy.int32(shape.pool), lengths=True)
 
 
 def operations() -> tuple[Operation, ...]:

@@ -32,15 +32,11 @@ def attend(
 
     Query heads h * H/G to (h + 1) * H/G - 1 share KV head h; keys are rotated when read and never
     repeated. Accumulation and softmax are float32 whatever the dtype of the inputs, and no [Q, N]
-    array exists when Q and N are large (FlashAttention, arXiv 2205.14135, algorithm 1).
-
-    Args:
-      q: queries before rotary embedding (for segments with `q_pos`).
-      segments: what the rows attend to; their order does not matter.
-      rope: rotary embedding of width D.
-      window: row t sees at most so many entries of a segment with `last`, those that end at
-        `last[t]`. Segments without `last`, or with a `first` of their own, are not affected.
-      implementation: see `jaxmem.kernels`.
+    array exists when Q and N are large (FlashAttention, arXiv 2205.14135, algorithm 1). `q` is
+    taken before rotary embedding (for segments with `q_pos`), and `rope` has width D. With
+    `window`, row t sees at most so many entries of a segment with `last`, those that end at
+    `last[t]`; segments without `last`, or with a `first` of their own, are not affected. The order
+    of segments does not matter.
 
     Returns:
       The output in q's dtype, and the natural log-sum-exp of the logits in float32. A row that

@@ -83,22 +83,29 @@ def _alike(segments: Sequence[Segment]) -> tuple[int, ...]:
     return tuple([s.q_pos is t.q_pos for t in segments].index(True) for s in segments)
 
 
+class _Options(NamedTuple):
+    """What is static about a call."""
+
+    rope: Rope
+    alike: tuple[int, ...]
+    tile: Tile | None
+    on_load: bool | None
+    interpret: bool
+
+
 def _run(
     q: Float[Array, "Q H D"],
     segments: Sequence[Segment],
-    rope: Rope,
+    options: _Options,
     *,
-    joint: bool,
-    alike: Sequence[int],
-    tile: Tile | None,
-    on_load: bool | None,
-    interpret: bool,
+    joint: bool = False,
     values: bool = True,
 ) -> tuple[Array, ...]:
     """Return the folded log-sum-exp [C, M], and with `values` the folded output [C, M, D wide].
 
     `joint`: q [Q, G, D] are head means, and there is no output.
     """
+    rope, alike, tile, on_load, interpret = options
     values = values and not joint
     rows, heads, dim = q.shape
     groups = segments[0].k.shape[1]
@@ -151,8 +158,8 @@ def joint_lse(
     interpret: bool = False,
 ) -> Float[Array, "Q 1"]:
     """Return the log-sum-exp of head-mean logits; `q` are head means in float32."""
-    run = partial(_run, joint=True, tile=tile, on_load=None, interpret=interpret)
-    return pt.unfold(run(q, segments, rope, alike=_alike(segments))[0], q.shape[0], 1)
+    options = _Options(rope, _alike(segments), tile, None, interpret)
+    return pt.unfold(_run(q, segments, options, joint=True)[0], q.shape[0], 1)
 
 
 def segment_lse(
@@ -168,24 +175,13 @@ def segment_lse(
     # Half the keys of attention in 16 bits: without values, 64 spill at width 80 on sm_80.
     keys = 32 if q.dtype.itemsize == segment.k.dtype.itemsize == 2 else 16
     tile = tile or Tile(min(64, pt.power_of_two(rows)), keys)
-    more = {"tile": tile, "on_load": None, "interpret": interpret, "values": False}
-    lse = _run(q, [segment], rope, joint=False, alike=(0,), **more)[0]
-    return pt.unfold(lse, *q.shape[:2])
-
-
-class _Options(NamedTuple):
-    """What is static about a call."""
-
-    rope: Rope
-    alike: tuple[int, ...]
-    tile: Tile | None
-    on_load: bool | None
-    interpret: bool
+    options = _Options(rope, (0,), tile, None, interpret)
+    return pt.unfold(_run(q, [segment], options, values=False)[0], *q.shape[:2])
 
 
 def _primal(q: Array, segments: Sequence[Segment], options: _Options) -> tuple[Array, Array]:
     rows, heads, dim = q.shape
-    lse, out = _run(q, segments, joint=False, **options._asdict())
+    lse, out = _run(q, segments, options)
     return pt.unfold(out, rows, heads)[..., :dim], pt.unfold(lse, rows, heads)
 
 
@@ -260,15 +256,9 @@ def attend(
 ) -> tuple[Float[Array, "Q H D"], Float[Array, "Q H"]]:
     """See `jaxmem.kernels.attend`.
 
-    Args:
-      q: queries.
-      segments: what they attend to.
-      rope: rotary embedding.
-      window: sliding window.
-      tile: overrides the size of the tiles; powers of two, at least 16.
-      on_load: rotate keys as they are loaded (True), once before into a copy of the keys (False),
-        or whichever by the number of tiles of rows that read a key (None).
-      interpret: run on any device, slowly, for tests.
+    `tile` overrides the size of the tiles (powers of two, at least 16). `on_load`: rotate keys as
+    they are loaded (True), once before into a copy (False), or whichever by the number of tiles of
+    rows that read a key (None). `interpret`: run on any device, slowly, for tests.
 
     Raises:
       NotImplementedError: for types and head widths that the kernel does not take.

@@ -38,12 +38,11 @@ def mass(
     """Return, for every segment, how much attention each of its keys receives from the rows.
 
     Nothing flows back: the result carries no gradient. Like `attend`, it never holds [Q, N].
+    `q`, `segments`, `rope` and `window` are those that `attend` was given; all segments share the
+    softmax.
 
     Args:
-      q: the queries that `attend` was given.
-      segments: the segments that `attend` was given; all of them share the softmax.
       lse: float32 log-sum-exp that `attend` returned; ignored for form "mean_logit".
-      rope: rotary embedding of width D.
       rows: which query rows count (padding must not).
       form: "softmax" sums the weights of each head's softmax. "mean_logit" takes one softmax of
         the logits averaged over all H heads, Z = mean_h q_h k_h / sqrt(D), as OmniMem's released
@@ -53,8 +52,6 @@ def mass(
       weights: what is summed: "A", the weight; "A2v2", weight squared times |v|^2; "caote", how far
         a row's output moves if that key alone is removed (arXiv 2504.14051), which needs `out`.
       out: what `attend` returned, for weights "caote".
-      window: as in `attend`.
-      implementation: see `jaxmem.kernels`.
 
     Returns:
       Sums over the counted rows, float32, in the order of `segments`. Keys that no counted row
@@ -68,20 +65,8 @@ def mass(
     if rows.shape != q.shape[:1]:
         raise ValueError(f"rows must be [{q.shape[0]}] (one flag per query), got {rows.shape}.")
     q, segments, lse, out = lax.stop_gradient((q, list(segments), lse, out))
-    return dispatch.call(
-        _MASS,
-        implementation,
-        q,
-        segments,
-        lse,
-        rope=rope,
-        rows=rows,
-        form=form,
-        reduce=reduce,
-        weights=weights,
-        out=out,
-        window=window,
-    )
+    how = {"form": form, "reduce": reduce, "weights": weights, "out": out, "window": window}
+    return dispatch.call(_MASS, implementation, q, segments, lse, rope=rope, rows=rows, **how)
 
 
 def row_mass(
@@ -97,15 +82,8 @@ def row_mass(
 ) -> Float[Array, "Q"]:
     """Return how much of each row's attention (mean over heads) falls on one segment.
 
-    Args:
-      q: the queries that `attend` was given.
-      segments: the segments that `attend` was given.
-      lse: float32 log-sum-exp that `attend` returned.
-      rope: rotary embedding of width D.
-      segment: index of the segment.
-      columns: which of its keys count; None for all.
-      window: as in `attend`.
-      implementation: see `jaxmem.kernels`.
+    `q`, `segments`, `rope` and `window` are those that `attend` was given, `lse` what it returned.
+    `segment` is the index of a segment, of whose keys `columns` count (None: all).
 
     Returns:
       A float32 number in [0, 1] per row, without gradient; 0 for a row that sees nothing.
@@ -119,17 +97,8 @@ def row_mass(
     if lse.shape != q.shape[:2]:
         raise ValueError(f"lse must be [Q, H] = {q.shape[:2]} as attend returns, got {lse.shape}.")
     q, segments, lse = lax.stop_gradient((q, list(segments), lse))
-    return dispatch.call(
-        _ROW_MASS,
-        implementation,
-        q,
-        segments,
-        lse,
-        rope=rope,
-        segment=segment,
-        columns=columns,
-        window=window,
-    )
+    how = {"rope": rope, "segment": segment, "columns": columns, "window": window}
+    return dispatch.call(_ROW_MASS, implementation, q, segments, lse, **how)
 
 
 def _check_options(q, segments, lse, form, reduce, weights, out) -> None:

@@ -32,12 +32,9 @@ HELD = 2**15  # bytes of keys and values that a program holds: 128 keys of width
 def _tile(rows: int, width: int, query_size: int, key_size: int, *, values: bool) -> Tile:
     """Return the tile for so many rows.
 
-    Args:
-      rows: of an owner.
-      width: of a query and a key over the heads of an owner, halves padded, and of the values.
-      query_size: bytes of a number of the queries.
-      key_size: bytes of a number of the keys.
-      values: whether values are held too, and outputs meet them in a product of their own.
+    `width` is that of a query and a key over the heads of an owner, halves padded, and of the
+    values; sizes are bytes of a number. `values`: these are held too, and outputs meet them in a
+    product of their own.
 
     Raises:
       NotImplementedError: if fewer than 16 keys fit, the least that Triton multiplies.

@@ -27,15 +27,10 @@ def select(
 
     A score of -inf or NaN is never chosen. Equal scores (0.0 and -0.0 are equal) go to the newer
     entry, the one with the larger index. An entry chosen by several groups counts once. If the
-    groups choose more than `slots` entries together, the oldest of them are left out.
-
-    Args:
-      scores: of N pool entries in the order of the stream, for C groups that choose separately.
-      caps: how many each group may choose; int32 data, may be traced; below 0 counts as 0.
-      slots: static size of the result.
-      most: static bound of the caps, if one is known: larger caps count as this. Where it is small
-        beside N, a faster way to the same result is taken.
-      implementation: see `jaxmem.kernels`.
+    groups choose more than `slots` entries together, the oldest of them are left out. `caps` are
+    data and may be traced; below 0 they count as 0. `slots` is the static size of the result,
+    `most` a static bound of the caps, if one is known: larger caps count as this, and where it is
+    small beside N, a faster way to the same result is taken.
 
     Returns:
       `index`, the chosen entries in ascending order, then anything in [0, N); and `keep`, which
@@ -80,13 +75,8 @@ def gate(
     `select` and `top_mask` carry no gradient. Here the choice is made in the forward pass and the
     backward pass takes it for sigmoid((score - t) / temperature), t being the lowest chosen score,
     held constant (straight-through estimator, Bengio et al. 2013, arXiv 1308.3432). Multiply what
-    an entry contributes with its gate.
-
-    Args:
-      scores: as in `select`.
-      caps: as in `select`.
-      temperature: width of the sigmoid, in units of the scores.
-      implementation: see `jaxmem.kernels`.
+    an entry contributes with its gate. `temperature` is the width of the sigmoid, in units of the
+    scores.
 
     Returns:
       float32; the gradient of entries that can never be chosen (-inf, NaN), and of groups that

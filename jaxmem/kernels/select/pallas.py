@@ -84,12 +84,11 @@ def top_mask(
     scores: Float[Array, "C N"],
     caps: Int[Array, "C"],
     *,
-    most: int | None = None,
+    most: int | None = None,  # the caps keep to it already
     block: int | None = None,
     interpret: bool = False,
 ) -> Bool[Array, "C N"]:
     """See `jaxmem.kernels.select`. `block` overrides the size of a block, a power of two."""
-    del most  # the caps keep to it already
     groups, n = scores.shape
     block, blocks = _blocks(n, block)
     key = ordered(scores)
@@ -116,12 +115,11 @@ def select(
     caps: Int[Array, "C"],
     *,
     slots: int,
-    most: int | None = None,
+    most: int | None = None,  # the caps keep to it already
     block: int | None = None,
     interpret: bool = False,
 ) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
     """See `jaxmem.kernels.select`. `block` overrides the size of a block, a power of two."""
-    del most  # the caps keep to it already
     n = scores.shape[1]
     chosen = jnp.any(top_mask(scores, caps, block=block, interpret=interpret), axis=0)
     block, blocks = _blocks(n, block)

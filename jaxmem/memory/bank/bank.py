@@ -55,12 +55,8 @@ def init_bank(memory: AnyMemory, spec: Spec, space: host_memory.Space | None = N
 
     One write's worth of rows lies after the capacity of a bank that is appended to, so that what is
     evicted can always be written whole, its padding included. A memory whose empty eviction has
-    several blocks has as many banks in one, each of the capacity.
-
-    Args:
-      memory: that evicts.
-      spec: of the model.
-      space: the memory that the entries lie in; None: as the memory asks.
+    several blocks has as many banks in one, each of the capacity. `space` is the memory that the
+    entries lie in; None: as the memory asks.
 
     Raises:
       ValueError: if the bank is wanted in host memory and the device has none.

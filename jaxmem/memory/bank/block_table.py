@@ -133,9 +133,7 @@ def file_away(
 def _joined(plans: Blocks, entries: int) -> Blocks:
     """Return the blocks of all heads as those of one layer; head g's entries begin at g * entries.
 
-    Args:
-      plans: leading axis G everywhere.
-      entries: of every head.
+    All plans have a leading axis G, and a head has `entries` of its own.
     """
     heads, most = plans.source.shape
     head = jnp.arange(heads, dtype=jnp.int32)[:, None]
@@ -178,15 +176,7 @@ def recalled(
     """Return the `topk` best blocks of one layer, each where the bank has it.
 
     Where heads have tables of their own, each is asked by the queries that it serves, and `topk`
-    blocks of each are read.
-
-    Args:
-      table: what the layer knows of its part of the bank.
-      bank: that part.
-      question: the question's queries.
-      reader: the rule.
-      topk: blocks that are read.
-      first: where the table's blocks begin in the bank, counted in blocks.
+    blocks of each are read. The table's blocks begin in the bank at block `first`.
     """
     if table.open.modality.ndim == 3:
         heads, places = table.priority.shape

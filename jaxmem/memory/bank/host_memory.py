@@ -69,13 +69,9 @@ def put(
 ) -> Array:
     """Copy stretches of rows into one layer of a store, one after the other.
 
-    Args:
-      store: [L, C, ...]; donated or carried by a loop, it is changed in place.
-      layer: l.
-      rows: stretches [R, size, ...] on the device.
-      source: which of them is copied.
-      at: entry of the store that it begins at; a stretch never goes beyond C.
-      many: how many of the n copies are made; the others cost nothing.
+    Stretches `source` of `rows` [R, size, ...], on the device, are copied to entries `at` of the
+    store [L, C, ...], beyond which none goes; the first `many` of the n copies are made, the others
+    cost nothing. Donated, or carried by a loop, the store is changed in place.
 
     Raises:
       ValueError: if a derivative of a store in host memory is asked for.

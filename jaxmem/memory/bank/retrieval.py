@@ -19,6 +19,7 @@ from jaxmem.kv import KV
 from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.bank.bank import read as read_bank
 from jaxmem.memory.base import Question
+from jaxmem.memory.parts.options import at_least
 from jaxmem.typing import Array, Bool, Float, Int, PyTree
 
 
@@ -95,10 +96,7 @@ class Recall:
     ) -> Float[Array, "n"]:
         """Return the score of each block.
 
-        Args:
-          summaries: [n, ...].
-          there: which of them are.
-          question: that is asked.
+        `there` says which of the summaries [n, ...] are.
         """
         raise NotImplementedError
 
@@ -110,7 +108,6 @@ class ByMean(Recall):
     def score(
         self, summaries: PyTree, there: Bool[Array, "n"], question: Question
     ) -> Float[Array, "n"]:
-        del there
         return scores(summaries.astype(jnp.float32), question)
 
 
@@ -142,8 +139,7 @@ class ByParts(Recall):
     parts: int = 4
 
     def __post_init__(self):
-        if self.parts < 1:
-            raise ValueError(f"a block has at least 1 part, got {self.parts}.")
+        at_least("ByParts", 1, parts=self.parts)
 
     def summary(self, kv: KV) -> Float[Array, "p G D"]:
         k = kv.k.astype(jnp.float32)
@@ -157,7 +153,6 @@ class ByParts(Recall):
     def score(
         self, summaries: PyTree, there: Bool[Array, "n"], question: Question
     ) -> Float[Array, "n"]:
-        del there
         flat = summaries.reshape(-1, *summaries.shape[2:]).astype(jnp.float32)
         return jnp.max(scores(flat, question).reshape(summaries.shape[0], -1), axis=1)
 

@@ -41,6 +41,7 @@ from jaxmem.memory.base import (
     kv_of,
 )
 from jaxmem.memory.parts import positions as places
+from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Int, Num, PyTree
 
@@ -102,20 +103,12 @@ class WithBank(Around):
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.capacity, self.block, self.topk) < 1 or self.capacity < self.block:
-            raise ValueError(
-                "a bank needs positive sizes and room for a block, got "
-                f"capacity={self.capacity}, block={self.block}, topk={self.topk}."
-            )
-        if self.evict not in RULES:
-            raise ValueError(f"evict must be one of {', '.join(RULES)}, got {self.evict!r}.")
-        if isinstance(self.recall_by, str) and self.recall_by not in retrieval.RULES:
-            known = ", ".join(retrieval.RULES)
-            raise ValueError(
-                f"recall_by must be one of {known}, or a Recall, got {self.recall_by!r}."
-            )
-        if self.space not in get_args(Space):
-            raise ValueError(f'space is "device" or "host", got {self.space!r}.')
+        at_least(self.name, 1, block=self.block, topk=self.topk)
+        at_least(self.name, self.block, capacity=self.capacity)
+        one_of(self.name, RULES, evict=self.evict)
+        if not isinstance(self.recall_by, retrieval.Recall):
+            one_of(self.name, tuple(retrieval.RULES), recall_by=self.recall_by)
+        one_of(self.name, get_args(Space), space=self.space)
         has_bank = type(_innermost(self.memory)).bank is not Memory.bank
         if has_bank or self.memory.requires.window is not None:
             raise ValueError(
@@ -181,7 +174,6 @@ class WithBank(Around):
         return State(state.slots, Aux(aux.capacity, aux.next_pos, aux, places.start(spec), table))
 
     def view(self, spec: Spec, state: State, embeds: PyTree, bank: PyTree = None) -> View:
-        del bank
         return self.memory.view(spec, self.inner(state), embeds)
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, Blocks]:

@@ -13,9 +13,9 @@ from jaxmem.kernels.select import top_mask
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Requires, Spec, State, View
 from jaxmem.memory.compression import head_ragged as ragged
-from jaxmem.memory.compression.criticalkv import OverScore
-from jaxmem.memory.compression.value_norm import output_norm, two_stage
+from jaxmem.memory.compression.criticalkv import OverScore, output_norm, two_stage
 from jaxmem.memory.parts import scored, scores
+from jaxmem.memory.parts.options import at_least, between
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
 
@@ -65,12 +65,8 @@ class AdaKV(OverScore):
 
     def __post_init__(self):
         super().__post_init__()
-        shares = 0 <= self.alpha <= 1 and 0 <= (self.first or 0) <= 1
-        if not shares or (self.most is not None and self.most < 1):
-            raise ValueError(
-                f"adakv needs alpha and first in 0 to 1 and most >= 1, got {self.alpha}, "
-                f"{self.first}, {self.most}."
-            )
+        between(self.name, 0, 1, alpha=self.alpha, first=self.first)
+        at_least(self.name, 1, most=self.most)
         if self.inner.requires.window is not None:
             raise ValueError(
                 "heads hold different numbers, so rows cannot look at a sliding window; use a "
@@ -102,7 +98,6 @@ class AdaKV(OverScore):
         return max(sum(self.limits(groups)), min(lent, _floor(most, total)))
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         total, aux = spec.kv_heads * self.budget, self.inner.aux(spec)
         norm = None if self.first is None else jnp.zeros((total, 1), jnp.float32)
         slots = Slots(replace(spec, kv_heads=1).empty(total), norm)
@@ -114,7 +109,6 @@ class AdaKV(OverScore):
         return ragged.unpack(state.slots.kv, counts, self.width(counts.shape[0]))
 
     def view(self, spec: Spec, state: State, embeds: Any, bank: Any = None) -> View:
-        del spec, embeds, bank
         slots, base = self._side_by_side(state)
         return View(slots.kv, base)
 

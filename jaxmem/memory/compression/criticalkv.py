@@ -1,20 +1,28 @@
-"""CriticalKV (arXiv 2502.03805): attention, weighed by what a value adds to the layer's output."""
+"""CriticalKV (arXiv 2502.03805): attention, weighed by what a value adds to the layer's output.
+
+The norm of a value and the choice in two stages are computed as kvpress does.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as kvs
+from jaxmem.kernels.select import top_mask
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Memory, Requires, Spec, State
 from jaxmem.memory.compression.snapkv import SnapKV
-from jaxmem.memory.compression.value_norm import output_norm, two_stage
-from jaxmem.memory.parts import scored
+from jaxmem.memory.parts import scored, scores
+from jaxmem.memory.parts.options import between
 from jaxmem.memory.parts.scored import AUDIO_SHARE, Scored
-from jaxmem.typing import Array, Float
+from jaxmem.typing import Array, Float, Int
+
+EPS = 1e-4
+"""Added to the first score, so that a token without attention still has a value."""
 
 
 class Slots(NamedTuple):
@@ -53,14 +61,8 @@ class OverScore(Memory):
     ) -> Self:
         """Return the memory over SnapKV's score, with the options of both.
 
-        Args:
-          budget: slots of a KV head (on average, where heads share).
-          window: of `SnapKV`.
-          kernel: of `SnapKV`.
-          audio_share: of `SnapKV`.
-          newest: of `SnapKV`.
-          reindex: of `SnapKV`.
-          options: of this class.
+        `options` are those of this class. Slots are those of a KV head (on average, where heads
+        share).
         """
         more = {"audio_share": audio_share, "newest": newest, "reindex": reindex}
         return cls(SnapKV(budget, window=window, kernel=kernel, **more), **options)
@@ -77,7 +79,6 @@ class OverScore(Memory):
 
     def resized(self, slots: int, spec: Spec | None = None):
         """Return the same memory with another budget."""
-        del spec
         return replace(self, inner=replace(self.inner, budget=slots))
 
 
@@ -102,15 +103,13 @@ class CriticalKV(OverScore):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0.0 <= self.first <= 1.0:
-            raise ValueError(f"first is a part of the budget, 0 to 1, got {self.first}.")
+        between(self.name, 0, 1, first=self.first)
 
     @property
     def requires(self) -> Requires:
         return self.inner.requires._replace(output=True)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         norm = jnp.zeros((self.budget, spec.kv_heads), jnp.float32)
         return State(Slots(spec.empty(self.budget, spec.kv_heads), norm), self.inner.aux(spec))
 
@@ -130,3 +129,42 @@ class CriticalKV(OverScore):
         keep = scored.choose(ranked, modality, quotas, scored.length(state))
         stored = Slots(kvs.append(held.kv, chunk.kv, n), norm)
         return State(scored.take(stored, *keep), self.inner.moved(state.aux, chunk)), None
+
+
+def output_norm(chunk: Chunk) -> Float[Array, "T G"]:
+    """Return mean_h |W_o^h v|_1 of a chunk's tokens over the query heads h of a KV head, float32.
+
+    Raises:
+      ValueError: if the layer's output projection was not reported.
+    """
+    if chunk.output is None:
+        raise ValueError(
+            "values are weighed by the layer's output projection but Chunk.output is None: the "
+            "decoder must report what `requires.output` asks for."
+        )
+    v = chunk.kv.v.astype(jnp.float32)
+    heads, dim, width = chunk.output.shape
+    output = chunk.output.astype(jnp.float32).reshape(v.shape[1], -1, dim, width)
+    # One query head at a time: [T, G, E] is the largest array.
+    norms = jax.lax.map(
+        lambda w: jnp.sum(
+            jnp.abs(jnp.einsum("tgd,gde->tge", v, w, precision=jax.lax.Precision.HIGHEST)), -1
+        ),
+        output.swapaxes(0, 1),
+    )
+    return jax.lax.stop_gradient(jnp.sum(norms, axis=0) * (v.shape[1] / heads))
+
+
+def two_stage(
+    score: Float[Array, "G N"],
+    norm: Float[Array, "G N"],
+    modality: Int[Array, "N G"],
+    first: Int[Array, "G C"],
+) -> Float[Array, "G N"]:
+    """Return scores under which the `first[g, c]` best are certain, and (s + eps) |W_o v|_1 ranks.
+
+    s is `score`, and |W_o v|_1 is `norm` (of `output_norm`).
+    """
+    ranked = scored.by_part(score, modality, first.shape[1])
+    certain = jnp.any(jax.vmap(top_mask)(ranked, first), axis=1)
+    return scores.protect((score + EPS) * norm, certain)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxmem.memory.base import Requires
 from jaxmem.memory.parts import scores
+from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.scored import Candidates, Scored
 from jaxmem.rope import Rope, angles, rope
 from jaxmem.typing import Array, Bool, Float
@@ -50,11 +51,8 @@ class ExpectedAttention(Scored):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.future < 1 or self.sinks < 0:
-            raise ValueError(
-                f"{self.name} needs future >= 1 and sinks >= 0, got future={self.future}, "
-                f"sinks={self.sinks}."
-            )
+        at_least(self.name, 1, future=self.future)
+        at_least(self.name, 0, sinks=self.sinks)
 
     @property
     def requires(self) -> Requires:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from jaxmem.memory.base import Attention, Requires
 from jaxmem.memory.parts import scores
+from jaxmem.memory.parts.options import between
 from jaxmem.memory.parts.scored import Candidates, Scored, received
 from jaxmem.typing import Array, Float
 
@@ -30,8 +31,7 @@ class H2O(Scored):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0.0 <= self.recent <= 1.0:
-            raise ValueError(f"recent is a part of the budget, 0 to 1, got {self.recent}.")
+        between(self.name, 0, 1, recent=self.recent)
 
     @property
     def requires(self) -> Requires:

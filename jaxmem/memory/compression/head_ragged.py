@@ -75,11 +75,7 @@ def pack(
 ) -> tuple[T, Int[Array, "G"]]:
     """Return the marked entries of leaves [N, G, ...] as [slots, 1, ...], and how many heads have.
 
-    Args:
-      spread: side by side.
-      mask: which entries of every head are taken.
-      capacity: how many may be taken.
-      slots: M.
+    `mask` says which entries of every head are taken, `capacity` how many may be; `slots` is M.
     """
     groups, n = mask.shape
     chosen = jnp.where(mask.reshape(1, -1), 0.0, -jnp.inf)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxmem.memory.base import Attention, Requires
 from jaxmem.memory.parts import scores
+from jaxmem.memory.parts.options import at_least, odd
 from jaxmem.memory.parts.scored import Candidates, Scored, received
 from jaxmem.typing import Array, Float
 
@@ -34,10 +35,8 @@ class SnapKV(Scored):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.window < 1:
-            raise ValueError(f"{self.name} needs a window of at least 1 row, got {self.window}.")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {self.kernel}.")
+        at_least(self.name, 1, window=self.window)
+        odd(self.name, kernel=self.kernel)
 
     @property
     def observed(self) -> int:

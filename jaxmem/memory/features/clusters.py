@@ -48,12 +48,8 @@ def draw(
 ) -> Draws:
     """Draw initial centres without repetition, and points for clusters that run empty.
 
-    Args:
-      key: a key of `jax.random`.
-      n: points.
-      size: N, length of the array of points.
-      clusters: K.
-      among: [N], which points may be initial centres; all if None.
+    `n` of the N = `size` points count, `clusters` is K, and `among` [N] says which points may be
+    initial centres (None: all).
     """
     order, refill = jax.random.split(key)
     allowed = jnp.arange(size, dtype=jnp.int32) < n
@@ -177,12 +173,8 @@ def join(
 ) -> Merged:
     """Make one entry of two: their mean at the place of the right one, or one of them.
 
-    Args:
-      pool: entries.
-      left: index of the first of the pair.
-      right: index of the second.
-      weighted: weigh the mean by how many frames each is the mean of (MA-LMM), or not.
-      coin: drop the right one where 1, the left one where 0, and take no mean; None: the mean.
+    `weighted` weighs the mean by how many frames each is the mean of (MA-LMM). With a `coin` there
+    is no mean: the right one is dropped where it is 1, the left one where 0.
     """
     x, size = pool.x, pool.size
     gone = left

@@ -6,7 +6,7 @@ pieces of P tokens), and gives rows back that are prefilled in front of a questi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax
@@ -59,11 +59,8 @@ def rows_of(
 ) -> Embeds:
     """Return blocks of frames as rows, those that hold something first.
 
-    Args:
-      spec: of the model.
-      blocks: in the order of the prompt; N tokens in all.
-      place: positions of all N tokens; None: numbered like text.
-      modalities: of each block's tokens; `VISION` for all if None.
+    Blocks come in the order of the prompt, N tokens in all, at the positions `place` (None:
+    numbered like text) and of the `modalities` of their blocks (None: vision).
     """
     step = jnp.asarray(spec.step, spec.pos_dtype)
     modalities = (VISION,) * len(blocks) if modalities is None else modalities
@@ -131,14 +128,6 @@ def area(grid: Grid) -> int:
     return rows * columns
 
 
-def frame_tokens(memory: FeatureMemory, spec: Spec, tokens: int | None) -> int:
-    """Return the rows of a frame: those given, or those of `Spec.frame`."""
-    if tokens is not None:
-        return tokens
-    rows, columns = spec.needed("frame", memory)
-    return rows * columns
-
-
 def check_frame(name: str, spec: Spec, tokens: int) -> None:
     """Raise ValueError if a chunk is shorter than a frame."""
     if spec.chunk < tokens:
@@ -158,9 +147,12 @@ class Aux(NamedTuple):
 class FrameByFrame(FeatureMemory):
     """A memory that takes one frame after another."""
 
+    _: KW_ONLY
+    tokens: int | None = None  # P, rows of a frame; None: those of `Spec.frame`
+
     def tokens_of(self, spec: Spec) -> int:
         """Return P, rows of a frame."""
-        raise NotImplementedError(f"{self.name}.tokens_of")
+        return spec.frame_tokens(self) if self.tokens is None else self.tokens
 
     def start(self, spec: Spec) -> PyTree:
         """Return the empty features held."""

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxmem.kv import VISION
 from jaxmem.memory.base import Spec
 from jaxmem.memory.features.clusters import Merged, add
-from jaxmem.memory.features.frames import Block, FrameByFrame, frame_tokens
+from jaxmem.memory.features.frames import Block, FrameByFrame
+from jaxmem.memory.parts.options import at_least
 from jaxmem.typing import Array, Float
 
 ENTRIES = Merged(1, 1, None)  # type: ignore[arg-type]  # the axis of a frame's places
@@ -42,12 +43,10 @@ class MALMM(FrameByFrame):
 
     frames: int = 20
     _: KW_ONLY
-    tokens: int | None = None
     modality: int = VISION
 
     def __post_init__(self):
-        if min(self.frames, 1 if self.tokens is None else self.tokens) < 1:
-            raise ValueError(f"ma_lmm needs at least 1 frame of at least 1 row, got {self!r}.")
+        at_least(self.name, 1, frames=self.frames, tokens=self.tokens)
 
     @property
     def taken(self) -> int:
@@ -56,9 +55,6 @@ class MALMM(FrameByFrame):
     def resized(self, slots: int, spec: Spec) -> MALMM:
         """Return the same memory in so many rows."""
         return replace(self, frames=max(1, slots // self.tokens_of(spec)))
-
-    def tokens_of(self, spec: Spec) -> int:
-        return frame_tokens(self, spec, self.tokens)
 
     def start(self, spec: Spec) -> Merged:
         tokens = self.tokens_of(spec)

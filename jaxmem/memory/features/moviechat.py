@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxmem.memory.base import Spec
 from jaxmem.memory.features.clusters import Merged, add, empty_merged, mean_dot, shrink
-from jaxmem.memory.features.frames import Block, FrameByFrame, frame_tokens
+from jaxmem.memory.features.frames import Block, FrameByFrame
+from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.typing import Array, Float
 
 
@@ -52,17 +53,11 @@ class MovieChat(FrameByFrame):
     merged: int = 2
     long: int = 128
     mode: Literal["global", "breakpoint"] = "global"
-    tokens: int | None = None
 
     def __post_init__(self):
-        sizes = (self.short, self.merged, self.long, 1 if self.tokens is None else self.tokens)
-        if min(sizes) < 1 or self.merged > self.short:
-            raise ValueError(
-                "short, merged, long and tokens must be positive and merged at most short, got "
-                f"{self!r}."
-            )
-        if self.mode not in ("global", "breakpoint"):
-            raise ValueError(f'mode must be "global" or "breakpoint", got {self.mode!r}.')
+        at_least(self.name, 1, merged=self.merged, long=self.long, tokens=self.tokens)
+        at_least(self.name, self.merged, short=self.short)
+        one_of(self.name, ("global", "breakpoint"), mode=self.mode)
 
     def resized(self, slots: int, spec: Spec) -> MovieChat:
         """Return the same memory in so many rows: a quarter of the frames in the short memory.
@@ -73,9 +68,6 @@ class MovieChat(FrameByFrame):
         short = max(2, frames // 4)
         merged = max(1, short // 9)
         return replace(self, short=short, merged=merged, long=max(1, frames - short))
-
-    def tokens_of(self, spec: Spec) -> int:
-        return frame_tokens(self, spec, self.tokens)
 
     def start(self, spec: Spec) -> Held:
         empty = lambda n: empty_merged(n, (self.tokens_of(spec), spec.width), spec.dtype)

@@ -16,6 +16,7 @@ from jaxmem.kv import AUDIO, EMPTY
 from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
 from jaxmem.memory.features.ma_lmm import MALMM
 from jaxmem.memory.omnimem.budgets import resized
+from jaxmem.memory.parts.options import at_least
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class WithAudio(FeatureMemory):
                 f"WithAudio goes around a memory of features, got {self.memory!r}: memories of "
                 "keys and values keep audio themselves (audio_share)."
             )
-        if min(self.pieces, 1 if self.tokens is None else self.tokens) < 1:
-            raise ValueError(f"pieces and tokens must be positive, got {self!r}.")
+        at_least(self.name, 1, pieces=self.pieces, tokens=self.tokens)
 
     @property
     def name(self) -> str:
@@ -86,11 +86,7 @@ def share_slots(
 ) -> FeatureMemory:
     """Return a memory in so many rows, half of them for audio where the stream has audio.
 
-    Args:
-      memory: of frames.
-      slots: rows.
-      spec: of the model.
-      tokens: rows of a piece of audio; None: a second of it.
+    `tokens` are rows of a piece of audio; None: a second of it.
     """
     if not spec.audio_tokens:
         return resized(memory, slots, spec)

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
+from jaxmem.memory.base import Embeds, Spec, State
 from jaxmem.memory.features.clusters import draw
 from jaxmem.memory.features.frames import area, check_frame, frames_of, rows_of
-from jaxmem.memory.flash_vstream.options import Form, check_options
+from jaxmem.memory.flash_vstream.options import FromFrames
 from jaxmem.memory.flash_vstream.semantic import Maps
 from jaxmem.memory.flash_vstream.star import Held, Sizes, advance, blocks_of, init_held
-from jaxmem.typing import Array, Int
-
-
-class Aux(NamedTuple):
-    """What is not a feature."""
-
-    key: Array  # data of the key for the next chunk's draws
-    maps: Maps | None  # the learned maps: weights are data, never part of the program
-    dropped: Int[Array, ""]  # vision rows of frames that a chunk cut
 
 
 @dataclass(frozen=True)
-class FlashVStream(FeatureMemory):
+class FlashVStream(FromFrames):
     """Flash-VStream's STAR memory: spatial, temporal, abstract and retrieved features.
 
     It reads vision rows in whole frames; text and audio are not kept. A question is answered after
@@ -43,16 +34,9 @@ class FlashVStream(FeatureMemory):
         begins, chunks shorter than a frame.
     """
 
-    sized: ClassVar[tuple[str, ...]] = ("sizes",)
-    """What `resized` decides."""
+    kind: ClassVar[type] = Sizes
 
     sizes: Sizes | None = None
-    _: KW_ONLY
-    form: Form = "as_released"
-    seed: int = 0
-
-    def __post_init__(self):
-        check_options(self.form, self.sizes, Sizes)
 
     def sizes_of(self, spec: Spec) -> Sizes:
         """Return the sizes for a model: as given, or as published for its frames."""
@@ -72,27 +56,21 @@ class FlashVStream(FeatureMemory):
     def init(self, spec: Spec, maps: Maps | None = None) -> State:
         """Return the empty state.
 
-        Args:
-          spec: of the model.
-          maps: the learned maps of the semantic attention, over features of the rows' width; None:
-            the features attend to each other without maps.
+        `maps` are the learned maps of the semantic attention, over features of the rows' width;
+        None: the features attend to each other without maps.
         """
         sizes = self.sizes_of(spec)
         check_frame(self.name, spec, sizes.tokens)
         chunk = spec.chunk // sizes.tokens
         held = init_held(sizes, spec.width, chunk, self.form, spec.dtype)
-        key = jax.random.key_data(jax.random.key(self.seed))
-        learned = None if maps is None else jax.tree.map(jnp.asarray, maps)
-        return State(held, Aux(key, learned, jnp.zeros((), jnp.int32)))
+        return self.begun(held, None if maps is None else jax.tree.map(jnp.asarray, maps))
 
     def write(self, spec: Spec, state: State, embeds: Embeds) -> State:
         held: Held = state.slots
         aux, sizes = state.aux, self.sizes_of(spec)
         frames, n, cut = frames_of(embeds, sizes.tokens)
-        # By the number of frames and not of chunks: a chunk without a frame changes nothing.
-        key = jax.random.fold_in(jax.random.wrap_key_data(aux.key), held.seen)
         points = held.temporal.shape[0] + frames.shape[0]
-        draws = draw(key, held.temporal_count + n, points, sizes.temporal)
+        draws = draw(self.key(state), held.temporal_count + n, points, sizes.temporal)
         held = advance(held, frames, n, draws, aux.maps, sizes, self.form)
         return State(held, aux._replace(dropped=aux.dropped + cut))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
+from jaxmem.memory.base import Embeds, Spec, State
 from jaxmem.memory.features.clusters import draw
 from jaxmem.memory.features.frames import (
     append_frames,
@@ -18,7 +17,7 @@ from jaxmem.memory.features.frames import (
     rows_of,
     square,
 )
-from jaxmem.memory.flash_vstream.options import Form, check_options
+from jaxmem.memory.flash_vstream.options import FromFrames
 from jaxmem.memory.flash_vstream.synopsis import (
     Held,
     advance,
@@ -27,7 +26,6 @@ from jaxmem.memory.flash_vstream.synopsis import (
     init_held,
     same,
 )
-from jaxmem.typing import Array, Int
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,8 @@ class QwenSizes:
             raise ValueError(f"details must be at most synopsis, got {self}.")
 
 
-class Aux(NamedTuple):
-    """What is not a feature."""
-
-    key: Array  # data of the key for the next chunk's draws
-    dropped: Int[Array, ""]  # vision rows of frames that a chunk cut
-
-
 @dataclass(frozen=True)
-class FlashVStreamQwen(FeatureMemory):
+class FlashVStreamQwen(FromFrames):
     """Flash-VStream, Qwen version: a synopsis of centres, and frames in detail from a ring.
 
     It reads vision rows in whole frames; text and audio are not kept. A question is answered after
@@ -94,16 +85,9 @@ class FlashVStreamQwen(FeatureMemory):
         begins, chunks shorter than a frame.
     """
 
-    sized: ClassVar[tuple[str, ...]] = ("sizes",)
-    """What `resized` decides."""
+    kind: ClassVar[type] = QwenSizes
 
     sizes: QwenSizes | None = None
-    _: KW_ONLY
-    form: Form = "as_released"
-    seed: int = 0
-
-    def __post_init__(self):
-        check_options(self.form, self.sizes, QwenSizes)
 
     def sizes_of(self, spec: Spec) -> QwenSizes:
         """Return the sizes for a model: as given, or as released for its frames."""
@@ -124,9 +108,9 @@ class FlashVStreamQwen(FeatureMemory):
         sizes = self.sizes_of(spec)
         tokens, small = (rows * columns for rows, columns in (sizes.high, sizes.low))
         check_frame(self.name, spec, tokens)
-        held = init_held(sizes.synopsis, sizes.bank, tokens, small, spec.width, spec.dtype)
-        key = jax.random.key_data(jax.random.key(self.seed))
-        return State(held, Aux(key, jnp.zeros((), jnp.int32)))
+        return self.begun(
+            init_held(sizes.synopsis, sizes.bank, tokens, small, spec.width, spec.dtype)
+        )
 
     def write(self, spec: Spec, state: State, embeds: Embeds) -> State:
         held: Held = state.slots
@@ -137,8 +121,7 @@ class FlashVStreamQwen(FeatureMemory):
         points = append_frames(held.x, held.count, low)
         total = held.count + n
         _, distinct = same(points.reshape(points.shape[0], -1), total)
-        key = jax.random.fold_in(jax.random.wrap_key_data(aux.key), held.seen)
-        draws = draw(key, total, points.shape[0], sizes.synopsis, among=distinct)
+        draws = draw(self.key(state), total, points.shape[0], sizes.synopsis, among=distinct)
         held = advance(held, high, low, n, draws, self.form)
         return State(held, aux._replace(dropped=aux.dropped + cut))
 

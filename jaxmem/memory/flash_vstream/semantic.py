@@ -33,12 +33,8 @@ def attend_groups(
 ) -> Float[Array, "slots P E"]:
     """Return the first `slots` frames after they took up the rest, `slots` frames at a time.
 
-    Args:
-      x: frames, of which the first `n` count.
-      n: frames.
-      maps: learned maps; None: queries and keys are the features themselves.
-      slots: frames of the memory.
-      ratio: a, how much of the memory a group replaces.
+    The first `n` frames count. Without `maps` queries and keys are the features themselves; `ratio`
+    is a, how much of the memory a group replaces.
     """
     size, tokens, width = x.shape
     extra = -size % slots

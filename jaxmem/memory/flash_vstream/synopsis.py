@@ -52,18 +52,9 @@ def ordered_kmeans(
 
     As released, the time of a centre is the mean index of its members in the list of points, so
     that `times` has no effect; as published it is the weighted mean of their times. With fewer
-    distinct points than clusters the distinct points come in order, after the first points of
-    the list (every weight is 1). With K points or fewer, the points are the centres.
-
-    Args:
-      x: points, an array of N.
-      weights: of the points.
-      times: of the points.
-      n: points.
-      draws: initial centres, which should be distinct points, and refills.
-      form: "as_released" or "as_published".
-      rounds: see `weighted_kmeans`.
-      tol: see `weighted_kmeans`.
+    distinct points than clusters the distinct points come in order, after the first points of the
+    list (every weight is 1). With K points or fewer, the points are the centres. Initial centres
+    among the `draws` should be distinct points; `rounds` and `tol`: see `weighted_kmeans`.
     """
     clusters, size = draws.first.shape[0], x.shape[0]
     released = form == "as_released"
@@ -190,15 +181,10 @@ def am_rope(
 ) -> Float[Array, "N 3"]:
     """Return the positions (t, h, w) of [details ; synopsis] tokens, relative to the first.
 
-    A detail is at the number of its frame; a centre at its rounded time (half to even), all
-    three axes moved on by the number of detail tokens.
-
-    Args:
-      frames: numbers of the detail frames.
-      times: of the centres.
-      details: how many detail frames there are, at most k.
-      grid: (h, w) of a detail frame, in rows of the decoder.
-      small: (h, w) of a centre.
+    A detail is at the number of its frame; a centre at its rounded time (half to even), all three
+    axes moved on by the number of detail tokens. `frames` are the numbers of the detail frames, of
+    which `details` exist, and `times` those of the centres; `grid` and `small` are (h, w) of a
+    detail frame and of a centre, in rows of the decoder.
     """
 
     def box(t: Array, size: tuple[int, int]) -> Array:

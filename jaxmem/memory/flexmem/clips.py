@@ -31,16 +31,10 @@ def shares(
 ) -> Int[Array, "C"]:
     """Return how many of a chunk's n valid rows are kept, so that its clip keeps one in `ratio`.
 
-    That is floor((before + n) / ratio), at least one, less what the clip has kept so far.
-    With `own_audio` (all but audio, audio): audio keeps its part of the chunk, rounded up, so that
-    the few audio rows beside hundreds of pictures never vanish.
-
-    Args:
-      modality: of the rows.
-      ratio: of rows to rows kept.
-      own_audio: audio is a group of its own.
-      before: rows of the clip that came before the chunk.
-      kept: of these.
+    That is floor((before + n) / ratio), at least one, less what the clip has kept so far. With
+    `own_audio` (all but audio, audio): audio keeps its part of the chunk, rounded up, so that the
+    few audio rows beside hundreds of pictures never vanish. `before` rows of the clip came before
+    the chunk, of which it `kept` so many.
     """
     n = jnp.sum(modality != kvs.EMPTY, dtype=jnp.int32)
     total = jnp.clip(jnp.maximum((before + n) // ratio, 1) - kept, 0, n)
@@ -99,12 +93,8 @@ def picks(
 ) -> Pick:
     """Return the rows [L, slots] that every layer keeps: its best, or evenly spaced ones.
 
-    Args:
-      score: of the rows.
-      even: which layers [L] take evenly spaced rows.
-      modality: of the rows [T].
-      quotas: how many rows of each group (see `shares`).
-      slots: static size of the result.
+    `even` says which layers [L] take evenly spaced rows, `quotas` how many rows of each group are
+    taken (see `shares`).
     """
     spaced = uniform(modality, quotas, slots)
     score = jnp.where(even[:, None], spaced[None], score)
@@ -117,14 +107,8 @@ def read(
     """Return the tokens [L, slots] of clips `index`, one after the other, then empty slots.
 
     Only those rows of the bank are touched. All reading of banked clips goes through here. A bank
-    in host memory is read in stretches of slots // K entries, the most that a clip may have.
-
-    Args:
-      stored: slots of a bank [L, capacity].
-      ledger: where the clips lie.
-      index: clips to read, in this order.
-      keep: which of them count.
-      slots: static size of the result; entries that do not fit are left out.
+    in host memory is read in stretches of slots // K entries, the most that a clip may have. Clips
+    come in the order of `index`; entries that do not fit into `slots` are left out.
     """
     many = jnp.where(keep, ledger.many[index], 0)
     ends = jnp.cumsum(many)

@@ -39,6 +39,7 @@ from jaxmem.memory.flexmem.ledger import MOST, Entry
 from jaxmem.memory.flexmem.memindex import Encoding, MemIndex
 from jaxmem.memory.flexmem.state import Aux, Sizes, empty_aux, sizes_of
 from jaxmem.memory.parts import positions as places
+from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.typing import Array, Float, Int, PyTree
 
 
@@ -98,11 +99,11 @@ class FlexMem(Memory):
     reindex: bool = True
 
     def __post_init__(self):
-        sizes = (self.window, self.context_ratio, self.local_ratio, self.topk, self.capacity)
-        if min(*sizes, 1 if self.clip is None else self.clip) < 1 or self.shallow < 0:
-            raise ValueError(f"flexmem needs positive sizes, and shallow >= 0, got {self!r}.")
-        if self.history not in ("all", "context"):
-            raise ValueError(f"history must be 'all' or 'context', got {self.history!r}.")
+        at_least(self.name, 1, clip=self.clip, window=self.window, topk=self.topk)
+        at_least(self.name, 1, context_ratio=self.context_ratio, local_ratio=self.local_ratio)
+        at_least(self.name, 1, capacity=self.capacity)
+        at_least(self.name, 0, shallow=self.shallow)
+        one_of(self.name, ("all", "context"), history=self.history)
         if not isinstance(self.reader, MemIndex | Encoding):
             raise ValueError(f"reader must be a MemIndex or an Encoding, got {self.reader!r}.")
         if isinstance(self.reader, MemIndex) and (self.long_term or self.index is not None):
@@ -129,7 +130,6 @@ class FlexMem(Memory):
         return received._replace(question="pass")
 
     def prompts(self, dialogue: tuple[str, str] | None = None) -> tuple[Prompt, ...]:
-        del dialogue
         return (Prompt(self.reader.question),) if isinstance(self.reader, Encoding) else ()
 
     def resized(self, slots: int, spec: Spec) -> FlexMem:
@@ -149,7 +149,6 @@ class FlexMem(Memory):
         return BankSpec(self.capacity, spec.empty(self.sizes(spec).local), self.space)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         sizes = self.sizes(spec)
         if self.keyed is not None:
             self.keyed.measured_against(spec)
@@ -159,7 +158,6 @@ class FlexMem(Memory):
     def view(
         self, spec: Spec, state: State, embeds: Embeds | None, bank: Bank | None = None
     ) -> View:
-        del embeds
         sizes = self.sizes(spec)
         if not sizes.longs:
             return self._placed(state.slots, state.aux)

@@ -58,12 +58,8 @@ class Ledger(NamedTuple):
     ) -> Entry:
         """Return how a chunk is noted.
 
-        Args:
-          rows: of the chunk, without padding.
-          many: entries that it evicts.
-          clip: rows of a full clip.
-          local: most entries of a clip.
-          room: entries that the bank holds.
+        It has `rows` (without padding) and evicts `many` entries; a full clip has `clip` rows and
+        at most `local` entries, and the bank holds `room`.
         """
         fits = (self.open_rows + rows <= clip) & (self.open_many + many <= local)
         joins = fits & (self.count > 0)

@@ -19,6 +19,7 @@ from jaxmem import kv as kvs
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Question, Spec
 from jaxmem.memory.flexmem import clips
+from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.rope import Rope, angles, rotate
 from jaxmem.typing import Array, Float, Int, Num
 
@@ -81,21 +82,16 @@ class MemIndex:
 
     def __post_init__(self):
         layers, weights = self.layers, self.weights
-        if self.keys < 1 or (layers is not None and (not layers or min(layers) < 0)):
-            raise ValueError(
-                f"a MemIndex needs layers >= 0 and at least 1 key, got layers={layers} and "
-                f"keys={self.keys}."
-            )
+        at_least("a MemIndex", 1, keys=self.keys)
+        if layers is not None and (not layers or min(layers) < 0):
+            raise ValueError(f"a MemIndex needs layers, all >= 0, got {layers}.")
         if weights is not None and (layers is None or len(weights) != len(layers)):
             raise ValueError(
                 f"a MemIndex needs one weight per layer, got {len(weights)} weights for layers "
                 f"{layers}."
             )
-        if self.against not in (None, "prefix", "clips") or self.query not in ("zero", "after"):
-            raise ValueError(
-                'a MemIndex measures against "prefix" or "clips" with the query at "zero" or '
-                f'"after", got against={self.against!r} and query={self.query!r}.'
-            )
+        one_of("a MemIndex", (None, "prefix", "clips"), against=self.against)
+        one_of("a MemIndex", ("zero", "after"), query=self.query)
 
     def read_layers(self, layers: int) -> tuple[int, ...]:
         """Return the layers that are read in a model of so many.
@@ -138,10 +134,9 @@ def best_keys(
 ) -> tuple[Float[Array, "K k G D"], Float[Array, "K k"]]:
     """Return the k keys of a clip that its rows attended to most, in time, and what they received.
 
-    Args:
-      old: keys that the clip has so far, what each received, and how many there are.
-      new: keys of the chunk that is added, what each received, and the modality of its rows.
-      even: which of the K layers take evenly spaced keys.
+    `old` are the keys that the clip has so far, what each received, and how many there are; `new`
+    those of the chunk that is added, what each received, and the modality of its rows. `even` says
+    which of the K layers take evenly spaced keys.
     """
     size = old[0].shape[1]
     there = jnp.where(jnp.arange(size, dtype=jnp.int32) < old[2], kvs.SUMMARY, kvs.EMPTY)
@@ -164,14 +159,10 @@ def layer_scores(
     """Return r of every layer and clip: the mass that a question's last row gives to the clip.
 
     r = mean over heads of sum_j softmax(q . k_j / sqrt(D)), with the softmax of `reader.against`.
-    Every clip's keys come directly after the prefix, whatever came between.
-
-    Args:
-      reader: how to read; only its layers of `question` are read.
-      spec: of the model.
-      keys: of N clips in K layers, k each, before rotation.
-      many: how many of them each clip has; a clip without any scores 0.
-      question: queries [L, Q, H, D] of a pass over [prefix | question], and the prefix [L, P].
+    Every clip's keys come directly after the prefix, whatever came between. Each of the N clips has
+    `many` keys in K layers, before rotation; one without any scores 0. The question has queries [L,
+    Q, H, D] of a pass over [prefix | question], of which the reader's layers are read, and the
+    prefix [L, P].
     """
     against, rotary = reader.measured_against(spec), spec.needed("rope", reader)
     layers, prefix = np.asarray(reader.read_layers(spec.layers)), question.prefix
@@ -227,12 +218,10 @@ def fit_layers(
     """Return the layer weights alpha with the least sum_i (alpha . r_i - g_i)^2 (equation 10).
 
     The linear model has no intercept. Sample count, data and fitted weights are not published, and
-    no code for it was released; `ridge` is ours.
-
-    Args:
-      scores: r of M samples (clip and question) in K layers, from `layer_scores` transposed.
-      targets: g of these samples, from the encoding-based reader.
-      ridge: weight of |alpha|^2 beside the squared errors; at 0 the shortest of all solutions.
+    no code for it was released; `ridge` is ours. `scores` are r of M samples (clip and question) in
+    K layers, from `layer_scores` transposed, `targets` g of these samples, from the encoding-based
+    reader. `ridge` weighs |alpha|^2 beside the squared errors; at 0 the shortest of all solutions
+    is returned.
 
     Raises:
       ValueError: if the shapes do not fit, or `ridge` is negative.
@@ -242,8 +231,7 @@ def fit_layers(
             f"scores must be [M, K] and targets [M], neither empty, got {scores.shape} and "
             f"{targets.shape}."
         )
-    if ridge < 0:
-        raise ValueError(f"ridge must not be negative, got {ridge}.")
+    at_least("fit_layers", 0, ridge=ridge)
     many = scores.shape[1]
     x, y = scores.astype(jnp.float32), targets.astype(jnp.float32)
     if ridge:  # the same least squares with a row sqrt(ridge) alpha_l = 0 for every layer
@@ -257,10 +245,7 @@ def best_layers(
 ) -> tuple[int, ...]:
     """Return the `count` layers of largest weight, ascending (equation 12; 3 as published).
 
-    Args:
-      weights: from `fit_layers`, concrete.
-      layers: that the weights belong to.
-      count: how many.
+    `weights` are from `fit_layers`, concrete, one for each of `layers`.
 
     Raises:
       ValueError: if there is not one weight per layer, or `count` is out of range.

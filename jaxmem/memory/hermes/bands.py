@@ -80,12 +80,9 @@ def smooth(
     """Return (1 - f_l) s_l + f_l s_(l+1): every layer's scores, mixed with those of the next one.
 
     Entries are aligned by pool index, whichever tokens stand there. The last layer is untouched.
-
-    Args:
-      scores: finite everywhere (padding included).
-      factors: f [L], the weight of the layer above.
-      recursive: from the top down, with the layer above already smoothed (HERMES as released);
-        otherwise with its raw scores (as published).
+    Scores are finite everywhere (padding included); `factors` are f [L], the weight of the layer
+    above. `recursive`: from the top down, with the layer above already smoothed (HERMES as
+    released); otherwise with its raw scores (as published).
     """
     f = jnp.asarray(factors, jnp.float32)[:, None]
     if not recursive:

@@ -6,8 +6,7 @@ from __future__ import annotations
 def guidance(last: tuple[str, str] | None = None) -> tuple[str, str]:
     """Return the texts of the two probes: for middle layers (both prompts), and for deep ones.
 
-    Args:
-      last: question and answer of the last round of dialogue, if there was one.
+    `last` is the question and the answer of the last round of dialogue, if there was one.
     """
     scene = (
         "Describe the current scene in detail: its objects, fine-grained actions and how things "

@@ -39,6 +39,7 @@ from jaxmem.memory.hermes.guidance import guidance
 from jaxmem.memory.hermes.merge import shrink
 from jaxmem.memory.parts import positions as places
 from jaxmem.memory.parts import scored
+from jaxmem.memory.parts.options import at_least, between, one_of
 from jaxmem.memory.parts.scored import AUDIO_SHARE
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
@@ -112,21 +113,14 @@ class Hermes(Memory):
                 "hermes needs at least 2 slots per layer beside those of audio (one is a "
                 f"summary's), got {self.quotas[0]} of {self.budget}; {repair}lower audio_share."
             )
-        if isinstance(self.mix, str) and self.mix not in MIXES:
-            raise ValueError(f"mix must be one of {', '.join(MIXES)}, or a Mix, got {self.mix!r}.")
-        if self.attention not in ("official", "exact"):
-            raise ValueError(f"attention must be 'official' or 'exact', got {self.attention!r}.")
-        if self.positions not in ("lazy", "eager", "keep"):
-            raise ValueError(
-                f"positions must be 'lazy', 'eager' or 'keep', got {self.positions!r}."
-            )
-        if min(self.smoothing) < 0 or max(self.smoothing) > 1:
-            raise ValueError(f"smoothing factors are between 0 and 1, got {self.smoothing}.")
-        if (self.max_position is not None and self.max_position < 1) or self.margin < 0:
-            raise ValueError(
-                "hermes needs max_position >= 1 (or None) and margin >= 0, got "
-                f"max_position={self.max_position} and margin={self.margin}."
-            )
+        if not isinstance(self.mix, Mix):
+            one_of(self.name, tuple(MIXES), mix=self.mix)
+        one_of(self.name, ("official", "exact"), attention=self.attention)
+        one_of(self.name, ("lazy", "eager", "keep"), positions=self.positions)
+        for factor in self.smoothing:
+            between(self.name, 0, 1, smoothing=factor)
+        at_least(self.name, 1, max_position=self.max_position)
+        at_least(self.name, 0, margin=self.margin)
         bands.split(1, *self.shares)
 
     @property
@@ -149,14 +143,12 @@ class Hermes(Memory):
         return bands.split(layers, *self.shares)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         start = jnp.broadcast_to(places.start(spec)[None], (spec.layers, spec.axes))
         one = spec.empty(self.budget)
         slots = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (spec.layers, *x.shape)), one)
         return State(slots, Aux(jnp.full((spec.layers,), self.budget, jnp.int32), start, start))
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: Any = None) -> View:
-        del bank
         probing = None
         if embeds is not None:
             new = jnp.sum(embeds.modality != EMPTY, dtype=jnp.int32)

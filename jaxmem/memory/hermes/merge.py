@@ -15,13 +15,9 @@ def summary(kv: KV, members: Bool[Array, "N"], pos: Num[Array, "A"], number: Int
 
     Rotations compose, so the mean of keys that were each turned to `pos` is the mean of the
     unrotated keys, turned there once. Means are taken in float32 (HERMES, arXiv 2601.14724,
-    algorithm 1). A member that is itself a summary counts as one token.
-
-    Args:
-      kv: [N], keys before rotation.
-      members: who is merged; without any, key and value are zero.
-      pos: where the summary is.
-      number: its arrival number.
+    algorithm 1). A member that is itself a summary counts as one token. Keys are those before
+    rotation, and without any member key and value are zero; `number` is the summary's arrival
+    number.
     """
     weight = members.astype(jnp.float32) / jnp.maximum(jnp.sum(members), 1)
 
@@ -51,14 +47,10 @@ def shrink(
 ) -> KV:
     """Return a layer's kept tokens with their positions, and the summary of the others after them.
 
-    Args:
-      pool: [N], valid entries first.
-      index: chosen pool entries, ascending.
-      keep: which of `index` count.
-      fold: add a summary if anything is dropped; there must be a slot for it.
-      close: close the gaps between positions (`positions.compact`).
-      start: P, where positions begin.
-      last: the summary comes after all kept tokens; otherwise it is where the newest one is.
+    The pool [N] has valid entries first, of which `index` (ascending, those that `keep` counts) are
+    kept. `fold`: add a summary if anything is dropped, for which there must be a slot; it comes
+    after all kept tokens (`last`), or where the newest one is. `close`: close the gaps between
+    positions (`positions.compact`), which begin at `start`.
     """
     kept, used = take(pool, index, keep), jnp.sum(keep, dtype=jnp.int32)
     old = kept.pos[:, 0]

@@ -59,9 +59,7 @@ class Profile(NamedTuple):
 def profile_of(signals: Signals, *, root: bool = True) -> Profile:
     """Return the profile of calibration signals.
 
-    Args:
-      signals: from `signals_of` or recorded elsewhere.
-      root: take the square root of 1 - s (released) or not (published).
+    `root`: take the square root of 1 - s (released) or not (published).
 
     Raises:
       ValueError: if a layer has no audio or no vision to compare, or shapes differ.
@@ -237,9 +235,8 @@ def _add(sums: Sums, pool: Pool, record: Bool[Array, ""]) -> Sums:
 def signals_of(states: State | Sequence[State]) -> Signals:
     """Return the average signals of recorded streams.
 
-    Args:
-      states: final states of `Recorder`, of all layers ([L] leading `aux`, as the streaming
-        loop holds them; further leading axes are streams), one or several.
+    These are of `Recorder`, of all layers ([L] leading `aux`, as the streaming loop holds them;
+    further leading axes are streams), one or several.
 
     Raises:
       ValueError: if no chunk counted for some layer and modality.

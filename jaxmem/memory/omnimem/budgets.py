@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import AnyMemory, Spec
+from jaxmem.memory.parts.options import at_least, between
 
 FORMAT = "jaxmem-budget-table"
 VERSION = 1
@@ -39,12 +40,8 @@ def uniform(slots: int, layers: int, audio_share: float) -> np.ndarray:
     Raises:
       ValueError: if `slots` is negative or `audio_share` is outside [0, 1].
     """
-    if slots < 0:
-        raise ValueError(f"a budget is a number of slots per layer, got {slots}.")
-    if not 0.0 <= audio_share <= 1.0:
-        raise ValueError(
-            f"audio_share is a share of the budget, between 0 and 1, got {audio_share}."
-        )
+    at_least("a budget", 0, slots=slots)
+    between("a budget", 0, 1, audio_share=audio_share)
     audio = round(slots * audio_share)
     return np.tile(np.asarray([[audio, slots - audio]], np.int64), (layers, 1))
 
@@ -62,8 +59,7 @@ def hashable(budget: int | TableLike) -> int | Table:
       ValueError: if it is neither.
     """
     if isinstance(budget, int | np.integer):
-        if budget < 0:
-            raise ValueError(f"a budget is a number of slots per layer, got {budget}.")
+        at_least("a budget", 0, slots=int(budget))
         return int(budget)
     if isinstance(budget, str | Path):
         raise ValueError(
@@ -92,11 +88,8 @@ def scaled(table: Table, total: int) -> Table:
 def resolve(budget: int | Table, layers: int, *, audio_share: float | None) -> np.ndarray:
     """Return the int table that a budget means: [L, 2], or [L] for a joint cap.
 
-    Args:
-      budget: slots per layer (audio and vision together), or a table.
-      layers: L of the model.
-      audio_share: audio's part of a number as budget (tables carry their own split); None: audio
-        and vision share one cap.
+    `audio_share` is audio's part of a number as budget (tables carry their own split); None: audio
+    and vision share one cap.
 
     Raises:
       ValueError: if the table is not [L, 2] or [L] of whole numbers >= 0 for this model.
@@ -188,13 +181,9 @@ def slots_for_bytes(
 
     One byte budget compares memories fairly: whatever a memory holds on the device beside keys and
     values (redundancy vectors, text slots, grids of codes, summaries of a bank, counters, a bank
-    that is not in host memory) is counted. Nothing is allocated.
-
-    Args:
-      factory: slots per layer -> memory, for example `OmniMem`; more slots never cost less.
-      spec: of the model.
-      budget_bytes: over all layers, at rest.
-      smallest: the fewest slots that the memory takes.
+    that is not in host memory) is counted. Nothing is allocated. `factory` makes a memory of so
+    many slots per layer, for example `OmniMem`, of which more never cost less; bytes are over all
+    layers, at rest, and `smallest` is the fewest slots that the memory takes.
 
     Raises:
       ValueError: if not even `smallest` slots per layer fit.
@@ -259,10 +248,7 @@ def smallest(memory: AnyMemory | type[AnyMemory], spec: Spec) -> int:
 def within(memory: M, spec: Spec, size: int | str) -> M:
     """Return the same memory with the most slots that fit in so many bytes on the device.
 
-    Args:
-      memory: any memory; its own number of slots does not matter.
-      spec: of the model.
-      size: in bytes, or "64KiB".
+    Its own number of slots does not matter; `size` is in bytes, or "64KiB".
 
     Raises:
       ValueError: if the size is none, or holds no memory.

@@ -25,6 +25,7 @@ from jaxmem.memory.base import Attention, Chunk, Requires, Spec, State
 from jaxmem.memory.omnimem import budgets
 from jaxmem.memory.omnimem.sign_sketch import project
 from jaxmem.memory.parts import scored, scores
+from jaxmem.memory.parts.options import at_least, between, one_of
 from jaxmem.memory.parts.positions import Reindexed, start
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
@@ -111,26 +112,15 @@ class OmniMem(Reindexed):
     def __post_init__(self):
         object.__setattr__(self, "budget", budgets.hashable(self.budget))
         object.__setattr__(self, "unit_dtype", _dtype_name(self.unit_dtype))
-        scored.check_budget(self.name, 1, self.audio_share)  # none is fine where text has slots
-        if self.importance not in ("mean_logit", "exact"):
-            raise ValueError(
-                f"importance must be 'mean_logit' or 'exact', got {self.importance!r}."
-            )
-        if self.form not in ("product", "sum"):
-            raise ValueError(f"form must be 'product' or 'sum', got {self.form!r}.")
-        if not 0.0 <= self.carry <= 1.0:
-            raise ValueError(f"carry is the weight of an average, 0 to 1, got {self.carry}.")
-        if not (self.lam >= 0 and self.power > 0):
-            raise ValueError(
-                f"lam must be >= 0 and power > 0, got lam={self.lam}, power={self.power}."
-            )
+        between(self.name, 0, 1, audio_share=self.audio_share, carry=self.carry)
+        one_of(self.name, ("mean_logit", "exact"), importance=self.importance)
+        one_of(self.name, ("product", "sum"), form=self.form)
+        at_least(self.name, 0, lam=self.lam, newest=self.newest, text=self.text)
+        if not self.power > 0:
+            raise ValueError(f"power must be positive, got {self.power}.")
         if self.sketch is not None and (self.sketch < 1 or self.sketch % 32):
             raise ValueError(
                 f"sketch must be a multiple of 32 numbers, or None, got {self.sketch}."
-            )
-        if self.newest < 0 or (self.text is not None and self.text < 0):
-            raise ValueError(
-                f"newest and text must not be negative, got {self.newest} and {self.text}."
             )
 
     @property
@@ -175,7 +165,6 @@ class OmniMem(Reindexed):
         return State(slots, aux)
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
-        del spec
         pool = gather(state.slots, chunk, carry=self.carry, exact=self.importance == "exact")
         aux = state.aux
         ranked = compete(self.score(pool), pool.modality, groups=aux.quotas.shape[0])
@@ -202,11 +191,8 @@ class OmniMem(Reindexed):
 def gather(slots: Slots, chunk: Chunk, *, carry: float = 0.5, exact: bool = False) -> Pool:
     """Return the dense pool of a layer with its redundancy and importance, before eviction.
 
-    Args:
-      slots: the memory [S], valid slots first.
-      chunk: the chunk [T]; `hidden` is needed, `received` gives importance.
-      carry: see `scores.carry_over`.
-      exact: the attention is divided by the number of valid queries.
+    `chunk.hidden` is needed, `chunk.received` gives importance; `exact`: it is divided by the
+    number of valid queries.
     """
     n = kvs.count(slots.kv)
     modality = chunk.kv.modality[:, 0]

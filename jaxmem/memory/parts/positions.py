@@ -37,7 +37,6 @@ class Reindexed(Memory):
     reindex: bool = False
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
-        del spec, embeds, bank
         kv, next_pos = self.kv(state), state.aux.next_pos
         return View(*numbered(kv, next_pos)) if self.reindex else View(kv, next_pos)
 

@@ -19,6 +19,7 @@ from jaxmem.kernels.select import select
 from jaxmem.kv import EMPTY, KV, append, count, take
 from jaxmem.memory.base import Chunk, Spec, State
 from jaxmem.memory.parts import units
+from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.positions import Reindexed, numbered, start
 from jaxmem.memory.parts.units import FrameCursor, Number, Token, Unit, UnitName
 from jaxmem.typing import Array, Bool, Int, Num, PyTree, UInt
@@ -68,7 +69,7 @@ class Prioritized(Reindexed):
     budget: int
 
     def __post_init__(self):
-        positive(self.name, "slots", self.budget)
+        at_least(self.name, 1, budget=self.budget)
 
     @property
     def numbering(self) -> Unit:
@@ -86,7 +87,6 @@ class Prioritized(Reindexed):
 
     def seed_of(self, spec: Spec, layer: int) -> PyTree:
         """Return arrays that priorities are drawn with, part of the state."""
-        del spec, layer
         return None
 
     def rebased(self, slots: Slots, aux: Aux) -> tuple[Slots, Aux]:
@@ -107,7 +107,6 @@ class Prioritized(Reindexed):
         return State(Slots(spec.empty(slots), jnp.zeros((slots,), jnp.uint32)), aux)
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
-        del spec
         held, aux = self.rebased(*state)
         arrived, fresh_kv = self._arrived(held.kv, chunk, aux)
         number, cursor = self.numbering.number(aux.cursor, fresh_kv, aux.capacity)
@@ -152,7 +151,6 @@ class ByAge(Prioritized):
 
     def priority(self, number: Number, aux: Aux) -> UInt[Array, "T"]:
         """Return LAST - number, and the number itself of what is pinned."""
-        del aux
         pinned = (number.low < np.uint32(self.pinned)) & (number.high == 0)
         return jnp.where(pinned, number.low, LAST - number.low)
 
@@ -253,9 +251,3 @@ def _refused(
         other = jnp.concatenate([jnp.ones((1,), bool), ranked[1:] != ranked[:-1]])
         refused |= jnp.cumsum(other, dtype=jnp.int32) > most
     return jnp.min(jnp.where(refused, ranked, NONE))
-
-
-def positive(name: str, what: str, value: int) -> None:
-    """Raise ValueError if a size of the memory `name` is less than 1."""
-    if value < 1:
-        raise ValueError(f"{name} needs at least 1 of {what}, got {value}.")

@@ -19,6 +19,7 @@ from jaxmem.kernels.select import gate, select
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Memory, Spec, State
 from jaxmem.memory.parts import scores
+from jaxmem.memory.parts.options import at_least, between
 from jaxmem.memory.parts.positions import Reindexed, numbered, start
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
@@ -101,11 +102,7 @@ class Scored(Reindexed):
         check_budget(self.name, self.budget, self.audio_share)
         if self.soft is not None:
             self._check_soft(self.soft)
-        if not 0 <= self.newest <= self.budget:
-            raise ValueError(
-                f"{self.name} needs 0 <= newest <= budget, got newest={self.newest} and "
-                f"budget={self.budget}."
-            )
+        between(self.name, 0, self.budget, newest=self.newest)
 
     def _check_soft(self, soft: float) -> None:
         attends = self.requires.attention is not None or self.requires.probes is not None
@@ -129,7 +126,6 @@ class Scored(Reindexed):
         return score
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         groups = spec.kv_heads if self.per_head else 1
         received = jnp.zeros((self.budget, groups), jnp.float32) if self.accumulates else None
         return State(Slots(spec.empty(self.budget, groups), received), self.aux(spec))
@@ -163,12 +159,8 @@ class Scored(Reindexed):
 
 def check_budget(name: str, budget: int, audio_share: float | None) -> None:
     """Raise ValueError if a budget has no slot, or audio's share is no share."""
-    if budget < 1:
-        raise ValueError(f"{name} needs a budget of at least 1 slot, got {budget}.")
-    if audio_share is not None and not 0.0 <= audio_share <= 1.0:
-        raise ValueError(
-            f"audio_share is a part of the budget, 0 to 1, or None, got {audio_share}."
-        )
+    at_least(name, 1, budget=budget)
+    between(name, 0, 1, audio_share=audio_share)
 
 
 def split(budget: int, audio_share: float | None) -> tuple[int, ...]:

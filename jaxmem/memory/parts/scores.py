@@ -25,12 +25,9 @@ def carry_over(
 ) -> Float[Array, "N"]:
     """Return importances in which the memory's tokens remember what earlier chunks gave them.
 
-    Args:
-      new: importance from this chunk's queries, over the dense pool.
-      stored: importance after the previous chunk (read where i < n).
-      n: pool entries that come from the memory; fresh tokens take `new` as it is.
-      rows: number of valid queries; a chunk without any leaves the stored value alone.
-      carry: weight of the stored value.
+    `new` is from this chunk's queries, over the dense pool; `stored` from the chunks before, read
+    for the n entries of the memory, with weight `carry`. A chunk without valid rows leaves it
+    alone.
     """
     weight = jnp.where(rows > 0, carry, 1.0)
     old = jnp.arange(new.shape[0], dtype=jnp.int32) < n
@@ -118,14 +115,9 @@ def smooth_frames(
 
     Depth 0: space and time, 1: space, 2: sequence, 3: not at all (InfiniPot-V's released pooling).
     Windows of 7, 5 and 3, cut to the largest odd number that fits frames, rows and columns; what
-    lies outside counts as 0.
-
-    Args:
-      score: of a chunk's rows.
-      image: which of them are vision tokens.
-      index: their number in the chunk, from the begin of its first frame.
-      grid: rows and columns of a frame.
-      depth: quarter of the model's layers, 0 to 3.
+    lies outside counts as 0. `score` is of a chunk's rows, of which `image` are vision tokens with
+    these indices from the begin of the chunk's first frame; `grid` is rows and columns of a frame,
+    `depth` the quarter of the model's layers, 0 to 3.
     """
     frames = max(1, score.shape[1] // (grid[0] * grid[1]))
     size = frames * grid[0] * grid[1]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmem.kv import AUDIO, EMPTY, KV, SUMMARY, TEXT, VISION
 from jaxmem.memory.base import Spec
+from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.typing import Array, Bool, Int, Num, UInt
 
 UnitName = Literal["token", "frame"]
@@ -43,12 +44,10 @@ class Token:
 
     def init(self, spec: Spec) -> Number:
         """Return the cursor of a stream that has not begun."""
-        del spec
         return zero()
 
     def number(self, arrived: Number, fresh: KV, capacity: Array) -> tuple[Number, Number]:
         """Return the numbers of a chunk's tokens, and the cursor after it."""
-        del capacity
         row = jnp.arange(fresh.modality.shape[0], dtype=jnp.uint32)
         fresh_tokens = jnp.sum(fresh.modality[:, 0] != EMPTY, dtype=jnp.uint32)
         return arrived.plus(row), arrived.plus(fresh_tokens)
@@ -87,8 +86,7 @@ class Frame:
     tokens: int | None = None
 
     def __post_init__(self):
-        if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"tokens_per_frame must be positive, got {self.tokens}.")
+        at_least("a frame", 1, tokens_per_frame=self.tokens)
 
     def init(self, spec: Spec) -> FrameCursor:
         """Return the cursor of a stream that has not begun."""
@@ -130,8 +128,7 @@ def unit(name: UnitName, tokens_per_frame: int | None = None) -> Unit:
     Raises:
       ValueError: for another name, or if `tokens_per_frame` comes with unit "token".
     """
-    if name not in ("token", "frame"):
-        raise ValueError(f'unit must be "token" or "frame", got {name!r}.')
+    one_of("a memory of units", ("token", "frame"), unit=name)
     if name == "token":
         if tokens_per_frame is not None:
             raise ValueError(
@@ -160,11 +157,7 @@ def _cut(
 ) -> tuple[Bool[Array, "T"], Int[Array, "T"]]:
     """Begin a new frame also after every `limit` counted rows of a frame.
 
-    Args:
-      begins: rows that begin a frame.
-      counted: rows that count.
-      limit: counted rows of a frame at most.
-      before: counted rows of the frame that the first row continues, at most `limit`.
+    `before` counts the rows of the frame that the first row continues, at most `limit`.
 
     Returns:
       The rows that begin a frame, and for each row the counted rows of its frame so far.

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Spec, State, kv_of
+from jaxmem.memory.parts.options import one_of
 from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree, UInt
 
@@ -63,8 +64,7 @@ class Quantized(Around):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.bits not in (4, 8):
-            raise ValueError(f"keys and values are stored in 8 or 4 bits, got bits={self.bits}.")
+        one_of("Quantized", (4, 8), bits=self.bits)
 
     @property
     def name(self) -> str:

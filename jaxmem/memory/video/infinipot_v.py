@@ -13,6 +13,7 @@ from jaxmem.kernels.similarity import similarity_to_recent
 from jaxmem.kv import KV, VISION
 from jaxmem.memory.base import Chunk, Spec, State
 from jaxmem.memory.parts import scores
+from jaxmem.memory.parts.options import between
 from jaxmem.memory.parts.scored import Scored, choose, lend, length, members, split, take
 from jaxmem.rope import rope
 from jaxmem.typing import Array, Bool, Float, Int, Num
@@ -70,11 +71,7 @@ class InfiniPotV(Scored):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (0 <= self.tar_ratio <= 1 and 0 <= self.query_ratio <= 1):
-            raise ValueError(
-                f"tar_ratio and query_ratio lie between 0 and 1, got {self.tar_ratio} and "
-                f"{self.query_ratio}."
-            )
+        between(self.name, 0, 1, tar_ratio=self.tar_ratio, query_ratio=self.query_ratio)
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
             raise ValueError(f"grid is (rows, columns) of a frame, at least 1, got {self.grid}.")
 
@@ -130,12 +127,9 @@ class InfiniPotV(Scored):
     ) -> tuple[Bool[Array, "Gm N"], Float[Array, "Gm N"]]:
         """Return which tokens TaR keeps, the newest frames included, and minus the redundancies.
 
-        Every head counts its own frames: beside text and audio heads hold different pictures.
-
-        Args:
-          spec: of the model.
-          pool: memory, then chunk, dense, at the positions that they are read at.
-          quota: slots that vision competes for.
+        Every head counts its own frames: beside text and audio heads hold different pictures. The
+        pool is memory, then chunk, dense, at the positions that they are read at; vision competes
+        for `quota` slots.
         """
         frame, heads = self.frame_of(spec), pool.kv.k.shape[1]
         image = pool.kv.modality.T == VISION

@@ -14,6 +14,7 @@ from jaxmem.kv import KV, VISION
 from jaxmem.memory.bank import retrieval
 from jaxmem.memory.base import Attention, Question, Requires, Spec, State, View
 from jaxmem.memory.parts import scores
+from jaxmem.memory.parts.options import at_least, odd
 from jaxmem.memory.parts.positions import numbered
 from jaxmem.memory.parts.scored import Aux, Candidates, Scored, lend, members, received, split
 from jaxmem.typing import Array, Bool, Float, Int, PyTree, UInt
@@ -63,9 +64,8 @@ class LiveVLM(Scored):
 
     def __post_init__(self):
         super().__post_init__()
-        sizes = (self.window, self.bucket, self.page, self.kernel)
-        if min(sizes) < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"window, bucket, page and an odd kernel are at least 1, got {sizes}.")
+        at_least(self.name, 1, window=self.window, bucket=self.bucket, page=self.page)
+        odd(self.name, kernel=self.kernel)
         if not (0 <= self.short < 1 and 0 <= self.top <= 1 and 0 < self.ratio <= 1):
             raise ValueError(
                 "short, top and ratio are parts of 1, got "
@@ -113,7 +113,6 @@ class LiveVLM(Scored):
     def recall(
         self, spec: Spec, state: State, question: Question | None, bank: PyTree = None
     ) -> View:
-        del spec, bank
         if question is None:
             raise ValueError(
                 f"{self.name} recalls by a question's queries: ask through jaxmem.ask or a "
@@ -152,13 +151,7 @@ def place(
 
     The top R come first, then who finds room in its bucket (the top R take theirs), then, where
     slots are left, everyone else, each in the order of attention. Equal ones go to the newer.
-
-    Args:
-      given: attention received.
-      group: who competes.
-      first: R.
-      cap: slots.
-      bucket: Bc, slots of a bucket.
+    `first` is R, `cap` the slots and `bucket` Bc, the slots of a bucket.
     """
     index = jnp.arange(given.shape[1], dtype=jnp.int32)
     number = jnp.maximum(cap // bucket, 1).astype(jnp.uint32)

@@ -26,6 +26,7 @@ from jaxmem.memory.base import (
     State,
     View,
 )
+from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.memory.parts.positions import numbered, start
 from jaxmem.typing import Array, Float, Int, Num, PyTree
 
@@ -92,18 +93,15 @@ class ReKV(Memory):
     open_block: bool = True
 
     def __post_init__(self):
-        sizes = {"budget": self.budget, "block": self.block, "topk": self.topk}
-        sizes |= {n: getattr(self, n) for n in ("chunk_blocks", "sinks", "capacity")}
-        wrong = {name: size for name, size in sizes.items() if size is not None and size < 1}
-        if wrong:
-            raise ValueError(f"{self.name} needs positive sizes, got {wrong}.")
+        at_least(self.name, 1, budget=self.budget, block=self.block, topk=self.topk)
+        at_least(self.name, 1, chunk_blocks=self.chunk_blocks, sinks=self.sinks)
+        at_least(self.name, 1, capacity=self.capacity)
+        one_of(self.name, get_args(Space), space=self.space)
         if self.topk is not None and self.chunk_blocks > self.topk:
             raise ValueError(
                 f"{self.name} recalls chunk_blocks={self.chunk_blocks} blocks at a time, which is "
                 f"more than topk={self.topk}: lower it, or raise topk."
             )
-        if self.space not in get_args(Space):
-            raise ValueError(f'space is "device" or "host", got {self.space!r}.')
 
     @staticmethod
     def smallest(spec: Spec) -> int:
@@ -134,7 +132,6 @@ class ReKV(Memory):
         return BankSpec(self._entries(spec), spec.empty(spec.chunk), self.space)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         if spec.chunk > self.budget:
             raise ValueError(
                 f"{self.name} watches through a window of budget={self.budget} tokens, which is "
@@ -152,7 +149,6 @@ class ReKV(Memory):
         return State(spec.empty(self.budget), aux)
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
-        del spec, bank
         aux, rows = state.aux, 0
         if embeds is not None:
             rows = jnp.sum(embeds.modality != kvs.EMPTY, dtype=jnp.int32)
@@ -227,13 +223,7 @@ class ReKV(Memory):
         """Return the tokens after the last complete block, the newest block of them at most.
 
         The window has them; the bank, if it is not full, where the window is shorter than a block.
-
-        Args:
-          spec: of the model.
-          state: of the layer.
-          bank: of the layer.
-          first: entries of the bank in complete blocks.
-          stored: tokens that went to the bank.
+        Complete blocks take the `first` entries of the bank, which `stored` tokens went to.
         """
         block = self.block_of(spec)
         if block <= self.budget:

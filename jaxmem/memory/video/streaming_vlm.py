@@ -13,6 +13,7 @@ from jaxmem.kernels.select import select
 from jaxmem.kv import AUDIO, EMPTY, KV, TEXT
 from jaxmem.memory.base import Chunk, Embeds, Spec, State, View
 from jaxmem.memory.parts import scores
+from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.positions import Reindexed, start
 from jaxmem.memory.parts.scored import AUDIO_SHARE, check_budget, lend, length, split
 from jaxmem.typing import Array, Bool, Int, Num, PyTree
@@ -74,11 +75,8 @@ class StreamingVLM(Reindexed):
 
     def __post_init__(self):
         check_budget(self.name, self.budget, self.audio_share)
-        if min(self.sinks or 0, self.text or 0) < 0 or self.window < 1:
-            raise ValueError(
-                f"{self.name} needs sinks and text >= 0 and a window of at least 1 chunk, got "
-                f"sinks={self.sinks}, text={self.text}, window={self.window}."
-            )
+        at_least(self.name, 0, sinks=self.sinks, text=self.text)
+        at_least(self.name, 1, window=self.window)
 
     def parts(self, spec: Spec) -> tuple[int, ...]:
         """Return the slots of vision, audio (if it has a part), text and sinks."""
@@ -88,7 +86,6 @@ class StreamingVLM(Reindexed):
         return (*split(self.budget - sinks - text, self.audio_share), text, sinks)
 
     def init(self, spec: Spec, layer: int = 0) -> State:
-        del layer
         aux = Aux(
             capacity=jnp.asarray(self.budget, jnp.int32),
             next_pos=start(spec),
@@ -98,7 +95,6 @@ class StreamingVLM(Reindexed):
         return State(Slots(spec.empty(self.budget), jnp.zeros((self.budget,), jnp.int32)), aux)
 
     def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
-        del embeds, bank
         (kv, chunk), aux = state
         if not self.reindex:
             return View(kv, aux.next_pos)
@@ -131,15 +127,11 @@ def contiguous(
 ) -> tuple[KV, Num[Array, "A"]]:
     """Return tokens at the positions of a prompt of M-RoPE's form, and the position after them.
 
-    Text tokens, and runs of other tokens of one chunk, are units. A unit begins, on every axis,
-    one after the largest coordinate of the unit before; within it distances stay as they came.
-    Axes that text does not advance (image coordinates, where they are absolute) are left alone.
-
-    Args:
-      kv: what is held.
-      chunk: the number of the chunk that each token came with.
-      first: where the stream began.
-      step: how far a text token advances each axis.
+    Text tokens, and runs of other tokens of one chunk, are units. A unit begins, on every axis, one
+    after the largest coordinate of the unit before; within it distances stay as they came. Axes
+    that text does not advance (image coordinates, where they are absolute) are left alone. `chunk`
+    is the number of the chunk that each token came with, `first` where the stream began, `step` how
+    far a text token advances each axis.
     """
     modality, pos, size = kv.modality[:, 0], kv.pos[:, 0], chunk.shape[0]
     valid, word, moves = modality != EMPTY, modality == TEXT, (step > 0)[None]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kv import KV, SUMMARY, VISION
 from jaxmem.memory.base import Chunk, Embeds, Probes, Prompt, Received, Requires, Spec, State
+from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.memory.parts.scored import Candidates, Scored, lend, members, received
 from jaxmem.typing import Array, Bool, Float, Int
 
@@ -55,29 +56,19 @@ class StreamMem(Scored):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.frame is not None and self.frame < 1:
-            raise ValueError(
-                f"frame is the vision tokens of a frame, at least 1, got {self.frame}."
-            )
-        if self.prototypes not in get_args(Prototypes):
-            raise ValueError(
-                f"prototypes is one of {get_args(Prototypes)}, got {self.prototypes!r}."
-            )
+        at_least(self.name, 1, frame=self.frame)
+        one_of(self.name, get_args(Prototypes), prototypes=self.prototypes)
 
     @property
     def requires(self) -> Requires:
         return Requires(probes=Probes(1, "causal"))
 
     def prompts(self, dialogue: tuple[str, str] | None = None) -> tuple[Prompt, ...]:
-        del dialogue
         return (Prompt(TEMPLATE, "answer_start"),)
 
     def frame_of(self, spec: Spec) -> int:
         """Return the vision tokens of a frame."""
-        if self.frame is not None:
-            return self.frame
-        rows, columns = spec.needed("frame", self)
-        return rows * columns
+        return spec.frame_tokens(self) if self.frame is None else self.frame
 
     def init(self, spec: Spec, layer: int = 0) -> State:
         if self.prototypes != "none":
@@ -148,12 +139,8 @@ def merge_frames(embeds: Embeds, frame: int, delta: float = 0.95) -> Embeds:
 
     Neighbours belong together if the cosine of their embeddings as they came (all `frame` rows as
     one vector) exceeds delta; a run of such frames becomes its mean, at the rows of its first
-    frame. Text, audio and a last frame that is not complete stay as they are.
-
-    Args:
-      embeds: the chunk.
-      frame: vision tokens of a frame.
-      delta: 0.95 as published.
+    frame. Text, audio and a last frame that is not complete stay as they are. `delta` is 0.95 as
+    published.
     """
     number, many = _frames(embeds.modality, frame)
     image = number < many

@@ -203,7 +203,7 @@ def test_equal_options_are_equal_and_the_inner_memory_decides_the_rest():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: WithBank(Recent(8), 3, block=4), "capacity=3, block=4"),
+        (lambda: WithBank(Recent(8), 3, block=4), "capacity of at least 4, got capacity=3"),
         (lambda: WithBank(Recent(8), 8, block=4, topk=0), "topk=0"),
         (lambda: WithBank(Recent(8), 32, evict="best"), "'best'"),
         (lambda: WithBank(Recent(8), 32, recall_by="dense"), "'dense'"),
@@ -214,7 +214,7 @@ def test_equal_options_are_equal_and_the_inner_memory_decides_the_rest():
         (lambda: WithBank(Quantized(FlexMem(8)), 32), "a bank of its own"),
         (lambda: WithBank(Recorded(banked("recent")), 32), "a bank of its own"),
         (lambda: WithBank(FlashVStream(), 32), "memory of keys and values"),
-        (lambda: ByParts(0), "at least 1 part"),
+        (lambda: ByParts(0), "parts of at least 1"),
         (lambda: banked("recent").recall(SPEC, banked("recent").init(SPEC), None), "jaxmem.ask"),
     ],
 )

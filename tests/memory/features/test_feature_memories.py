@@ -168,13 +168,13 @@ def test_frames_are_pooled_by_rows_and_columns():
 
 
 def test_errors_name_the_repair():
-    with pytest.raises(ValueError, match="merged at most short"):
+    with pytest.raises(ValueError, match="short of at least 2"):
         MovieChat(1)
-    with pytest.raises(ValueError, match='"global" or "breakpoint"'):
+    with pytest.raises(ValueError, match="'global', 'breakpoint', got 'now'"):
         MovieChat(mode="now")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least 1 frame"):
+    with pytest.raises(ValueError, match="frames of at least 1"):
         MALMM(0)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="tokens of at least 1"):
         MovieChat(tokens=0)
     for memory in PLAIN:
         with pytest.raises(ValueError, match=r"Spec\.frame"):

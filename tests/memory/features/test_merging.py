@@ -78,7 +78,7 @@ def test_audio_is_kept_beside_frames():
 def test_errors_of_audio_name_the_repair():
     with pytest.raises(ValueError, match="keep audio themselves"):
         WithAudio(Recent(8), 2)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="pieces of at least 1"):
         WithAudio(MALMM(4), 0)
     with pytest.raises(ValueError, match=r"Spec\.audio_tokens is 0.*tokens="):
         WithAudio(MALMM(4), 2).init(SPEC)

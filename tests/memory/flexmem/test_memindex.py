@@ -123,7 +123,7 @@ def test_wrong_inputs_are_refused():
         fit_layers(jnp.zeros((3, 2)), jnp.zeros(3), -1.0)
     with pytest.raises(ValueError, match="count=3"):
         best_layers(jnp.zeros(2), [1, 2], 3)
-    with pytest.raises(ValueError, match="at least 1 key"):
+    with pytest.raises(ValueError, match="keys of at least 1"):
         MemIndex(keys=0)
     with pytest.raises(ValueError, match="one weight per layer"):
         MemIndex((0,), weights=(1.0, 2.0))

@@ -161,7 +161,7 @@ def test_outputs_stay_close_in_the_decoder(make):
 
 
 def test_errors_name_the_repair():
-    with pytest.raises(ValueError, match="8 or 4 bits"):
+    with pytest.raises(ValueError, match="bits to be one of 4, 8, got"):
         Quantized(Full(4), 2)
     with pytest.raises(ValueError, match="memory of keys and values"):
         Quantized(FlashVStream())

@@ -184,7 +184,7 @@ def test_equal_options_are_equal():
     [
         (lambda: InfiniPotV(8, grid=(0, 2)), "grid"),
         (lambda: InfiniPotV(8, tar_ratio=2.0), "between 0 and 1"),
-        (lambda: InfiniPotV(0), "at least 1 slot"),
+        (lambda: InfiniPotV(0), "budget of at least 1"),
         (lambda: InfiniPotV(8, audio_share=2.0), "audio_share"),
         (lambda: InfiniPotV(8, newest=9), "newest=9"),
     ],

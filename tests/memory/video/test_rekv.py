@@ -184,9 +184,9 @@ def test_the_last_chunk_changes_an_answer(chunks):
     ("build", "message"),
     [
         (lambda: ReKV(8, topk=2, chunk_blocks=3), "chunk_blocks=3"),
-        (lambda: ReKV(0), "'budget': 0"),
-        (lambda: ReKV(8, sinks=0), "'sinks': 0"),
-        (lambda: ReKV(8, block=0), "'block': 0"),
+        (lambda: ReKV(0), "budget=0"),
+        (lambda: ReKV(8, sinks=0), "sinks=0"),
+        (lambda: ReKV(8, block=0), "block=0"),
         (lambda: ReKV(8, space="disk"), "'disk'"),
         (lambda: ReKV(8).recall(SPEC, ReKV(8).init(SPEC), None), "question's queries"),
     ],

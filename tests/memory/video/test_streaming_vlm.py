@@ -242,10 +242,10 @@ def test_equal_options_are_equal():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sinks": -1, "text": 4}, "sinks and text >= 0"),
-        ({"sinks": 1, "text": 4, "window": 0}, "at least 1 chunk"),
+        ({"sinks": -1, "text": 4}, "sinks of at least 0"),
+        ({"sinks": 1, "text": 4, "window": 0}, "window of at least 1"),
         ({"sinks": 1, "text": 4, "audio_share": -1.0}, "audio_share"),
-        ({"budget": 0}, "at least 1 slot"),
+        ({"budget": 0}, "budget of at least 1"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

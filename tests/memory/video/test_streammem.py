@@ -270,9 +270,9 @@ def test_renumbered_positions():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: StreamMem(8, frame=0), "vision tokens of a frame"),
+        (lambda: StreamMem(8, frame=0), "frame of at least 1"),
         (lambda: StreamMem(8, prototypes="sum"), "'weighted', 'mean', 'none'.*'sum'"),
-        (lambda: StreamMem(0), "at least 1 slot"),
+        (lambda: StreamMem(0), "budget of at least 1"),
         (lambda: StreamMem(8, newest=9), "newest=9"),
         (lambda: StreamMem(8).init(replace(SPEC, frame=None)), "Spec.frame"),
     ],

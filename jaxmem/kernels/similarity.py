@@ -1,0 +1,87 @@
+"""How much a token resembles its neighbours in the stream, or what is at its place now.
+
+In plain XLA: these are passes over the keys, bound by memory, for which no kernel is worth it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmem.typing import Array, Bool, Float, Int
+
+
+def unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
+    """Return rows scaled to length 1 in float32; a row of zeros stays zero."""
+    x = x.astype(jnp.float32)
+    # Divide by the largest entry first: squares of large or tiny entries leave float32's range,
+    # and so would the reciprocal of an entry at its end.
+    top = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    x = x / jnp.clip(top, 1e-30, 1e30)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.where(square > 0, square, 1.0))
+
+
+def neighbour_cosine(
+    unit: Float[Array, "N U"], n: Int[Array, ""], *, lengths: bool = False
+) -> Float[Array, "N"]:
+    """Return the mean cosine of every pool row with the row before and the row after it, float32.
+
+    A neighbour that is missing, at either end of the n valid rows, counts as 1, as if it were
+    identical (OmniMem, arXiv 2606.07577, redundancy of the score); so do both of a row from n on.
+    Rounding may lift a value a little above 1: clamp 1 - s before taking its root. `lengths`:
+    divide by the lengths of the rows, which rounding to a smaller dtype has moved away from 1; one
+    pass over the rows, where `unit` before it takes three. For rows whose squares float32 can hold.
+
+    Raises:
+      ValueError: if `unit` is not a matrix with at least one row.
+    """
+    if unit.ndim != 2 or unit.shape[0] == 0:
+        raise ValueError(f"unit must be [N, U] with N > 0, got {unit.shape}; vmap over more axes.")
+    u = unit.astype(jnp.float32)
+    index = jnp.arange(u.shape[0], dtype=jnp.int32)
+    # Rolled, not cut: XLA on a CPU takes twice as long for sums over slices. The last row meets the
+    # first one, which nothing below requires.
+    after = jnp.sum(u * jnp.roll(u, -1, axis=0), axis=-1)  # cosine of row i with row i + 1
+    if lengths:
+        square = jnp.sum(u * u, axis=-1)
+        inverse = jnp.where(square > 0, 1.0 / jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+        after = after * inverse * jnp.roll(inverse, -1)
+    right = jnp.where(index < n - 1, after, 1.0)
+    left = jnp.where((index > 0) & (index < n), jnp.roll(after, 1), 1.0)
+    return 0.5 * (left + right)
+
+
+def similarity_to_recent(
+    keys: Float[Array, "N G D"], recent: Bool[Array, "G N"], place: Int[Array, "N G"], places: int
+) -> Float[Array, "G N"]:
+    """Return the mean cosine of every key with the recent keys at its place in their frames.
+
+    Temporal-axis redundancy of InfiniPot-V (arXiv 2506.15745), whose TaR score is its negative. No
+    array of pairs of keys exists: one pass sums the recent keys of every place, one compares. It is
+    float32; 0 where no recent key has that place, and for a key of zeros. Keys are rotated or not,
+    in any float dtype. A recent key is compared with itself too, and so are keys of tokens that are
+    not vision: the caller leaves them out.
+
+    Raises:
+      ValueError: if shapes do not fit, or a frame has no place.
+    """
+    if keys.ndim != 3 or recent.shape != keys.shape[1::-1] or place.shape != keys.shape[:2]:
+        raise ValueError(
+            "keys, recent and place must be [N, G, D], [G, N] and [N, G], got "
+            f"{keys.shape}, {recent.shape} and {place.shape}; vmap over more axes."
+        )
+    if places < 1:
+        raise ValueError(f"a frame has at least one place, got {places}.")
+    keys = keys.astype(jnp.float32)
+    unit = keys / (jnp.linalg.norm(keys, axis=-1, keepdims=True) + 1e-9)
+
+    def one(unit: Array, place: Array, recent: Array) -> Array:
+        # The mean of cosines with unit keys is the product with their mean.
+        at = jnp.where(recent, place, places)
+        total = jnp.zeros((places, unit.shape[1])).at[at].add(unit, mode="drop")
+        count = jnp.zeros((places, 1)).at[at].add(1.0, mode="drop")
+        return jnp.sum(unit * (total / jnp.maximum(count, 1.0))[place], axis=-1)
+
+    return jax.vmap(one)(unit.transpose(1, 0, 2), place.T, recent)
