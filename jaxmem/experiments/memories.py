@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxmem.memory.by_name import NAMES, attributes, check_options, kind_of, worded
+from jaxmem.memory.options import NAMES, attributes, check_options, kind_of, worded
 
 MemoryOptions = Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress]
 """Options of memories by name, as --NAME.OPTION and --bank.OPTION set them."""
