@@ -18,11 +18,7 @@ MemoryOptions = Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress]
 
 @cache
 def options_class(name: str) -> type:
-    """Return a dataclass of the options that a command line may set, made from the memory's own.
-
-    Args:
-      name: of a memory, or "bank".
-    """
+    """Return a dataclass of the options of a memory, or of "bank", that words may set."""
     kind = kind_of(name)
     texts, specs = attributes(kind), []
     for key, option in worded(name).items():
