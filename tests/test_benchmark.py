@@ -9,8 +9,9 @@ import pytest
 from jaxmem.experiments import calibrate
 from jaxmem.experiments.benchmark import __main__ as benchmark
 from jaxmem.experiments.benchmark.constancy import measure
-from jaxmem.memory.by_name import NAMES, Budget, contestants
+from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.memory.omnimem.budgets import load_table
+from jaxmem.memory.options import NAMES
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
 

@@ -12,16 +12,9 @@ from jaxmem.experiments.stream.config import StreamConfig, sampling_of
 from jaxmem.experiments.stream.questions import END, parse_ask
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import Spec, nbytes, slots
-from jaxmem.memory.by_name import (
-    NAMES,
-    Budget,
-    Wrapped,
-    build,
-    contestants,
-    parse_budget,
-    parse_names,
-)
+from jaxmem.memory.by_name import Budget, Wrapped, build, contestants, parse_budget, parse_names
 from jaxmem.memory.omnimem.budgets import save_table
+from jaxmem.memory.options import NAMES
 from jaxmem.models.tiny import tiny
 
 SPEC = Spec(

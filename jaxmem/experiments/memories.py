@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxmem.memory.by_name import NAMES, attributes, check_options, kind_of, worded
+from jaxmem.memory.options import NAMES, attributes, check_options, kind_of, worded
 
 MemoryOptions = Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress]
 """Options of memories by name, as --NAME.OPTION and --bank.OPTION set them."""
@@ -18,11 +18,7 @@ MemoryOptions = Annotated[Mapping[str, Mapping[str, Any]], tyro.conf.Suppress]
 
 @cache
 def options_class(name: str) -> type:
-    """Return a dataclass of the options that a command line may set, made from the memory's own.
-
-    Args:
-      name: of a memory, or "bank".
-    """
+    """Return a dataclass of the options of a memory, or of "bank", that words may set."""
     kind = kind_of(name)
     texts, specs = attributes(kind), []
     for key, option in worded(name).items():

@@ -5,36 +5,23 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TypeVar
 
 import tyro
 
-
-class Frozen(Protocol):
-    """A frozen dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
-C = TypeVar("C", bound=Frozen)
+C = TypeVar("C")
 
 
 def parse(kind: type[C], argv: Sequence[str], *, prog: str) -> C:
     """Return a config from arguments; `--config FILE` gives the values that they start from.
-
-    Args:
-      kind: a frozen dataclass with a field `config: Path | None`.
-      argv: without the program's name.
-      prog: name of the program in its help.
 
     Raises:
       ValueError: if the config file is missing or makes something else.
       SystemExit: 2 for arguments that do not parse, 0 for --help.
     """
     rest, path = split(argv)
-    default: Any = kind() if path is None else load(kind, path)
+    default = kind() if path is None else load(kind, path)
     return tyro.cli(kind, args=rest, default=default, prog=prog)
 
 
@@ -58,9 +45,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], Path | None]:
 
 def load(kind: type[C], path: Path) -> C:
     """Return what `read` returns, with the file's path in the field `config`."""
-    config = read(kind, path)
-    values: dict[str, Any] = {name: getattr(config, name) for name in kind.__dataclass_fields__}
-    return replace(kind(), **{**values, "config": path})
+    return kind(**{**vars(read(kind, path)), "config": path})
 
 
 def read(kind: type[C], path: Path) -> C:

@@ -24,46 +24,36 @@ def comparison(
     subtitle: str = "",
     bin_seconds: float = 1.0,
 ) -> Figure:
-    """Draw accuracy, times and what is held of several memories, one row each.
+    """Draw accuracy, times and what is `held` at the end of several memories, one row each.
 
-    Args:
-      results: one for each memory.
-      held: what each memory's layers hold at the end.
-      seconds: length of the stream.
-      title: of the figure.
-      subtitle: smaller, below.
-      bin_seconds: width of a column of the maps at least, seconds.
+    `seconds` is the length of the stream, `bin_seconds` the width of a column of the maps at least.
     """
     rows = len(results)
     height = 1.45 + 0.62 * rows
     fig = figure(12.5, height)
     titles(fig, title, subtitle)
     bottom, tall = 0.55 / height, 0.62 * rows / height
-    boxes = {"accuracy": (0.1, 0.19), "chunk": (0.345, 0.075), "token": (0.44, 0.075)}
-    boxes["map"] = (0.54, 0.44)
-    axes = {name: fig.add_axes((x, bottom, w, tall)) for name, (x, w) in boxes.items()}
-    for ax in axes.values():
-        ax.set_ylim(rows - 0.5, -0.5)
-        ax.set_yticks([])
-    names = [f"{r.memory}\n{size(r.nbytes)}" for r in results]
-    axes["accuracy"].set_yticks(range(rows), names)
-    _accuracy(axes["accuracy"], results)
-    _times(axes["chunk"], [r.chunk_ms and r.chunk_ms[1] for r in results], "per chunk")
-    _times(
-        axes["token"], [r.first_token_ms and r.first_token_ms[0] for r in results], "first token"
-    )
+    boxes = ((0.1, 0.19), (0.345, 0.075), (0.44, 0.075), (0.54, 0.44))
+    right, chunk, token, lanes = (fig.add_axes((x, bottom, w, tall)) for x, w in boxes)
+    for axes in (right, chunk, token, lanes):
+        axes.set_ylim(rows - 0.5, -0.5)
+        axes.set_yticks([])
+    right.set_yticks(range(rows), [f"{r.memory}\n{size(r.nbytes)}" for r in results])
+    _accuracy(right, results)
+    _times(chunk, [r.chunk_ms and r.chunk_ms[1] for r in results], "per chunk")
+    _times(token, [r.first_token_ms and r.first_token_ms[0] for r in results], "first token")
     edges = map_edges(seconds, bin_seconds)
     for i, layers in enumerate(held):
         merged = Kept(
             *(np.concatenate([getattr(layer, f) for layer in layers]) for f in Kept._fields)
         )
-        axes["map"].axhspan(i - 0.5, i + 0.5, color="#F7F8FA" if i % 2 == 0 else "white", zorder=0)
+        lanes.axhspan(i - 0.5, i + 0.5, color="#F7F8FA" if i % 2 == 0 else "white", zorder=0)
         # Every row has a scale of its own: the reference holds far more than the others.
-        draw_lane(axes["map"], merged, edges, i, *heaviest([merged], edges))
-    plain(axes["map"])
-    axes["map"].tick_params(axis="y", length=0)
-    heading(axes["map"], "held at the end, all layers")
-    time_axis(axes["map"], seconds, "stream time", ticks=8)
+        draw_lane(lanes, merged, edges, i, *heaviest([merged], edges))
+    plain(lanes)
+    lanes.tick_params(axis="y", length=0)
+    heading(lanes, "held at the end, all layers")
+    time_axis(lanes, seconds, "stream time", ticks=8)
     legend(fig, [layer for layers in held for layer in layers], ())
     return fig
 

@@ -73,17 +73,17 @@ def memory_map(
     heights = [0.85, strip, lane * len(layers), 0.75, 1.5, 0.55]  # inches, from the top
     fig = figure(10.5, sum(heights))
     titles(fig, title, subtitle)
-    box = _rows(fig, heights)
+    width = fig.get_figwidth()
+    sides = {"left": 0.85 / width, "right": 1 - 0.25 / width, "top": 1.0, "bottom": 0.0}
+    grid = fig.add_gridspec(len(heights), 1, height_ratios=heights, hspace=0.0, **sides)
     edges = map_edges(seconds, bin_seconds)
 
-    map_axes = fig.add_axes(box(2))
+    map_axes = fig.add_subplot(grid[2])
     _lanes(map_axes, layers, edges, [f"layer {i}" for i in range(len(layers))])
     time_axis(map_axes, seconds, "stream time")
     if strip:
-        strip_axes = fig.add_axes(box(1))
-        _strip(strip_axes, happened, answers, seconds)
-    ages = fig.add_axes(box(4))
-    draw_ages(ages, layers, seconds, bin_seconds)
+        _strip(fig.add_subplot(grid[1]), happened, answers, seconds)
+    draw_ages(fig.add_subplot(grid[4]), layers, seconds, bin_seconds)
     legend(fig, layers, answers)
     return fig
 
@@ -234,14 +234,3 @@ def map_edges(seconds: float, bin_seconds: float, most: int = BINS) -> np.ndarra
     factor = int(np.ceil(seconds / bin_seconds / most))
     width = bin_seconds * factor
     return np.arange(0, int(np.ceil(seconds / width)) + 1) * width
-
-
-def _rows(fig: Figure, heights: Sequence[float]):
-    """Return a function from a row's number to its box in the figure."""
-    total, left, right = sum(heights), 0.85 / fig.get_figwidth(), 1 - 0.25 / fig.get_figwidth()
-
-    def box(row: int) -> tuple[float, float, float, float]:
-        below = sum(heights[row + 1 :])
-        return left, below / total, right - left, heights[row] / total
-
-    return box

@@ -13,14 +13,8 @@ from jaxmem.experiments.stream.__main__ import configured, main
 from jaxmem.experiments.stream.config import check
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import Spec
-from jaxmem.memory.by_name import (
-    Budget,
-    Wrapped,
-    check_around,
-    contestants,
-    kind_of,
-    worded,
-)
+from jaxmem.memory.by_name import Budget, Wrapped, check_around, contestants
+from jaxmem.memory.options import kind_of, worded
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec, stream_tokens

@@ -42,7 +42,7 @@ class ConstancyConfig:
     budget: str = "64"  # slots per layer, or bytes over all layers (64KiB)
     # Tokens per layer of `full`, and of banks of rekv and flexmem whose options do not say.
     capacity: int = 4096
-    chunk_seconds: int = 1
+    chunk_seconds: int = 1  # written at once
     pairs: int = 300  # how often both moments are timed, in turn
     json: bool = False  # print JSON instead of a table
     bits: Literal[4, 8] | None = None  # store keys and values in so many bits

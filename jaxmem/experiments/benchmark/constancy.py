@@ -161,15 +161,8 @@ def measure(
 ) -> Constancy:
     """Stream `hours` of synthetic tokens and compare minute `early_minute` with the end.
 
-    Args:
-      model: whose decoder is streamed (its encoders are not used).
-      chosen: the memory that is proven.
-      spec: sizes of its stream.
-      hours: length of the stream.
-      early_minute: the moment to compare with, minutes.
-      segment: chunks per call of `stream`.
-      pairs: how many times both moments are timed, in turn.
-      progress: called with the share that is done.
+    The model's decoder is streamed, `segment` chunks a call; its encoders are not used. Both
+    moments are timed in turn, `pairs` times. `progress` is called with the share that is done.
 
     Raises:
       ValueError: if the stream is not longer than `early_minute`, or does not fit the model.

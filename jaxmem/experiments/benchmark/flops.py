@@ -16,13 +16,10 @@ import jax
 def count(function: Callable, *args: Any) -> int:
     """Return the operations of all matrix products and convolutions of `function(*args)`.
 
-    A product of [m, k] with [k, n] counts 2 m k n. Everything else (norms, softmax, sorting) is not
-    counted; of a branch the dearer side is. A loop of unknown length counts once: none of the
-    decoder's or the encoders' is such.
-
-    Args:
-      function: to trace; nothing is computed or allocated.
-      *args: arrays or `jax.ShapeDtypeStruct`s.
+    It is traced only: `args` may be `jax.ShapeDtypeStruct`s, and nothing is computed. A product of
+    [m, k] with [k, n] counts 2 m k n. Everything else (norms, softmax, sorting) is not counted; of
+    a branch the dearer side is. A loop of unknown length counts once: none of the decoder's or the
+    encoders' is such.
     """
     return _of(_open(jax.make_jaxpr(function)(*args)))
 

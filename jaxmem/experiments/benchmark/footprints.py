@@ -9,7 +9,8 @@ from rich.table import Table
 
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec
-from jaxmem.memory.by_name import NAMES, Budget, contestants
+from jaxmem.memory.by_name import Budget, contestants
+from jaxmem.memory.options import NAMES
 from jaxmem.rope import mrope_sectioned
 
 SPEC = Spec(

@@ -119,13 +119,8 @@ def interleaved(loops: list[Callable], given: PyTree, *, pairs: int) -> np.ndarr
 def timing(seconds: np.ndarray, compile_s: float, temp_bytes: int | None) -> Timing:
     """Return the summary of one program's times [pairs]."""
     low, median, high = np.percentile(seconds, (25, 50, 75))
-    return Timing(
-        compile_s=compile_s,
-        temp_bytes=temp_bytes,
-        median_ms=float(median * 1e3),
-        best_ms=float(np.min(seconds) * 1e3),
-        spread=float((high - low) / median),
-    )
+    best, spread = float(np.min(seconds)), float((high - low) / median)
+    return Timing(compile_s, temp_bytes, float(median) * 1e3, best * 1e3, spread)
 
 
 def rates(dtypes: set[str], *, size: int = 1024, megabytes: int = 128) -> Rates:

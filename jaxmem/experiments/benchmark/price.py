@@ -81,8 +81,10 @@ def price(config: PriceConfig) -> Price:
     params, memory, spec = found.bound.params, found.program.memory, found.program.spec
     # Entries of a bank in host memory are no part of what the device holds.
     host = footprint(memory, spec).host
-    chunk = _on_device(_chunk_step(found), host)
-    question = _on_device(_question_step(config, found), host)
+    chunk, question = (
+        replace(step, held_bytes=step.held_bytes - host, peak_bytes=step.peak_bytes - host)
+        for step in (_chunk_step(found), _question_step(config, found))
+    )
     peak = max(chunk.peak_bytes, question.peak_bytes)
     chosen = GPUS.values() if config.gpu is None else (GPUS[config.gpu],)
     return Price(
@@ -93,7 +95,10 @@ def price(config: PriceConfig) -> Price:
         pictures=pictures,
         chunk_seconds=config.chunk_seconds,
         rows=spec.chunk,
-        parameters={part: _numbers(tree) for part, tree in params.items()},
+        parameters={
+            part: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+            for part, tree in params.items()
+        },
         weight_bytes=nbytes(params),
         state_bytes=nbytes(found.carry),
         bank_bytes=host,
@@ -103,16 +108,6 @@ def price(config: PriceConfig) -> Price:
         compiled_for=jax.default_backend(),
         bounds=tuple(bound(gpu, chunk, question, peak) for gpu in chosen),
     )
-
-
-def _on_device(step: Step, host: int) -> Step:
-    """Return a step without the bytes that lie in host memory."""
-    held, peak = step.held_bytes - host, step.peak_bytes - host
-    return replace(step, held_bytes=held, peak_bytes=peak)
-
-
-def _numbers(tree: PyTree) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def _pictures(config: PriceConfig) -> int:

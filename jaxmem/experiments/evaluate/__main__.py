@@ -28,16 +28,15 @@ from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, s
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing
 from jaxmem.memory.by_name import (
-    NAMES,
     Contestant,
     Wrapped,
     check_around,
     contestants,
     parse_budget,
     parse_names,
-    plain_options,
     why_bare,
 )
+from jaxmem.memory.options import NAMES, plain_options
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec

@@ -32,14 +32,8 @@ def run_cell(
 ) -> dict[str, Any]:
     """Return as plain data which questions a memory answers right, and what it holds.
 
-    All streams run side by side. The answers of a stream at one moment are a word of 0 and 1.
-
-    Args:
-      model: what streams and answers.
-      chosen: the memory.
-      spec: sizes of the streams.
-      streams: of one length.
-      segment: chunks fed at once; divides the chunks between two moments.
+    All streams run side by side, fed `segment` chunks at once, which divides the chunks between two
+    moments. The answers of a stream at one moment are a word of 0 and 1.
     """
     begin = time.perf_counter()
     program = compile(model, chosen.memory, spec=spec)

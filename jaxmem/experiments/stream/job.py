@@ -143,12 +143,8 @@ def perform(plan: Plan, console: Console, typed: Terminal | None = None) -> Done
       UnreadableError: if the source holds nothing.
     """
     job, reader, questions = plan.job, plan.reader, plan.source.questions
-    console.print(_announced(plan), markup=False)
-    around = Wrapped(job.config.bits, job.config.memories.get("bank", {}))
-    for note in check_around(job.names, around):
-        console.print(note, style="dim", markup=False)
-    if job.sampling is not None:
-        console.print(f"answers are drawn: {drawn(job)}", style="dim")
+    for line in _announced(plan):
+        console.print(line, markup=False)
     progress = Progress()
     with count_compilations() as counted, prefetch(_segments(plan)) as ahead:
         streams = _warm(plan, console)
@@ -171,11 +167,16 @@ def perform(plan: Plan, console: Console, typed: Terminal | None = None) -> Done
     return Done(job, _report(plan, streams, progress, wall, compiled), tuple(streams), plan.source)
 
 
-def _announced(plan: Plan) -> str:
-    """Return in words what is streamed through what."""
+def _announced(plan: Plan) -> list[str]:
+    """Return in words what is streamed through what, and how."""
+    job, config = plan.job, plan.job.config
     price = lambda one: size(footprint(one.memory, plan.spec).device)
     names = ", ".join(f"{one.name} ({price(one)})" for one in plan.contestants)
-    return f"streaming {plan.source.path} through {plan.job.model.name} with {names}"
+    lines = [f"streaming {plan.source.path} through {job.model.name} with {names}"]
+    lines += check_around(job.names, Wrapped(config.bits, config.memories.get("bank", {})))
+    if job.sampling is not None:
+        lines.append(f"answers are drawn: {drawn(job.sampling, config.seed)}")
+    return lines
 
 
 def _segments(plan: Plan) -> Iterator[Segment]:
@@ -242,15 +243,12 @@ def screen_of(job: Job, console: Console, typed: Terminal | None) -> Screen:
     return Screen(console, job.names, typing)
 
 
-def drawn(job: Job) -> str:
-    """Return in words how a job's answers are drawn."""
-    if job.sampling is None:
-        return "greedily"
-    found = job.sampling
+def drawn(found: Sampling, seed: int) -> str:
+    """Return in words how answers are drawn."""
     more = f", top-k {found.top_k}" if found.top_k else ""
     if found.penalises:
         more += f", repetition penalty {found.repetition_penalty:g}"
-    return f"temperature {found.temperature:g}, top-p {found.top_p:g}{more}, seed {job.config.seed}"
+    return f"temperature {found.temperature:g}, top-p {found.top_p:g}{more}, seed {seed}"
 
 
 def _ending(progress: Progress, reader: MediaReader) -> Ending:

@@ -39,17 +39,11 @@ def segments(
     chunks: int,
     times: Sequence[float],
 ) -> Iterator[Segment]:
-    """Preprocess pieces into segments of one shape; questions never change where chunks end.
+    """Preprocess pieces into segments of K = `chunks`; questions never change where chunks end.
 
     A question at time t knows the pieces that ended by t. Questions that are not due when the
-    pieces run out are left to the caller. Runs on whatever thread iterates it.
-
-    Args:
-      pieces: of one reader.
-      model: whose `preprocess` prepares them.
-      chunk_pieces: pieces per chunk.
-      chunks: K, chunks per segment.
-      times: of the questions, ascending.
+    pieces run out are left to the caller; their `times` ascend. Runs on whatever thread iterates
+    it.
     """
     preprocessor, padding = Preprocessor(model, chunk_pieces), None
     held: list[Piece] = []

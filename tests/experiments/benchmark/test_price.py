@@ -16,7 +16,7 @@ from jaxmem.experiments.benchmark.price import PriceConfig, nbytes
 from jaxmem.experiments.benchmark.price_table import GPUS, Step, bound
 from jaxmem.memory import base
 from jaxmem.memory.baselines import Full
-from jaxmem.memory.by_name import NAMES
+from jaxmem.memory.options import NAMES
 from jaxmem.models.hf import published
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.llava import onevision

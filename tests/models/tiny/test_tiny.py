@@ -11,8 +11,9 @@ from jaxmem.data.world import synthetic as sy
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.baselines import Full
-from jaxmem.memory.by_name import build, options_of
+from jaxmem.memory.by_name import build
 from jaxmem.memory.hermes.hermes import Hermes
+from jaxmem.memory.options import options_of
 from jaxmem.models.load import load
 from jaxmem.models.tiny import tiny
 from jaxmem.programs import compile, model_spec, probes_of
