@@ -23,7 +23,7 @@ import pytest
 from jaxmem.data.media.media import Event, Piece, open_media
 from jaxmem.data.media.prefetch import prefetch
 
-CLIPS = Path(__file__).resolve().parent.parent.parent / "shared" / "clips"
+CLIPS = Path(__file__).resolve().parents[4] / "shared" / "clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder of real clips is absent")
 MS = Fraction(1, 1000)
 
@@ -800,7 +800,7 @@ def test_standard_input(tmp_path):
         "from jaxmem.data.media.media import open_media\n"
         "with open_media('-') as r: print(len(list(r)), r.end.kind, r.info.source)"
     )
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[3])
     with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as cat:
         out = subprocess.run(
             [sys.executable, "-c", code],
