@@ -44,6 +44,24 @@ def golden(request) -> Path:
     return Path(given) if given else ROOT / "tests" / "golden" / "data"
 
 
+LONGEST = (
+    "test_laws_everywhere",
+    "test_benchmark",
+    "test_cli_stream",
+    "test_notebooks",
+    "test_loop",
+    "test_recall",
+    "test_bank_gradient",
+)
+"""Files that take half a minute or more; begun last, one core would wait for the other."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files (the sort is stable)."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def pytest_collection_finish():
     """Leave what is there before the first test out of every garbage collection, and have few."""
     gc.collect()
