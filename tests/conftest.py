@@ -6,11 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile thousands of small programs and run each once: compile fast rather than well.
+# Tests compile thousands of small programs and run each once: compile fast rather than well, and
+# each in one piece, as the other core has tests of its own.
 # `XLA_FLAGS= pytest` runs them as users do. XLA ends the process at a flag that it does not know.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 
@@ -19,6 +20,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # of every operation; nobody reads them
+MAPPINGS = 30_000
+"""Memory mappings beyond which compiled programs are dropped; Linux allows 65,530 a process."""
 
 
 def pytest_addoption(parser):
@@ -40,13 +44,53 @@ def golden(request) -> Path:
     return Path(given) if given else ROOT / "tests" / "golden" / "data"
 
 
+LONGEST = (
+    "test_laws_everywhere",
+    "test_benchmark",
+    "test_cli_stream",
+    "test_notebooks",
+    "test_loop",
+    "test_recall",
+    "test_bank_gradient",
+)
+"""Files that take half a minute or more; begun last, one core would wait for the other."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files (the sort is stable)."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    """Leave what is there before the first test out of every garbage collection, and have few."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Drop a file's compiled programs behind it.
+    """Drop the compiled programs after a file, once they are many.
 
-    Every program is a few memory mappings, of which Linux allows a process 65,530. Beyond them,
-    compiling crashes and starting other programs fails.
+    Every program is a few memory mappings. Where the system allows no more, compiling crashes and
+    starting other programs fails. Files share small programs, so few are dropped for nothing.
     """
     yield
+    if mappings() > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def no_programs():
+    """Nothing is compiled yet when a file begins that counts what it compiles."""
     jax.clear_caches()
-    gc.collect()
+
+
+def mappings() -> int:
+    """Return the memory mappings of this process; elsewhere than on Linux, too many."""
+    try:
+        return Path("/proc/self/maps").read_text().count("\n")
+    except OSError:
+        return MAPPINGS + 1

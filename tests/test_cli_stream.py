@@ -38,6 +38,7 @@ from jaxmem.programs import model_spec
 from jaxmem.report.numbers import size
 from jaxmem.session import Session
 
+pytestmark = pytest.mark.usefixtures("no_programs")
 SECONDS = 10
 
 

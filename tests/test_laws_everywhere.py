@@ -36,6 +36,7 @@ from jaxmem.memory.transforms.quantized import Quantized
 from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.saving import restore, save
 
+pytestmark = pytest.mark.usefixtures("no_programs")
 SIZE, SLOTS, BANK = 8, 12, 24
 LENGTHS = (8, 5, 8, 0, 7, 8)
 CFG = small.config()

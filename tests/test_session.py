@@ -20,6 +20,8 @@ from jaxmem.pieces import Preprocessor
 from jaxmem.report.compilations import count_compilations
 from jaxmem.session import Session
 
+pytestmark = pytest.mark.usefixtures("no_programs")
+
 
 def pieces(count, seed=0):
     rng = np.random.default_rng(seed)

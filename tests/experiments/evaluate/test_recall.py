@@ -56,23 +56,24 @@ def test_streams_say_what_does_not_fit(weights, wrong, message):
 
 def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
     out = tmp_path / "out"
-    argv = f"recall --memories full,recent,rekv --budgets 1KiB 64KiB --seconds 8 --out {out} "
-    argv += f"--weights {weights} --streams 2 --questions 6 --moments 2 --timed 64KiB"
+    argv = f"recall --memories full,recent,rekv --budgets 1KiB 16KiB --seconds 8 --out {out} "
+    argv += f"--weights {weights} --streams 2 --questions 6 --moments 2 --timed 16KiB "
+    argv += "--chunk-seconds 2"  # ReKV holds a chunk at least
     assert evaluate.main(argv.split()) == 0
     found = {p.name: p for p in (out / "cells").iterdir()}
     assert sorted(found) == [
         "full_all_8s.json",
+        "recent_16KiB_8s.json",
         "recent_1KiB_8s.json",
-        "recent_64KiB_8s.json",
+        "rekv_16KiB_8s.json",
         "rekv_1KiB_8s.json",
-        "rekv_64KiB_8s.json",
     ]
     assert "rekv_1KiB_8s: 1024 bytes hold no memory" in capsys.readouterr().out
     document = json.loads((out / "results.json").read_text())
     cells = {(c["memory"], c["budget"]): c for c in document["cells"]}
     assert len(cells) == 4 and cells["full", "all"]["all"]["asked"] == 12
-    assert cells["rekv", "64KiB"]["bank_nbytes"] > 0 == cells["recent", "64KiB"]["bank_nbytes"]
-    assert cells["recent", "64KiB"]["nbytes"] <= 65536
+    assert cells["rekv", "16KiB"]["bank_nbytes"] > 0 == cells["recent", "16KiB"]["bank_nbytes"]
+    assert cells["recent", "16KiB"]["nbytes"] <= 16384
     assert cells["full", "all"]["chunk_ms"] > 0 and cells["recent", "1KiB"]["chunk_ms"] is None
     assert sum(v["asked"] for v in cells["full", "all"]["by_age"].values() if v) == 12
     for name in ("tables.txt", "budgets.png", "ages.png"):
@@ -88,7 +89,7 @@ def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
     found["recent_1KiB_8s.json"].unlink()
     assert evaluate.main([*argv.split(), "--measured-only"]) == 0
     cells = json.loads((out / "results.json").read_text())["cells"]
-    assert [c["budget"] for c in cells] == ["all", "64KiB", "64KiB"]
+    assert [c["budget"] for c in cells] == ["all", "16KiB", "16KiB"]
 
 
 def test_cells_know_their_settings(weights):

@@ -1,6 +1,6 @@
 """Compile every Pallas kernel for one GPU architecture on a machine without a GPU.
 
-python tests/kernels_aot.py sm_90     # JSON lines: registers, spills, shared memory
+python tests/kernels/kernels_aot.py sm_90     # JSON lines: registers, spills, shared memory
 
 Needs jax-cuda12-plugin and jax-cuda12-pjrt of JAX's own version, and nvidia-cuda-nvcc-cu12. XLA
 compiles for a described device; ptxas then says what its PTX takes.
@@ -209,6 +209,6 @@ def main(target: str, only: str = "") -> None:
 if __name__ == "__main__":
     sys.path[:0] = [
         str(Path(__file__).resolve().parent),
-        str(Path(__file__).resolve().parent.parent),
+        str(Path(__file__).resolve().parents[2]),
     ]
     main(*sys.argv[1:3])

@@ -20,6 +20,7 @@ from jaxmem.saving import save
 CFG = small.config()
 ROWS = small.stream_rows(CFG, 4, 8)
 HERE = Path(__file__).resolve().parent
+PATHS = os.pathsep.join([str(HERE), str(HERE / "support")])
 
 
 def program_of():
@@ -42,7 +43,7 @@ def test_a_stream_goes_on_in_another_process(tmp_path):
     carry = stream(weights, init_carry(program), half, program=program)
     save(tmp_path / "live", carry)
     program_text = (
-        "import sys, numpy as np, test_saving_process as t\n"
+        "import sys, numpy as np, test_saving as t\n"
         "from jaxmem.saving import restore\n"
         "program = t.program_of()\n"
         "carry = restore(sys.argv[1], program)\n"
@@ -50,7 +51,7 @@ def test_a_stream_goes_on_in_another_process(tmp_path):
     )
     command = [sys.executable, "-c", program_text, str(tmp_path / "live"), str(tmp_path / "out")]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(HERE)}, capture_output=True, text=True
+        command, env={**os.environ, "PYTHONPATH": PATHS}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     fresh = go_on(init_carry(program), program)
