@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxmem.models.hf.weights import Table
 from jaxmem.models.qwen.qwen2_5_vl import read_config, weight_table
 
 VOCABULARY = 100
@@ -59,7 +60,8 @@ def write_tiny(directory: str | Path, seed: int = 0) -> Path:
     }
     for name, content in files.items():
         (target / name).write_text(json.dumps(content, indent=1) + "\n")
-    save_file(_weights(seed), target / "model.safetensors")
+    tensors = random_tensors(weight_table(read_config(_config())), seed)
+    save_file(tensors, target / "model.safetensors")
     return target
 
 
@@ -143,10 +145,15 @@ def _tokenizer() -> dict[str, Any]:
     }
 
 
-def _weights(seed: int) -> dict[str, np.ndarray]:
-    """Return every tensor that the config asks for: norms of one, the others random."""
+def random_tensors(table: Table, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return every tensor of a weight table by its stored name: norms of one, the others random.
+
+    Args:
+      table: of any family.
+      seed: of the numbers.
+    """
     draw, tensors = np.random.default_rng(seed), {}
-    for path, weight in weight_table(read_config(_config())).items():
+    for path, weight in table.items():
         for name in weight.names:
             if name in tensors:  # the rows of a fused tensor are several entries
                 continue
