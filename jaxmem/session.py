@@ -326,7 +326,7 @@ class Session:
         draw = self._drawing(sampling, key)
         return self._written(question, model, ids, draw)
 
-    def _written(self, question: str, model: Model, ids: np.ndarray, draw: dict) -> Any:
+    def _written(self, question: str, model: Model, ids: np.ndarray, draw: dict[Any, Any]) -> Any:
         with self._lock:
             asked, more = self._asked(ids, draw)
             bound, program = asked[0], more["program"]

@@ -8,7 +8,7 @@ encoder and `stream`, which then takes rows that are already embedded:
     carry = stream(params, carry, rows, program=program)
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def drop(
     return compact(rows, (rows.modality != EMPTY) & ~repeated), last
 
 
-def drop_chunks(rows: Embeds, last: Last, **options) -> tuple[Embeds, Last]:
+def drop_chunks(rows: Embeds, last: Last, **options: Any) -> tuple[Embeds, Last]:
     """Return `drop` of K chunks, one after the other: rows and `pixels` are [K, T, ...]."""
     pixels = options.pop("pixels", None)
 

@@ -76,7 +76,7 @@ class Driver:
         """Return `aside` after a layer, and what is collected of all layers."""
         raise NotImplementedError
 
-    def end(self, carry: Carry, aside: PyTree, chunk: Chunk, embeds: Embeds) -> Carry:
+    def end(self, carry: Carry, aside: PyTree, chunk: Chunk | None, embeds: Embeds) -> Carry:
         """Return the carry with state and bank after a chunk, of all layers."""
         raise NotImplementedError
 
@@ -130,7 +130,7 @@ class LayerDriver(Driver):
         state = layouts.write(self.program.layout, state, place.layer, mine)
         return (state, banks.append(bank, place.layer, evicted)), None
 
-    def end(self, carry: Carry, aside: PyTree, chunk: None, embeds: Embeds) -> Carry:
+    def end(self, carry: Carry, aside: PyTree, chunk: Chunk | None, embeds: Embeds) -> Carry:
         del chunk, embeds
         return carry._replace(state=aside[0], bank=aside[1])
 
@@ -164,8 +164,9 @@ class StackDriver(Driver):
         del place, mine
         return aside, chunk
 
-    def end(self, carry: Carry, aside: View, chunk: Chunk, embeds: Embeds) -> Carry:
+    def end(self, carry: Carry, aside: View, chunk: Chunk | None, embeds: Embeds) -> Carry:
         del aside, embeds
+        assert chunk is not None
         state, evicted = self.memory.write(self.spec, carry.state, chunk)
 
         def put(layer: Array, bank: Bank | None) -> Bank | None:
@@ -206,7 +207,7 @@ class FeatureDriver(Driver):
     def begin(self, carry: Carry, embeds: Embeds) -> None:
         del carry, embeds
 
-    def end(self, carry: Carry, aside: None, chunk: None, embeds: Embeds) -> Carry:
+    def end(self, carry: Carry, aside: None, chunk: Chunk | None, embeds: Embeds) -> Carry:
         del aside, chunk
         return carry._replace(state=self.features.write(self.spec, carry.state, embeds))
 

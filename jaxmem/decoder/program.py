@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +162,7 @@ def make_program(
     return Program(config, memory, spec, layout, encode, prefix, probes)
 
 
-def spec_of(config: DecoderConfig, *, chunk: int, **more) -> Spec:
+def spec_of(config: DecoderConfig, *, chunk: int, **more: Any) -> Spec:
     """Return the `Spec` of a decoder for chunks of `chunk` tokens; `more` are further fields."""
     more = {"axes": config.rope.axes, "rope": config.rope} | more
     return Spec(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -207,7 +209,7 @@ def _past(
     return jax.vmap(one)(probe, probes.modality)
 
 
-def make_prefix(params: Params, config: DecoderConfig, embeds: Embeds, **spec) -> KV:
+def make_prefix(params: Params, config: DecoderConfig, embeds: Embeds, **spec: Any) -> KV:
     """Return the pinned tokens [L, P] of a system prompt, to pass as `prefix`.
 
     Args:
@@ -220,7 +222,7 @@ def make_prefix(params: Params, config: DecoderConfig, embeds: Embeds, **spec) -
 
 
 def prefix_and_states(
-    params: Params, config: DecoderConfig, embeds: Embeds, **spec
+    params: Params, config: DecoderConfig, embeds: Embeds, **spec: Any
 ) -> tuple[KV, tuple[PyTree, ...]]:
     """Return the pinned tokens of a system prompt, and the states after it (`Carry.states`).
 

@@ -11,7 +11,12 @@ from typing import Any
 DEFAULT = ("xla",)
 
 
-def call(backends: Mapping[str, Callable], implementation: str | None, *args, **kwargs) -> Any:
+def call(
+    backends: Mapping[str, Callable[..., Any]],
+    implementation: str | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Call the back end named `implementation`, or the first of `DEFAULT` that can do it.
 
     Raises:
@@ -36,14 +41,14 @@ def call(backends: Mapping[str, Callable], implementation: str | None, *args, **
     raise NotImplementedError("no back end can do this: " + "; ".join(reasons))
 
 
-def pallas(module: str, function: str) -> dict[str, Callable]:
+def pallas(module: str, function: str) -> dict[str, Callable[..., Any]]:
     """Return the back ends "pallas" and "pallas_interpret" of an operation.
 
     The module is imported at the first call: Pallas is slow to import, and its Triton back end is
     marked for removal from JAX. Without it the back ends raise NotImplementedError.
     """
 
-    def call(*args, interpret: bool, **kwargs) -> Any:
+    def call(*args: Any, interpret: bool, **kwargs: Any) -> Any:
         try:
             kernel = getattr(import_module(module), function)
         except ImportError as error:

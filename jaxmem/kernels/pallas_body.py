@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -28,7 +30,7 @@ def dot(a: Array, b: Array, axis: int) -> Array:
     )
 
 
-def load_columns(ref, index: Array, offset: int, count: int) -> Array:
+def load_columns(ref: Any, index: Array, offset: int, count: int) -> Array:
     """Return rows `index` and columns `offset` to `offset + count`, 0 where there are none.
 
     The result is as wide as the next power of two.
@@ -53,7 +55,7 @@ def load_keys(part: Part, index: Array, form: Form, j: int) -> tuple[Array, Arra
     return (x * cos - y * sin).astype(a.dtype), (y * cos + x * sin).astype(a.dtype)
 
 
-def load_queries(ref, start: Array, form: Form, j: int) -> tuple[Array, Array]:
+def load_queries(ref: Any, start: Array, form: Form, j: int) -> tuple[Array, Array]:
     """Return both halves [BQ, D/2 wide] of part j of the tile of rows at `start`."""
     rows, at = pl.ds(start, form.tile.rows), 2 * j * form.wide
     return ref[rows, pl.ds(at, form.wide)], ref[rows, pl.ds(at + form.wide, form.wide)]

@@ -200,7 +200,19 @@ def part_specs(part: Part, form: Form) -> Part:
     )
 
 
-def call(kernel, tree, specs, *, name: str, grid, out_shape, out_specs, warps, interpret, stages=2):
+def call(
+    kernel: Any,
+    tree: Any,
+    specs: Any,
+    *,
+    name: str,
+    grid: Any,
+    out_shape: Any,
+    out_specs: Any,
+    warps: Any,
+    interpret: Any,
+    stages: Any = 2,
+):
     """Run `kernel(tree of refs, *output refs)` over the grid; None stands for what is absent.
 
     The compiled program knows the kernel as "jaxmem_" and `name`.
@@ -209,7 +221,7 @@ def call(kernel, tree, specs, *, name: str, grid, out_shape, out_specs, warps, i
     """
     leaves, tree_def = jax.tree.flatten(tree)
 
-    def flat(*refs):
+    def flat(*refs: Any):
         kernel(jax.tree.unflatten(tree_def, refs[: len(leaves)]), *refs[len(leaves) :])
 
     return pl.pallas_call(

@@ -7,7 +7,7 @@ concatenated and each may fix the position of its queries in its own way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -104,7 +104,7 @@ def key_block(segment: Segment, start: Int[Array, ""], size: int) -> Segment:
     )
 
 
-def map_rows(segment: Segment, function) -> Segment:
+def map_rows(segment: Segment, function: Any) -> Segment:
     """Return the segment with `function` applied to every array that has an axis of rows."""
     return segment._replace(
         q_pos=None if segment.q_pos is None else function(segment.q_pos),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def starts(n: int, size: int) -> Int[Array, "blocks"]:
     return jnp.arange(0, n, size, dtype=jnp.int32)
 
 
-def fold_keys(function: Callable, carry, segment: Segment, size: int):
+def fold_keys(function: Callable[..., Any], carry: Any, segment: Segment, size: int):
     """Return `carry` after `carry = function(carry, block)` over the key blocks of a segment."""
     n = segment.valid.shape[0]
     if n == 0:
@@ -91,13 +91,13 @@ def fold_keys(function: Callable, carry, segment: Segment, size: int):
 
     # Without a checkpoint, reverse mode would store the logits of every tile: [Q, N].
     @jax.checkpoint
-    def body(carry, start):
+    def body(carry: Any, start: Any):
         return function(carry, key_block(segment, start, size)), None
 
     return lax.scan(body, carry, starts(n, size))[0]
 
 
-def map_keys(function: Callable, segment: Segment, size: int) -> Float[Array, "C N"]:
+def map_keys(function: Callable[..., Any], segment: Segment, size: int) -> Float[Array, "C N"]:
     """Return `function(block)` [C, block] of all key blocks, side by side."""
     n = segment.valid.shape[0]
     if n <= size:
@@ -124,7 +124,9 @@ def row_block(tree: PyTree, start: Int[Array, ""], size: int) -> PyTree:
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), tree)
 
 
-def over_rows(function: Callable, tree: PyTree, segments: Sequence[Segment], size: int) -> PyTree:
+def over_rows(
+    function: Callable[..., Any], tree: PyTree, segments: Sequence[Segment], size: int
+) -> PyTree:
     """Return `function(rows of tree, segments as these rows see them)` over blocks of rows.
 
     The leading axis of every leaf, and of every result, is that of the rows.
@@ -144,7 +146,9 @@ def over_rows(function: Callable, tree: PyTree, segments: Sequence[Segment], siz
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], results)
 
 
-def sum_rows(function: Callable, tree: PyTree, segments: Sequence[Segment], size: int) -> PyTree:
+def sum_rows(
+    function: Callable[..., Any], tree: PyTree, segments: Sequence[Segment], size: int
+) -> PyTree:
     """Return `function(rows of tree, segments as these rows see them)` summed over blocks of rows.
 
     Rows are padded with zeros to whole blocks: `function` must not count such rows.

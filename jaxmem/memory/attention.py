@@ -7,7 +7,7 @@ one that needs no attention statistics costs none.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -21,7 +21,9 @@ from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Hidden, Int, Num
 
 
-def segment(kv: KV, origin: Num[Array, "A"], q_pos: Num[Array, "Q A"] | None, **more) -> Segment:
+def segment(
+    kv: KV, origin: Num[Array, "A"], q_pos: Num[Array, "Q A"] | None, **more: Any
+) -> Segment:
     """Return tokens as an attention segment, with positions relative to `origin`."""
     away = origin.astype(kv.pos.dtype).reshape(1, 1, -1)
     return Segment(kv.k, kv.v, kvs.valid(kv), kv.pos - away, q_pos, **more)

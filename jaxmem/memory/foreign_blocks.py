@@ -117,7 +117,9 @@ class Blocks:
         reports: list[Any] = []
         for layer in self.layers:
 
-            def mine(q: Array, k: Array, v: Array, *, output=None, layer=layer, x=x) -> Array:
+            def mine(
+                q: Array, k: Array, v: Array, *, output: Any = None, layer: Any = layer, x: Any = x
+            ) -> Array:
                 _check_rows(self.spec, q, k, v, embeds)
                 y, report = attention(layer, x, (scaled(q, self.turn), k, v), output)
                 reports.append(report)
@@ -187,7 +189,9 @@ class Blocks:
             probe = at_layer(probes, i)
             passes = [jnp.bool_(True) if v.probing is None else v.probing[i] for v in views]
 
-            def attention(layer: int, x: Hidden, qkv: QKV, output: Array | None, probe=probe):
+            def attention(
+                layer: int, x: Hidden, qkv: QKV, output: Array | None, probe: Any = probe
+            ):
                 args = (views[layer], chunks[layer].kv, embeds.advance, probe, *qkv)
                 return attend_probe(asked.form, self.turn, *args, at_layer(self.prefix, layer))
 

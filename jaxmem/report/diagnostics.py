@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def share_ages(whole: Whole, kept: np.ndarray, seconds: float, classes: int = 16
     return counts / max(counts.sum(), 1)
 
 
-def as_dict(one: Diagnosis) -> dict:
+def as_dict(one: Diagnosis) -> dict[Any, Any]:
     """Return a diagnosis as plain data."""
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in one._asdict().items()}
 

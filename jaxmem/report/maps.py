@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -204,7 +204,7 @@ def _strip(
 
 def legend(fig: Figure, layers: Sequence[Kept], answers: Sequence[Answered]) -> None:
     """Name the colours of the kinds that are held, and the marks of the questions, top right."""
-    handles: list = [
+    handles: list[Any] = [
         Patch(color=KIND_COLOURS[kind], label=MODALITY_NAMES[kind]) for kind in kinds_in(layers)
     ]
     if any(a.right is not None for a in answers):

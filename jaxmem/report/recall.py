@@ -203,7 +203,7 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
 
 
-def _line(k: int) -> dict:
+def _line(k: int) -> dict[Any, Any]:
     """Return colour, marker and style of the k-th line: 8 colours, then other markers."""
     turn, colour = divmod(k, len(COLOURS))
     marker, style = "os^Dv"[turn % 5], ("-", "--", ":", "-.")[turn % 4]

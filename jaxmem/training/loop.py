@@ -110,7 +110,7 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 @functools.cache
-def make_update(config: TrainConfig) -> Callable[[Trained, batches.Batch], tuple]:
+def make_update(config: TrainConfig) -> Callable[[Trained, batches.Batch], tuple[Any, ...]]:
     """A jitted function from state and batch to state and `losses.Metrics`."""
     optimize = _optimizer(config).update
 

@@ -1,5 +1,7 @@
 """Muon for matrices, Adam for everything else, with a schedule counted in steps."""
 
+from typing import Any
+
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
@@ -32,7 +34,7 @@ def schedule(
 def matrices(params: Params) -> Params:
     """Which leaves Muon turns, as `MuonDimensionNumbers` (stacked layers are a batch) or None."""
 
-    def which(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+    def which(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
         names = [str(k.key) for k in path]
         if len(names) < 2 or names[-2] not in _MATRICES or names[-1] != "kernel":
             return None

@@ -28,7 +28,8 @@ class AudioTrack:
         self.decoder.restart()
         self._primed: Any = None
         self._resampler: av.AudioResampler | None = None
-        self._setup: tuple | None = None  # format, layout and rate the resampler was made for
+        # Format, layout and rate the resampler was made for.
+        self._setup: tuple[Any, ...] | None = None
         self._expected: float | None = None  # media time right after the last decoded frame
         self._cursor = 0  # index of the next sample that the resampler gives out
         self._blocks: deque[tuple[int, np.ndarray]] = deque()  # (index of first sample, samples)
@@ -106,7 +107,7 @@ class AudioTrack:
         self._push(frame)
         return True
 
-    def _begin(self, frame: Any, setup: tuple, t: float) -> None:
+    def _begin(self, frame: Any, setup: tuple[Any, ...], t: float) -> None:
         """Starts a run of frames that follow each other; its first sample lies at `t`."""
         self._setup = setup
         self._cursor = round(t * self.rate)

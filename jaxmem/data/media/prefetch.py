@@ -5,7 +5,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -15,7 +15,7 @@ class _Channel:
 
     def __init__(self, depth: int) -> None:
         self.changed = threading.Condition()
-        self.items: deque = deque()
+        self.items: deque[Any] = deque()
         self.depth = depth
         self.stopped = False  # the consumer wants no more
         self.finished = False  # the producer has no more
@@ -28,7 +28,7 @@ class _Channel:
             self.changed.notify_all()
 
 
-def _produce(iterator: Iterator, channel: _Channel) -> None:
+def _produce(iterator: Iterator[Any], channel: _Channel) -> None:
     error: BaseException | None = None
     try:
         while True:

@@ -94,7 +94,7 @@ def _turns(frequency: np.ndarray | float, n: int) -> np.ndarray:
     return ((cycles % 1) * (2 * np.pi)).astype(np.float32)
 
 
-def _bell(n, pitch, rng):
+def _bell(n: int, pitch: float, rng: np.random.Generator):
     t, f = _time(n), 650 + 350 * pitch
     out = np.zeros(n, np.float32)
     for ratio, weight, decay in ((1, 1, 1.5), (2.76, 0.7, 2.5), (5.4, 0.4, 4.0)):
@@ -102,46 +102,46 @@ def _bell(n, pitch, rng):
     return out
 
 
-def _chirp(n, pitch, rng):
+def _chirp(n: int, pitch: float, rng: np.random.Generator):
     sweep = (_time(n) * (4 + 2 * pitch)) % 1
     return np.sin(_turns(1200 + 400 * pitch + 2600 * sweep, n)) * (sweep < 0.75)
 
 
-def _drum(n, pitch, rng):
+def _drum(n: int, pitch: float, rng: np.random.Generator):
     beat = ((_time(n) * (3.5 + 1.5 * pitch)) % 1) / (3.5 + 1.5 * pitch)
     tone = np.sin(_turns(70 + 50 * pitch + 60 * np.exp(-40 * beat), n))
     return np.exp(-14 * beat) * tone + 0.3 * np.exp(-60 * beat) * _hiss(n, rng)
 
 
-def _siren(n, pitch, rng):
+def _siren(n: int, pitch: float, rng: np.random.Generator):
     swing = np.sin(2 * np.pi * (2 + pitch) * _time(n) + rng.uniform(0, 6.28))
     return np.sin(_turns(850 + 150 * pitch + 350 * swing, n))
 
 
-def _whistle(n, pitch, rng):
+def _whistle(n: int, pitch: float, rng: np.random.Generator):
     swing = np.sin(2 * np.pi * 6 * _time(n))
     return np.sin(_turns(2000 + 700 * pitch + 15 * swing, n))
 
 
-def _rattle(n, pitch, rng):
+def _rattle(n: int, pitch: float, rng: np.random.Generator):
     beat = (_time(n) * (11 + 6 * pitch)) % 1
     noise = _hiss(n + 1, rng)
     return np.diff(noise) * np.exp(-6 * beat)
 
 
-def _plain_hiss(n, pitch, rng):
+def _plain_hiss(n: int, pitch: float, rng: np.random.Generator):
     noise = _hiss(n + 1, rng)
     return noise[1:] + np.float32(2 * pitch - 1) * noise[:-1]
 
 
-def _clicks(n, pitch, rng):
+def _clicks(n: int, pitch: float, rng: np.random.Generator):
     out = np.zeros(n, np.float32)
     at = rng.integers(0, n, 1 + int((2 + 4 * pitch) * n / RATE))
     out[at] = rng.choice([-1.0, 1.0], len(at))
     return np.convolve(out, np.exp(-np.arange(40, dtype=np.float32) / 8), mode="same")
 
 
-def _babble(n, pitch, rng):
+def _babble(n: int, pitch: float, rng: np.random.Generator):
     """Speech-like: a voiced pulse train through two formants that change with every syllable."""
     out = np.zeros(n, np.float32)
     begin = 0

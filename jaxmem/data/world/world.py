@@ -8,7 +8,7 @@ long holds twice as many events. Everything is decided here; `render.frames`, `s
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def world(
     )
 
 
-def _pack(rows: list[dict], rng: np.random.Generator, width: int) -> Events:
+def _pack(rows: list[dict[Any, Any]], rng: np.random.Generator, width: int) -> Events:
     """Rows of plain values to `Events`, with the random details that nothing else depends on."""
     n = len(rows)
 
@@ -111,7 +111,7 @@ def _pack(rows: list[dict], rng: np.random.Generator, width: int) -> Events:
 
 
 def _path(
-    rng: np.random.Generator, duration: int, large: bool, moving: bool, taken: set
+    rng: np.random.Generator, duration: int, large: bool, moving: bool, taken: set[Any]
 ) -> list[tuple[int, int]] | None:
     """Patch of every second, clear of `taken` {(second, row, col)}; None if no room was found."""
     for _ in range(20):
@@ -133,7 +133,7 @@ def _path(
     return None
 
 
-def _taken(rows: list[dict], start: int, duration: int) -> set:
+def _taken(rows: list[dict[Any, Any]], start: int, duration: int) -> set[Any]:
     """Patches in use during the given seconds, as {(second - start, row, col)}."""
     used = set()
     for r in rows:
@@ -163,7 +163,7 @@ def _other(
 
 
 def _events(rng: np.random.Generator, seconds: int, d: Difficulty) -> Events:
-    rows: list[dict] = []
+    rows: list[dict[Any, Any]] = []
     lengths = np.arange(1, len(d.durations) + 1)
     mean = float(np.dot(lengths, d.durations))
     # A cycle is an event and a pause; overlaps shorten it, and longer pauses make up for that.
@@ -202,7 +202,7 @@ def _events(rng: np.random.Generator, seconds: int, d: Difficulty) -> Events:
 
 
 def _decoys(rng: np.random.Generator, seconds: int, d: Difficulty, events: Events) -> Events:
-    rows: list[dict] = []
+    rows: list[dict[Any, Any]] = []
     for start in np.sort(rng.integers(0, seconds, rng.poisson(d.decoy_rate * seconds))):
         start, duration = int(start), int(rng.integers(1, 3))
         taken = _taken(rows[-8:], start, duration)

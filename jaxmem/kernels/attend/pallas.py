@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def _tile(rows: int, bits: int) -> Tile:
     return Tile(min(64, pt.power_of_two(rows)), 64 if bits <= 16 else 16)
 
 
-def _kernel(tree, *outputs, form: pt.Form, which: Sequence[int], values: bool):
+def _kernel(tree: Any, *outputs: Any, form: pt.Form, which: Sequence[int], values: bool):
     """Attend one tile of rows; `which` names the queries that each segment sees."""
     queries, parts, ranges = tree
     block = pl.program_id(1)
@@ -45,7 +45,7 @@ def _kernel(tree, *outputs, form: pt.Form, which: Sequence[int], values: bool):
         # One head's queries stay in registers; those of a joint head are too wide and are re-read.
         held = None if form.joint else pb.load_queries(ref, start, form, 0)
 
-        def body(i, carry, part=part, ref=ref, held=held):
+        def body(i: Any, carry: Any, part: Any = part, ref: Any = ref, held: Any = held):
             top, total, *out = carry
             index = i * keys + lax.iota(jnp.int32, keys)
             s = jnp.zeros((rows, keys), jnp.float32)
@@ -231,7 +231,7 @@ def _pull(
     return jnp.sum(over_rows(of_rows, (q, lse, dout, delta), segments, tile.rows))
 
 
-def _backward(options: _Options, kept, cotangents):
+def _backward(options: _Options, kept: Any, cotangents: Any):
     q, segments, out, lse = kept
     dout, dlse = cotangents
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - dlse

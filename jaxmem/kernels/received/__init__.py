@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from jax import lax
 
@@ -101,7 +101,9 @@ def row_mass(
     return dispatch.call(_ROW_MASS, implementation, q, segments, lse, **how)
 
 
-def _check_options(q, segments, lse, form, reduce, weights, out) -> None:
+def _check_options(
+    q: Any, segments: Any, lse: Any, form: Any, reduce: Any, weights: Any, out: Any
+) -> None:
     for name, value, known in (
         ("form", form, ("softmax", "mean_logit")),
         ("reduce", reduce, ("head_mean", "kv_head", "head")),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def _removal(p: Array, out: Array, v: Array) -> Float[Array, "BQ BK"]:
     return p * jnp.where(rest < REST, jnp.sqrt(norms), away)
 
 
-def _kernel(tree, partial_ref, *, form: pt.Form, splits: int, weights: str):
+def _kernel(tree: Any, partial_ref: Any, *, form: pt.Form, splits: int, weights: str):
     q_ref, shift_ref, out_ref, part, (begin, end) = tree
     block, split = pl.program_id(1), pl.program_id(2)
     index = block * form.tile.keys + lax.iota(jnp.int32, form.tile.keys)

@@ -6,6 +6,7 @@ Both walk a row in blocks, so a row of any length fits. Keys are made, and group
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jaxmem.typing import Array, Bool, Float, Int
 BLOCK = 2048  # entries of a row that a program holds at a time
 
 
-def _threshold_kernel(tree, t_ref, edge_ref, *, block: int, blocks: int):
+def _threshold_kernel(tree: Any, t_ref: Any, edge_ref: Any, *, block: int, blocks: int):
     """Find t and edge: entries above t are chosen, and those equal to t from index edge on."""
     key_ref, cap_ref = tree
     cap = cap_ref[0]
@@ -29,7 +30,7 @@ def _threshold_kernel(tree, t_ref, edge_ref, *, block: int, blocks: int):
     def load(i: Array) -> Array:
         return key_ref[pl.ds(i * block, block)]
 
-    def count(test) -> Array:
+    def count(test: Any) -> Array:
         zero = jnp.zeros((block,), jnp.int32)
         body = lambda i, total: total + test(load(i)).astype(jnp.int32)
         return jnp.sum(lax.fori_loop(0, blocks, body, zero), dtype=jnp.int32)
@@ -55,7 +56,7 @@ def _threshold_kernel(tree, t_ref, edge_ref, *, block: int, blocks: int):
     t_ref[0], edge_ref[0] = t, lax.fori_loop(0, blocks, find, start)[1]
 
 
-def _partition_kernel(tree, out_ref, *, block: int, blocks: int, slots: int):
+def _partition_kernel(tree: Any, out_ref: Any, *, block: int, blocks: int, slots: int):
     """Write the last `slots` chosen indices, then all others, each in ascending order."""
     chosen_ref, many_ref = tree
     many = many_ref[0]

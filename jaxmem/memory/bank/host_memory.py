@@ -155,7 +155,7 @@ def _write_streams(count: int, batched: list[bool], *values: Array) -> tuple[Arr
 @cache
 def _reader(size: int):
     @jax.custom_batching.custom_vmap
-    def read(store, layer, at):
+    def read(store: Any, layer: Any, at: Any):
         def one(first: Array) -> Array:
             start = (layer, first) + (0,) * (store.ndim - 2)
             piece = jax.lax.dynamic_slice(store, start, (1, size, *store.shape[2:]))
@@ -164,7 +164,7 @@ def _reader(size: int):
         return jax.lax.map(one, at).reshape(-1, *store.shape[2:])
 
     @read.def_vmap
-    def streams(count, batched, store, layer, at):
+    def streams(count: Any, batched: Any, store: Any, layer: Any, at: Any):
         layer, at = _spread(count, batched[1:], (layer, at))
         if batched[0]:
             layer = layer + store.shape[1] * jnp.arange(count, dtype=jnp.int32)

@@ -8,7 +8,7 @@ key is given: `Draws` and coins are data.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ def weighted_kmeans(
     points = jnp.where(valid[:, None], x.astype(jnp.float32), 0)
     mass = jnp.where(valid, weights.astype(jnp.float32), 0)
 
-    def step(held: tuple) -> tuple:
+    def step(held: tuple[Any, ...]) -> tuple[Any, ...]:
         centres, _, _, used, done, i = held
         labels = jnp.where(valid, jnp.argmin(distances(points, centres), -1), -1)
         member = jax.nn.one_hot(labels, clusters, dtype=jnp.float32)  # -1: no row at all
@@ -190,7 +190,7 @@ def join(
     return Merged(x[index], size[index], pool.count - 1)
 
 
-def empty_merged(slots: int, shape: tuple[int, ...], dtype=jnp.float32) -> Merged:
+def empty_merged(slots: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Merged:
     """Return `slots` unused entries of a shape."""
     size = jnp.zeros((slots,), jnp.float32)
     return Merged(jnp.zeros((slots, *shape), dtype), size, jnp.zeros((), jnp.int32))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ class Held(NamedTuple):
     seen: Int[Array, ""]  # frames so far
 
 
-def init_held(sizes: Sizes, width: int, chunk: int, form: Form, dtype=jnp.float32) -> Held:
+def init_held(sizes: Sizes, width: int, chunk: int, form: Form, dtype: Any = jnp.float32) -> Held:
     """Return the empty memory for chunks of at most `chunk` frames."""
     more = chunk if form == "as_released" else 0
     slots, gists = max(sizes.temporal, more), max(sizes.abstract, more)

@@ -8,7 +8,7 @@ heaviest centres, the nearest frame of a bank in high resolution. Both live in `
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ class Held(NamedTuple):
 
 
 def init_held(
-    slots: int, bank: int, tokens: int, small: int, width: int, dtype=jnp.float32
+    slots: int, bank: int, tokens: int, small: int, width: int, dtype: Any = jnp.float32
 ) -> Held:
     """Return the empty memory: `tokens` rows in a frame of the bank, `small` in a centre."""
     zero = jnp.zeros((), jnp.int32)

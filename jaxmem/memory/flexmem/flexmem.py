@@ -9,7 +9,7 @@ of the few clips that are most relevant to it.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -204,7 +204,7 @@ class FlexMem(Memory):
         context = clips.picks(aggregated, even, modality, quotas, sizes.context)
         gone = jnp.where(entry.begins, aux.recent[0], 0)
 
-        def layer(item: tuple) -> tuple[KV, KV]:
+        def layer(item: tuple[Any, ...]) -> tuple[KV, KV]:
             held, fresh, local, context = item
             pool = kvs.append(held, kvs.take(fresh, *context), kvs.count(held))
             row = jnp.arange(sizes.held, dtype=jnp.int32) + gone

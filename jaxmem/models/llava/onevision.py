@@ -240,7 +240,7 @@ class LlavaFamily(Family):
         rows = math.isqrt(tokens)
         return next(((rows, n) for n in (rows, rows + 1) if rows * n == tokens), None)
 
-    def preprocess(self, frames, samples, valid, past, start) -> Inputs:
+    def preprocess(self, frames: Any, samples: Any, valid: Any, past: Any, start: Any) -> Inputs:
         del samples, past, start  # audio is not used, and every piece is laid out alike
         return Inputs(frames, valid)
 

@@ -115,7 +115,7 @@ def positions(
     return pos, max(after, int(pos.max(initial=-1)) + 1)
 
 
-def prompt_plan(config: Qwen25VLConfig, ids: Ids, **media) -> Plan:
+def prompt_plan(config: Qwen25VLConfig, ids: Ids, **media: Any) -> Plan:
     """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then those of all videos.

@@ -108,7 +108,7 @@ class QwenFamily(Family):
         pair = (tokens.vision_start, tokens.vision_end)
         return without(turn, pair) if self.timestamps else turn
 
-    def preprocess(self, frames, samples, valid, past, start) -> Inputs:
+    def preprocess(self, frames: Any, samples: Any, valid: Any, past: Any, start: Any) -> Inputs:
         size, pieces, real = (frames.shape[2], frames.shape[3]), len(valid), int(valid.sum())
         part = plan([], np.zeros((0, 3)), 0, {})
         if real:
