@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 
-def count(function: Callable, *args: Any) -> int:
+def count(function: Callable[..., Any], *args: Any) -> int:
     """Return the operations of all matrix products and convolutions of `function(*args)`.
 
     It is traced only: `args` may be `jax.ShapeDtypeStruct`s, and nothing is computed. A product of

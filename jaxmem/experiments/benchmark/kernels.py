@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -34,7 +35,7 @@ class KernelsConfig:
 
 def records(
     config: KernelsConfig, *, progress: Callable[[str], None] = lambda what: None
-) -> Iterator[dict]:
+) -> Iterator[dict[Any, Any]]:
     """Yield one record per operation and shape, then those of the chunk step.
 
     Raises:

@@ -75,7 +75,7 @@ def repeated(function: Callable[[PyTree], PyTree]) -> Callable[[PyTree, Int[Arra
     return loop
 
 
-def compiled(function: Callable, *given: Any) -> tuple[float, int | None]:
+def compiled(function: Callable[..., Any], *given: Any) -> tuple[float, int | None]:
     """Return the seconds to compile a program, and the bytes of its temporaries."""
     start = time.perf_counter()
     program = jax.jit(function).lower(*given).compile()
@@ -84,7 +84,7 @@ def compiled(function: Callable, *given: Any) -> tuple[float, int | None]:
     return seconds, None if memory is None else int(memory.temp_size_in_bytes)
 
 
-def seconds_of(loop: Callable, given: PyTree, times: int) -> float:
+def seconds_of(loop: Callable[..., Any], given: PyTree, times: int) -> float:
     """Return the seconds that one turn of a loop takes."""
     count = jnp.int32(times)
     start = time.perf_counter()
@@ -92,7 +92,7 @@ def seconds_of(loop: Callable, given: PyTree, times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-def turns(loop: Callable, given: PyTree, long: float = LONG) -> int:
+def turns(loop: Callable[..., Any], given: PyTree, long: float = LONG) -> int:
     """Return how many turns of a loop, which is compiled here, take `long` seconds.
 
     The shortest of five timings counts: one that was interrupted would make for too few turns,
@@ -109,7 +109,7 @@ def turns(loop: Callable, given: PyTree, long: float = LONG) -> int:
         many = round(min(10.0, long / took) * many) + 1
 
 
-def interleaved(loops: list[Callable], given: PyTree, *, pairs: int) -> np.ndarray:
+def interleaved(loops: list[Callable[..., Any]], given: PyTree, *, pairs: int) -> np.ndarray:
     """Return seconds per turn [pairs, loops], measured in turn so that load falls on all alike."""
     times = [turns(loop, given) for loop in loops]
     once = lambda: [seconds_of(f, given, n) for f, n in zip(loops, times, strict=True)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +43,9 @@ def stepper(streamed: Streamed) -> tuple[Callable[[], float], float]:
     return run, compile_s
 
 
-def steps(slots: tuple[int, ...], seconds: tuple[int, ...], *, pairs: int) -> Iterator[dict]:
+def steps(
+    slots: tuple[int, ...], seconds: tuple[int, ...], *, pairs: int
+) -> Iterator[dict[Any, Any]]:
     """Yield one record per number of slots and length of a chunk.
 
     The memories are full before the first timing: 40 chunks of 20 tokens are more than their slots

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress as RichProgress
@@ -257,7 +258,7 @@ def _ending(progress: Progress, reader: MediaReader) -> Ending:
     return Ending(reader.end.time, reader.end.reason, reader.end.kind)
 
 
-def _plain(config: dict) -> dict:
+def _plain(config: dict[Any, Any]) -> dict[Any, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
 
 
