@@ -84,7 +84,7 @@ def _asked(only: tuple[str, ...], name: str) -> bool:
 
 def _record(
     op: Operation, shape: Shape, given: Inputs, rates: measure.Rates, config: KernelsConfig
-) -> dict:
+) -> dict[Any, Any]:
     """Return the figures of one operation at one shape."""
     how = {} if config.implementation is None else {"implementation": config.implementation}
     ours = lambda x: op.ours(x, shape, **how)
@@ -131,7 +131,7 @@ COLUMNS = {
 """Heading -> key of a record, form, scale."""
 
 
-def table(found: list[dict]) -> Table:
+def table(found: list[dict[Any, Any]]) -> Table:
     """Return the records as a table."""
     title = "kernels: times inside a compiled loop, and ratios of one run"
     out = Table("operation", "shape", title=title)
