@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
+from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State, tupled
 from jaxmem.memory.features.clusters import draw
 from jaxmem.memory.features.frames import (
     append_frames,
@@ -46,6 +46,9 @@ class QwenSizes:
     synopsis: int = 60
     details: int = 30
     bank: int = 512
+
+    def __post_init__(self):
+        tupled(self, "grid")
 
     @property
     def high(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Question, Spec
+from jaxmem.memory.base import Chunk, Question, Spec, tupled
 from jaxmem.memory.flexmem import clips
 from jaxmem.rope import Rope, angles, rotate
 from jaxmem.typing import Array, Float, Int, Num
@@ -80,6 +80,7 @@ class MemIndex:
     query: Literal["zero", "after"] = "zero"
 
     def __post_init__(self):
+        tupled(self, "layers", "weights")
         layers, weights = self.layers, self.weights
         if self.keys < 1 or (layers is not None and (not layers or min(layers) < 0)):
             raise ValueError(

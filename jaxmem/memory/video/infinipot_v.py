@@ -11,7 +11,7 @@ from jaxmem import kv as kvs
 from jaxmem.kernels.select import top_mask
 from jaxmem.kernels.similarity import similarity_to_recent
 from jaxmem.kv import KV, VISION
-from jaxmem.memory.base import Chunk, Spec, State
+from jaxmem.memory.base import Chunk, Spec, State, tupled
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.scored import Scored, choose, lend, length, members, split, take
 from jaxmem.rope import rope
@@ -69,6 +69,7 @@ class InfiniPotV(Scored):
     rotated: bool = True
 
     def __post_init__(self):
+        tupled(self, "grid")
         super().__post_init__()
         if not (0 <= self.tar_ratio <= 1 and 0 <= self.query_ratio <= 1):
             raise ValueError(
