@@ -14,12 +14,13 @@ branched (`branch`) and moved between machines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from functools import partial, update_wrapper
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxmem import kv as kvs
 from jaxmem.decoder.answer import decode, prefill
@@ -36,7 +37,7 @@ from jaxmem.decoder.program import (
     spec_of,
 )
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.decoder.step import chunk_step, prefix_and_states
+from jaxmem.decoder.step import check_carry, chunk_step, prefix_and_states
 from jaxmem.kv import KV
 from jaxmem.memory.base import Embeds
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
@@ -105,6 +106,35 @@ def _prefix_of(program: Program, params: Params) -> tuple[KV, tuple[PyTree, ...]
     return prefix_and_states(decoder_of(params), program.config, rows, **more)
 
 
+class FromCarry:
+    """A compiled function of (bound, carry, ...) that says so where the carry is gone."""
+
+    def __init__(self, compiled: Any):
+        """Wrap a function that `jax.jit` returned."""
+        self.compiled = compiled
+        update_wrapper(self, compiled)
+
+    def __call__(self, bound: Bound | Params, carry: Carry, *args: Any, **kwargs: Any) -> Any:
+        """Call the function.
+
+        Raises:
+          ValueError: if the carry was taken over by `advance`.
+        """
+        clock = carry.clock
+        real = isinstance(clock, jax.Array) and not isinstance(clock, Tracer)
+        if real and clock.is_deleted():
+            raise ValueError(
+                "this carry is gone: `advance` took it over, as a Session does with every chunk. "
+                "Go on with what that returned; keep `branch(carry)` of what you want to come back "
+                "to."
+            )
+        return self.compiled(bound, carry, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the compiled function has, such as `lower`."""
+        return getattr(self.compiled, name)
+
+
 def _stream(
     bound: Bound | Params,
     carry: Carry,
@@ -130,6 +160,13 @@ def _stream(
       ValueError: if rows, prefix or probes contradict the program.
     """
     params, prefix, probes, _ = _bound(bound)
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(chunks)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"chunks are stacked on one leading axis, got leaves with {sorted(sizes)}: for one "
+            "chunk give jax.tree.map(lambda x: x[None], chunk)."
+        )
+    check_carry(program, carry)
 
     def body(carry: Carry, chunk: PyTree) -> tuple[Carry, None]:
         rows = program.encode(params, chunk)
@@ -139,8 +176,10 @@ def _stream(
     return jax.lax.scan(step, carry, chunks)[0]
 
 
-stream = jax.jit(_stream, static_argnames=("program", "remat"))
-advance = jax.jit(_stream, static_argnames=("program", "remat"), donate_argnames=("carry",))
+stream = FromCarry(jax.jit(_stream, static_argnames=("program", "remat")))
+advance = FromCarry(
+    jax.jit(_stream, static_argnames=("program", "remat"), donate_argnames=("carry",))
+)
 """`stream` that takes the carry over: half the memory, and the carry that was given is gone."""
 
 
@@ -181,13 +220,22 @@ def question_rows(
       start: where the question begins [A], see `Embeds.start`.
 
     Raises:
-      ValueError: if the question is empty, longer than `size`, or holds an id that is none.
+      ValueError: if the question is empty, longer than `size`, or holds an id that is none, or
+        `steps` or `start` do not fit it.
     """
-    ids = np.asarray(ids, np.int64)
+    ids = np.asarray(ids)
+    check_ids(ids, program.config.vocab)
     n = len(ids)
     size = bucket(n) if size is None else size
-    _check_ids(ids, size, program.config.vocab)
+    if n > size:
+        raise ValueError(
+            f"the question has {n} tokens but size={size}; leave size out, or raise it."
+        )
+    _check_shape("steps", steps, (n,), "one for each token")
+    _check_shape("start", start, (program.spec.axes,), "one for each position axis")
     step, pos_dtype = np.asarray(program.spec.step), program.spec.pos_dtype
+    if start is not None and np.issubdtype(pos_dtype, np.integer) and np.any(start % 1):
+        raise ValueError(f"the question starts at {start} but Spec.pos_dtype is {pos_dtype}.")
     padded, ends = np.zeros(size, np.int32), np.arange(1, size + 1)
     padded[:n] = ids
     if steps is not None:
@@ -203,19 +251,28 @@ def question_rows(
     )
 
 
-def _check_ids(ids: Int[np.ndarray, "Q"], size: int, vocab: int) -> None:
-    if not len(ids):
-        raise ValueError("the question is empty; ask at least one token.")
-    if len(ids) > size:
+def check_ids(ids: np.ndarray, vocab: int, what: str = "question") -> None:
+    """Raise ValueError where ids are no list of tokens of a vocabulary."""
+    if not ids.size:
+        raise ValueError(f"the {what} is empty; {NOT_EMPTY[what]}.")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(
-            f"the question has {len(ids)} tokens but size={size}; leave size out, or raise it."
+            f"the {what} must be a list of whole token ids, got {ids.dtype} of shape {ids.shape}."
         )
     wrong = ids[(ids < 0) | (ids >= vocab)]
     if len(wrong):
         raise ValueError(
             f"token id {wrong[0]} is not in the vocabulary of {vocab} (0 to {vocab - 1}); tokenize "
-            "the question with this model's tokenizer."
+            f"the {what} with this model's tokenizer."
         )
+
+
+NOT_EMPTY = {"question": "ask at least one token", "answer": "give at least one token"}
+
+
+def _check_shape(name: str, given: object, shape: tuple[int, ...], words: str) -> None:
+    if given is not None and np.shape(given) != shape:  # type: ignore[arg-type]
+        raise ValueError(f"{name} has shape {np.shape(given)}, expected {shape}, {words}.")  # type: ignore[arg-type]
 
 
 _embed = jax.jit(embed)
@@ -238,8 +295,9 @@ def probe_rows(
     return jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
 
-def _check_drawing(max_new: int, sampling: Sampling | None, key: Array | None) -> None:
-    if max_new < 1:
+def check_drawing(max_new: int, sampling: Sampling | None, key: Array | None) -> None:
+    """Raise ValueError where an answer cannot be drawn so."""
+    if max_new < 1 or max_new != int(max_new):
         raise ValueError(f"max_new is the number of answer tokens, at least 1, got {max_new}.")
     if key is not None and sampling is None:
         raise ValueError(
@@ -250,6 +308,16 @@ def _check_drawing(max_new: int, sampling: Sampling | None, key: Array | None) -
         raise ValueError("sampling needs a key: give key=jax.random.key(seed).")
 
 
+def _check_end(end: int | tuple[int, ...] | None, vocab: int) -> None:
+    for one in () if end is None else (end,) if isinstance(end, int) else end:
+        if not 0 <= one < vocab:
+            raise ValueError(
+                f"end={one} would end no answer: it is not in the vocabulary of {vocab} (0 to "
+                f"{vocab - 1})."
+            )
+
+
+@FromCarry
 @partial(jax.jit, static_argnames=("program", "max_new", "end", "sampling"))
 def ask(
     bound: Bound | Params,
@@ -283,7 +351,8 @@ def ask(
       ValueError: if `max_new` is less than 1, there is `sampling` without a key or a key without
         `sampling`, or the bound prefix is not the program's.
     """
-    _check_drawing(max_new, sampling, key)
+    check_drawing(max_new, sampling, key)
+    _check_end(end, program.config.vocab)
     params, prefix, _, states = _bound(bound)
     weights, draw = decoder_of(params), {"sampling": sampling, "key": key}
     more = {"room": max_new, "prefix": prefix, "states": states, "repeated": repeated}
@@ -294,7 +363,6 @@ def ask(
     return Answer(ids, written - ended, first)
 
 
-@partial(jax.jit, static_argnames=("program",))
 def log_prob(
     bound: Bound | Params,
     carry: Carry,
@@ -313,10 +381,27 @@ def log_prob(
       program: static description.
 
     Raises:
-      ValueError: if the answer is empty, or the bound prefix is not the program's.
+      ValueError: if the answer is empty or holds an id that is none, or the bound prefix is not
+        the program's.
     """
     if not answer.shape[0]:
         raise ValueError("the answer is empty; give at least one token.")
+    if not isinstance(answer, Tracer):
+        check_ids(np.asarray(answer), program.config.vocab, "answer")
+    return _log_prob(bound, carry, question, jnp.asarray(answer), program=program)
+
+
+@FromCarry
+@partial(jax.jit, static_argnames=("program",))
+def _log_prob(
+    bound: Bound | Params,
+    carry: Carry,
+    question: Embeds,
+    answer: Int[Array, "M"],
+    *,
+    program: Program,
+) -> Float[Array, "M"]:
+    """`log_prob` of ids that were checked."""
     params, prefix, _, states = _bound(bound)
     weights, more = decoder_of(params), {"prefix": prefix, "states": states}
     dialogue, h = prefill(weights, program, carry, question, room=answer.shape[0], **more)
@@ -330,6 +415,7 @@ def log_prob(
     return jax.lax.scan(step, (dialogue, h[last]), answer)[1]
 
 
+@FromCarry
 @partial(jax.jit, static_argnames=("program", "max_new", "sampling"))
 def begin_answer(
     bound: Bound | Params,
@@ -343,7 +429,7 @@ def begin_answer(
     repeated: Bool[Array, "V"] | None = None,
 ) -> Generation:
     """Return an answer with its first token, to be continued; the arguments are those of `ask`."""
-    _check_drawing(max_new, sampling, key)
+    check_drawing(max_new, sampling, key)
     params, prefix, _, states = _bound(bound)
     more = {"sampling": sampling, "key": key, "repeated": repeated}
     more |= {"prefix": prefix, "states": states}
@@ -379,6 +465,7 @@ def continue_answer(
     Returns:
       The answer to be continued; `so_far` reads it.
     """
+    _check_end(end, program.config.vocab)
     weights, draw = decoder_of(_bound(bound).params), {"sampling": sampling, "key": key}
     return extend(weights, program, generation, ends=end_ids(end), most=steps, **draw)
 
