@@ -18,12 +18,14 @@ from jaxmem.experiments.memories import (
     split_options,
 )
 from jaxmem.experiments.parsing import split
-from jaxmem.experiments.stream.config import StreamConfig, sampling_of
+from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of
 from jaxmem.experiments.stream.questions import END, parse_ask
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import Spec, nbytes, slots
+from jaxmem.memory.flexmem.memindex import Encoding
 from jaxmem.memory.omnimem.budgets import save_table
 from jaxmem.models.tiny import tiny
+from jaxmem.models.tiny.presets import PRESETS
 
 SPEC = Spec(
     layers=4,
@@ -111,6 +113,71 @@ def test_options_without_an_effect_are_refused():
         contestants(("recent",), {"bank": {"topk": 3}}, Budget(8, None), SPEC, None)
     with pytest.raises(ValueError, match="has no option lamb"):
         build("omnimem", 8, SPEC, {"lamb": 1})
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "bits", "message"),
+    [
+        (("full", "moviechat"), {}, 8, "--bits has no effect on full, moviechat"),
+        (("moviechat",), {"bank": {"capacity": 64}}, None, "no effect on moviechat"),
+        (("rekv",), {"bank": {"capacity": 64}}, None, r"of their own \(--NAME.capacity\)"),
+        (("omnimem",), {"omnimem": {"table": "x", "profile": "y"}}, None, "both say"),
+        (("flexmem",), {"flexmem": {"question": "a", "reader": None}}, None, "give one"),
+    ],
+)
+def test_what_no_memory_of_a_run_takes_is_refused(names, options, bits, message):
+    with pytest.raises(ValueError, match=message):
+        contestants(names, options, Budget(200, None), SPEC, 4800, wrapped=Wrapped(bits))
+    others = (*names, "recent") if "table" not in str(options) and names != ("flexmem",) else ()
+    if others:  # beside a memory that takes them they are fine
+        contestants(others, options, Budget(200, None), SPEC, 4800, wrapped=Wrapped(bits))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_new", 3), ("dtype", "float32"), ("max_pixels", 9)]
+)
+def test_options_of_a_checkpoint_without_one_are_refused(field, value, tmp_path):
+    given = StreamConfig(out=tmp_path, video="x.mp4", **{field: value})
+    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} has no effect"):
+        check(given)
+    check(dataclasses.replace(given, model="somewhere"))
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--hermes.positions", "lazy"], "positions", "lazy"),
+        (["--hermes.audio-share", str(1 / 6)], "audio_share", 1 / 6),
+        (["--rekv.reindex"], "reindex", True),
+        (["--rekv.topk=64"], "topk", 64),
+        (["--streaming-vlm.reindex"], "reindex", True),
+        (["--flexmem.topk", "16"], "topk", 16),
+    ],
+)
+def test_an_option_wins_over_a_models_preset_even_with_the_default(words, name, value):
+    """A preset is for options that nobody sets; the class's own default can be asked for."""
+    _, found = split_options(words)
+    ((memory, mine),) = found.items()
+    options = parse_options(memory, mine, {})
+    assert options == {name: value} and PRESETS[memory][name] != value
+    more = {"presets": PRESETS}
+    (one,) = contestants((memory,), {memory: options}, Budget(200, None), SPEC, 4800, **more)
+    assert getattr(one.memory, name) == value == one.options[name]
+
+
+def test_every_option_can_be_said_on_a_command_line():
+    """One that is a word or an object takes the word; what only Python can say is not offered."""
+    for name in (*NAMES, "bank"):
+        assert parse_options(name, [], {}) == {}
+    said = {"recall_by": "parts", "evict": "uniform", "capacity": 64, "space": "device"}
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in said.items()]
+    assert parse_options("bank", words, {}) == said
+    assert parse_options("hermes", ["--mix", "llava"], {}) == {"mix": "llava"}
+    (known,) = contestants(
+        ("flexmem",), {"flexmem": {"question": "what is it?"}}, Budget(200, None), SPEC, 4800
+    )
+    assert known.memory.reader == Encoding("what is it?")
+    assert known.options["reader"] == {"question": "what is it?"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,7 @@ from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec
 from jaxmem.memory.features.with_audio import share_slots
+from jaxmem.memory.flexmem.memindex import Encoding
 from jaxmem.memory.omnimem import avba
 from jaxmem.memory.omnimem.budgets import (
     load_table,
@@ -41,6 +43,8 @@ MORE: Mapping[str, tuple[tuple[str, Any, str], ...]] = {
         ("profile", str | None, "Calibrated profile (salmonn-8b, salmonn-4b) that spreads --budget "
          "over the layers."),
     ),
+    "flexmem": (("question", str | None, "Known while watching, in place of a MemIndex: the reader "
+                 "is Encoding(question)."),),
 }  # fmt: skip
 """Options that only a command line has: name, type, help; None unless given."""
 
@@ -129,13 +133,30 @@ def _fields(kind: type) -> Iterable[tuple[str, tuple[Any, Any]]]:
     hints = typing.get_type_hints(kind)
     maker = getattr(kind, "of", None)
     if maker is not None:
-        types = typing.get_type_hints(maker)
+        known = typing.get_type_hints(maker)
         for name, parameter in inspect.signature(maker).parameters.items():
             if parameter.default is not parameter.empty and name not in NOT_OPTIONS:
-                yield name, (types[name], parameter.default)
+                yield name, (known[name], parameter.default)
     for one in dataclasses.fields(kind):
         if one.init and one.name not in NOT_OPTIONS and one.default is not dataclasses.MISSING:
-            yield one.name, (hints[one.name], one.default)
+            words = _in_words(hints[one.name], one.default)
+            if words is not None:
+                yield one.name, (words, one.default)
+
+
+def _in_words(hint: Any, default: Any) -> Any:
+    """Return what a command line may set an option to; None: nothing but its default.
+
+    Of words and objects it has the words; of objects that of the default's kind.
+    """
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if typing.get_origin(hint) is typing.Union:
+        kinds = typing.get_args(hint)
+    thing = lambda kind: dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")
+    kept = [kind for kind in kinds if not thing(kind) or isinstance(default, kind)]
+    if kept in ([], [type(None)]):
+        return None
+    return typing.Union[tuple(kept)]  # noqa: UP007
 
 
 def split_options(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -175,9 +196,16 @@ def parse_options(name: str, words: Sequence[str], default: Mapping[str, Any]) -
     parsed = tyro.cli(
         kind, args=list(words), default=before, prog=f"--{name}.OPTION", add_help=False
     )
-    same = asdict(make_options(name, {}))
-    found = {one.name: getattr(parsed, one.name) for one in dataclasses.fields(parsed)}
-    return {k: v for k, v in found.items() if k in default or v != same.get(k)}
+    same, found = vars(make_options(name, {})), vars(parsed)
+    # What was said counts, even if it is the class's default: a model may have presets of its own.
+    said = {_option(word, found) for word in words if word.startswith("--")}
+    return {k: v for k, v in found.items() if k in said or k in default or v != same.get(k)}
+
+
+def _option(word: str, known: Mapping[str, Any]) -> str:
+    """Return the option that a word such as --no-reindex, --topk=3 or --reader.keys sets."""
+    name = re.split(r"[.=]", word[2:])[0].replace("-", "_")
+    return name if name in known else name.removeprefix("no_")
 
 
 def make_options(name: str, values: Mapping[str, Any]) -> Any:
@@ -244,6 +272,8 @@ def build(
 def _made(name: str, slots: int, spec: Spec, options: dict[str, Any]) -> Any:
     kind: Any = MEMORIES[name]
     more = {n: options.pop(n, None) for n, *_ in MORE.get(name, ())}
+    if more.get("table") is not None and more.get("profile") is not None:
+        raise ValueError(f"--{name}.table and --{name}.profile both say how the budget is spread.")
     if more.get("table") is not None:
         return kind(load_table(more["table"]), **options)
     if more.get("profile") is not None:
@@ -290,6 +320,10 @@ def contestants(
         if _has_bank(name):
             given = {"capacity": capacity, "space": options.get("bank", {}).get("space")}
             own = {k: v for k, v in given.items() if v is not None} | own
+        if own.get("question") is not None:
+            if "reader" in options.get(name, {}):
+                raise ValueError(f"--{name}.question takes the place of --{name}.reader: give one.")
+            own["reader"] = Encoding(own["question"])
         make = lambda slots, name=name, own=own: build(name, slots, spec, own, wrapped)
         fixed = own.get("table") is not None
         if name == "full":
@@ -312,7 +346,23 @@ def contestants(
             allowed = price if allowed is None else allowed
         plain = plain_options(name, own) | _around(name, memory, spec, wrapped)
         out.append(Contestant(name, memory, plain, slots, name == "full"))
+    _check_wrapped(out, wrapped)
     return out
+
+
+def _check_wrapped(chosen: Sequence[Contestant], wrapped: Wrapped) -> None:
+    """Refuse bits, and a bank, that no memory of a run takes."""
+    names = ", ".join(one.name for one in chosen)
+    if wrapped.bits is not None and not any("bits" in one.options for one in chosen):
+        raise ValueError(
+            f"--bits has no effect on {names}: it is for memories of keys and values other than "
+            "full."
+        )
+    if wrapped.bank.get("capacity") and not any("bank" in one.options for one in chosen):
+        raise ValueError(
+            f"--bank.capacity has no effect on {names}: full and memories of features have no "
+            "bank, rekv and flexmem one of their own (--NAME.capacity)."
+        )
 
 
 def _checked(names: Sequence[str], options: Options, wrapped: Wrapped, presets: Options) -> Wrapped:

@@ -99,6 +99,7 @@ def check(config: StreamConfig) -> None:
         raise ValueError("--model and --weights are two models; give one of them.")
     if config.max_new < 1:
         raise ValueError(f"--max-new must be at least 1, got {config.max_new}.")
+    _check_idle(config)
     sampling_of(replace(config, sample=False), None)
     for name in ("seed", "questions"):
         if getattr(config, name) < 0:
@@ -111,6 +112,14 @@ def check(config: StreamConfig) -> None:
         raise ValueError(
             f"a synthetic video has a whole number of seconds, got --seconds {config.seconds:g}."
         )
+
+
+def _check_idle(config: StreamConfig) -> None:
+    """Refuse options of a checkpoint where there is none."""
+    usual = StreamConfig()
+    for name in ("max_new", "dtype", "max_pixels"):
+        if config.model is None and getattr(config, name) != getattr(usual, name):
+            raise ValueError(f"--{name.replace('_', '-')} has no effect without --model.")
 
 
 def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
