@@ -14,13 +14,14 @@ import pytest
 import small
 
 import jaxmem as jm
-from jaxmem.experiments.memories import build
+from jaxmem.experiments.memories import Budget, build, contestants
 from jaxmem.experiments.stream.segments import segments
 from jaxmem.loop import Bound, advance, branch, init_carry, make_program, spec_of, stream
 from jaxmem.memory.flash_vstream.flash_vstream_qwen import QwenSizes
 from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
+from jaxmem.models.tiny.presets import PRESETS
 from jaxmem.programs import compile as program_of
 from jaxmem.programs import model_spec
 from jaxmem.report.compilations import count_compilations
@@ -205,6 +206,16 @@ MORE = {
     "table": lambda: jm.OmniMem(np.asarray([[8, 24], [9, 23]])),
     "index": lambda: jm.FlexMem(reader=MemIndex((1,), weights=(0.5,))),
 }
+
+
+def test_presets_fit_models_of_any_depth(model):
+    """What a command line builds without options, on the shipped model and on one of two layers."""
+    for each in (model, embedded()):
+        spec = model_spec(each)
+        chosen = contestants([*jm.MEMORIES], {}, Budget(64, None), spec, 200, presets=each.presets)
+        for one in chosen:
+            program_of(each, one.memory)
+    assert embedded().presets == PRESETS
 
 
 @pytest.mark.parametrize("name", [*jm.MEMORIES, *MORE])

@@ -15,7 +15,7 @@ from jaxmem.kv import EMPTY
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import Encode, MediaFormat, Model
 from jaxmem.models.tiny import tiny
-from jaxmem.models.tiny.presets import PRESETS
+from jaxmem.models.tiny.presets import presets_of
 from jaxmem.models.tiny.tiny import TinyConfig
 from jaxmem.typing import Bool, Float, Params, UInt
 
@@ -115,5 +115,5 @@ def embedded(path: str | Path | None = None) -> Model:
         note=NOTE,
         audio_tokens=config.pieces,
         frame=config.frame,
-        presets=PRESETS,
+        presets=presets_of(config.layers),
     )

@@ -6,6 +6,7 @@ Its audio matters as much as its pictures, and it reads its clock from positions
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -48,3 +49,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """By the names of the command line."""
+
+
+def presets_of(layers: int) -> Mapping[str, Mapping[str, Any]]:
+    """Return the presets for a model of its kind with so many layers: the index reads its middle.
+
+    Args:
+      layers: L of the decoder.
+    """
+    flexmem = PRESETS["flexmem"]
+    reader = replace(flexmem["reader"], layers=(layers // 2,))
+    return MappingProxyType({**PRESETS, "flexmem": {**flexmem, "reader": reader}})
