@@ -14,14 +14,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxmem import kv as kvs
-from jaxmem.bound import Bound, as_bound, decoder_of
+from jaxmem.bound import Bound, as_bound, check_ids, decoder_of
 from jaxmem.decoder.answer import decode, prefill
 from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.generate import Generation, begin, end_ids, extend
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
+from jaxmem.loop import FromCarry
 from jaxmem.memory.base import Embeds
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 
@@ -34,8 +36,9 @@ class Answer(NamedTuple):
     first: Float[Array, "V"]  # logits of the first answer token
 
 
-def _check_drawing(max_new: int, sampling: Sampling | None, key: Array | None) -> None:
-    if max_new < 1:
+def check_drawing(max_new: int, sampling: Sampling | None, key: Array | None) -> None:
+    """Raise ValueError where an answer cannot be drawn so."""
+    if max_new < 1 or max_new != int(max_new):
         raise ValueError(f"max_new is the number of answer tokens, at least 1, got {max_new}.")
     if key is not None and sampling is None:
         raise ValueError(
@@ -46,6 +49,16 @@ def _check_drawing(max_new: int, sampling: Sampling | None, key: Array | None) -
         raise ValueError("sampling needs a key: give key=jax.random.key(seed).")
 
 
+def _check_end(end: int | tuple[int, ...] | None, vocab: int) -> None:
+    for one in () if end is None else (end,) if isinstance(end, int) else end:
+        if not 0 <= one < vocab:
+            raise ValueError(
+                f"end={one} would end no answer: it is not in the vocabulary of {vocab} (0 to "
+                f"{vocab - 1})."
+            )
+
+
+@FromCarry
 @partial(jax.jit, static_argnames=("program", "max_new", "end", "sampling"))
 def ask(
     bound: Bound | Params,
@@ -79,7 +92,8 @@ def ask(
       ValueError: if `max_new` is less than 1, there is `sampling` without a key or a key without
         `sampling`, or the bound prefix is not the program's.
     """
-    _check_drawing(max_new, sampling, key)
+    check_drawing(max_new, sampling, key)
+    _check_end(end, program.config.vocab)
     params, prefix, _, states = as_bound(bound)
     weights, draw = decoder_of(params), {"sampling": sampling, "key": key}
     more = {"room": max_new, "prefix": prefix, "states": states, "repeated": repeated}
@@ -90,7 +104,6 @@ def ask(
     return Answer(ids, written - ended, first)
 
 
-@partial(jax.jit, static_argnames=("program",))
 def log_prob(
     bound: Bound | Params,
     carry: Carry,
@@ -109,10 +122,27 @@ def log_prob(
       program: static description.
 
     Raises:
-      ValueError: if the answer is empty, or the bound prefix is not the program's.
+      ValueError: if the answer is empty or holds an id that is none, or the bound prefix is not
+        the program's.
     """
     if not answer.shape[0]:
         raise ValueError("the answer is empty; give at least one token.")
+    if not isinstance(answer, Tracer):
+        check_ids(np.asarray(answer), program.config.vocab, "answer")
+    return _log_prob(bound, carry, question, jnp.asarray(answer), program=program)
+
+
+@FromCarry
+@partial(jax.jit, static_argnames=("program",))
+def _log_prob(
+    bound: Bound | Params,
+    carry: Carry,
+    question: Embeds,
+    answer: Int[Array, "M"],
+    *,
+    program: Program,
+) -> Float[Array, "M"]:
+    """`log_prob` of ids that were checked."""
     params, prefix, _, states = as_bound(bound)
     weights, more = decoder_of(params), {"prefix": prefix, "states": states}
     dialogue, h = prefill(weights, program, carry, question, room=answer.shape[0], **more)
@@ -126,6 +156,7 @@ def log_prob(
     return jax.lax.scan(step, (dialogue, h[last]), answer)[1]
 
 
+@FromCarry
 @partial(jax.jit, static_argnames=("program", "max_new", "sampling"))
 def begin_answer(
     bound: Bound | Params,
@@ -139,7 +170,7 @@ def begin_answer(
     repeated: Bool[Array, "V"] | None = None,
 ) -> Generation:
     """Return an answer with its first token, to be continued; the arguments are those of `ask`."""
-    _check_drawing(max_new, sampling, key)
+    check_drawing(max_new, sampling, key)
     params, prefix, _, states = as_bound(bound)
     more = {"sampling": sampling, "key": key, "repeated": repeated}
     more |= {"prefix": prefix, "states": states}
@@ -175,6 +206,7 @@ def continue_answer(
     Returns:
       The answer to be continued; `so_far` reads it.
     """
+    _check_end(end, program.config.vocab)
     weights, draw = decoder_of(as_bound(bound).params), {"sampling": sampling, "key": key}
     return extend(weights, program, generation, ends=end_ids(end), most=steps, **draw)
 

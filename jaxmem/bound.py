@@ -15,7 +15,7 @@ from jaxmem.decoder.program import Program, Text
 from jaxmem.decoder.step import prefix_and_states
 from jaxmem.kv import KV
 from jaxmem.memory.base import Embeds
-from jaxmem.typing import Int, Params, PyTree
+from jaxmem.typing import Params, PyTree
 
 
 class Bound(NamedTuple):
@@ -91,13 +91,22 @@ def question_rows(
       start: where the question begins [A], see `Embeds.start`.
 
     Raises:
-      ValueError: if the question is empty, longer than `size`, or holds an id that is none.
+      ValueError: if the question is empty, longer than `size`, or holds an id that is none, or
+        `steps` or `start` do not fit it.
     """
-    ids = np.asarray(ids, np.int64)
+    ids = np.asarray(ids)
+    check_ids(ids, program.config.vocab)
     n = len(ids)
     size = bucket(n) if size is None else size
-    _check_ids(ids, size, program.config.vocab)
+    if n > size:
+        raise ValueError(
+            f"the question has {n} tokens but size={size}; leave size out, or raise it."
+        )
+    _check_shape("steps", steps, (n,), "one for each token")
+    _check_shape("start", start, (program.spec.axes,), "one for each position axis")
     step, pos_dtype = np.asarray(program.spec.step), program.spec.pos_dtype
+    if start is not None and np.issubdtype(pos_dtype, np.integer) and np.any(start % 1):
+        raise ValueError(f"the question starts at {start} but Spec.pos_dtype is {pos_dtype}.")
     padded, ends = np.zeros(size, np.int32), np.arange(1, size + 1)
     padded[:n] = ids
     if steps is not None:
@@ -113,19 +122,28 @@ def question_rows(
     )
 
 
-def _check_ids(ids: Int[np.ndarray, "Q"], size: int, vocab: int) -> None:
-    if not len(ids):
-        raise ValueError("the question is empty; ask at least one token.")
-    if len(ids) > size:
+def check_ids(ids: np.ndarray, vocab: int, what: str = "question") -> None:
+    """Raise ValueError where ids are no list of tokens of a vocabulary."""
+    if not ids.size:
+        raise ValueError(f"the {what} is empty; {NOT_EMPTY[what]}.")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(
-            f"the question has {len(ids)} tokens but size={size}; leave size out, or raise it."
+            f"the {what} must be a list of whole token ids, got {ids.dtype} of shape {ids.shape}."
         )
     wrong = ids[(ids < 0) | (ids >= vocab)]
     if len(wrong):
         raise ValueError(
             f"token id {wrong[0]} is not in the vocabulary of {vocab} (0 to {vocab - 1}); tokenize "
-            "the question with this model's tokenizer."
+            f"the {what} with this model's tokenizer."
         )
+
+
+NOT_EMPTY = {"question": "ask at least one token", "answer": "give at least one token"}
+
+
+def _check_shape(name: str, given: object, shape: tuple[int, ...], words: str) -> None:
+    if given is not None and np.shape(given) != shape:  # type: ignore[arg-type]
+        raise ValueError(f"{name} has shape {np.shape(given)}, expected {shape}, {words}.")  # type: ignore[arg-type]
 
 
 _embed = jax.jit(embed)

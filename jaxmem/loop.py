@@ -13,12 +13,16 @@ machines.
 
 from __future__ import annotations
 
+from functools import update_wrapper
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxmem.bound import Bound, as_bound, decoder_of
 from jaxmem.decoder.program import Carry, Program, init_carry
-from jaxmem.decoder.step import chunk_step
+from jaxmem.decoder.step import check_carry, chunk_step
 from jaxmem.typing import Params, PyTree
 
 
@@ -40,6 +44,35 @@ def start(program: Program, bound: Bound | Params | None = None) -> Carry:
             "start(program, bound) with bound = bind(program, params)."
         )
     return init_carry(program, states)
+
+
+class FromCarry:
+    """A compiled function of (bound, carry, ...) that says so where the carry is gone."""
+
+    def __init__(self, compiled: Any):
+        """Wrap a function that `jax.jit` returned."""
+        self.compiled = compiled
+        update_wrapper(self, compiled)
+
+    def __call__(self, bound: Bound | Params, carry: Carry, *args: Any, **kwargs: Any) -> Any:
+        """Call the function.
+
+        Raises:
+          ValueError: if the carry was taken over by `advance`.
+        """
+        clock = carry.clock
+        real = isinstance(clock, jax.Array) and not isinstance(clock, Tracer)
+        if real and clock.is_deleted():
+            raise ValueError(
+                "this carry is gone: `advance` took it over, as a Session does with every chunk. "
+                "Go on with what that returned; keep `branch(carry)` of what you want to come back "
+                "to."
+            )
+        return self.compiled(bound, carry, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the compiled function has, such as `lower`."""
+        return getattr(self.compiled, name)
 
 
 def _stream(
@@ -67,6 +100,13 @@ def _stream(
       ValueError: if rows, prefix or probes contradict the program.
     """
     params, prefix, probes, _ = as_bound(bound)
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(chunks)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"chunks are stacked on one leading axis, got leaves with {sorted(sizes)}: for one "
+            "chunk give jax.tree.map(lambda x: x[None], chunk)."
+        )
+    check_carry(program, carry)
 
     def body(carry: Carry, chunk: PyTree) -> tuple[Carry, None]:
         rows = program.encode(params, chunk)
@@ -76,8 +116,10 @@ def _stream(
     return jax.lax.scan(step, carry, chunks)[0]
 
 
-stream = jax.jit(_stream, static_argnames=("program", "remat"))
-advance = jax.jit(_stream, static_argnames=("program", "remat"), donate_argnames=("carry",))
+stream = FromCarry(jax.jit(_stream, static_argnames=("program", "remat")))
+advance = FromCarry(
+    jax.jit(_stream, static_argnames=("program", "remat"), donate_argnames=("carry",))
+)
 """`stream` that takes the carry over: half the memory, and the carry that was given is gone."""
 
 

@@ -43,6 +43,12 @@ def check_piece(piece: PieceLike, media: MediaFormat, number: int) -> None:
     Raises:
       ValueError: naming the piece, what came, what was expected and the repair.
     """
+    missing = [name for name in ("frames", "samples") if getattr(piece, name, None) is None]
+    if missing:
+        raise ValueError(
+            f"piece {number} has no {' and no '.join(missing)}: give frames [F, h, w, 3] and "
+            "samples [n]; silence is zeros."
+        )
     frames, samples = np.asarray(piece.frames), np.asarray(piece.samples)
     count = round(media.fps * media.piece_seconds)
     size = media.size if isinstance(media.size, tuple) else frames.shape[1:3]
@@ -97,8 +103,8 @@ class Preprocessor:
         past, before = self.heard
         for i, piece in enumerate(held):
             check_piece(piece, self.model.media, before + i)
-        frames = np.zeros((self.pieces, *held[0].frames.shape), np.uint8)
-        samples = np.zeros((self.pieces, *held[0].samples.shape), np.float32)
+        frames = np.zeros((self.pieces, *np.shape(held[0].frames)), np.uint8)
+        samples = np.zeros((self.pieces, *np.shape(held[0].samples)), np.float32)
         for i, piece in enumerate(held):
             frames[i], samples[i] = piece.frames, piece.samples
         valid = np.arange(self.pieces) < len(held)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.decoder.program import Carry, Program, description, init_carry, settled
-from jaxmem.typing import Array, Params, PyTree
+from jaxmem.typing import Array, Params, PyTree, UInt
 
 FORMAT = 2
 """Format 1 had other names of arrays; it is refused."""
@@ -57,12 +57,25 @@ def made_by(program: Program, params: Params | None = None) -> dict[str, str]:
 
 
 def fingerprint(params: Params) -> str:
-    """Return a hash of weights: names, shapes, and a few numbers of every array."""
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        few = np.asarray(jnp.ravel(leaf)[:: max(1, leaf.size // 16)][:17]).tobytes()
-        found.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode() + few)
+    """Return a hash of weights: names, shapes, and a checksum of the bits of every array."""
+    found, leaves = hashlib.sha256(), jax.tree_util.tree_leaves_with_path(params)
+    sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
+    for (path, leaf), number in zip(leaves, sums, strict=True):
+        words = f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {number.tolist()}"
+        found.update(words.encode())
     return found.hexdigest()[:32]
+
+
+@jax.jit
+def _checksum(array: Array) -> UInt[Array, "2"]:
+    """Return two sums of an array's bits, the same on every device: integers wrap, never round."""
+    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+    bits = bits.astype(jnp.uint32)
+    placed = bits
+    for axis in range(bits.ndim):  # times odd numbers, so that no change is lost
+        place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        placed = placed * (np.uint32(2) * place + np.uint32(2 * axis + 3))
+    return jnp.stack([jnp.sum(bits, dtype=jnp.uint32), jnp.sum(placed, dtype=jnp.uint32)])
 
 
 def _arrays(tree: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -20,13 +20,13 @@ import jax
 import numpy as np
 
 from jaxmem import saving
-from jaxmem.asking import ask, begin_answer, continue_answer, so_far
+from jaxmem.asking import ask, begin_answer, check_drawing, continue_answer, so_far
 from jaxmem.bound import Bound, bind, bucket, probe_rows, question_rows
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.loop import advance, start, stream
+from jaxmem.loop import advance, branch, start, stream
 from jaxmem.memory.bank.bank import Footprint, footprint
-from jaxmem.memory.base import AnyMemory, Embeds, Spec, State, nbytes
+from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Memory, Spec, State, nbytes
 from jaxmem.models.base import Model, for_frames, penalised_ids
 from jaxmem.models.text_streamer import TextStreamer
 from jaxmem.pieces import Heard, PieceLike, Preprocessor, check_piece
@@ -95,10 +95,17 @@ class Session:
           key: JAX key that the answers' keys are made from, with `sampling`.
 
         Raises:
-          ValueError: if `chunk_pieces` is not positive, or the memory does not fit the model.
+          ValueError: if `chunk_pieces` is not positive, the memory is none or does not fit the
+            model, or only one of `sampling` and `key` is given.
         """
-        if chunk_pieces < 1:
-            raise ValueError(f"chunk_pieces must be at least 1, got {chunk_pieces}.")
+        if chunk_pieces < 1 or chunk_pieces != int(chunk_pieces):
+            raise ValueError(f"chunk_pieces must be whole and at least 1, got {chunk_pieces}.")
+        if not isinstance(memory, Memory | FeatureMemory):
+            raise ValueError(
+                f"memory is an object such as jaxmem.OmniMem(96), got {memory!r}; names are those "
+                "of the command line (jaxmem.MEMORIES[name] is the class)."
+            )
+        check_drawing(1, sampling, key)
         self.model, self.memory, self.chunk_pieces = model, memory, chunk_pieces
         self.sampling, self.key = sampling, key
         self.dialogue: tuple[str, str] | None = None
@@ -166,7 +173,8 @@ class Session:
     @property
     def pieces(self) -> int:
         """Return how many pieces were fed, those of the open chunk included."""
-        return self.preprocessor.heard.pieces + len(self._held)
+        with self._lock:
+            return self.preprocessor.heard.pieces + len(self._held)
 
     @property
     def seconds(self) -> float:
@@ -176,7 +184,8 @@ class Session:
     @property
     def tokens(self) -> int:
         """Return how many tokens were written to every layer, those of the open chunk included."""
-        return int(self._peek().tokens)
+        with self._lock:
+            return int(self._peek().tokens)
 
     # Feeding.
 
@@ -187,9 +196,9 @@ class Session:
           ValueError: if the piece is not in the model's format; the stream stays as it was.
         """
         with self._lock:
+            check_piece(piece, self.model.media, self.pieces)
             if self._opened is None:
                 self._open(np.shape(piece.frames)[1:3])
-            check_piece(piece, self.model.media, self.pieces)
             self._held.append(piece)
             self._peeked = None
             if len(self._held) < self.chunk_pieces:
@@ -349,7 +358,6 @@ class Session:
 
     def _drawing(self, sampling: Sampling | None, key: Array | None) -> dict[str, Any]:
         if sampling is None and key is None and self.sampling is not None:
-            assert self.key is not None or self.sampling.greedy
             sampling = self.sampling
             key = None if self.key is None else jax.random.fold_in(self.key, self._answers)
         return {"sampling": sampling, "key": key}
@@ -419,15 +427,20 @@ class Session:
     # Looking.
 
     def layers(self) -> list[State]:
-        """Return each layer's slots, for maps and reports; none for a memory of features."""
-        return layers_of(self.program, self.carry)
+        """Return each layer's slots, for maps and reports; none for a memory of features.
+
+        They are a copy: the stream may go on meanwhile.
+        """
+        with self._lock:
+            return layers_of(self.program, branch(self.carry._replace(bank=None)))
 
     @property
     def events(self) -> list[Event]:
         """Return what happened to the stream: of its media, and rows that were not finite."""
-        events = list(self._events)
-        if self._carry is not None:
-            found = jax.device_get(self._carry.rejected)
+        with self._lock:
+            events = list(self._events)
+            found = None if self._carry is None else jax.device_get(self._carry.rejected)
+        if found is not None:
             each = self.chunk_pieces * self.model.media.piece_seconds
             if found.rows:
                 message = (

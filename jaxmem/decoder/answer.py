@@ -16,7 +16,13 @@ from jaxmem.decoder.decoder import finish, layer_at, qkv
 from jaxmem.decoder.driving import driver_of
 from jaxmem.decoder.layer import state_step
 from jaxmem.decoder.program import Carry, Program
-from jaxmem.decoder.step import check_positions, check_prefix
+from jaxmem.decoder.step import (
+    check_carry,
+    check_prefix,
+    check_rows,
+    check_weights,
+    zero_padding,
+)
 from jaxmem.decoder.stretches import Place, scan
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
@@ -145,10 +151,12 @@ def prefill(
       The dialogue, and the last layer's output [Q, E] of the question's rows before the final
       norm.
     """
-    check_positions(program, rows)
+    check_weights(program, params)
+    check_rows(program, rows)
+    check_carry(program, carry)
     check_prefix(program, prefix)
     config, driver = program.config, driver_of(program)
-    asking = driver.ask(params, carry, rows, prefix, states)
+    asking = driver.ask(params, carry, zero_padding(rows), prefix, states)
     rows, real = asking.rows, asking.real
     turn = angles(config.rope, rows.pos)[:, None]
 

@@ -104,13 +104,15 @@ class Carry(NamedTuple):
 
 
 def description(program: Program) -> dict[str, str]:
-    """Return what a stream depends on, in words: memory with its options, sizes, decoder."""
+    """Return what a stream depends on, in words: memory, sizes, decoder, prefix and probes."""
     spec = program.spec
     sizes = ("chunk", "prefix", "step", "dtype", "pos_dtype", "frame", "audio_tokens", "timestamps")
     return {
         "memory": repr(program.memory),
         "spec": ", ".join(f"{name}={getattr(spec, name)}" for name in sizes),
         "decoder": repr(program.config),
+        "prefix": repr(program.prefix),
+        "probes": repr(program.probes),
     }
 
 
@@ -150,6 +152,11 @@ def make_program(
                 f"Spec.{name} is {getattr(spec, name)} but the decoder has "
                 f"{getattr(mine, name)}; build it with spec_of(config)."
             )
+    if spec.axes < config.rope.axes:
+        raise ValueError(
+            f"Spec.axes is {spec.axes} but the decoder's rotary embedding reads {config.rope.axes} "
+            "position axes; build it with spec_of(config)."
+        )
     layout = None
     if isinstance(memory, Memory):
         if memory.per == "stack" and memory.requires.question == "layer":

@@ -61,6 +61,10 @@ class Spec:
     def __post_init__(self):
         if self.step is None:
             object.__setattr__(self, "step", (1,) * self.axes)
+        if len(self.step) != self.axes:
+            raise ValueError(
+                f"Spec.step is {self.step}, expected a number for each of axes={self.axes}."
+            )
         # Equal specs are equal whatever spelling of a dtype they were made with.
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         object.__setattr__(self, "pos_dtype", jnp.dtype(self.pos_dtype))
@@ -325,6 +329,14 @@ class FeatureMemory:
 
 
 AnyMemory = Memory | FeatureMemory
+
+
+def tupled(options: object, *names: str) -> None:
+    """Turn lists among a frozen dataclass' options into tuples: equal options are equal."""
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, list):
+            object.__setattr__(options, name, tuple(value))
 
 
 def kv_of(slots: PyTree) -> KV:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Embeds, Spec, State
+from jaxmem.memory.base import Embeds, Spec, State, tupled
 from jaxmem.memory.features.clusters import draw
 from jaxmem.memory.features.frames import (
     append_frames,
@@ -44,6 +44,9 @@ class QwenSizes:
     synopsis: int = 60
     details: int = 30
     bank: int = 512
+
+    def __post_init__(self):
+        tupled(self, "grid")
 
     @property
     def high(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Question, Spec
+from jaxmem.memory.base import Chunk, Question, Spec, tupled
 from jaxmem.memory.flexmem import clips
 from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.rope import Rope, angles, rotate
@@ -81,6 +81,7 @@ class MemIndex:
     query: Literal["zero", "after"] = "zero"
 
     def __post_init__(self):
+        tupled(self, "layers", "weights")
         layers, weights = self.layers, self.weights
         at_least("a MemIndex", 1, keys=self.keys)
         if layers is not None and (not layers or min(layers) < 0):

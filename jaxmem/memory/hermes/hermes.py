@@ -32,6 +32,7 @@ from jaxmem.memory.base import (
     Spec,
     State,
     View,
+    tupled,
 )
 from jaxmem.memory.hermes import bands
 from jaxmem.memory.hermes.bands import DEEP, MIDDLE, MIXES, Bands, Mix, MixName
@@ -105,6 +106,7 @@ class Hermes(Memory):
     dialogue: bool = False
 
     def __post_init__(self):
+        tupled(self, "shares", "smoothing")
         scored.check_budget(self.name, self.budget, self.audio_share)
         if self.quotas[0] < 2:
             least = [b for b in range(99) if scored.split(b, self.audio_share)[0] >= 2][:1]

@@ -47,7 +47,7 @@ class Aux(NamedTuple):
     capacity: Int[Array, ""]  # slots that may be filled: the sum of quotas
     next_pos: Num[Array, "A"]  # where the next chunk begins
     quotas: Int[Array, "C"]  # (text, audio, visual), or (text, audio and visual)
-    dropped: Int[Array, ""]  # text tokens dropped so far
+    dropped: Int[Array, ""]  # text tokens dropped so far, at most 2^31 - 1
 
 
 class Pool(NamedTuple):
@@ -174,7 +174,8 @@ class OmniMem(Reindexed):
         lent = jnp.concatenate([aux.quotas[:1], media])
         index, keep = select(ranked, lent, slots=state.slots.importance.shape[0])
         texts = jnp.sum(pool.modality == kvs.TEXT, dtype=jnp.int32)
-        aux = aux._replace(dropped=aux.dropped + jnp.maximum(texts - aux.quotas[0], 0))
+        gone, most = jnp.maximum(texts - aux.quotas[0], 0), jnp.iinfo(jnp.int32).max
+        aux = aux._replace(dropped=aux.dropped + jnp.minimum(gone, most - aux.dropped))
         return State(kvs.take(pool.slots, index, keep), self.moved(aux, chunk)), None
 
     def score(self, pool: Pool) -> Float[Array, "N"]:

@@ -11,7 +11,7 @@ from jaxmem import kv as kvs
 from jaxmem.kernels.select import top_mask
 from jaxmem.kernels.similarity import similarity_to_recent
 from jaxmem.kv import KV, VISION
-from jaxmem.memory.base import Chunk, Spec, State
+from jaxmem.memory.base import Chunk, Spec, State, tupled
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import between
 from jaxmem.memory.parts.scored import Scored, choose, lend, length, members, split, take
@@ -70,6 +70,7 @@ class InfiniPotV(Scored):
     rotated: bool = True
 
     def __post_init__(self):
+        tupled(self, "grid")
         super().__post_init__()
         between(self.name, 0, 1, tar_ratio=self.tar_ratio, query_ratio=self.query_ratio)
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):

@@ -1,7 +1,7 @@
 """The embedded default model as a `Model`: the one that needs no download."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -59,6 +59,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 Its audio matters as much as its pictures, and it reads its clock from positions.
 """
+
+
+def presets_of(layers: int) -> Mapping[str, Mapping[str, Any]]:
+    """Return the presets for a model of so many layers: the index of FlexMem reads its middle."""
+    flexmem = PRESETS["flexmem"]
+    reader = replace(flexmem["reader"], layers=(layers // 2,))
+    return MappingProxyType({**PRESETS, "flexmem": {**flexmem, "reader": reader}})
 
 
 class Inputs(NamedTuple):
@@ -142,5 +149,5 @@ def embedded(path: str | Path | None = None) -> Model:
         note=NOTE,
         audio_tokens=config.pieces,
         frame=config.frame,
-        presets=PRESETS,
+        presets=presets_of(config.layers),
     )
