@@ -16,11 +16,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from jaxmem.experiments.memories import MORE, options_class
+from jaxmem.experiments.memories import options_class
 from jaxmem.kv import Modality
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec
 from jaxmem.memory.omnimem.budgets import resized
+from jaxmem.memory.options import MORE
 from jaxmem.rope import rope_1d
 
 PAGE = Path(__file__).resolve().parent / "memories" / "README.md"

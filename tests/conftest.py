@@ -6,12 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile thousands of small programs and run each once: compile fast rather than well, and
-# each in one piece, as the other core has tests of its own.
+# Tests compile thousands of small programs and run each once: compile fast rather than well.
 # `XLA_FLAGS= pytest` runs them as users do. XLA ends the process at a flag that it does not know.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    "--xla_backend_optimization_level=0"
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "jaxmem"
-OTHER_FOLDERS = {"support", "golden", "parity"}
-"""What tests share, and tests against stored vectors and other people's models."""
+OTHER_FOLDERS = {"support", "golden", "parity", "docs"}
+"""What tests share, and tests against stored vectors, other people's models and the pages."""
 OTHER_FILES = {
-    "cli_stream", "embedding", "laws_everywhere", "levels", "notebooks", "public", "style", "tree",
+    "cli_stream", "embedding", "embedding_options", "laws_everywhere", "levels", "public", "seams",
+    "style", "tree", "wheel",
 }  # fmt: skip
-"""What is about the whole package: its laws, levels, names and face, notebooks, main job."""
+"""What is about the whole package: its laws, levels, names and face, seams, wheel, main job."""
 
 
 def folders(root):

@@ -13,12 +13,12 @@ from pages import PAGES, ROOT, blocks, inline_code, name_of
 
 from jaxmem.data.world.files import held_out
 from jaxmem.experiments.__main__ import COMMANDS
-from jaxmem.experiments.memories import contestants, parse_budget, parse_names
 from jaxmem.experiments.stream.__main__ import configured
 from jaxmem.experiments.stream.__main__ import main as stream
 from jaxmem.experiments.stream.config import check
 from jaxmem.experiments.stream.job import prepare
 from jaxmem.experiments.stream.questions import parse_ask
+from jaxmem.memory.by_name import contestants, parse_budget, parse_names
 from jaxmem.models.qwen.tiny_checkpoint import write_tiny
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec

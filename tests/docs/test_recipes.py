@@ -87,7 +87,7 @@ def test_one_class_and_one_line_are_a_memory_of_the_library(tmp_path):
     table.write_text(table.read_text().replace(line, more))
     program = """
 import jaxmem as jm
-from jaxmem.experiments.memories import build
+from jaxmem.memory.by_name import build
 from jaxmem.experiments.stream.__main__ import configured
 assert jm.Mine is jm.MEMORIES["mine"] and "Mine" in dir(jm)
 config = configured(["--memory", "mine", "--mine.newest", "8", "--mine.reindex"])
