@@ -1,11 +1,11 @@
 """TimeChat-Online's token drop (arXiv 2504.17343): rows that repeat the last frame become empty.
 
-A filter on rows in front of the decoder, whatever memory stands behind it. It belongs between an
+A filter on rows before the decoder, whatever memory follows. It belongs between an
 encoder and `stream`, which then takes rows that are already embedded:
 
     rows = jax.vmap(lambda inputs: model.encode(params, inputs))(segment)   # K chunks
     rows, last = drop_chunks(rows, last, method="feature", threshold=0.9)
-    carry = stream(params, carry, rows, program=program)
+    carry = stream(bound, carry, rows, program=program)
 """
 
 from typing import Any, Literal, NamedTuple
@@ -67,7 +67,7 @@ def drop(
       pixels: what method "pixel" compares, one row for each of `rows`; None: `rows.x`.
 
     Returns:
-      The rows, those that are left first and in order, zeros behind them; and what the next chunk
+      The rows, those that are left first and in order, zeros after them; and what the next chunk
       is compared with.
 
     Raises:

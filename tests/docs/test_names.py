@@ -177,7 +177,7 @@ def test_what_is_in_backticks_exists(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_lines_are_short(page):
-    """120 characters; tables, addresses and code may be longer, and the README's sentences not."""
+    """120 characters at most; tables, pictures and code may be longer."""
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     long = [
         line
