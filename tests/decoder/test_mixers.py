@@ -152,7 +152,13 @@ def test_a_prefix_leaves_its_states_in_front_of_the_stream(weights, rows):
     np.testing.assert_allclose(h, one_pass(weights, x, pos)[-4:], atol=2e-4)
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+FEW = ("recent", "omnimem", "hermes", "flexmem", "rekv", "streaming_vlm", "moviechat")
+"""One of each way to be driven: a layer, statistics, a stack, probes, banks, sinks, features."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in MEMORIES]
+)
 def test_every_memory_runs_on_the_layers_that_attend(weights, rows, name):
     sizes = spec(prefix=len(PREFIX.ids))
     memory = build(name, 12, sizes, OPTIONS.get(name))
@@ -207,6 +213,7 @@ def test_streams_side_by_side_are_the_streams_one_by_one(weights, rows):
             np.testing.assert_allclose(a[i], b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_first_chunk_through_the_states(weights, rows):
     program = make_program(CFG, Recent(4), spec())
     question = question_rows(weights, [2, 7, 1], program=program)
