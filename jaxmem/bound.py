@@ -125,7 +125,7 @@ def question_rows(
 def check_ids(ids: np.ndarray, vocab: int, what: str = "question") -> None:
     """Raise ValueError where ids are no list of tokens of a vocabulary."""
     if not ids.size:
-        raise ValueError(f"the {what} is empty; {NOT_EMPTY[what]}.")
+        raise ValueError(f"the {what} is empty; ask at least one token.")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(
             f"the {what} must be a list of whole token ids, got {ids.dtype} of shape {ids.shape}."
@@ -136,9 +136,6 @@ def check_ids(ids: np.ndarray, vocab: int, what: str = "question") -> None:
             f"token id {wrong[0]} is not in the vocabulary of {vocab} (0 to {vocab - 1}); tokenize "
             f"the {what} with this model's tokenizer."
         )
-
-
-NOT_EMPTY = {"question": "ask at least one token", "answer": "give at least one token"}
 
 
 def _check_shape(name: str, given: object, shape: tuple[int, ...], words: str) -> None:

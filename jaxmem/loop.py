@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxmem.bound import Bound, as_bound, decoder_of
+from jaxmem.decoder.checks import check_carry
 from jaxmem.decoder.program import Carry, Program, init_carry
-from jaxmem.decoder.step import check_carry, chunk_step
+from jaxmem.decoder.step import chunk_step
 from jaxmem.typing import Params, PyTree
 
 

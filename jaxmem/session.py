@@ -259,8 +259,8 @@ class Session:
             if not self._held:
                 return
             self._need()
-            inputs, heard = self.preprocessor.peek(self._held)
-            self._write(inputs, chunks=1)
+            segment, heard = self._open_chunk()
+            self._write(segment)
             self.preprocessor.heard, self._held = heard, []
 
     def write(self, inputs: PyTree, heard: Heard) -> None:
@@ -272,7 +272,7 @@ class Session:
         """
         with self._lock:
             self._held = []
-            self._write(inputs, chunks=None)
+            self._write(inputs)
             self.preprocessor.heard = heard
 
     def hold(self, pieces: Sequence[PieceLike]) -> None:
@@ -287,8 +287,12 @@ class Session:
             self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
             self.carry = start(self.program, self.bound)
 
-    def _write(self, inputs: PyTree, chunks: int | None) -> None:
-        segment = inputs if chunks is None else jax.tree.map(lambda x: np.asarray(x)[None], inputs)
+    def _open_chunk(self) -> tuple[PyTree, Heard]:
+        """Return the buffered pieces as a segment of one chunk, and what is heard after them."""
+        inputs, heard = self.preprocessor.peek(self._held)
+        return jax.tree.map(lambda x: np.asarray(x)[None], inputs), heard
+
+    def _write(self, segment: PyTree) -> None:
         program, bound = self._need()
         self._carry = advance(bound, self.carry, segment, program=program)
         self._peeked = None
@@ -385,10 +389,8 @@ class Session:
         if not self._held:
             return self.carry
         if self._peeked is None:
-            inputs, _ = self.preprocessor.peek(self._held)
-            segment = jax.tree.map(lambda x: np.asarray(x)[None], inputs)
             program, bound = self._need()
-            self._peeked = stream(bound, self.carry, segment, program=program)
+            self._peeked = stream(bound, self.carry, self._open_chunk()[0], program=program)
         assert self._peeked is not None
         return self._peeked
 

@@ -45,15 +45,7 @@ ROWS, OTHER = (
     for seed, n in enumerate((LENGTHS, LENGTHS[::-1]))
 )
 MODEL = {"frame": (2, 2), "audio_tokens": 0}
-OPTIONS = {
-    "rekv": {"block": 4, "topk": 2, "sinks": 2},
-    "flexmem": {"clip": SIZE + 3, "shallow": 1},
-    "snapkv": {"window": 3},
-    "criticalkv": {"window": 3},
-    "adakv": {"window": 3},
-    "streaming_llm": {"sinks": 2},
-}
-"""Sizes that fit twelve slots and frames of four tokens."""
+OPTIONS = small.options(SIZE)
 
 
 def of_name(name, slots=SLOTS, spec=None):

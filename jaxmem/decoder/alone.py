@@ -8,7 +8,7 @@ from jaxmem import kv as kvs
 from jaxmem.decoder.decoder import finish, layer_at, qkv
 from jaxmem.decoder.layer import state_step
 from jaxmem.decoder.program import Program, init_states
-from jaxmem.decoder.stretches import Place, by_layer, scan
+from jaxmem.decoder.stretches import Place, by_layer, through
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
 from jaxmem.kv import KV
@@ -50,12 +50,9 @@ def alone(
         tokens = KV(k, v, pos, t[:, None], rows.modality[:, None].astype(jnp.int8))
         return (finish(weights, config, h, out), states), (q, tokens)
 
-    held, found = (rows.x, states or init_states(config)), []
-    for stretch in program.stretches:
-        held, out = scan(stretch, layer, held)
-        found.append(out)
-    q, tokens = by_layer(program.stretches, found)
-    return q, tokens, held[1]
+    start = (rows.x, states or init_states(config))
+    (_, states), found = through(program.stretches, layer, start)
+    return *by_layer(program.stretches, found), states
 
 
 def first_pass(

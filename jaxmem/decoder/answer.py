@@ -12,18 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.decoder.alone import States, first_pass
+from jaxmem.decoder.checks import check_carry, check_prefix, check_rows, check_weights
 from jaxmem.decoder.decoder import finish, layer_at, qkv
 from jaxmem.decoder.driving import driver_of
 from jaxmem.decoder.layer import state_step
 from jaxmem.decoder.program import Carry, Program
-from jaxmem.decoder.step import (
-    check_carry,
-    check_prefix,
-    check_rows,
-    check_weights,
-    zero_padding,
-)
-from jaxmem.decoder.stretches import Place, scan
+from jaxmem.decoder.step import zero_padding
+from jaxmem.decoder.stretches import Place, through
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
 from jaxmem.kv import KV
@@ -175,14 +170,11 @@ def prefill(
         out = _attend(program, q, turn, context, tail, jnp.zeros((), jnp.int32))
         return (finish(weights, config, h, out), states), (context, tail)
 
-    held, contexts, tails = (rows.x, asking.states), [], []
-    for stretch in program.stretches:
-        held, out = scan(stretch, layer, held)
-        contexts.append(tuple(x and x[0] for x in out))
-        tails.append(tuple(x and x[1] for x in out))
+    (h, states), found = through(program.stretches, layer, (rows.x, asking.states))
+    contexts, tails = (tuple(tuple(x and x[i] for x in out) for out in found) for i in (0, 1))
     # An answer is written over the question's padding, which comes after its last real row.
     used = jnp.sum(real, dtype=jnp.int32)
-    return Dialogue(tuple(contexts), tuple(tails), held[1], used, rows.advance), held[0]
+    return Dialogue(contexts, tails, states, used, rows.advance), h
 
 
 def decode(
@@ -211,11 +203,9 @@ def decode(
         out = _attend(program, q, turn, context, tail, dialogue.rows)
         return (finish(weights, config, h, out), states), tail
 
-    held, tails = (x[None], dialogue.states), []
-    for i, stretch in enumerate(program.stretches):
-        given = tuple(zip(dialogue.context[i], dialogue.tail[i], strict=True))
-        held, tail = scan(stretch, layer, held, given)
-        tails.append(tail)
+    both = zip(dialogue.context, dialogue.tail, strict=True)
+    given = [tuple(zip(*mine, strict=True)) for mine in both]
+    (h, states), tails = through(program.stretches, layer, (x[None], dialogue.states), given)
     step = jnp.asarray(program.spec.step, dialogue.next.dtype)
     rows, following = dialogue.rows + 1, dialogue.next + step
-    return Dialogue(dialogue.context, tuple(tails), held[1], rows, following), held[0][0]
+    return Dialogue(dialogue.context, tuple(tails), states, rows, following), h[0]

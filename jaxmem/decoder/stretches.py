@@ -129,6 +129,24 @@ def scan(
     return held, out
 
 
+def through(
+    order: Sequence[Stretch],
+    body: Body,
+    held: PyTree,
+    given: Sequence[Sequence[Any] | None] | None = None,
+) -> tuple[PyTree, list[tuple[Any, ...]]]:
+    """Pass `held` through the stretches of a decoder; as `scan`, with one `given` for each.
+
+    Returns:
+      What is held in the end, and what was put out, by stretch and place of its pattern.
+    """
+    found = []
+    for stretch, mine in zip(order, given or [None] * len(order), strict=True):
+        held, out = scan(stretch, body, held, mine)
+        found.append(out)
+    return held, found
+
+
 def by_layer(order: Sequence[Stretch], outputs: Sequence[tuple[Any, ...]]) -> PyTree:
     """Return what the layers that attend put out, stacked in order [L, ...]; None: none do."""
     parts = []

@@ -56,14 +56,7 @@ SIZE, LENGTHS = 8, (8, 5, 0, 7)
 CFG = replace(small.config(layers=len(KINDS), axes=1), mixers=KINDS)
 PREFIX = Text((3, 1, 4, 1, 5))
 FRAME = {"frame": (2, 2)}
-OPTIONS = {
-    "rekv": {"block": 4, "topk": 2, "sinks": 2},
-    "flexmem": {"clip": SIZE + 3, "shallow": 1},
-    "snapkv": {"window": 3},
-    "criticalkv": {"window": 3},
-    "adakv": {"window": 3},
-    "streaming_llm": {"sinks": 2},
-}
+OPTIONS = small.options(SIZE)
 
 
 def spec(**more):

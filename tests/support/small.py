@@ -21,6 +21,18 @@ def config(layers=2, axes=3, qk_norm=True, bias=False, activation="swiglu"):
     )
 
 
+def options(size):
+    """Options by memory that fit twelve slots, frames of four tokens and chunks of `size`."""
+    return {
+        "rekv": {"block": 4, "topk": 2, "sinks": 2},
+        "flexmem": {"clip": size + 3, "shallow": 1},
+        "snapkv": {"window": 3},
+        "criticalkv": {"window": 3},
+        "adakv": {"window": 3},
+        "streaming_llm": {"sinks": 2},
+    }
+
+
 def params(cfg, seed=0):
     """Random weights, biases included, so that nothing is zero by accident."""
     tree = dec.init_decoder(cfg, jax.random.key(seed))

@@ -1,0 +1,119 @@
+"""What enters the decoder is checked against its program, once, when it is traced."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxmem.decoder.program import Carry, Program, init_carry
+from jaxmem.kv import KV
+from jaxmem.memory.base import Embeds
+from jaxmem.typing import Params
+
+
+def check_chunk(program: Program, embeds: Embeds) -> None:
+    """Raise ValueError where the rows of a chunk contradict the program."""
+    check_rows(program, embeds)
+    spec, rows = program.spec, embeds.x.shape[-2]
+    if rows > spec.chunk:
+        raise ValueError(
+            f"a chunk has {rows} rows but Spec.chunk is {spec.chunk}; make the program with "
+            f"chunk={rows}, or stream shorter chunks."
+        )
+
+
+def check_rows(program: Program, embeds: Embeds) -> None:
+    """Raise ValueError where the rows of a chunk or a question contradict the program."""
+    spec, width = program.spec, embeds.x.shape[-1]
+    if width != spec.width or embeds.pos.shape[-1] != spec.axes:
+        raise ValueError(
+            f"rows are [T, E={width}] with {embeds.pos.shape[-1]} position axes, but the Spec has "
+            f"width={spec.width} and axes={spec.axes}; encode them for this model."
+        )
+    _check_shapes(embeds)
+    _check_positions(program, embeds)
+
+
+def _check_shapes(embeds: Embeds) -> None:
+    """Raise ValueError where the arrays of rows do not belong together."""
+    rows, axes = embeds.x.shape[-2], embeds.pos.shape[-1]
+    found = {"pos": embeds.pos.shape[-2:], "modality": embeds.modality.shape[-1:]}
+    wanted = {"pos": (rows, axes), "modality": (rows,), "advance": (axes,)}
+    found["advance"] = embeds.advance.shape[-1:]
+    if embeds.deepstack is not None:
+        found["deepstack"] = embeds.deepstack.shape[-2:]
+        wanted["deepstack"] = embeds.x.shape[-2:]
+    for name, shape in found.items():
+        if shape != wanted[name]:
+            raise ValueError(
+                f"rows have x of {embeds.x.shape} but {name} of {getattr(embeds, name).shape}, "
+                f"expected {wanted[name]} at its end: give every row its own."
+            )
+
+
+def _check_positions(program: Program, embeds: Embeds) -> None:
+    """Raise ValueError where rows have fractional positions and the program whole ones."""
+    spec = program.spec
+    if jnp.issubdtype(spec.pos_dtype, jnp.floating):
+        return
+    for name in ("pos", "advance", "start"):
+        given = getattr(embeds, name)
+        if given is not None and jnp.issubdtype(given.dtype, jnp.floating):
+            raise ValueError(
+                f"rows have positions of {given.dtype} (Embeds.{name}) but Spec.pos_dtype is "
+                f"{jnp.dtype(spec.pos_dtype)}; make the program with pos_dtype=float32."
+            )
+
+
+def check_weights(program: Program, params: Params) -> None:
+    """Raise ValueError where weights are not of the program's decoder, by the number of layers."""
+    given, wanted = jax.tree.leaves(params["layers"])[0].shape[0], program.config.attends
+    if given != wanted:
+        raise ValueError(
+            f"the weights have {given} layers that attend but the decoder has {wanted}: give those "
+            "of the model that the program was made for."
+        )
+
+
+def check_carry(program: Program, carry: Carry) -> None:
+    """Raise ValueError where a carry has other arrays than the program's own."""
+    paths = jax.tree_util.tree_leaves_with_path
+    mine = paths(jax.eval_shape(lambda: init_carry(program)))
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    given = {name(path): jnp.shape(x) for path, x in paths(carry)}
+    wanted = {name(path): x.shape for path, x in mine}
+    if given != wanted:
+        first = min(n for n in given.keys() | wanted.keys() if given.get(n) != wanted.get(n))
+        there, here = given.get(first, "absent"), wanted.get(first, "absent")
+        raise ValueError(
+            f"the carry is of another program: its {first} is {there}, that of "
+            f"{program.memory.name} here is {here}; begin with start(program)."
+        )
+
+
+def check_prefix(program: Program, prefix: KV | None) -> None:
+    """Raise ValueError where a prefix is not the one that the program was made for."""
+    given = 0 if prefix is None else prefix.modality.shape[1]
+    if prefix is not None and prefix.modality.shape[0] != program.spec.layers:
+        raise ValueError(
+            f"the prefix has {prefix.modality.shape[0]} layers but Spec.layers is "
+            f"{program.spec.layers}; bind the program to its prefix (jaxmem.bind)."
+        )
+    if given != program.spec.prefix:
+        raise ValueError(
+            f"the prefix has {given} tokens but Spec.prefix is {program.spec.prefix}; bind the "
+            "program to its prefix (jaxmem.bind), or make it with that Spec.prefix."
+        )
+
+
+def check_probes(program: Program, probes: Embeds | None) -> None:
+    """Raise ValueError where there are not as many probes as the memory requires."""
+    asked = program.requires.probes
+    if asked is None:
+        return
+    found = 0 if probes is None else probes.modality.shape[0]
+    if found != asked.count:
+        raise ValueError(
+            f"memory {program.memory.name} scores by {asked.count} probes, got {found}: give them "
+            "with Bound(params, probes=probe_rows(...)), or stream through a Session."
+        )
