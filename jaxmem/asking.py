@@ -9,7 +9,7 @@ A question is compiled once per bucket of lengths. The carry is only read.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxmem import kv as kvs
 from jaxmem.bound import Bound, as_bound, check_ids, decoder_of
 from jaxmem.decoder.answer import decode, prefill
+from jaxmem.decoder.checks import check_carry
 from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.generate import Generation, begin, end_ids, extend
 from jaxmem.decoder.program import Carry, Program
@@ -58,6 +59,13 @@ def _check_end(end: int | tuple[int, ...] | None, vocab: int) -> None:
             )
 
 
+def _front(program: Program, bound: Bound | Params, carry: Carry) -> tuple[Params, dict[str, Any]]:
+    """Return the decoder's weights, and what stands in front of a stream; refuse other carries."""
+    check_carry(program, carry)
+    params, prefix, _, states = as_bound(bound)
+    return decoder_of(params), {"prefix": prefix, "states": states}
+
+
 @FromCarry
 @partial(jax.jit, static_argnames=("program", "max_new", "end", "sampling"))
 def ask(
@@ -94,10 +102,10 @@ def ask(
     """
     check_drawing(max_new, sampling, key)
     _check_end(end, program.config.vocab)
-    params, prefix, _, states = as_bound(bound)
-    weights, draw = decoder_of(params), {"sampling": sampling, "key": key}
-    more = {"room": max_new, "prefix": prefix, "states": states, "repeated": repeated}
-    begun = begin(weights, program, carry, question, **more, **draw)
+    weights, front = _front(program, bound, carry)
+    draw = {"sampling": sampling, "key": key}
+    more = {"room": max_new, "repeated": repeated}
+    begun = begin(weights, program, carry, question, **front, **more, **draw)
     ends = end_ids(end)
     ids, written, first, *_ = extend(weights, program, begun, ends=ends, **draw)
     ended = jnp.sum(jnp.isin(ids, ends) & (jnp.arange(max_new) < written), dtype=jnp.int32)
@@ -143,9 +151,8 @@ def _log_prob(
     program: Program,
 ) -> Float[Array, "M"]:
     """`log_prob` of ids that were checked."""
-    params, prefix, _, states = as_bound(bound)
-    weights, more = decoder_of(params), {"prefix": prefix, "states": states}
-    dialogue, h = prefill(weights, program, carry, question, room=answer.shape[0], **more)
+    weights, front = _front(program, bound, carry)
+    dialogue, h = prefill(weights, program, carry, question, room=answer.shape[0], **front)
     last = jnp.maximum(jnp.sum(question.modality != kvs.EMPTY, dtype=jnp.int32) - 1, 0)
 
     def step(held: PyTree, token: Array) -> tuple[PyTree, Array]:
@@ -171,10 +178,9 @@ def begin_answer(
 ) -> Generation:
     """Return an answer with its first token, to be continued; the arguments are those of `ask`."""
     check_drawing(max_new, sampling, key)
-    params, prefix, _, states = as_bound(bound)
+    weights, front = _front(program, bound, carry)
     more = {"sampling": sampling, "key": key, "repeated": repeated}
-    more |= {"prefix": prefix, "states": states}
-    return begin(decoder_of(params), program, carry, question, room=max_new, **more)
+    return begin(weights, program, carry, question, room=max_new, **front, **more)
 
 
 @partial(

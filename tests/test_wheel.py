@@ -24,7 +24,7 @@ import json, sys
 import jax, numpy as np
 import jaxmem as jm
 from jaxmem.data.world.files import held_out
-from jaxmem.experiments.memories import build
+from jaxmem.memory.by_name import build
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.decoder.alone import States, first_pass
-from jaxmem.decoder.checks import check_carry, check_prefix, check_rows, check_weights
+from jaxmem.decoder.checks import check_prefix, check_rows, check_weights
 from jaxmem.decoder.decoder import finish, layer_at, qkv
 from jaxmem.decoder.driving import driver_of
 from jaxmem.decoder.layer import state_step
@@ -148,7 +148,6 @@ def prefill(
     """
     check_weights(program, params)
     check_rows(program, rows)
-    check_carry(program, carry)
     check_prefix(program, prefix)
     config, driver = program.config, driver_of(program)
     asking = driver.ask(params, carry, zero_padding(rows), prefix, states)
