@@ -115,13 +115,11 @@ def build(
     """
     wrapped = wrapped or Wrapped()
     memory = _made(name, slots, spec, whole_options(name, options or {}))
-    if name == "full" or isinstance(memory, FeatureMemory):
-        return memory
-    if wrapped.bits is not None:
+    if wrapped.bits is not None and not why_bare(name, "bits"):
         memory = Quantized(memory, wrapped.bits)
-    if not wrapped.bank.get("capacity") or memory.bank(spec) is not None:
-        return memory
-    return WithBank(memory, **wrapped.bank)
+    if wrapped.bank.get("capacity") and not why_bare(name, "bank"):
+        memory = WithBank(memory, **wrapped.bank)
+    return memory
 
 
 def _made(name: str, slots: int, spec: Spec, options: dict[str, Any]) -> Any:
@@ -205,7 +203,7 @@ def contestants(
                     "name its memory first, so that the others take its bytes."
                 )
             allowed = price if allowed is None else allowed
-        plain = plain_options(name, own) | _around(name, memory, wrapped)
+        plain = plain_options(name, own) | _around(name, wrapped)
         out.append(Contestant(name, memory, plain, slots, name == "full"))
     return out
 
@@ -263,14 +261,11 @@ def _has_bank(name: str) -> bool:
     return issubclass(kind, Memory) and kind.bank is not Memory.bank
 
 
-def _around(name: str, memory: AnyMemory, wrapped: Wrapped) -> dict[str, Any]:
-    """Return the options of what was put around a memory."""
-    if name == "full" or isinstance(memory, FeatureMemory):
-        return {}
-    around: dict[str, Any] = {} if wrapped.bits is None else {"bits": wrapped.bits}
-    if isinstance(memory, WithBank):
-        around["bank"] = dict(wrapped.bank)
-    return around
+def _around(name: str, wrapped: Wrapped) -> dict[str, Any]:
+    """Return the options of what `build` puts around a memory."""
+    bank = dict(wrapped.bank) if wrapped.bank.get("capacity") else None
+    asked = {"bits": wrapped.bits, "bank": bank}
+    return {k: v for k, v in asked.items() if v is not None and not why_bare(name, k)}
 
 
 def _known(capacity: int | None) -> int:
