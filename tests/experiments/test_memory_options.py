@@ -6,6 +6,7 @@ from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
 
 import pytest
+import small
 
 import jaxmem as jm
 from jaxmem.experiments.memories import parse_options
@@ -15,21 +16,10 @@ from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import Spec
 from jaxmem.memory.by_name import Budget, Wrapped, check_around, contestants
 from jaxmem.memory.options import kind_of, worded
-from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec, stream_tokens
 
-SPEC = Spec(
-    layers=4,
-    kv_heads=2,
-    head_dim=32,
-    width=128,
-    axes=3,
-    chunk=20,
-    rope=tiny.decoder_config(tiny.TinyConfig()).rope,
-    frame=(4, 4),
-    audio_tokens=4,
-)
+SPEC = small.tiny_spec()
 BUDGET = 64
 BANK = {"capacity": 4800}
 

@@ -11,13 +11,30 @@ from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.loop import stream
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.base import Embeds, Spec
+from jaxmem.models.tiny import tiny
 
 
 def config(layers=2, axes=3, qk_norm=True, bias=False, activation="swiglu"):
     rope = rp.mrope_interleaved(16, 1e4, (4, 2, 2)) if axes == 3 else rp.rope_1d(16)
     return dec.DecoderConfig(
         layers, 24, 4, 2, 16, 32, 29, rope, activation=activation, qk_norm=qk_norm, qkv_bias=bias
+    )
+
+
+def tiny_spec():
+    """The geometry of the embedded model's streams, in four layers and chunks of a second."""
+    return Spec(
+        layers=4,
+        kv_heads=2,
+        head_dim=32,
+        width=128,
+        axes=3,
+        chunk=20,
+        step=(1, 0, 0),
+        rope=tiny.decoder_config(tiny.TinyConfig()).rope,
+        frame=(4, 4),
+        audio_tokens=4,
     )
 
 

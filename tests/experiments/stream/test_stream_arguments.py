@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import small
 
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import parse_options, split_options
@@ -11,24 +12,12 @@ from jaxmem.experiments.parsing import split
 from jaxmem.experiments.stream.config import StreamConfig, sampling_of
 from jaxmem.experiments.stream.questions import END, parse_ask
 from jaxmem.memory import MEMORIES
-from jaxmem.memory.base import Spec, nbytes, slots
+from jaxmem.memory.base import nbytes, slots
 from jaxmem.memory.by_name import Budget, Wrapped, build, contestants, parse_budget, parse_names
 from jaxmem.memory.omnimem.budgets import save_table
 from jaxmem.memory.options import NAMES
-from jaxmem.models.tiny import tiny
 
-SPEC = Spec(
-    layers=4,
-    kv_heads=2,
-    head_dim=32,
-    width=128,
-    axes=3,
-    chunk=20,
-    step=(1, 0, 0),
-    rope=tiny.decoder_config(tiny.TinyConfig()).rope,
-    frame=(4, 4),
-    audio_tokens=4,
-)
+SPEC = small.tiny_spec()
 
 
 @pytest.mark.parametrize("name", NAMES)
