@@ -27,7 +27,7 @@ NEW = importlib.util.find_spec("jaxmem.loop") is not None
 if NEW:
     import jaxmem as jm
     from jaxmem.pieces import Preprocessor
-    from jaxmem.experiments.memories import build
+    from jaxmem.memory.by_name import build
     from jaxmem.programs import model_spec
     model = jm.load("tiny")
     memory = build(name, {slots}, model_spec(model, {chunk}), {options})
