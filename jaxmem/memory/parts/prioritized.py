@@ -21,7 +21,7 @@ from jaxmem.memory.base import Chunk, Spec, State
 from jaxmem.memory.parts import units
 from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.positions import Reindexed, numbered, start
-from jaxmem.memory.parts.units import FrameCursor, Number, Token, Unit, UnitName
+from jaxmem.memory.parts.units import Frame, FrameCursor, Number, Token, Unit, UnitName
 from jaxmem.typing import Array, Bool, Int, Num, PyTree, UInt
 
 NONE = np.uint32(2**32 - 1)  # the priority of an empty slot, and the bar while nothing is refused
@@ -48,7 +48,8 @@ class Aux(NamedTuple):
     dropped: Int[Array, ""]  # tokens that were written and are no longer held, at most 2^31 - 1
     cursor: PyTree  # of the unit's numbering
     seed: PyTree  # what the priorities are drawn with, None where nothing is drawn
-    arrived: Num[Array, "A"] | None = None  # where the stream is, while positions are renumbered
+    # Where the stream is, while frames are told apart and positions are renumbered.
+    arrived: Num[Array, "A"] | None = None
     shift: UInt[Array, ""] | None = None  # bits that drawn priorities are magnified by
 
 
@@ -102,7 +103,7 @@ class Prioritized(Reindexed):
             dropped=jnp.zeros((), jnp.int32),
             cursor=self.numbering.init(spec),
             seed=self.seed_of(spec, layer),
-            arrived=start(spec) if self.reindex else None,
+            arrived=start(spec) if self.reindex and isinstance(self.numbering, Frame) else None,
         )
         return State(Slots(spec.empty(slots), jnp.zeros((slots,), jnp.uint32)), aux)
 
