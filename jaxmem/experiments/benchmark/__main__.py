@@ -2,6 +2,7 @@
 
 python -m jaxmem.experiments.benchmark constancy            # 10 hours, about a minute
 python -m jaxmem.experiments.benchmark bytes                # bytes of every memory, 7B
+python -m jaxmem.experiments.benchmark session              # a second session of equal memories
 python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
 python -m jaxmem.experiments.benchmark price --model qwen2.5-vl:7b   # what a stream costs a GPU
 """
@@ -25,6 +26,11 @@ from jaxmem.experiments.benchmark.footprints import BytesConfig, footprint_table
 from jaxmem.experiments.benchmark.kernels import KernelsConfig, measure_kernels
 from jaxmem.experiments.benchmark.price import PriceConfig, price
 from jaxmem.experiments.benchmark.price_table import price_tables
+from jaxmem.experiments.benchmark.second_session import (
+    SessionConfig,
+    measure_sessions,
+    sessions_table,
+)
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import refusing
 from jaxmem.memory.by_name import contestants, parse_budget, parse_names
@@ -89,6 +95,7 @@ def constancy(config: ConstancyConfig) -> Constancy:
 Command = (
     Annotated[ConstancyConfig, tyro.conf.subcommand("constancy")]
     | Annotated[BytesConfig, tyro.conf.subcommand("bytes")]
+    | Annotated[SessionConfig, tyro.conf.subcommand("session")]
     | Annotated[KernelsConfig, tyro.conf.subcommand("kernels")]
     | Annotated[PriceConfig, tyro.conf.subcommand("price")]
 )
@@ -115,6 +122,10 @@ def _run(argv: Sequence[str]) -> None:
     elif isinstance(config, PriceConfig):
         cost = price(config)
         data, table = asdict(cost), price_tables(cost)
+    elif isinstance(config, SessionConfig):
+        result = measure_sessions(config)
+        data = {name: [start._asdict() for start in both] for name, both in result.items()}
+        table = sessions_table(result)
     else:
         data = footprints(config)
         table = footprint_table(config, data)
