@@ -156,7 +156,9 @@ def advance(
         low=held.low.at[slot].set(low.astype(held.low.dtype), mode="drop"),
         seen=held.seen + n,
     )
-    return jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, held)
+    # The bank is as it was without a frame: a choice between two would copy the whole of it.
+    chosen = jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, held)
+    return chosen._replace(high=new.high, low=new.low)
 
 
 def details(held: Held, most: int) -> tuple[Int[Array, "k"], Int[Array, "k"], Bool[Array, "k"]]:
