@@ -13,7 +13,8 @@ import av
 from av.error import ExitError
 
 from jaxmem.data.media.audio import AudioTrack
-from jaxmem.data.media.demux import Event, Kind, Log, Packets, choose_stream, describe_streams
+from jaxmem.data.media.demux import Kind, Packets, choose_stream, describe_streams
+from jaxmem.data.media.events import Event, Log
 from jaxmem.data.media.reader import MediaReader
 from jaxmem.data.media.types import End, MediaInfo, Piece
 from jaxmem.data.media.video import Size, VideoTrack, check_size
@@ -76,8 +77,9 @@ def open_media(
     container = _open(name, opened, format, options, timeout)
     try:
         streams: dict[Kind, Any] = {}
+        log = Log()
         for kind, wanted in zip(_KINDS, (video_stream, audio_stream), strict=True):
-            stream = choose_stream(container, kind, wanted, name)
+            stream = choose_stream(container, kind, wanted, name, log)
             if stream is not None:
                 streams[kind] = stream
                 context = stream.codec_context
@@ -89,9 +91,8 @@ def open_media(
                 f"{describe_streams(container, 'video')}, {describe_streams(container, 'audio')}, "
                 f"{len(container.streams)} stream(s) in all"
             )
-        log = Log()
         limits = {"look_ahead": look_ahead, "max_bytes": _MAX_BYTES, "patience": timeout or 10.0}
-        packets = Packets(container, streams, **limits)
+        packets = Packets(container, streams, log=log, **limits)
         return MediaReader(
             container,
             name,
@@ -155,7 +156,8 @@ def _resolve(source: Any) -> tuple[str, Any, bool]:
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if isinstance(path, str) and path:
-            return path, path, os.path.isfile(path) or path.startswith(("http:", "https:"))
+            known = os.path.isfile(path)
+            return path, _local(path, known), known or path.startswith(("http:", "https:"))
     elif callable(getattr(source, "read", None)):
         seekable = getattr(source, "seekable", None)
         can_seek = hasattr(source, "seek") and hasattr(source, "tell")
@@ -164,6 +166,11 @@ def _resolve(source: Any) -> tuple[str, Any, bool]:
     raise ValueError(
         f"source must be a path, an address, '-' or an object with read(), got {source!r}"
     )
+
+
+def _local(path: str, known: bool) -> str:
+    """A path that FFmpeg does not take for an address, though its name holds a colon."""
+    return f".{os.sep}{path}" if known and ":" in path and not os.path.isabs(path) else path
 
 
 class _ReadOnly:
@@ -182,7 +189,8 @@ def _open(
 ) -> Any:
     """An open container; a ValueError if PyAV cannot open it, or takes a text file for a film."""
     try:
-        container = av.open(source, "r", format=format, options=options, timeout=timeout)
+        more = {"format": format, "options": options, "timeout": timeout}
+        container = av.open(source, "r", metadata_errors="replace", **more)
     except (ExitError, TimeoutError) as error:
         raise ValueError(f"{name}: cannot be opened: no answer in {timeout} s") from error
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
