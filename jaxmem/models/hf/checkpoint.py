@@ -32,7 +32,7 @@ once, on its devices, and the host holds one file's mapping and one tensor at a 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,6 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from safetensors import SafetensorError, safe_open
 
 from jaxmem.models.hf.config import read_json
-from jaxmem.models.hf.quantized import Stored, joined
 from jaxmem.models.hf.weights import Place, Table, Weight, nest, turned
 from jaxmem.typing import Array, Params
 
@@ -50,9 +49,16 @@ Renames = Sequence[tuple[str, str]]
 FLOATS = ("F64", "F32", "F16", "BF16")
 BUFFERS = ("*rotary_emb.inv_freq", "*rotary_pos_emb.inv_freq", "*.position_ids")
 """Tensors that some checkpoints store and that follow from the config; always ignored."""
-SHOWN = 10
-"""Tensors that a message names at most."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies, and what its file's header says of it."""
+
+    file: Path
+    key: str  # the name in the file, before renaming
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def weight_files(directory: str | Path) -> list[Path]:
@@ -86,13 +92,7 @@ def weight_files(directory: str | Path) -> list[Path]:
 
 
 def stored_tensors(directory: str | Path) -> list[Stored]:
-    """Return what a checkpoint holds, from the headers of its files only.
-
-    Quantised tensors are listed as the weights that they stand for.
-
-    Raises:
-      ValueError: see `weight_files`; or if it is quantised in a way that is not read.
-    """
+    """Return what a checkpoint holds, from the headers of its files only."""
     found = []
     for path in weight_files(directory):
         try:
@@ -105,8 +105,7 @@ def stored_tensors(directory: str | Path) -> list[Stored]:
             raise ValueError(
                 f"{path} is not a whole safetensors file ({error}); download it again."
             ) from None
-    config = read_json(directory) if (Path(directory) / "config.json").is_file() else {}
-    return joined(found, config)
+    return found
 
 
 def rename(name: str, renames: Renames) -> str:
@@ -123,8 +122,8 @@ def match(
     """Return the stored tensor of every name in the table.
 
     Raises:
-      ValueError: naming the first tensors that are missing, unexpected, misshaped, stored twice or
-        of an unknown dtype, and how many there are.
+      ValueError: naming every tensor that is missing, unexpected, misshaped, stored twice or of an
+        unknown dtype.
     """
     expected = {name: weight for weight in table.values() for name in weight.names}
     found: dict[str, Stored] = {}
@@ -147,12 +146,10 @@ def match(
         if item.dtype not in FLOATS:
             problems.append(f"  {name}: has dtype {item.dtype}, known are {', '.join(FLOATS)}")
     if problems:
-        left = len(problems) - SHOWN
         raise ValueError(
-            "the checkpoint does not fit its config.json: use a whole checkpoint of this family, "
-            f"with the config.json that belongs to it. {len(problems)} tensor(s) differ:\n"
-            + "\n".join(sorted(problems)[:SHOWN])
-            + (f"\n  and {left} more" if left > 0 else "")
+            f"the checkpoint does not fit its config.json, {len(problems)} tensor(s) differ:\n"
+            + "\n".join(sorted(problems))
+            + "\nUse a checkpoint of this family that is neither quantised nor an adapter."
         )
     return found
 
@@ -221,8 +218,7 @@ def load(
             for path, layer, item in parts:
                 weight = table[path]
                 rows = slice(*(weight.rows or (None,)))
-                whole = opened.get_slice(item.key) if item.read is None else item.read()
-                part = turned(whole[rows], weight.turn)
+                part = turned(opened.get_slice(item.key)[rows], weight.turn)
                 kind = np.float32 if part.dtype == np.float64 else part.dtype
                 kind = kind if dtype is None else dtype
                 leaves[path] = _placed(leaves.get(path), part, weight, layer, kind, places[path])

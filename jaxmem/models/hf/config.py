@@ -159,10 +159,10 @@ def check_family(
         )
 
 
-def check_value(key: str, found: Any, known: Any, where: str = "config.json") -> None:
+def check_value(key: str, found: Any, known: Any) -> None:
     """Raise a ValueError if a setting is not the one that is implemented."""
     if found != known:
         raise ValueError(
-            f"{key} is {found!r} in {where}, implemented is {known!r} only: use a checkpoint "
+            f"{key} is {found!r} in config.json, implemented is {known!r} only: use a checkpoint "
             "with this setting."
         )

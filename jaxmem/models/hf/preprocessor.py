@@ -12,10 +12,6 @@ from jaxmem.models.hf.config import read_json
 from jaxmem.typing import Array, Float, UInt
 
 NAMES = ("video_preprocessor_config.json", "preprocessor_config.json")
-FOR_PICTURES = "for_pictures"
-"""Key that is added to settings which were written for pictures and not for videos."""
-VIDEO = (128, 768)
-"""Tokens of a frame of a video, least and most, in the released pipelines (qwen-vl-utils)."""
 TOGETHER = "processor_config.json"
 """Newer versions of transformers write all settings into one file."""
 LONGEST = 200
@@ -40,21 +36,10 @@ def read_settings(directory: str | Path) -> dict[str, Any]:
     folder = Path(directory)
     if (folder / TOGETHER).is_file():
         parts = read_json(folder, TOGETHER)
-        if isinstance(parts.get("video_processor"), dict):
-            return parts["video_processor"]
-        if isinstance(parts.get("image_processor"), dict):
-            return _of_pictures(parts["image_processor"])
-    videos, pictures = NAMES
-    if (folder / videos).is_file():
-        return read_json(folder, videos)
-    if (folder / pictures).is_file():
-        return _of_pictures(read_json(folder, pictures))
-    return {}
-
-
-def _of_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings marked as those of pictures, unless they speak of frames."""
-    return {FOR_PICTURES: not settings.keys() & {"max_frames", "fps"}, **settings}
+        for key in ("video_processor", "image_processor"):
+            if isinstance(parts.get(key), dict):
+                return parts[key]
+    return next((read_json(folder, name) for name in NAMES if (folder / name).is_file()), {})
 
 
 def pixels_of(settings: Mapping[str, Any]) -> Pixels:
@@ -70,27 +55,16 @@ class Limits(NamedTuple):
     most: int
 
 
-def limits_of(
-    settings: Mapping[str, Any], *, cell: int, whole_videos: bool, most: int | None = None
-) -> Limits:
+def limits_of(settings: Mapping[str, Any], *, whole_videos: bool) -> Limits:
     """Return how many pixels a frame may have.
 
-    Settings for pictures that allow more than the released pipelines give a frame of a video are
-    not for videos: then the limits are those of the pipelines, `VIDEO`.
-
     Args:
-      settings: of `read_settings`.
-      cell: side in pixels of what becomes one token.
       whole_videos: the limits count all frames of a video (Qwen3-VL). A stream has no number of
         frames, so each gets what the settings leave to one of the longest video (`max_frames`).
-      most: pixels of a frame that the caller allows; None: as the settings say.
 
     Raises:
       ValueError: if the settings do not say.
     """
-    if most is not None:
-        least = settings.get("min_pixels", VIDEO[0] * cell**2)
-        return Limits(min(int(least), most), most)
     size = settings.get("size") or {}
     found = [
         settings.get(name, size.get(side))
@@ -102,10 +76,7 @@ def limits_of(
             "max_pixels, or size.shortest_edge and size.longest_edge, in one of "
             f"{', '.join((*NAMES, TOGETHER))}; download the preprocessor files too."
         )
-    pictures = settings.get(FOR_PICTURES, False)
-    if pictures and int(found[1]) > VIDEO[1] * cell**2:
-        return Limits(*(tokens * cell**2 for tokens in VIDEO))
-    share = settings.get("max_frames", 768) if whole_videos and not pictures else 1
+    share = settings.get("max_frames", 768) if whole_videos else 1
     return Limits(*(int(x) // share for x in found))
 
 

@@ -83,10 +83,10 @@ def read_clip(
     """
     for key, mine in (("patch", "patch_size"), ("temporal", "temporal_patch_size")):
         found = getattr(vision, key)
-        mine, where = f"{mine} of the preprocessor", "preprocessor_config.json"
-        check_value(mine, settings.get(mine.split()[0], found), found, where)
-    cell = vision.patch * vision.merge
-    limits = limits_of(settings, cell=cell, whole_videos=whole_videos, most=max_pixels)
+        check_value(f"{mine} of the preprocessor", settings.get(mine, found), found)
+    limits = limits_of(settings, whole_videos=whole_videos)
+    if max_pixels is not None:
+        limits = Limits(min(limits.least, max_pixels), max_pixels)
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be positive, got {fps}.")
     rate = Fraction(fps).limit_denominator(1001)
