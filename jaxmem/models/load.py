@@ -99,10 +99,6 @@ def load(
     family = made_by.read(files, fps=fps, **options)
     family.turn("?")  # errors of the template come before anything large is read
     table, renames, ignore = family.names
-    tied = not abstract and "decoder.head.kernel" not in table
-    if tied and checkpoint.has_own_head(directory, table, renames):
-        family = family.untied()
-        table, renames, ignore = family.names
     if abstract:
         params = jax.eval_shape(family.finalise, shapes_of(table, kind))
     else:

@@ -154,32 +154,6 @@ def match(
     return found
 
 
-def has_own_head(
-    directory: str | Path, table: Table, renames: Renames = (), *, rows: int = 4096
-) -> bool:
-    """Return whether a checkpoint stores an output matrix that is not its embedding.
-
-    Some say that they are tied and hold another matrix all the same (after a fine-tuning of it);
-    transformers uses the stored one.
-
-    Args:
-      directory: the checkpoint.
-      table: its weights, with "decoder.embedding.embedding".
-      renames: see the module's docstring.
-      rows: of both that are compared at a time.
-    """
-    stored = {rename(item.key, renames): item for item in stored_tensors(directory)}
-    head = next((item for name, item in stored.items() if name.endswith("lm_head.weight")), None)
-    embedding = stored.get(table["decoder.embedding.embedding"].name)
-    if head is None or embedding is None or head.shape != embedding.shape:
-        return False  # names and shapes are `match`'s business
-    with safe_open(head.file, "numpy") as one, safe_open(embedding.file, "numpy") as two:
-        mine, other = one.get_slice(head.key), two.get_slice(embedding.key)
-        cuts = range(0, head.shape[0], rows)
-        parts = [slice(first, min(first + rows, head.shape[0])) for first in cuts]
-        return not all(np.array_equal(mine[part], other[part]) for part in parts)
-
-
 def load(
     directory: str | Path,
     table: Table,

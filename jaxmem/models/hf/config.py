@@ -21,10 +21,7 @@ SIZES = {
 
 
 def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any]:
-    """Return a JSON object of a directory; ValueError if it is missing, or is something else.
-
-    A key whose value is null is left out: it says no more than a key that is not there.
-    """
+    """Return a JSON object of a directory; ValueError if it is missing, or is something else."""
     path = Path(directory) / name
     if not path.is_file():
         raise ValueError(
@@ -37,22 +34,11 @@ def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any
         raise ValueError(f"{path} is not JSON ({error}); download it again.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
-    return _without_nulls(value)
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_nulls(x) for x in value]
-    if isinstance(value, dict):
-        return {key: _without_nulls(x) for key, x in value.items() if x is not None}
     return value
 
 
 def rope_theta(text: Mapping[str, Any]) -> float:
-    """Return the rotary base of newer or older files; ValueError if scaled other than by YaRN.
-
-    A file that does not say means 10,000, as in Qwen2 and Llama.
-    """
+    """Return the rotary base of newer or older files; ValueError if scaled other than by YaRN."""
     rope, kind = _rope_settings(text)
     if kind not in ("default", "mrope", "yarn"):
         raise ValueError(

@@ -6,7 +6,7 @@ A new family is a subclass, and a line in `jaxmem.models.load.FAMILIES`.
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -154,11 +154,6 @@ class Family(ABC):
         """Return how far text tokens advance the position; None: one step each."""
         del ids
         return None
-
-    def untied(self) -> Self:
-        """Return the family with an output matrix of its own."""
-        config = replace(self.config, decoder=replace(self.config.decoder, tied=False))
-        return replace(self, config=config)
 
     def finalise(self, params: Params) -> Params:
         """Return the weights as the model runs them, from those that are stored."""

@@ -1,8 +1,8 @@
 """What the config.json files of the Qwen families have alike: a decoder with three rotary axes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.models.hf.config import check_keys, decoder_config, head_dim, rope_theta
@@ -24,40 +24,18 @@ class VLConfig:
     vision_end: int  # token after it
 
 
-class Turning(NamedTuple):
-    """How a family turns queries and keys: what a config.json that does not say means."""
-
-    make: Callable[..., Rope]  # of the layout; files do not decide it
-    theta: float
-    sections: tuple[int, ...]
-
-
-BLOCKS = Turning(mrope_sectioned, 1e6, (16, 24, 24))
-"""Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni."""
-INTERLEAVED = Turning(mrope_interleaved, 5e5, (24, 20, 20))
-"""Qwen3-VL."""
-
-
-def mrope(text: Mapping[str, Any], turning: Turning) -> Rope:
-    """Return the rotary embedding of a text config; ValueError if it is scaled or does not fit."""
+def mrope(text: Mapping[str, Any]) -> Rope:
+    """Return the rotary embedding of a text config; ValueError without sections, or if scaled."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    sections = tuple(rope.get("mrope_section", turning.sections))
-    if sum(sections) != head_dim(text) // 2:
-        raise ValueError(
-            f"the rotary sections {list(sections)} do not add up to half of the head width "
-            f"{head_dim(text)}: give mrope_section in the rope_parameters (rope_scaling) of "
-            "config.json."
-        )
-    return turning.make(head_dim(text), rope_theta(text), sections)
+    check_keys(rope, ("mrope_section",), "the rope_parameters (rope_scaling) of config.json")
+    make = mrope_interleaved if rope.get("mrope_interleaved") else mrope_sectioned
+    return make(head_dim(text), rope_theta(text), tuple(rope["mrope_section"]))
 
 
-def read_decoder(
-    config: Mapping[str, Any], turning: Turning, *, qkv_bias: bool, qk_norm: bool
-) -> DecoderConfig:
+def read_decoder(config: Mapping[str, Any], *, qkv_bias: bool, qk_norm: bool) -> DecoderConfig:
     """Return the decoder that a config.json describes, options as in `decoder_config`.
 
-    The text settings are `text_config`, or the top level in files of the first releases. `turning`
-    is the family's.
+    The text settings are `text_config`, or the top level in files of the first releases.
 
     Raises:
       ValueError: if a key is missing, or the file asks for something that is not implemented.
@@ -65,6 +43,4 @@ def read_decoder(
     text = config.get("text_config") or config
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     check_keys(text, ("hidden_size", "num_attention_heads"))
-    text = {"rope_theta": turning.theta, **text}
-    rope = mrope(text, turning)
-    return decoder_config(text, rope, qkv_bias=qkv_bias, qk_norm=qk_norm, tied=bool(tied))
+    return decoder_config(text, mrope(text), qkv_bias=qkv_bias, qk_norm=qk_norm, tied=bool(tied))

@@ -29,7 +29,7 @@ from jaxmem.models.qwen import qwen2_5_omni_layout as lay
 from jaxmem.models.qwen.audio import QwenAudioConfig, audio_table, encode_audio, token_count
 from jaxmem.models.qwen.audio import read_config as read_audio
 from jaxmem.models.qwen.clip import Size, read_clip
-from jaxmem.models.qwen.config import BLOCKS, read_decoder
+from jaxmem.models.qwen.config import read_decoder
 from jaxmem.models.qwen.qwen2_5_omni_layout import OmniLayout
 from jaxmem.models.qwen.qwen2_5_vision import Qwen25VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen.qwen2_5_vision import read_config as read_vision
@@ -75,7 +75,7 @@ def read_config(config: Mapping[str, Any]) -> Qwen25OmniConfig:
         ticks_per_second=per_second,
         chunk_ticks=int(per_second * config.get("seconds_per_chunk", 2)),
     )
-    decoder = read_decoder(config, BLOCKS, qkv_bias=True, qk_norm=False)
+    decoder = read_decoder(config, qkv_bias=True, qk_norm=False)
     return Qwen25OmniConfig(decoder, vision, read_audio(parts["audio"]), layout)
 
 

@@ -21,7 +21,7 @@ from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.prompt import Ids, Plan, pad
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen.clip import Clip, Size
-from jaxmem.models.qwen.config import INTERLEAVED, TOKENS, VLConfig, read_decoder
+from jaxmem.models.qwen.config import TOKENS, VLConfig, read_decoder
 from jaxmem.models.qwen.mrope import grid_positions, join, to_the_end
 from jaxmem.models.qwen.qwen3_vision import Encoded, Qwen3VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen.qwen3_vision import read_config as read_vision
@@ -57,9 +57,7 @@ def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
     if parts.pop("text").get("attention_bias"):
         raise ValueError("attention_bias is set: no released Qwen3-VL has biases on q, k and v.")
     parts["vision"] = read_vision(parts["vision"])
-    return Qwen3VLConfig(
-        decoder=read_decoder(config, INTERLEAVED, qkv_bias=False, qk_norm=True), **parts
-    )
+    return Qwen3VLConfig(decoder=read_decoder(config, qkv_bias=False, qk_norm=True), **parts)
 
 
 def weight_table(config: Qwen3VLConfig) -> dict[str, Weight]:

@@ -16,7 +16,7 @@ prompt over the whole video holds.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
@@ -189,11 +189,6 @@ class Salmonn(QwenFamily):
     def names(self) -> Names:
         base = self.config.family
         return Names(weight_table(self.config), base.RENAMES, base.IGNORE)
-
-    def untied(self) -> Self:
-        base = self.config.base
-        base = replace(base, decoder=replace(base.decoder, tied=False))
-        return replace(self, config=replace(self.config, base=base))
 
     @property
     def tokens(self) -> Qwen25VLConfig | Qwen3VLConfig:
