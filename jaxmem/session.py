@@ -24,6 +24,7 @@ from jaxmem.asking import ask, begin_answer, check_drawing, continue_answer, so_
 from jaxmem.bound import Bound, bind, bucket, probe_rows, question_rows
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.sampling import Sampling
+from jaxmem.finite import check_answer
 from jaxmem.loop import advance, branch, start, stream
 from jaxmem.memory.bank.bank import Footprint, footprint
 from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Memory, Spec, State, nbytes
@@ -347,6 +348,7 @@ class Session:
             answer = begin_answer(*asked, **more)
         streamer, first = TextStreamer(model.detokenize), np.array(answer.first)
         words, done = so_far(answer, model.end)
+        check_answer(words, *asked, program=program)
         first_seconds = time.perf_counter() - begin
         more = {"program": program, "steps": TOKENS_AT_ONCE, "end": model.end} | draw
         # Also where the first token ends the answer: whoever ran this once compiled both programs.
@@ -354,6 +356,7 @@ class Session:
         yield from streamer.push(words, done)
         while not done:
             words, done = so_far(answer, model.end)
+            check_answer(words, *asked, program=program)
             yield from streamer.push(words, done)
             answer = answer if done else continue_answer(bound, answer, **more)
         text = model.detokenize(words)

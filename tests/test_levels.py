@@ -18,6 +18,7 @@ LEVELS = {
     "bound": 6,
     "loop": 6,
     "asking": 6,
+    "finite": 6,
     "programs": 6,
     "pieces": 6,
     "saving": 6,

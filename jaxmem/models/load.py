@@ -14,8 +14,9 @@ from jaxmem.models.hf import checkpoint
 from jaxmem.models.hf.chat import Uncoded
 from jaxmem.models.hf.checkpoint import Place
 from jaxmem.models.hf.config import read_json
-from jaxmem.models.hf.family import ANY_SIZE, Family, Files, model_of, read_files
+from jaxmem.models.hf.family import ANY_SIZE, Family, Files, Names, model_of, read_files
 from jaxmem.models.hf.published import names, published_config
+from jaxmem.models.hf.quantized import settings_of
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
 from jaxmem.models.llava.video import LlavaVideo
@@ -37,6 +38,9 @@ FAMILIES: dict[str, type[Family]] = {
     "video_salmonn_2_plus_qwen3_vl": TimedSalmonn,
 }
 """`model_type` of config.json to the class that reads such a checkpoint."""
+HEAD = "decoder.head.kernel"
+HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+"""Where an output matrix goes, and what it is called once names are brought to the table's."""
 DTYPES = ("bfloat16", "float16", "float32")
 SMALL = ("*.json", "*.jinja", "*.txt")
 FILES = (*SMALL, "*.safetensors")
@@ -89,6 +93,8 @@ def load(
         directory = find(where, SMALL if abstract else FILES)
         name = Path(where).resolve().name  # a downloaded directory has one that says nothing
         made_by = family_of(read_json(directory), directory)
+        if not abstract:
+            settings_of(read_json(directory))  # a quantisation that is not read is refused first
         files = read_files(directory, abstract=abstract)
     if max_pixels is not None:
         if issubclass(made_by, LlavaFamily):
@@ -98,6 +104,9 @@ def load(
         options["max_pixels"] = max_pixels
     family = made_by.read(files, fps=fps, **options)
     family.turn("?")  # errors of the template come before anything large is read
+    if not abstract and own_head(directory, family.names):
+        files = files._replace(config=untied(files.config))
+        family = made_by.read(files, fps=fps, **options)
     table, renames, ignore = family.names
     if abstract:
         params = jax.eval_shape(family.finalise, shapes_of(table, kind))
@@ -106,6 +115,28 @@ def load(
         stored = checkpoint.load(directory, table, dtype=kind, sharding=sharding, **more)
         params = family.finalise(stored)
     return model_of(family, files, params, name=name, max_new=max_new)
+
+
+def own_head(directory: str | Path, names: Names) -> bool:
+    """Return whether a checkpoint that says it is tied stores another output matrix all the same.
+
+    transformers uses a stored one whatever the flag says; a copy of the embedding is left out.
+    """
+    if HEAD in names.table:
+        return False
+    table = names.table["decoder.embedding.embedding"]
+    found = {
+        checkpoint.rename(item.key, names.renames): item
+        for item in checkpoint.stored_tensors(directory)
+    }
+    stored = next((found[name] for name in HEADS if name in found), None)
+    return stored is not None and not checkpoint.same(stored, found.get(table.name))
+
+
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json that says of all its parts that the output matrix is their own."""
+    parts = {key: untied(config[key]) for key in ("thinker_config", "text_config") if key in config}
+    return {**config, **parts, "tie_word_embeddings": False}
 
 
 def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:

@@ -343,7 +343,7 @@ def test_refusals(folder, tmp_path):
     native = (50 * cell, 80 * cell)
     assert load(tmp_path / "a", abstract=True).media.size(*native) == native
     other = vision.patch + 1
-    with pytest.raises(ValueError, match=f"patch_size of the preprocessor is {other}"):
+    with pytest.raises(ValueError, match=f"patch_size is {other} in .*preprocessor_config.json"):
         load(changed(silent, tmp_path / "b", name, patch_size=other))
     with pytest.raises(ValueError, match="fps must be positive"):
         load(silent, fps=0)
@@ -354,6 +354,6 @@ def test_refusals(folder, tmp_path):
     other = changed(heard, tmp_path / "c", "config.json", position_id_per_seconds=5)
     seconds = read_json(heard)["seconds_per_chunk"]
     made = int(5 * seconds)
-    message = rf"{made * 20} log-mel frames, expected .* becomes {made} tokens"
+    message = rf"{made * 20} log-mel frames and {made} tokens"
     with pytest.raises(ValueError, match=message):
         load(other, fps=temporal / (made / 5))
