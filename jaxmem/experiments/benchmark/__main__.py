@@ -3,6 +3,7 @@
 python -m jaxmem.experiments.benchmark constancy            # 10 hours, about a minute
 python -m jaxmem.experiments.benchmark bytes                # bytes of every memory, 7B
 python -m jaxmem.experiments.benchmark session              # a second session of equal memories
+python -m jaxmem.experiments.benchmark step                 # the chunk step, and what it copies
 python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
 python -m jaxmem.experiments.benchmark price --model qwen2.5-vl:7b   # what a stream costs a GPU
 """
@@ -31,6 +32,7 @@ from jaxmem.experiments.benchmark.second_session import (
     measure_sessions,
     sessions_table,
 )
+from jaxmem.experiments.benchmark.step import StepConfig, measure_steps, steps_table
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import refusing
 from jaxmem.memory.by_name import contestants, parse_budget, parse_names
@@ -96,6 +98,7 @@ Command = (
     Annotated[ConstancyConfig, tyro.conf.subcommand("constancy")]
     | Annotated[BytesConfig, tyro.conf.subcommand("bytes")]
     | Annotated[SessionConfig, tyro.conf.subcommand("session")]
+    | Annotated[StepConfig, tyro.conf.subcommand("step")]
     | Annotated[KernelsConfig, tyro.conf.subcommand("kernels")]
     | Annotated[PriceConfig, tyro.conf.subcommand("price")]
 )
@@ -122,6 +125,9 @@ def _run(argv: Sequence[str]) -> None:
     elif isinstance(config, PriceConfig):
         cost = price(config)
         data, table = asdict(cost), price_tables(cost)
+    elif isinstance(config, StepConfig):
+        found = measure_steps(config)
+        data, table = {"steps": [step._asdict() for step in found]}, steps_table(config, found)
     elif isinstance(config, SessionConfig):
         result = measure_sessions(config)
         data = {name: [start._asdict() for start in both] for name, both in result.items()}
