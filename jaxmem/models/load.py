@@ -19,7 +19,7 @@ from jaxmem.models.hf.published import names, published_config
 from jaxmem.models.hf.quantized import settings_of
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
-from jaxmem.models.llava.video import LlavaVideo
+from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
 from jaxmem.models.qwen.qwen3_vl import Qwen3VL
@@ -151,6 +151,8 @@ def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
             f"{where} has model_type {found!r} in its config.json; supported are "
             f"{', '.join(FAMILIES)}."
         )
+    if FAMILIES[found] is LlavaVideo and newline_of(config) != "grid":
+        return LlavaOnevisionNext
     return FAMILIES[found]
 
 

@@ -256,6 +256,32 @@ def test_text_after_a_video_with_sound(folder):
     assert family.question_start((16, 40), 0).tolist() == [0, 0, 0]
 
 
+def test_windows_of_sound_that_do_not_divide_a_chunk(folder, tmp_path):
+    """A piece is then as many chunks as hold whole windows: rows as laid out offline."""
+    found = []
+    for name, seconds in (("three halves", 0.24), ("three", 0.48)):  # of a window of 16 frames
+        other = shutil.copytree(folder("qwen2_5_omni"), tmp_path / name)
+        config = read_json(folder("qwen2_5_omni")) | {"seconds_per_chunk": seconds}
+        config["audio_config"]["n_window"] = 8
+        (other / "config.json").write_text(json.dumps(config))
+        model = load(other, dtype=jnp.float32, fps=25 / 3)
+        model = for_frames(model, size_of(folder, "qwen2_5_omni"))
+        assert model.media.piece_seconds == pytest.approx(0.48)
+        pieces = pieces_of(model, model.media.size, 2)
+        past = np.zeros(model.media.past_samples, np.float32)
+        frames, samples = (np.stack([getattr(p, x) for p in pieces]) for x in ("frames", "samples"))
+        inputs = model.preprocess(frames, samples, np.array([True] * 2), past, 0)
+        found.append((model, model.encode(model.params, inputs)))
+    (model, rows), (_, whole) = found
+    heard = [np.asarray(x.x)[np.asarray(x.modality) == AUDIO] for x in (rows, whole)]
+    np.testing.assert_allclose(heard[0], heard[1], atol=2e-5)
+    family = model.encode.of
+    grid = family.clip.grid(model.media.size, 2)
+    expected = lay.mixed(family.config.layout, grid, family.clip.seconds, 24)
+    np.testing.assert_array_equal(np.asarray(rows.modality) == AUDIO, expected.sound)
+    np.testing.assert_array_equal(rows.pos, expected.pos)
+
+
 def test_ten_hours(folder, stamped, omni):
     """A chunk after ten hours is laid out like the first, with its own time in words."""
     size = size_of(folder, "qwen3_vl")
