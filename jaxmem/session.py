@@ -38,6 +38,8 @@ from jaxmem.typing import Array, Float, PyTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from jaxmem.data.media.live import LiveReader
+
 TOKENS_AT_ONCE = 4
 """Written between two looks at a growing answer: about a few words."""
 
@@ -65,6 +67,31 @@ class Event(NamedTuple):
     time: float  # seconds of stream
     kind: str
     message: str
+
+
+def open_for(model: Model, source: str | Path, **options: Any) -> LiveReader:
+    """Return a reader of a source in a model's format.
+
+    Args:
+      model: what sees and hears.
+      source: file, address or device that PyAV opens.
+      options: of `jaxmem.data.media.media.open_media`.
+
+    Raises:
+      ValueError: if the source does not open, or holds sound alone and the model does not hear.
+    """
+    from jaxmem.data.media.media import open_media
+
+    media = model.media
+    more = {"fps": media.fps, "piece_seconds": media.piece_seconds, "size": media.size}
+    reader = open_media(source, sample_rate=media.sample_rate, **more, **options)
+    if reader.info.video_codec is None and not model.audio_tokens:
+        reader.close()
+        raise ValueError(
+            f"{source}: it has sound but no pictures, and {model.name} does not hear: give a "
+            "source with pictures, or a model that hears."
+        )
+    return reader
 
 
 class Session:
@@ -219,7 +246,7 @@ class Session:
           options: of `jaxmem.data.media.media.open_media`, for example `stop=60.0`.
 
         Raises:
-          ValueError: if the source does not open, or holds no pictures.
+          ValueError: if the source does not open, or holds nothing that the model sees or hears.
         """
         if isinstance(source, str | Path):
             with self.open(source, **options) as reader:
@@ -231,26 +258,13 @@ class Session:
         self.flush()
         return self
 
-    def open(self, source: str | Path, **options: Any) -> Any:
+    def open(self, source: str | Path, **options: Any) -> LiveReader:
         """Return a reader of a source in the model's format, and fit the model to its frames.
 
         Raises:
-          ValueError: if the source does not open, or holds no pictures.
+          ValueError: if the source does not open, or holds nothing that the model sees or hears.
         """
-        from jaxmem.data.media.media import open_media
-
-        media = self.model.media
-        reader = open_media(
-            str(source),
-            fps=media.fps,
-            piece_seconds=media.piece_seconds,
-            size=media.size,
-            sample_rate=media.sample_rate,
-            **options,
-        )
-        if not min(reader.info.size):
-            reader.close()
-            raise ValueError(f"{source} has audio but no pictures, which {self.model.name} needs.")
+        reader = open_for(self.model, source, **options)
         self._open(reader.info.size)
         return reader
 

@@ -6,6 +6,7 @@ python -m jaxmem.experiments.benchmark session              # a second session o
 python -m jaxmem.experiments.benchmark step                 # the chunk step, and what it copies
 python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
 python -m jaxmem.experiments.benchmark price --model qwen2.5-vl:7b   # what a stream costs a GPU
+python -m jaxmem.experiments.benchmark faults               # 1,000 damaged files, minutes
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal
@@ -23,6 +25,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxmem.experiments.benchmark.constancy import Constancy, constancy_table, measure
+from jaxmem.experiments.benchmark.faults import Faults, FaultsConfig, faults_table, run_faults
+from jaxmem.experiments.benchmark.faults_record import write_record
 from jaxmem.experiments.benchmark.footprints import BytesConfig, footprint_table, footprints
 from jaxmem.experiments.benchmark.kernels import KernelsConfig, measure_kernels
 from jaxmem.experiments.benchmark.price import PriceConfig, price
@@ -94,6 +98,22 @@ def constancy(config: ConstancyConfig) -> Constancy:
         )
 
 
+def faults(config: FaultsConfig) -> Faults:
+    """Stream damaged files with a progress bar on standard error, and record what came of it.
+
+    Raises:
+      ValueError: if a number makes no sense, or there are no clips.
+    """
+    begin = time.perf_counter()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("streaming damaged files", total=config.files)
+        found = run_faults(config, lambda: bar.advance(task))
+    if config.record is not None:
+        wall = time.perf_counter() - begin
+        write_record(config.record, asdict(config) | machine(), machine() | asdict(found), wall)
+    return found
+
+
 Command = (
     Annotated[ConstancyConfig, tyro.conf.subcommand("constancy")]
     | Annotated[BytesConfig, tyro.conf.subcommand("bytes")]
@@ -101,6 +121,7 @@ Command = (
     | Annotated[StepConfig, tyro.conf.subcommand("step")]
     | Annotated[KernelsConfig, tyro.conf.subcommand("kernels")]
     | Annotated[PriceConfig, tyro.conf.subcommand("price")]
+    | Annotated[FaultsConfig, tyro.conf.subcommand("faults")]
 )
 
 
@@ -122,6 +143,9 @@ def _run(argv: Sequence[str]) -> None:
     if isinstance(config, ConstancyConfig):
         result = constancy(config)
         data, table = asdict(result), constancy_table(result)
+    elif isinstance(config, FaultsConfig):
+        found = faults(config)
+        data, table = asdict(found), faults_table(found)
     elif isinstance(config, PriceConfig):
         cost = price(config)
         data, table = asdict(cost), price_tables(cost)

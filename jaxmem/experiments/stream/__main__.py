@@ -22,6 +22,12 @@ from rich.console import Console
 from jaxmem.experiments.memories import help_of, read_options, split_options
 from jaxmem.experiments.parsing import parse
 from jaxmem.experiments.stream.config import StreamConfig
+from jaxmem.experiments.stream.interrupt import (
+    ABORTED,
+    NOTHING,
+    interruptible,
+    leave_threads_behind,
+)
 from jaxmem.experiments.stream.job import Plan, perform, plan, prepare
 from jaxmem.experiments.stream.out_of_memory import asked_and_price, is_out_of_memory
 from jaxmem.experiments.stream.output import prompt, show, write
@@ -30,7 +36,7 @@ from jaxmem.experiments.stream.source import UnreadableError, find_model, find_s
 from jaxmem.experiments.stream.terminal import typed_lines
 from jaxmem.report.results import as_dict
 
-STREAMED, BAD_ARGUMENTS, UNREADABLE, ABORTED = 0, 2, 3, 130
+STREAMED, BAD_ARGUMENTS, UNREADABLE = 0, 2, 3
 """Exit statuses."""
 
 
@@ -42,13 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     errors = Console(stderr=True, highlight=False)
     try:
-        return _main(sys.argv[1:] if argv is None else argv, errors)
+        status = _main(sys.argv[1:] if argv is None else argv, errors)
     except UnreadableError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return UNREADABLE
+        status = UNREADABLE
     except KeyboardInterrupt:
-        errors.print("interrupted before there was anything to report", style="red")
-        return ABORTED
+        errors.print(NOTHING, style="red")
+        status = ABORTED
+    leave_threads_behind(status)
+    return status
 
 
 def _main(argv: Sequence[str], errors: Console) -> int:
@@ -61,13 +69,16 @@ def _main(argv: Sequence[str], errors: Console) -> int:
         try:
             config = configured(argv)
             console = Console(stderr=config.json, highlight=False)
-            with ExitStack() as media:
-                ready = _ready(config, console, media)
-                wanted = config.prompt and not config.json and config.video != "-"
-                lines = typed_lines(wanted=wanted, hidden=console.is_terminal)
-                typed = terminal.enter_context(lines)
-                done = perform(ready, console, typed)
-            done = write(done)
+            with interruptible() as stop:
+                with ExitStack() as media:
+                    with stop.raising():
+                        ready = _ready(config, console, media)
+                    wanted = config.prompt and not config.json and config.video != "-"
+                    lines = typed_lines(wanted=wanted, hidden=console.is_terminal)
+                    typed = terminal.enter_context(lines)
+                    stop.tidy = terminal.close
+                    done = perform(ready, console, stop, typed)
+                done = write(done)
         except SystemExit as stop:  # the parser has said what was wrong, or printed the help
             return stop.code if isinstance(stop.code, int) else BAD_ARGUMENTS
         except ValueError as error:  # also a memory and a model that do not go together
@@ -103,7 +114,7 @@ def _ready(config: StreamConfig, console: Console, media: ExitStack) -> Plan:
     job = prepare(config, find_model(config, console))
     usual = AT_THE_END if config.model is None else job.model.probes
     source = find_source(config, job.questions, console, usual)
-    reader = media.enter_context(open_source(source, job.model.media))
+    reader = media.enter_context(open_source(source, job.model))
     return plan(job, source, reader)
 
 

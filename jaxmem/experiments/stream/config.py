@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,6 +29,12 @@ class StreamConfig:
 
     # File, address or device, "-" for standard input; else a synthetic video.
     video: Text = None
+    format: Text = None  # Of --video, where its content does not tell: v4l2, lavfi, rawvideo...
+    # KEY=VALUE, passed on to the device or demuxer of --video; may be repeated.
+    option: Annotated[tuple[str, ...], Append] = ()
+    timeout: float = 10.0  # Seconds that a --video which is no plain file may keep silent.
+    reconnect: Annotated[bool, Flag] = False  # Open a lost address or device again.
+    follow: Annotated[bool, Flag] = False  # Wait at the end of the file for more.
     ask: Annotated[tuple[str, ...], Append] = ()  # "TIME: question"; TIME: seconds, mm:ss or end.
     memory: str = "omnimem"  # What is kept; --bank.OPTION puts a bank around it.
     budget: str = "96"  # Slots per layer (96), or bytes over all layers (64KiB).
@@ -66,7 +72,7 @@ def check(config: StreamConfig) -> None:
     Raises:
       ValueError: naming the option, its value and what it may be.
     """
-    for name in ("seconds", "fps", "chunk_seconds", "max_pixels"):
+    for name in ("seconds", "fps", "chunk_seconds", "max_pixels", "timeout"):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}.")
@@ -77,6 +83,7 @@ def check(config: StreamConfig) -> None:
     if config.model is not None and config.weights is not None:
         raise ValueError("--model and --weights are two models; give one of them.")
     _refuse_idle(config)
+    media_options(config)
     if config.max_new < 1:
         raise ValueError(f"--max-new must be at least 1, got {config.max_new}.")
     sampling_of(replace(config, sample=False), None)
@@ -95,7 +102,9 @@ def check(config: StreamConfig) -> None:
 
 def _refuse_idle(config: StreamConfig) -> None:
     """Refuse options that the others leave without an effect."""
+    synthetic = (config.video is None, "without --video")
     idle = {
+        **dict.fromkeys(("format", "option", "timeout", "reconnect", "follow"), synthetic),
         "dtype": (config.model is None, "without --model"),
         "max_new": (config.model is None, "without --model"),
         "max_pixels": (config.model is None, "without --model"),
@@ -125,3 +134,20 @@ def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
     greedy = not config.sample and set(given) == {"repetition_penalty"}
     start = own if config.sample and own is not None else Sampling(0.0 if greedy else 1.0)
     return replace(start, **given)
+
+
+def media_options(config: StreamConfig) -> dict[str, Any]:
+    """Return what `open_media` is told of the source.
+
+    Raises:
+      ValueError: if an `--option` is not KEY=VALUE.
+    """
+    pairs = [text.partition("=") for text in config.option]
+    for text, (key, equals, _) in zip(config.option, pairs, strict=True):
+        if not (key and equals):
+            raise ValueError(
+                f"--option is KEY=VALUE, for example video_size=640x480; got {text!r}."
+            )
+    names = ("format", "timeout", "reconnect", "follow")
+    given = {key: value for key, _, value in pairs}
+    return {"options": given or None} | {name: getattr(config, name) for name in names}

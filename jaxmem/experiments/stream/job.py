@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-from jaxmem.data.media.media import MediaReader
-from jaxmem.data.media.prefetch import prefetch
+from jaxmem.data.media.live import LiveReader
+from jaxmem.data.media.prefetch import HURRY, prefetch
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of
+from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.experiments.stream.questions import Planned, parse_ask
 from jaxmem.experiments.stream.run import (
     Asked,
@@ -74,7 +75,7 @@ class Plan:
 
     job: Job
     source: Source
-    reader: MediaReader
+    reader: LiveReader
     length: float | None  # seconds at most
     spec: Spec
     contestants: tuple[Contestant, ...]
@@ -120,13 +121,15 @@ def prepare(config: StreamConfig, model: Model) -> Job:
     )
 
 
-def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
+def plan(job: Job, source: Source, reader: LiveReader) -> Plan:
     """Set up the memories for an open source.
 
     Raises:
       ValueError: if one cannot be set up within the budget.
     """
     job = replace(job, model=for_frames(job.model, reader.info.size))
+    if reader.waits:  # what has come is fed at once: seconds to fill a segment are not waited for
+        job = replace(job, chunks=1)
     model, config = job.model, job.config
     length = length_of(source, reader)
     # A silent video has no audio to keep slots for, whatever the model hears.
@@ -137,32 +140,38 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
-def perform(plan: Plan, console: Console, typed: Terminal | None = None) -> Done:
-    """Stream, ask (also what is typed), and print what happens.
+def perform(plan: Plan, console: Console, stop: Stop, typed: Terminal | None = None) -> Done:
+    """Stream until the media or `stop` ends it, ask (also what is typed), print what happens.
 
     Raises:
       UnreadableError: if the source holds nothing.
+      KeyboardInterrupt: if it is stopped before anything was streamed.
     """
     job, reader, questions = plan.job, plan.reader, plan.source.questions
     for line in _announced(plan):
         console.print(line, markup=False)
     progress = Progress()
     with count_compilations() as counted, prefetch(_segments(plan)) as ahead:
-        streams = _warm(plan, console)
+        with stop.raising():
+            streams = _warm(plan, console)
         before = (counted.count, counted.seconds)
         begin = time.perf_counter()
         screen = screen_of(job, console, typed)
         more = {"typed": list if typed is None else typed.taken}
         with Bar(screen) as bar:
             moved = _mover(bar, plan.length, begin)
-            for happened in run(streams, ahead, questions, progress, **more):
+            for happened in run(streams, ahead, questions, progress, stop, **more):
                 if isinstance(happened, Moved):
                     moved(happened.time)
                 elif not (job.config.json and isinstance(happened, Part)):
                     shown(screen, happened)
         wall = time.perf_counter() - begin
+        if progress.interrupted:
+            ahead.leave(HURRY)
     if not progress.pieces:
-        reason = reader.end.reason if reader.end else "interrupted before the first piece"
+        if progress.interrupted:
+            raise KeyboardInterrupt
+        reason = reader.end.reason if reader.end else "it gave no piece"
         raise UnreadableError(f"{plan.source.path}: nothing was read: {reason}.")
     compiled = Compilations(*before, counted.count - before[0])
     return Done(job, _report(plan, streams, progress, wall, compiled), tuple(streams), plan.source)
@@ -252,7 +261,7 @@ def drawn(found: Sampling, seed: int) -> str:
     return f"temperature {found.temperature:g}, top-p {found.top_p:g}{more}, seed {seed}"
 
 
-def _ending(progress: Progress, reader: MediaReader) -> Ending:
+def _ending(progress: Progress, reader: LiveReader) -> Ending:
     if progress.interrupted or reader.end is None:
         return Ending(progress.time, "interrupted by the user", "interrupted")
     return Ending(reader.end.time, reader.end.reason, reader.end.kind)
