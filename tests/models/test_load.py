@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxmem as jm
 from jaxmem.models.hf.published import published_config
+from jaxmem.models.qwen.tiny_checkpoint import write_tiny
 
 HEADS = {"llava_onevision": "language_model.lm_head.weight"}
 TABLES = {
@@ -97,3 +98,15 @@ def test_other_keys_that_are_not_written(tmp_path):
     config = published_config("qwen3-vl:4b")
     config["text_config"].pop("head_dim")  # 2,560 / 32 would be 80
     assert decoder_of(tmp_path, config).head_dim == 128
+
+
+@pytest.mark.parametrize(
+    "key, value", [("text_config", [1]), ("vision_config", "x"), ("rope_scaling", 3)]
+)
+def test_a_config_of_other_kinds_is_refused_in_words(tmp_path, key, value):
+    folder = write_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (config["text_config"] if key == "rope_scaling" else config)[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="hold something else than expected .* again"):
+        jm.load(folder)
