@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmem as jm
 from jaxmem.data.world.files import held_out
 from jaxmem.experiments.stream import __main__ as cli
+from jaxmem.memory.options import NAMES
 from jaxmem.models.qwen.tiny_checkpoint import write_tiny
 
 
@@ -96,3 +97,30 @@ def test_numbers_of_64_bits():
     """In a process of its own, since the switch is for all of it."""
     done = subprocess.run([sys.executable, "-c", ANSWERS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+TRACES = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from functools import partial
+from jaxmem.asking import ask
+from jaxmem.bound import question_rows
+from jaxmem.experiments.benchmark.price import PriceConfig, open_stream
+from jaxmem.loop import advance
+from jaxmem.memory.options import NAMES
+for name in NAMES:
+    found = open_stream(PriceConfig(model="tiny", memory=name, budget=64, dtype="float32"))
+    more = {"program": found.program}
+    jax.eval_shape(partial(advance.compiled, **more), found.bound, found.carry, found.inputs)
+    rows = partial(question_rows, ids=np.zeros(8, np.int32), **more)
+    rows = jax.eval_shape(rows, found.bound.params)
+    jax.eval_shape(partial(ask.compiled, **more, max_new=3), found.bound, found.carry, rows)
+    print(name, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_every_memory_traces_with_numbers_of_64_bits():
+    done = subprocess.run([sys.executable, "-c", TRACES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.split()) == len(NAMES)

@@ -102,11 +102,11 @@ def load(
                 f"{name} takes frames of one size: leave max_pixels out, got {max_pixels}."
             )
         options["max_pixels"] = max_pixels
-    family = made_by.read(files, fps=fps, **options)
+    family = read_family(made_by, files, name, fps=fps, **options)
     family.turn("?")  # errors of the template come before anything large is read
     if not abstract and own_head(directory, family.names):
         files = files._replace(config=untied(files.config))
-        family = made_by.read(files, fps=fps, **options)
+        family = read_family(made_by, files, name, fps=fps, **options)
     table, renames, ignore = family.names
     if abstract:
         params = jax.eval_shape(family.finalise, shapes_of(table, kind))
@@ -115,6 +115,23 @@ def load(
         stored = checkpoint.load(directory, table, dtype=kind, sharding=sharding, **more)
         params = family.finalise(stored)
     return model_of(family, files, params, name=name, max_new=max_new)
+
+
+def read_family(made_by: type[Family], files: Files, name: str, **options: Any) -> Family:
+    """Return the member that files hold.
+
+    Raises:
+      ValueError: if something is missing, does not fit, or is of another kind than its key says.
+    """
+    try:
+        return made_by.read(files, **options)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        if "keyword argument" in str(error):  # an option that the family does not have
+            raise
+        raise ValueError(
+            f"config.json or the preprocessor's settings of {name} hold something else than "
+            f"expected ({error}): download them again."
+        ) from error
 
 
 def own_head(directory: str | Path, names: Names) -> bool:
@@ -146,7 +163,7 @@ def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
       ValueError: if there is none; it says `where` the checkpoint is.
     """
     found = config.get("model_type")
-    if found not in FAMILIES:
+    if not isinstance(found, str) or found not in FAMILIES:
         raise ValueError(
             f"{where} has model_type {found!r} in its config.json; supported are "
             f"{', '.join(FAMILIES)}."

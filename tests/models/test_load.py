@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxmem as jm
 from jaxmem.models.hf.published import published_config
+from jaxmem.models.qwen.tiny_checkpoint import write_tiny
 
 HEADS = {"llava_onevision": "language_model.lm_head.weight"}
 TABLES = {
@@ -41,13 +42,19 @@ def test_a_stored_output_matrix_is_used_whatever_the_flag_says(golden, tmp_path,
     name = HEADS.get(family, "lm_head.weight")
     table = TABLES.get(family, "model.embed_tokens.weight")
     own = weights[table][::-1].copy()
+    # Of Qwen2.5-Omni only the root's flag counts: without it and without a matrix it is not whole.
+    says = family != "qwen2_5_omni" or where == "root"
     for head in (own, weights[table], None):
         stored = {k: v for k, v in weights.items() if k != name}
         stored |= {} if head is None else {name: head}
         save_file(stored, folder / "model.safetensors")
+        if head is None and not says:
+            with pytest.raises(ValueError, match="lm_head.weight: missing"):
+                jm.load(folder, dtype="float32")
+            continue
         decoder = jm.load(folder, dtype="float32").params["decoder"]
-        if head is own:
-            np.testing.assert_array_equal(decoder["head"]["kernel"], own.T)
+        if head is own or not says:
+            np.testing.assert_array_equal(decoder["head"]["kernel"], head.T)
         elif family == "llava_onevision":  # a copy without the newline's row
             np.testing.assert_array_equal(decoder["head"]["kernel"], weights[table].T)
         else:
@@ -97,3 +104,15 @@ def test_other_keys_that_are_not_written(tmp_path):
     config = published_config("qwen3-vl:4b")
     config["text_config"].pop("head_dim")  # 2,560 / 32 would be 80
     assert decoder_of(tmp_path, config).head_dim == 128
+
+
+@pytest.mark.parametrize(
+    "key, value", [("text_config", [1]), ("vision_config", "x"), ("rope_scaling", 3)]
+)
+def test_a_config_of_other_kinds_is_refused_in_words(tmp_path, key, value):
+    folder = write_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (config["text_config"] if key == "rope_scaling" else config)[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="hold something else than expected .* again"):
+        jm.load(folder)

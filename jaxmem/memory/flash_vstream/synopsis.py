@@ -81,11 +81,11 @@ def ordered_kmeans(
     place = jnp.arange(clusters, dtype=jnp.int32)
     pick = jnp.where(place < front, place, order[jnp.clip(place - front, 0, size - 1)])
     early = jnp.where(place < front, time[:clusters], at[pick])
-    few = Synopsis(x[pick], jnp.ones((clusters,)), early)
+    few = Synopsis(x[pick], jnp.ones((clusters,), jnp.float32), early)
 
     kept = Synopsis(x[:clusters], jnp.where(valid, weights, 0)[:clusters], times[:clusters])
     if released:
-        kept = Synopsis(x[:clusters], jnp.ones((clusters,)), index[:clusters])
+        kept = Synopsis(x[:clusters], jnp.ones((clusters,), jnp.float32), index[:clusters])
 
     def choose(a: Array, b: Array, c: Array) -> Array:
         return jnp.where(n <= clusters, a, jnp.where(front > 0, b, c)).astype(a.dtype)

@@ -102,7 +102,8 @@ def settings_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     parts = (config, config.get("thinker_config"), config.get("text_config"))
     keys = ("quantization_config", "compression_config")
-    found = next((part[key] for part in parts if part for key in keys if part.get(key)), {})
+    every = (part.get(key) for part in parts if isinstance(part, Mapping) for key in keys)
+    found = next((x for x in every if isinstance(x, Mapping) and x), {})
     if not found:
         return {}
     method = str(found.get("quant_method", "unknown")).lower()

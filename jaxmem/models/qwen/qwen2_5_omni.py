@@ -92,7 +92,10 @@ def read_config(config: Mapping[str, Any]) -> Qwen25OmniConfig:
         ticks_per_second=per_second,
         chunk_ticks=int(per_second * config.get("seconds_per_chunk", 2)),
     )
-    decoder = read_decoder(config, QWEN2_5_OMNI, qkv_bias=True, qk_norm=False)
+    # transformers asks the Thinker whether it is tied, not its text part, which may say otherwise.
+    text = {**parts["text"], "tie_word_embeddings": False}
+    asked = {**config, "text_config": text}
+    decoder = read_decoder(asked, QWEN2_5_OMNI, qkv_bias=True, qk_norm=False)
     return Qwen25OmniConfig(decoder, vision, read_audio(parts["audio"]), layout)
 
 
