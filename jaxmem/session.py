@@ -248,7 +248,8 @@ class Session:
             self._source = identity(source) | {"first": self.pieces}
         fed = self.pieces - (self._source or {})["first"]
         with self.open(source, **options) as reader:
-            media, live = self.model.media, reader.info.duration is None
+            media = self.model.media
+            live = reader.info.duration is None and identity(source)["bytes"] is None
             self._watch(rest_of(reader, media, fed, live=live) if fed else reader, saver)
             self._events += [Event(e.time, e.kind, e.message) for e in reader.events]
         return self
