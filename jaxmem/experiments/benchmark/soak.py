@@ -32,7 +32,7 @@ class Held(NamedTuple):
 
     hour: float
     resident_bytes: int
-    threads: int
+    threads: int  # those of libraries included, where the system says
     descriptors: int  # open files; 0 where the system does not say
 
 
@@ -51,9 +51,10 @@ class Soak:
 
 def holds(hour: float) -> Held:
     """Return what this process holds now."""
-    files = Path("/proc/self/fd")
-    count = len(os.listdir(files)) if files.exists() else 0
-    return Held(hour, resident(), threading.active_count(), count)
+    mine = Path("/proc/self")
+    files = len(os.listdir(mine / "fd")) if mine.exists() else 0
+    threads = len(os.listdir(mine / "task")) if mine.exists() else threading.active_count()
+    return Held(hour, resident(), threads, files)
 
 
 def looped(session: Session, path: Path, count: Callable[[], None]) -> Iterator[Piece]:
