@@ -19,7 +19,9 @@ EVERY = 60.0
 class Checkpoints:
     """Saves streams to one folder when `every` seconds of stream have gone by."""
 
-    def __init__(self, path: str | Path, every: float = EVERY, *, at: float = 0.0, again=False):
+    def __init__(
+        self, path: str | Path, every: float = EVERY, *, at: float = 0.0, again: bool = False
+    ):
         """Save to `path` next at stream time `at` + `every`, in seconds.
 
         `again` says that the streams come from there, so that its saves may be replaced.

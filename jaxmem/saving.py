@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,8 +159,9 @@ def write(
     with _alone(target):
         for leftover in target.glob(".[wr]*-*"):  # of processes that were killed
             shutil.rmtree(leftover, ignore_errors=True)
-        before = _numbered(target)
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target))
+        before = numbered(target)
+        temporary = target / f".writing-{os.getpid()}-{threading.get_ident()}"
+        temporary.mkdir()
         try:
             _fill(temporary, parts, more or {})
             number = int(before[-1].name) + 1 if before else 1
@@ -188,7 +189,7 @@ def check_target(path: str | Path, replace: bool) -> None:
             f"{target} exists already and is no folder of saved streams: name a new folder, or "
             "remove it first."
         )
-    if not replace and _numbered(target):
+    if not replace and numbered(target):
         raise ValueError(
             f"{target} exists already: name a new folder, remove it first, or replace it "
             "(replace=True)."
@@ -199,8 +200,10 @@ def _ours(path: Path) -> bool:
     return re.fullmatch(r"\d{8}|\.writing-.*|\.removed-.*", path.name) is not None
 
 
-def _numbered(target: Path) -> list[Path]:
+def numbered(target: Path) -> list[Path]:
     """Return the complete saves in a folder, the last one last."""
+    if not target.is_dir():
+        return []
     return sorted(x for x in target.iterdir() if re.fullmatch(r"\d{8}", x.name))
 
 
@@ -313,7 +316,7 @@ class Saved:
 def _damaged(where: Path, what: str) -> ValueError:
     """Return the refusal of a save, which offers the last whole one before it."""
     offered = "there is none before it: begin anew"
-    for old in reversed(_numbered(where.parent)):
+    for old in reversed(numbered(where.parent)):
         if old.name < where.name and _is_whole(old):
             offered = f"the one before it is whole: restore {old}"
             break
@@ -367,14 +370,14 @@ def read(path: str | Path) -> Saved:
     source = Path(path).absolute()
     if not source.is_dir():
         raise ValueError(f"there is no saved stream at {source}: check the path.")
-    numbered = _numbered(source)
+    found = numbered(source)
     if re.fullmatch(r"\d{8}", source.name) or (source / "made.json").exists():
-        numbered = [source]
-    if not numbered:
+        found = [source]
+    if not found:
         raise ValueError(
             f"{source} is no saved stream of format {FORMAT}: none was ever completed there."
         )
-    return Saved(numbered[-1], _document(numbered[-1]))
+    return Saved(found[-1], _document(found[-1]))
 
 
 def restore(path: str | Path, program: Program, *, params: Params | None = None) -> Carry:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -82,8 +82,8 @@ def constancy(config: ConstancyConfig) -> Constancy | Soak:
     (chosen,) = contestants(names, config.memories, budget, spec, config.capacity, **more)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"streaming {config.hours:g} hours", total=1.0)
-        same = {"hours": config.hours, "early_minute": config.early_minute}
-        same |= {"progress": lambda done: bar.update(task, completed=done)}
+        same: dict[str, Any] = {"hours": config.hours, "early_minute": config.early_minute}
+        same["progress"] = lambda done: bar.update(task, completed=done)
         if config.video is None:
             return measure(model, chosen, spec, pairs=config.pairs, **same)
         with TemporaryDirectory() as folder:
