@@ -116,7 +116,7 @@ def _fits(value: object, hint: Any) -> bool:
         return value in args
     if kind is tuple:
         ends = args[-1:] == (Ellipsis,)
-        return isinstance(value, tuple) and (
+        return isinstance(value, tuple | list) and (
             all(_fits(one, args[0]) for one in value)
             if ends
             else len(value) == len(args) and all(map(_fits, value, args))
@@ -138,7 +138,7 @@ def refusing(run: Callable[[], object]) -> int:
     try:
         run()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -11,6 +11,7 @@ import tyro
 
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import MemoryOptions
+from jaxmem.memory.options import NAMES, check_options
 from jaxmem.resuming import EVERY
 from jaxmem.saving import check_target
 
@@ -22,6 +23,8 @@ Whole = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Dtype = Annotated[Literal["bfloat16", "float16", "float32"], tyro.conf.arg(metavar="TYPE")]
 
+MOST_SECONDS = 1e9
+"""Of any option in seconds: 30 years."""
 TRIED_BYTES = 1 << 20
 """Written to a folder to see that it can be: more than a report."""
 
@@ -79,6 +82,15 @@ def check(config: StreamConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}.")
+    for name in ("seconds", "chunk_seconds", "every"):
+        value = getattr(config, name)
+        if value is not None and value > MOST_SECONDS:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at most {MOST_SECONDS:g} s, got {value:g}.")
+    for name, options in config.memories.items():
+        if name not in (*NAMES, "bank"):
+            raise ValueError(f"unknown memory {name!r}: use {', '.join(NAMES)}, or bank.")
+        check_options(name, {key: None for key in options})
     if config.model is not None and config.video is None:
         raise ValueError(
             f"--model {config.model} knows nothing of the synthetic world: give it a --video FILE."

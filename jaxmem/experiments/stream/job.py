@@ -17,6 +17,7 @@ from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.experiments.stream.checkpoint import Resumed, Saver, resumed
 from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of
+from jaxmem.experiments.stream.cost import check_chunk, check_memories, enough_slots
 from jaxmem.experiments.stream.questions import Planned, parse_ask
 from jaxmem.experiments.stream.run import (
     Asked,
@@ -111,13 +112,15 @@ def prepare(config: StreamConfig, model: Model) -> Job:
             f"{model.name} takes; leave it out, or give less."
         )
     chunk_seconds = config.chunk_seconds or media.piece_seconds
+    chunk_pieces = whole_pieces("chunk-seconds", chunk_seconds, media.piece_seconds)
+    check_chunk(model, chunk_pieces)
     return Job(
         config=config,
         model=model,
         names=names,
         budget=parse_budget(config.budget),
         questions=tuple(planned),
-        chunk_pieces=whole_pieces("chunk-seconds", chunk_seconds, media.piece_seconds),
+        chunk_pieces=chunk_pieces,
         chunks=max(1, round(SEGMENT_SECONDS / chunk_seconds)),
         sampling=sampling_of(config, model.sampling),
         resumed=resumed(config),
@@ -140,6 +143,12 @@ def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
     most = None if length is None else stream_tokens(model, length)
     more = {"presets": model.presets, "bits": config.bits}
     chosen = contestants(job.names, config.memories, job.budget, spec, most, **more)
+    if most is not None and any(
+        one.slots > enough_slots(most) and not one.reference for one in chosen
+    ):
+        budget = Budget(enough_slots(most), None)  # more would only cost
+        chosen = contestants(job.names, config.memories, budget, spec, most, **more)
+    check_memories(chosen, spec, config.budget)
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
@@ -186,6 +195,9 @@ def _announced(plan: Plan) -> list[str]:
     price = lambda one: size(footprint(one.memory, plan.spec).device)
     names = ", ".join(f"{one.name} ({price(one)})" for one in plan.contestants)
     lines = [f"streaming {plan.source.path} through {job.model.name} with {names}"]
+    if job.budget.slots is not None and job.budget.slots > plan.contestants[0].slots > 0:
+        most = plan.contestants[0].slots
+        lines.append(f"--budget {config.budget}: {most} slots hold all of the stream, as taken")
     lines += check_around(job.names, Wrapped(config.bits, config.memories.get("bank", {})))
     if job.resumed is not None:
         lines.append(f"going on at {clock(job.resumed.progress.time)} ({job.resumed.where})")
