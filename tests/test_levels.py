@@ -22,6 +22,7 @@ LEVELS = {
     "programs": 6,
     "pieces": 6,
     "saving": 6,
+    "resuming": 6,
     "training": 6,
     "report": 6,
     "session": 7,

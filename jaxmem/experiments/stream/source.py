@@ -14,6 +14,7 @@ from jaxmem.data.media.prefetch import apart
 from jaxmem.data.world.files import held_out
 from jaxmem.data.world.world import split_seed, world
 from jaxmem.experiments.stream.config import StreamConfig, check, media_options
+from jaxmem.experiments.stream.cost import check_synthetic
 from jaxmem.experiments.stream.questions import AT_THE_END, END, Planned
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.base import Model
@@ -51,14 +52,20 @@ def find_model(config: StreamConfig, console: Console) -> Model:
     if config.model is None:
         return embedded(config.weights)
     begin = time.perf_counter()
-    with console.status(f"loading {config.model}"):
-        model = load(
-            config.model,
-            dtype=config.dtype,
-            fps=config.fps or 1.0,
-            max_new=config.max_new,
-            max_pixels=config.max_pixels,
-        )
+    try:
+        with console.status(f"loading {config.model}"):
+            model = load(
+                config.model,
+                dtype=config.dtype,
+                fps=config.fps or 1.0,
+                max_new=config.max_new,
+                max_pixels=config.max_pixels,
+            )
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # of its JSON files
+        raise ValueError(
+            f"--model {config.model}: its files do not say what is expected "
+            f"({type(error).__name__}: {error}); compare config.json with the released one."
+        ) from error
     console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
     return model
 
@@ -77,6 +84,7 @@ def find_source(
         default = tuple(Planned(END, text) for text in usual)
         return Source(config.video, asked or default, (), config.seconds, media_options(config))
     seconds = int(config.seconds or SYNTHETIC_SECONDS)
+    check_synthetic(config, seconds)
     begin = time.perf_counter()
     with console.status(f"rendering a synthetic video of {clock(seconds)} with sound"):
         count = 0 if asked else config.questions
