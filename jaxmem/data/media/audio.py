@@ -8,11 +8,12 @@ import numpy as np
 
 from jaxmem.data.media.demux import Clock, Decoder, Packets
 from jaxmem.data.media.events import Log
+from jaxmem.data.media.library import NEW, WITHIN_RANGE
 
 LOUDEST = 8.0
 """Samples beyond this, where 1 is full scale, are damage."""
-MOST_CHANNELS = 8
-"""More have no weights to be mixed with in the library; the mean is taken."""
+MOST_CHANNELS = 8 if NEW else 1
+"""More cannot be mixed by the library, or not within their range; their mean is taken."""
 _TOLERANCE = 0.05  # s; audio stamps jitter by rounding, which must not cut the sound into shreds
 
 
@@ -143,9 +144,7 @@ class AudioTrack:
         self._setup = setup
         self._cursor = round(t * self.rate)
         # The option keeps a mix of channels within the range of its channels: (L + R) / 2.
-        self._resampler = av.AudioResampler(
-            "flt", "mono", self.rate, options={"rematrix_maxval": "1.0"}
-        )
+        self._resampler = av.AudioResampler("flt", "mono", self.rate, **WITHIN_RANGE)
 
     def _plain(self, frame: Any) -> Any:
         """A frame that the resampler can mix: plausible samples, and of many channels the mean."""

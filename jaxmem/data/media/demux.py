@@ -13,9 +13,10 @@ from typing import Any, Literal, cast
 import av
 from av.container import InputContainer
 from av.error import ExitError
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 
 from jaxmem.data.media.events import Log
+from jaxmem.data.media.library import discard
 from jaxmem.data.media.timeline import Timeline
 
 Kind = Literal["video", "audio"]
@@ -164,7 +165,7 @@ class Packets:
         self.failure: tuple[str, str] | None = None  # (kind, reason) of an end by error
         for stream in container.streams:
             if stream not in streams.values():
-                stream.discard = Discard.all
+                discard(stream)
         self.restart()
 
     def restart(self) -> None:

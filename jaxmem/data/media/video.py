@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from jaxmem.data.media.demux import Clock, Decoder, Packets
 from jaxmem.data.media.events import Log
+from jaxmem.data.media.library import ONE_THREAD, SCALING
 from jaxmem.data.media.timeline import AHEAD
 
 Size = tuple[int, int]
@@ -19,9 +21,6 @@ HOLD = 10.0
 GAP = 1.0
 """Seconds without pictures, beyond the usual distance of frames, that make an event."""
 EPS = 1e-6  # s; stamps are rounded to the container's time base
-_SCALING = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-)  # without the last two, white comes out as 253
 
 
 class _Shot(NamedTuple):
@@ -228,12 +227,12 @@ class VideoTrack:
                 width=w,
                 height=h,
                 format="rgb24",
-                interpolation=_SCALING,
+                interpolation=SCALING,
                 dst_color_range=ColorRange.JPEG,
-                threads=1,
+                **ONE_THREAD,
             )
             picture = scaled.to_ndarray()
-        except Exception as error:
+        except (av.FFmpegError, ValueError, MemoryError) as error:
             self.log(t, "damaged", f"video: a frame cannot be converted to RGB ({error})")
             return np.zeros((*self.size, 3), np.uint8)
         if transpose:
