@@ -18,6 +18,7 @@ from jax.core import Tracer
 
 from jaxmem import kv as kvs
 from jaxmem.bound import Bound, as_bound, check_ids, decoder_of
+from jaxmem.compiled import Compiled
 from jaxmem.decoder.answer import decode, prefill
 from jaxmem.decoder.checks import check_carry
 from jaxmem.decoder.decoder import embed, logits
@@ -85,8 +86,7 @@ class _Checked(FromCarry):
         return answer
 
 
-@_Checked
-@partial(jax.jit, static_argnames=("program", "max_new", "end", "sampling"))
+@partial(_Checked, static_argnames=("program", "max_new", "end", "sampling"))
 def ask(
     bound: Bound | Params,
     carry: Carry,
@@ -159,8 +159,7 @@ def log_prob(
     return _log_prob(bound, carry, question, jnp.asarray(answer), program=program)
 
 
-@FromCarry
-@partial(jax.jit, static_argnames=("program",))
+@partial(FromCarry, static_argnames=("program",))
 def _log_prob(
     bound: Bound | Params,
     carry: Carry,
@@ -182,8 +181,7 @@ def _log_prob(
     return jax.lax.scan(step, (dialogue, h[last]), answer)[1]
 
 
-@FromCarry
-@partial(jax.jit, static_argnames=("program", "max_new", "sampling"))
+@partial(FromCarry, static_argnames=("program", "max_new", "sampling"))
 def begin_answer(
     bound: Bound | Params,
     carry: Carry,
@@ -203,7 +201,7 @@ def begin_answer(
 
 
 @partial(
-    jax.jit,
+    Compiled,
     static_argnames=("program", "steps", "end", "sampling"),
     donate_argnames=("generation",),
 )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import kv as kvs
-from jaxmem.decoder.decoder import embed
+from jaxmem.compiled import Compiled
+from jaxmem.decoder.decoder import DecoderConfig, embed
 from jaxmem.decoder.program import Program, Text
 from jaxmem.decoder.step import prefix_and_states
 from jaxmem.kv import KV
@@ -59,7 +61,14 @@ def _prefix_of(program: Program, params: Params) -> tuple[KV, tuple[PyTree, ...]
     # The stream begins at position P, whatever its prefix advances: the prefix ends right there.
     rows = rows._replace(pos=rows.pos + (spec.prefix - rows.advance)[None])
     more = {"axes": spec.axes, "dtype": spec.dtype, "pos_dtype": spec.pos_dtype}
-    return prefix_and_states(decoder_of(params), program.config, rows, **more)
+    return _after_prefix(decoder_of(params), rows, program.config, tuple(more.items()))
+
+
+@partial(Compiled, static_argnums=(2, 3))
+def _after_prefix(
+    decoder: Params, rows: Embeds, config: DecoderConfig, spec: tuple[tuple[str, Any], ...]
+) -> tuple[KV, tuple[PyTree, ...]]:
+    return prefix_and_states(decoder, config, rows, **dict(spec))
 
 
 def bucket(length: int, smallest: int = 8) -> int:

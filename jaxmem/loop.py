@@ -13,7 +13,6 @@ machines.
 
 from __future__ import annotations
 
-from functools import update_wrapper
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxmem.bound import Bound, as_bound, decoder_of
+from jaxmem.compiled import Compiled
 from jaxmem.decoder.checks import check_carry
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.decoder.step import chunk_step
@@ -47,13 +47,8 @@ def start(program: Program, bound: Bound | Params | None = None) -> Carry:
     return init_carry(program, states)
 
 
-class FromCarry:
+class FromCarry(Compiled):
     """A compiled function of (bound, carry, ...) that says so where the carry is gone."""
-
-    def __init__(self, compiled: Any):
-        """Wrap a function that `jax.jit` returned."""
-        self.compiled = compiled
-        update_wrapper(self, compiled)
 
     def __call__(self, bound: Bound | Params, carry: Carry, *args: Any, **kwargs: Any) -> Any:
         """Call the function.
@@ -69,11 +64,7 @@ class FromCarry:
                 "Go on with what that returned; keep `branch(carry)` of what you want to come back "
                 "to."
             )
-        return self.compiled(bound, carry, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the compiled function has, such as `lower`."""
-        return getattr(self.compiled, name)
+        return super().__call__(bound, carry, *args, **kwargs)
 
 
 def _stream(
@@ -117,10 +108,8 @@ def _stream(
     return jax.lax.scan(step, carry, chunks)[0]
 
 
-stream = FromCarry(jax.jit(_stream, static_argnames=("program", "remat")))
-advance = FromCarry(
-    jax.jit(_stream, static_argnames=("program", "remat"), donate_argnames=("carry",))
-)
+stream = FromCarry(_stream, static_argnames=("program", "remat"))
+advance = FromCarry(_stream, static_argnames=("program", "remat"), donate_argnames=("carry",))
 """`stream` that takes the carry over: half the memory, and the carry that was given is gone."""
 
 

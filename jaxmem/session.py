@@ -461,20 +461,27 @@ class Session:
         return bucket(len(self.model.tokenize(question)))
 
     def rehearse(self, question: str) -> None:
-        """Compile what a question of this length will run, and forget the answer."""
-        before = self._answers, self.dialogue, self._opened
-        for _ in self.answer(question) if self.model.max_new > 1 else (self.ask(question),):
-            pass
-        self._answers, self.dialogue, self._opened = before
+        """Compile what a question of this length will run; nothing is run."""
+        model, draw = self.model, self._drawing(None, None)
+        with self._lock:
+            asked, more = self._asked(model.tokenize(question), draw)
+        if model.max_new == 1:
+            ask.lower(*asked, end=model.end, **more).compile()
+            return
+        begin_answer.lower(*asked, **more).compile()
+        begun = jax.eval_shape(lambda *a: begin_answer(*a, **more), *asked)
+        more = {"program": more["program"], "steps": TOKENS_AT_ONCE, "end": model.end} | draw
+        continue_answer.lower(asked[0], begun, **more).compile()
 
-    def peek_padding(self, inputs: PyTree) -> None:
-        """Compile what a question inside a chunk will run.
+    def rehearse_chunks(self, inputs: PyTree, *, open: bool = False) -> None:
+        """Compile what writing K chunks will run; nothing is run.
 
         Args:
-          inputs: one chunk of padding, stacked on a leading axis.
+          inputs: of K chunks, stacked on a leading axis; their values do not matter.
+          open: compile what a question inside a chunk runs, with K = 1.
         """
         program, bound = self._need()
-        jax.block_until_ready(stream(bound, self.carry, inputs, program=program))
+        (stream if open else advance).lower(bound, self.carry, inputs, program=program).compile()
 
     # Looking.
 

@@ -200,12 +200,7 @@ def _question_step(config: PriceConfig, found: Stream) -> Step:
 
 def _step(lowered: Any, flops: int, *, held: int, read: int) -> Step:
     """Return a step from its program; `held` counts all weights, also those it does not read."""
-    options = None
-    if jax.default_backend() == "cpu":
-        # The CPU multiplies bfloat16 as float32 and would convert the weights of all layers ahead
-        # of the loop. Without this pass it converts one layer at a time.
-        options = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-    compiled = lowered.compile(compiler_options=options)
+    compiled = lowered.compile()
     found, cost = compiled.memory_analysis(), compiled.cost_analysis()
     temporary = found.temp_size_in_bytes
     made = found.output_size_in_bytes - found.alias_size_in_bytes

@@ -141,6 +141,8 @@ def plan(job: Job, source: Source, reader: LiveReader) -> Plan:
     length = length_of(source, reader)
     if job.resumed is not None:
         job.resumed.check(job.names, source.path)
+    if length is not None and length < job.chunks * job.chunk_pieces * model.media.piece_seconds:
+        job = replace(job, chunks=1)  # no segment would be whole: one program less to compile
     # A silent video has no audio to keep slots for, whatever the model hears.
     spec = model_spec(model, job.chunk_pieces, audio=reader.info.audio_streams > 0)
     most = None if length is None else stream_tokens(model, length)

@@ -92,24 +92,23 @@ def open_streams(
 def warm_up(
     streams: Sequence[Stream], questions: Sequence[Planned], size: tuple[int, int], chunks: int
 ) -> None:
-    """Compile everything the stream will run, on padding, and leave the streams empty.
+    """Compile everything the stream will run; nothing is run.
 
     Args:
       streams: of one model.
       questions: that will be asked; one program per bucket of lengths.
       size: (h, w) of the frames.
-      chunks: per segment.
+      chunks: per whole segment; a segment that is cut comes chunk by chunk.
     """
     model, chunk_pieces = streams[0].session.model, streams[0].session.chunk_pieces
-    padding = stack([blank(model, size, chunk_pieces)] * chunks)
+    padding = blank(model, size, chunk_pieces)
     for one in streams:
-        feed(one, padding, one.session.preprocessor.heard)
+        for count in {1, chunks}:
+            one.session.rehearse_chunks(stack([padding] * count))
         if chunk_pieces > 1:  # a question inside a chunk is asked from a branch
-            one.session.peek_padding(jax.tree.map(lambda x: x[:1], padding))
+            one.session.rehearse_chunks(stack([padding]), open=True)
         for question in questions:
             compile_for(one, question.text)
-        one.session.reset()
-        one.chunk_ms.clear()
 
 
 def feed(one: Stream, inputs: PyTree, heard: Heard) -> None:

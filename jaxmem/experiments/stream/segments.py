@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmem.data.media.media import Piece
 from jaxmem.models.base import Model
-from jaxmem.pieces import Heard, Preprocessor, blank
+from jaxmem.pieces import Heard, Preprocessor
 from jaxmem.typing import PyTree
 
 EPS = 1e-6  # s
@@ -19,7 +19,7 @@ EPS = 1e-6  # s
 class Segment(NamedTuple):
     """What is fed at once, and the questions that follow it."""
 
-    inputs: PyTree | None  # K chunks, stacked; None: nothing new before the questions
+    inputs: PyTree | None  # K chunks or one, stacked; None: nothing new before the questions
     heard: Heard  # what the next chunk must know of the stream
     open: tuple[Piece, ...]  # pieces of a chunk that is not full yet: questions see them
     time: float  # stream time after it, open pieces included, seconds
@@ -42,11 +42,13 @@ def segments(
 ) -> Iterator[Segment]:
     """Preprocess pieces into segments of K = `chunks`; questions never change where chunks end.
 
+    Where a question or the end cuts a segment, its chunks come one by one: it costs what it holds.
+
     A question at time t knows the pieces that ended by t. Questions that are not due when the
     pieces run out are left to the caller; their `times` ascend. `heard` is of the stream before
     them, if there is one. Runs on whatever thread iterates it.
     """
-    preprocessor, padding = Preprocessor(model, chunk_pieces), None
+    preprocessor = Preprocessor(model, chunk_pieces)
     preprocessor.heard = preprocessor.heard if heard is None else heard
     held: list[Piece] = []
     asked, time = 0, 0.0
@@ -58,28 +60,33 @@ def segments(
             asked += 1
         return tuple(range(first, asked))
 
-    def segment(whole: int, due: tuple[int, ...]) -> Segment:
-        """Return the first `whole` pieces that are held as a segment; the others stay."""
-        mine, rest = held[:whole], held[whole:]
-        held[:] = rest
-        if not mine:
-            return Segment(None, preprocessor.heard, tuple(rest), time, due)
-        each = [preprocessor(mine[i : i + chunk_pieces]) for i in range(0, whole, chunk_pieces)]
-        inputs = stack(each + [padding] * (chunks - len(each)))
-        return Segment(inputs, preprocessor.heard, tuple(rest), time, due)
+    def write(count: int, rest: tuple[Piece, ...] = (), due: tuple[int, ...] = ()) -> Segment:
+        """Return the next `count` chunks as a segment, with what follows them."""
+        mine = held[: count * chunk_pieces]
+        del held[: len(mine)]
+        starts = range(0, len(mine), chunk_pieces)
+        inputs = stack([preprocessor(mine[i : i + chunk_pieces]) for i in starts])
+        end = (rest or mine)[-1]
+        return Segment(inputs, preprocessor.heard, rest, end.start + end.valid_seconds, due)
+
+    def cut(whole: int, due: tuple[int, ...]) -> Iterator[Segment]:
+        """Yield the first `whole` pieces that are held chunk by chunk; the others stay."""
+        rest = tuple(held[whole:])
+        if not whole:
+            yield Segment(None, preprocessor.heard, rest, time, due)
+        for left in range(whole, 0, -chunk_pieces):
+            yield write(1) if left > chunk_pieces else write(1, rest, due)
 
     for piece in pieces:
-        if padding is None:
-            padding = blank(model, piece.frames.shape[1:3], chunk_pieces)
         due = due_before(piece.start + len(piece.samples) / model.media.sample_rate)
         if due:
-            yield segment(len(held) // chunk_pieces * chunk_pieces, due)
+            yield from cut(len(held) // chunk_pieces * chunk_pieces, due)
         held.append(piece)
         time = piece.start + piece.valid_seconds
         if len(held) == chunk_pieces * chunks:
-            yield segment(len(held), ())
+            yield write(chunks)
     if held:
-        yield segment(len(held), ())
+        yield from cut(len(held), ())
 
 
 def stack(chunks: Sequence[PyTree]) -> PyTree:
