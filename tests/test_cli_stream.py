@@ -342,7 +342,13 @@ def test_segments_are_cut_where_questions_are_due(weights, clip):
     assert sum(len(x.valid) for x in fed) == 5
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+DRIVEN = ("recent", "omnimem", "hermes", "rekv", "flexmem", "streammem", "flash_vstream")
+"""One of each way to be driven; the others are slow tests, and all run in one comparison above."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in DRIVEN else pytest.param(n, marks=pytest.mark.slow) for n in MEMORIES]
+)
 def test_feeding_segments_is_what_a_session_does(weights, clip, name):
     """The command line and the notebook convenience give the same answer and the same state."""
     model = embedded(weights)

@@ -30,7 +30,9 @@ def half_an_hour(name, options=None):
     return result
 
 
-@pytest.mark.parametrize("name", ["omnimem", "uniform", "hermes"])
+@pytest.mark.parametrize(
+    "name", ["omnimem", *(pytest.param(n, marks=pytest.mark.slow) for n in ("uniform", "hermes"))]
+)
 def test_half_an_hour_is_constant(name):
     """Bytes, shapes and programs of minute 30 are those of minute 1, probes or not."""
     result = half_an_hour(name)
