@@ -22,6 +22,7 @@ from jaxmem.models.llava.video import LlavaVideo
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
 from jaxmem.models.qwen.qwen3_vl import Qwen3VL
+from jaxmem.models.salmonn.config import hears
 from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
 from jaxmem.models.tiny.embedded import embedded
 
@@ -33,10 +34,10 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen3_vl": Qwen3VL,
     "qwen2_5_omni": Qwen25Omni,
     "qwen2_5_omni_thinker": Qwen25Omni,
-    "video_salmonn_2_plus_qwen2_5_vl": Salmonn,
-    "video_salmonn_2_plus_qwen3_vl": TimedSalmonn,
 }
 """`model_type` of config.json to the class that reads such a checkpoint."""
+HEARING: dict[str, type[Family]] = {"qwen2_5_vl": Salmonn, "qwen3_vl": TimedSalmonn}
+"""The same for a config.json with `audio_config`: video-SALMONN 2+ keeps its base's type."""
 DTYPES = ("bfloat16", "float16", "float32")
 SMALL = ("*.json", "*.jinja", "*.txt")
 FILES = (*SMALL, "*.safetensors")
@@ -120,7 +121,7 @@ def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
             f"{where} has model_type {found!r} in its config.json; supported are "
             f"{', '.join(FAMILIES)}."
         )
-    return FAMILIES[found]
+    return (HEARING if hears(config) else FAMILIES)[found]
 
 
 def as_dtype(dtype: Any) -> Any:
