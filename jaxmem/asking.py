@@ -24,6 +24,7 @@ from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.generate import Generation, begin, end_ids, extend
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
+from jaxmem.finite import check_answer
 from jaxmem.loop import FromCarry
 from jaxmem.memory.base import Embeds
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
@@ -66,7 +67,25 @@ def _front(program: Program, bound: Bound | Params, carry: Carry) -> tuple[Param
     return decoder_of(params), {"prefix": prefix, "states": states}
 
 
-@FromCarry
+class _Checked(FromCarry):
+    """`ask`, with an error where the logits of a token are not finite."""
+
+    def __call__(
+        self,
+        bound: Bound | Params,
+        carry: Carry,
+        question: Embeds,
+        *,
+        program: Program,
+        **more: Any,
+    ) -> Answer:
+        answer = super().__call__(bound, carry, question, program=program, **more)
+        if not isinstance(answer.ids, Tracer):
+            check_answer(np.asarray(answer.ids), bound, carry, question, program=program)
+        return answer
+
+
+@_Checked
 @partial(jax.jit, static_argnames=("program", "max_new", "end", "sampling"))
 def ask(
     bound: Bound | Params,
@@ -98,7 +117,7 @@ def ask(
 
     Raises:
       ValueError: if `max_new` is less than 1, there is `sampling` without a key or a key without
-        `sampling`, or the bound prefix is not the program's.
+        `sampling`, the bound prefix is not the program's, or logits are not finite.
     """
     check_drawing(max_new, sampling, key)
     _check_end(end, program.config.vocab)
@@ -220,7 +239,10 @@ def continue_answer(
 def so_far(
     generation: Generation, end: int | tuple[int, ...] | None = None
 ) -> tuple[Int[np.ndarray, "m"], bool]:
-    """Return the tokens of an answer up to now, without an end token, and whether it is over."""
+    """Return the tokens of an answer up to now, without an end token, and whether it is over.
+
+    A last token of -1 was chosen from logits that are not finite (`finite.check_answer`).
+    """
     ids = np.array(generation.ids)[: int(generation.written)]
-    ended = bool(np.isin(ids[-1], -1 if end is None else end))
-    return ids[: len(ids) - ended], ended or len(ids) == len(generation.ids)
+    ended = ids[-1] >= 0 and bool(np.isin(ids[-1], -1 if end is None else end))
+    return ids[: len(ids) - ended], ended or ids[-1] < 0 or len(ids) == len(generation.ids)

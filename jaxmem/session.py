@@ -24,6 +24,7 @@ from jaxmem.asking import ask, begin_answer, check_drawing, continue_answer, so_
 from jaxmem.bound import Bound, bind, bucket, probe_rows, question_rows
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.sampling import Sampling
+from jaxmem.finite import check_answer
 from jaxmem.loop import advance, branch, start, stream
 from jaxmem.memory.bank.bank import Footprint, footprint
 from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Memory, Spec, State, nbytes
@@ -32,10 +33,13 @@ from jaxmem.models.text_streamer import TextStreamer
 from jaxmem.pieces import Heard, PieceLike, Preprocessor, check_piece
 from jaxmem.programs import compile, probes_of
 from jaxmem.report.kept import Kept, kept
+from jaxmem.resuming import EVERY, Checkpoints, check_same, identity, rest_of
 from jaxmem.typing import Array, Float, PyTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from jaxmem.data.media.live import LiveReader
 
 TOKENS_AT_ONCE = 4
 """Written between two looks at a growing answer: about a few words."""
@@ -64,6 +68,31 @@ class Event(NamedTuple):
     time: float  # seconds of stream
     kind: str
     message: str
+
+
+def open_for(model: Model, source: str | Path, **options: Any) -> LiveReader:
+    """Return a reader of a source in a model's format.
+
+    Args:
+      model: what sees and hears.
+      source: file, address or device that PyAV opens.
+      options: of `jaxmem.data.media.media.open_media`.
+
+    Raises:
+      ValueError: if the source does not open, or holds sound alone and the model does not hear.
+    """
+    from jaxmem.data.media.media import open_media
+
+    media = model.media
+    more = {"fps": media.fps, "piece_seconds": media.piece_seconds, "size": media.size}
+    reader = open_media(source, sample_rate=media.sample_rate, **more, **options)
+    if reader.info.video_codec is None and not model.audio_tokens:
+        reader.close()
+        raise ValueError(
+            f"{source}: it has sound but no pictures, and {model.name} does not hear: give a "
+            "source with pictures, or a model that hears."
+        )
+    return reader
 
 
 class Session:
@@ -113,6 +142,7 @@ class Session:
         self._held: list[PieceLike] = []
         self._events: list[Event] = []
         self._answers = 0
+        self._source: dict[str, Any] | None = None  # what is watched, and from which piece on
         self._lock = threading.RLock()
         self._opened: tuple[Program, Bound] | None = None
         self._carry: Carry | None = None
@@ -210,46 +240,63 @@ class Session:
                 raise
             return True
 
-    def watch(self, source: str | Path | Iterable[PieceLike], **options: Any) -> Session:
+    def watch(
+        self,
+        source: str | Path | Iterable[PieceLike],
+        *,
+        resume: bool = False,
+        checkpoint: str | Path | None = None,
+        every: float = EVERY,
+        **options: Any,
+    ) -> Session:
         """Stream a source to its end; return self.
 
         Args:
           source: file, address or device that PyAV opens, in the model's format; or pieces.
+          resume: go on after what a restored session has seen of the same source and options. A
+            file is read again up to there; a live source goes on with what comes now.
+          checkpoint: folder that the session saves itself to, for `restore`.
+          every: seconds of stream between two saves.
           options: of `jaxmem.data.media.media.open_media`, for example `stop=60.0`.
 
         Raises:
-          ValueError: if the source does not open, or holds no pictures.
+          ValueError: if the source does not open, holds nothing that the model sees or hears, or is
+            not the one to go on with, or `checkpoint` holds another stream.
+          OSError: if the session cannot be saved; what was saved before stays.
         """
-        if isinstance(source, str | Path):
-            with self.open(source, **options) as reader:
-                self.watch(reader)
-                self._events += [Event(e.time, e.kind, e.message) for e in reader.events]
+        saver = None
+        if checkpoint is not None:
+            saver = Checkpoints(checkpoint, every, at=self.seconds, again=resume)
+        if not isinstance(source, str | Path):
+            self._watch(source, saver)
             return self
-        for piece in source:
-            self.feed(piece)
-        self.flush()
+        if resume:
+            check_same(self._source, source, "this session")
+        else:
+            self._source = identity(source) | {"first": self.pieces}
+        fed = self.pieces - (self._source or {})["first"]
+        with self.open(source, **options) as reader:
+            media = self.model.media
+            live = reader.info.duration is None and identity(source)["bytes"] is None
+            self._watch(rest_of(reader, media, fed, live=live) if fed else reader, saver)
+            self._events += [Event(e.time, e.kind, e.message) for e in reader.events]
         return self
 
-    def open(self, source: str | Path, **options: Any) -> Any:
+    def _watch(self, pieces: Iterable[PieceLike], saver: Checkpoints | None) -> None:
+        for piece in pieces:
+            self.feed(piece)
+            if saver is not None:
+                with self._lock:
+                    saver(self.seconds, lambda: {"stream": self.part()})
+        self.flush()
+
+    def open(self, source: str | Path, **options: Any) -> LiveReader:
         """Return a reader of a source in the model's format, and fit the model to its frames.
 
         Raises:
-          ValueError: if the source does not open, or holds no pictures.
+          ValueError: if the source does not open, or holds nothing that the model sees or hears.
         """
-        from jaxmem.data.media.media import open_media
-
-        media = self.model.media
-        reader = open_media(
-            str(source),
-            fps=media.fps,
-            piece_seconds=media.piece_seconds,
-            size=media.size,
-            sample_rate=media.sample_rate,
-            **options,
-        )
-        if not min(reader.info.size):
-            reader.close()
-            raise ValueError(f"{source} has audio but no pictures, which {self.model.name} needs.")
+        reader = open_for(self.model, source, **options)
         self._open(reader.info.size)
         return reader
 
@@ -284,6 +331,7 @@ class Session:
         """Begin anew with an empty stream; nothing compiles again."""
         with self._lock:
             self._held, self._events, self._answers, self.dialogue = [], [], 0, None
+            self._source = None
             self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
             self.carry = start(self.program, self.bound)
 
@@ -347,6 +395,7 @@ class Session:
             answer = begin_answer(*asked, **more)
         streamer, first = TextStreamer(model.detokenize), np.array(answer.first)
         words, done = so_far(answer, model.end)
+        check_answer(words, *asked, program=program)
         first_seconds = time.perf_counter() - begin
         more = {"program": program, "steps": TOKENS_AT_ONCE, "end": model.end} | draw
         # Also where the first token ends the answer: whoever ran this once compiled both programs.
@@ -354,6 +403,7 @@ class Session:
         yield from streamer.push(words, done)
         while not done:
             words, done = so_far(answer, model.end)
+            check_answer(words, *asked, program=program)
             yield from streamer.push(words, done)
             answer = answer if done else continue_answer(bound, answer, **more)
         text = model.detokenize(words)
@@ -483,16 +533,28 @@ class Session:
 
     # Keeping.
 
-    def save(self, path: str | Path) -> None:
-        """Write the whole stream to the folder `path`, which must not exist yet.
+    def save(self, path: str | Path, *, replace: bool = False, keep: int = saving.KEPT) -> None:
+        """Write the whole stream to the folder `path`, all of it or nothing.
+
+        Args:
+          path: of the folder.
+          replace: whether `path` may hold saved streams; the new one is what `restore` returns.
+          keep: how many saves stay, the new one included.
 
         Raises:
-          ValueError: if the folder exists.
+          ValueError: if there is something at `path` that is not to be replaced.
+          OSError: if it cannot be written; what was saved before stays.
         """
+        with self._lock:
+            saving.write(path, {"stream": self.part()}, replace, keep)
+
+    def part(self) -> saving.Part:
+        """Return the whole stream as it is saved, for `jaxmem.saving.write`."""
         with self._lock:
             host = {"past": self.preprocessor.heard.past}
             for i, piece in enumerate(self._held):
                 host |= {f"frames_{i}": piece.frames, f"samples_{i}": piece.samples}
+            size = getattr(self.model.media, "size", None)
             numbers = {
                 "pieces": self.preprocessor.heard.pieces,
                 "open": len(self._held),
@@ -500,38 +562,70 @@ class Session:
                 "dialogue": self.dialogue,
                 "chunk_pieces": self.chunk_pieces,
                 "events": self._events,
-                "size": getattr(self.model.media, "size", None),
+                "size": size if isinstance(size, tuple) else None,
+                "source": self._source,
             }
-            numbers["size"] = numbers["size"] if isinstance(numbers["size"], tuple) else None
-            params = self.model.params
-            saving.save(path, self.carry, program=self.program, params=params,
-                        host=host, numbers=numbers)  # fmt: skip
+            more = {"program": self.program, "params": self.model.params}
+            return saving.part_of(self.carry, host=host, numbers=numbers, **more)
 
     @classmethod
-    def restore(cls, path: str | Path, model: Model, memory: AnyMemory, **options: Any) -> Session:
-        """Return the stream that was saved at `path`, to go on as if nothing had happened.
+    def restore(
+        cls,
+        path: str | Path,
+        model: Model,
+        memory: AnyMemory,
+        *,
+        name: str | None = None,
+        **options: Any,
+    ) -> Session:
+        """Return the stream that was saved last at `path`, to go on as if nothing had happened.
 
         Args:
-          path: folder written by `save`.
+          path: folder written by `save`, or by the command line's `--checkpoint`; or one save in
+            it.
           model: the model that it was saved with.
           memory: the memory that it was saved with.
+          name: of the memory, where a command line saved several side by side.
           options: of `Session`.
 
         Raises:
-          ValueError: if there is nothing at `path`, or another model, memory or options wrote it.
+          ValueError: if there is nothing at `path`, it is damaged (the save before it is offered),
+            or another model, memory or options wrote it.
         """
-        numbers, host = saving.host_side(path)
-        chunk_pieces = options.pop("chunk_pieces", numbers["chunk_pieces"])
+        saved = saving.read(path)
+        part = saved.part(name)
+        if "pieces" not in part.numbers:
+            raise ValueError(
+                f"the stream at {saved.where} was saved without a session: use "
+                "jaxmem.restore(path, program)."
+            )
+        chunk_pieces = options.pop("chunk_pieces", part.numbers["chunk_pieces"])
         session = cls(model, memory, chunk_pieces=chunk_pieces, **options)
-        session._open(None if numbers["size"] is None else tuple(numbers["size"]))
-        program = session.program
-        session.carry = saving.restore(path, program, params=model.params)
-        session.preprocessor.heard = Heard(host["past"], numbers["pieces"])
-        for i in range(numbers["open"]):
-            session._held.append(saving.SavedPiece(host[f"frames_{i}"], host[f"samples_{i}"]))
-        session._events = [Event(*event) for event in numbers["events"]]
-        session._answers = numbers["answers"]
-        if numbers["dialogue"]:
-            session._answers -= 1
-            session._note(*numbers["dialogue"])
+        size = part.numbers["size"]
+        session._open(None if size is None else tuple(size))
+        session.take(part, saved.where)
         return session
+
+    def take(self, part: saving.Part, source: Path) -> None:
+        """Go on with a saved stream in place of this one; nothing compiles again.
+
+        Args:
+          part: the stream, of a session.
+          source: where it was saved, for errors.
+
+        Raises:
+          ValueError: if another model, memory or options wrote it.
+        """
+        with self._lock:
+            numbers, arrays = part.numbers, part.arrays
+            self.carry = saving.carry_of(part, self.program, self.model.params, source)
+            self.preprocessor.heard = Heard(arrays["host.past"], numbers["pieces"])
+            self._held = [
+                saving.SavedPiece(arrays[f"host.frames_{i}"], arrays[f"host.samples_{i}"])
+                for i in range(numbers["open"])
+            ]
+            self._events = [Event(*event) for event in numbers["events"]]
+            self._answers, self._source = numbers["answers"], numbers["source"]
+            if numbers["dialogue"]:
+                self._answers -= 1
+                self._note(*numbers["dialogue"])

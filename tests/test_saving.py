@@ -1,12 +1,15 @@
 """A live stream is saved by one process, and another one goes on with it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 import small
 
 from jaxmem.asking import ask
@@ -15,7 +18,7 @@ from jaxmem.decoder.program import init_carry, make_program
 from jaxmem.loop import branch, stream
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.baselines import Recent
-from jaxmem.saving import save
+from jaxmem.saving import restore, save
 
 CFG = small.config()
 ROWS = small.stream_rows(CFG, 4, 8)
@@ -58,3 +61,83 @@ def test_a_stream_goes_on_in_another_process(tmp_path):
     here = go_on(branch(carry), program)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), here)
     assert not np.allclose(fresh, here)
+
+
+def saves_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_any_flipped_bit_is_refused_by_name_and_the_one_before_is_offered(tmp_path):
+    program, live = program_of(), tmp_path / "live"
+    save(live, init_carry(program))
+    with pytest.raises(ValueError, match="replace=True"):
+        save(live, init_carry(program))
+    for _ in range(3):
+        save(live, init_carry(program), replace=True)
+    assert saves_of(live) == ["00000003", "00000004"]
+    draw = np.random.default_rng(0)
+    for file in ("made.json", "arrays.bin"):
+        path = live / "00000004" / file
+        whole = path.read_bytes()
+        for _ in range(40):
+            bad = bytearray(whole)
+            bad[draw.integers(len(bad))] ^= 1 << draw.integers(8)
+            path.write_bytes(bad)
+            try:
+                restore(live, program)
+            except ValueError as error:
+                assert "00000004" in str(error) and "restore" in str(error)
+            else:
+                assert file == "made.json"  # a blank between two words says nothing
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=r"00000004 is damaged.*restore .*00000003"):
+            restore(live, program)
+        path.write_bytes(whole)
+    restore(live / "00000003", program)
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no folder of saved streams"):
+        save(tmp_path, init_carry(program_of()), replace=True)
+    assert saves_of(tmp_path) == ["mine.txt"]
+
+
+KILLED = """
+import sys, test_saving as t
+program, i = t.program_of(), 0
+carry = t.init_carry(program)
+while True:
+    i += 1
+    t.save(sys.argv[1], carry._replace(tokens=carry.tokens * 0 + i), replace=True)
+    print(i, flush=True)
+"""
+
+
+def kills(folder, count):
+    """Kill a process that saves on and on, and check what it left each time."""
+    program, draw = program_of(), np.random.default_rng(0)
+    for _ in range(count):
+        child = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(folder)],
+            env={**os.environ, "PYTHONPATH": PATHS},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        said = child.stdout.readline()
+        time.sleep(draw.uniform(0, 0.1))
+        child.send_signal(signal.SIGKILL)
+        said += child.communicate()[0]
+        last = int(said.split()[-1])
+        assert int(restore(folder, program).tokens) in (last, last + 1)
+    save(folder, init_carry(program), replace=True)
+    assert len(saves_of(folder)) == 2  # nothing of the killed ones is left
+
+
+def test_a_killed_save_leaves_the_last_complete_one(tmp_path):
+    kills(tmp_path / "live", 2)
+
+
+@pytest.mark.slow
+def test_many_killed_saves(tmp_path):
+    kills(tmp_path / "live", 100)

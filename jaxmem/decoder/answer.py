@@ -194,7 +194,8 @@ def decode(
         context, tail = given
         weights = layer_at(params, place.layer)
         q, k, v = qkv(weights, config, h)
-        at = (dialogue.rows, 0, 0)
+        zero = jnp.zeros_like(dialogue.rows)  # one dtype, also where Python's numbers have 64 bits
+        at = (dialogue.rows, zero, zero)
         tail = Tail(
             jax.lax.dynamic_update_slice(tail.k, rotate(k, turn).astype(tail.k.dtype), at),
             jax.lax.dynamic_update_slice(tail.v, v.astype(tail.v.dtype), at),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.kv import KV
 from jaxmem.memory.base import Embeds
-from jaxmem.typing import Params
+from jaxmem.typing import Params, PyTree
 
 
 def check_chunk(program: Program, embeds: Embeds) -> None:
@@ -77,18 +80,31 @@ def check_weights(program: Program, params: Params) -> None:
 
 def check_carry(program: Program, carry: Carry) -> None:
     """Raise ValueError where a carry has other arrays than the program's own."""
-    paths = jax.tree_util.tree_leaves_with_path
-    mine = paths(jax.eval_shape(lambda: init_carry(program)))
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
-    given = {name(path): jnp.shape(x) for path, x in paths(carry)}
-    wanted = {name(path): x.shape for path, x in mine}
+    given = arrays_of(carry, shapes=True)
+    wanted = arrays_of(jax.eval_shape(lambda: init_carry(program)), shapes=True)
     if given != wanted:
-        first = min(n for n in given.keys() | wanted.keys() if given.get(n) != wanted.get(n))
-        there, here = given.get(first, "absent"), wanted.get(first, "absent")
         raise ValueError(
-            f"the carry is of another program: its {first} is {there}, that of "
-            f"{program.memory.name} here is {here}; begin with start(program)."
+            f"the carry is of another program: its {difference(given, wanted)}; begin with "
+            "start(program)."
         )
+
+
+def arrays_of(tree: PyTree, *, shapes: bool = False) -> dict[str, Any]:
+    """Return every array of a tree by its name; or its shape and dtype."""
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    leaves = {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {k: (jnp.shape(x), str(x.dtype)) if shapes else x for k, x in leaves.items()}
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return the first thing that differs, in words."""
+    name = min(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+
+    def word(found: Mapping[str, Any]) -> str:
+        value = found.get(name, "absent")
+        return "{1} {0}".format(*value) if isinstance(value, tuple) else str(value)
+
+    return f"{name} is {word(there)} there and {word(here)} here"
 
 
 def check_prefix(program: Program, prefix: KV | None) -> None:

@@ -27,7 +27,8 @@ from jaxmem.memory.base import (
     View,
     at_layer,
 )
-from jaxmem.typing import Array, Bool, Float, Params, PyTree
+from jaxmem.memory.layout import Layout
+from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 
 
 class Asking(NamedTuple):
@@ -43,6 +44,14 @@ class Asking(NamedTuple):
     def real(self) -> Bool[Array, "Q"]:
         """Which rows are no padding."""
         return self.rows.modality != EMPTY
+
+
+class Aside(NamedTuple):
+    """The side of a memory that is asked layer by layer, in the loop."""
+
+    state: State
+    bank: Bank | None
+    waiting: tuple[Int[Array, ""], State] | None = None  # a layer, and what it keeps from now on
 
 
 class Driver:
@@ -66,8 +75,17 @@ class Driver:
         """Return `aside` before a chunk."""
         raise NotImplementedError
 
-    def view(self, aside: PyTree, place: Place, embeds: Embeds) -> tuple[View, PyTree]:
-        """Return what a layer attends to, and what `write` of the same layer needs."""
+    def enter(self, aside: PyTree, stretch: Stretch) -> PyTree:
+        """Return `aside` before the layers of a stretch."""
+        del stretch
+        return aside
+
+    def leave(self, aside: PyTree) -> PyTree:
+        """Return `aside` after the layers of a stretch."""
+        return aside
+
+    def view(self, aside: PyTree, place: Place, embeds: Embeds) -> tuple[View, PyTree, PyTree]:
+        """Return what a layer attends to, what its `write` needs, and `aside` from here on."""
         raise NotImplementedError
 
     def write(
@@ -107,32 +125,50 @@ class LayerDriver(Driver):
     """The memory is asked inside the loop: no [L, T] buffer of fresh KV ever exists.
 
     The loop carries the state and indexes it: as scan inputs and outputs the state would be held
-    twice.
+    twice. What a layer keeps is put into the state when the next one begins. A read and a write of
+    one layer that wait for nothing of each other would make XLA copy the slots of all layers.
     """
 
+    @property
+    def _layout(self) -> Layout:
+        assert self.program.layout is not None
+        return self.program.layout
+
     def _read(self, state: State, place: Place) -> State:
-        assert self.program.layout is not None
-        return layouts.read(self.program.layout, state, place.layer, place.window)
+        return layouts.read(self._layout, state, place.layer, place.window)
 
-    def begin(self, carry: Carry, embeds: Embeds) -> tuple[State, Bank | None]:
+    def begin(self, carry: Carry, embeds: Embeds) -> Aside:
         del embeds
-        return carry.state, carry.bank
+        return Aside(carry.state, carry.bank)
 
-    def view(self, aside: PyTree, place: Place, embeds: Embeds) -> tuple[View, State]:
-        mine = self._read(aside[0], place)
-        bank = banks.of_layer(aside[1], place.layer)
-        return self.memory.view(self.spec, mine, embeds, bank), mine
+    def enter(self, aside: Aside, stretch: Stretch) -> Aside:
+        mine = [p for p in stretch.places(jnp.zeros((), jnp.int32)) if p.kind is None]
+        if not mine:
+            return aside
+        layer = jnp.asarray(mine[0].layer, jnp.int32)
+        return aside._replace(waiting=(layer, self._read(aside.state, mine[0])))
 
-    def write(self, aside: PyTree, place: Place, mine: State, chunk: Chunk) -> tuple[PyTree, None]:
-        state, bank = aside
-        mine, evicted = self.memory.write(self.spec, mine, chunk)
-        assert self.program.layout is not None
-        state = layouts.write(self.program.layout, state, place.layer, mine)
-        return (state, banks.append(bank, place.layer, evicted)), None
+    def leave(self, aside: Aside) -> Aside:
+        if aside.waiting is None:
+            return aside
+        layer, kept = aside.waiting
+        return Aside(layouts.write(self._layout, aside.state, layer, kept), aside.bank)
 
-    def end(self, carry: Carry, aside: PyTree, chunk: Chunk | None, embeds: Embeds) -> Carry:
+    def view(self, aside: Aside, place: Place, embeds: Embeds) -> tuple[View, State, Aside]:
+        aside = self.leave(aside)
+        mine = self._read(aside.state, place)
+        bank = banks.of_layer(aside.bank, place.layer)
+        return self.memory.view(self.spec, mine, embeds, bank), mine, aside
+
+    def write(self, aside: Aside, place: Place, mine: State, chunk: Chunk) -> tuple[Aside, None]:
+        kept, evicted = self.memory.write(self.spec, mine, chunk)
+        kept = jax.tree.map(lambda new, old: new.astype(old.dtype), kept, mine)
+        bank = banks.append(aside.bank, place.layer, evicted)
+        return Aside(aside.state, bank, (jnp.asarray(place.layer, jnp.int32), kept)), None
+
+    def end(self, carry: Carry, aside: Aside, chunk: Chunk | None, embeds: Embeds) -> Carry:
         del chunk, embeds
-        return carry._replace(state=aside[0], bank=aside[1])
+        return carry._replace(state=aside.state, bank=aside.bank)
 
     def ask(
         self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
@@ -156,9 +192,9 @@ class StackDriver(Driver):
     def begin(self, carry: Carry, embeds: Embeds) -> View:
         return self.memory.view(self.spec, carry.state, embeds, carry.bank)
 
-    def view(self, aside: View, place: Place, embeds: Embeds) -> tuple[View, None]:
+    def view(self, aside: View, place: Place, embeds: Embeds) -> tuple[View, None, View]:
         del embeds
-        return at_layer(aside, place.layer), None
+        return at_layer(aside, place.layer), None, aside
 
     def write(self, aside: View, place: Place, mine: None, chunk: Chunk) -> tuple[View, Chunk]:
         del place, mine

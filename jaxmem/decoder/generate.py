@@ -25,7 +25,7 @@ from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 class Generation(NamedTuple):
     """An answer in progress."""
 
-    ids: Int[Array, "M"]  # tokens so far; entries from `written` on are padding
+    ids: Int[Array, "M"]  # tokens so far, -1: none; entries from `written` on are padding
     written: Int[Array, ""]  # tokens so far, an end token included
     first: Float[Array, "V"]  # logits of the first token
     dialogue: Dialogue
@@ -98,11 +98,12 @@ def extend(
       key: as in `begin`.
     """
     room = generation.ids.shape[0]
+    # A token below 0 is none: the logits were not finite.
     until = room if most is None else jnp.minimum(generation.written + most, room)
 
     def more(loop: PyTree) -> Array:
         i, ids = loop[:2]
-        return (i < until) & ~jnp.isin(ids[i - 1], ends)
+        return (i < until) & ~jnp.isin(ids[i - 1], ends) & (ids[i - 1] >= 0)
 
     def body(loop: PyTree) -> PyTree:
         i, ids, dialogue, repeated = loop
@@ -122,14 +123,20 @@ def _choose(
     key: Array | None,
     repeated: Bool[Array, "V"] | None,
 ) -> tuple[Int[Array, ""], Bool[Array, "V"] | None]:
-    """Return the token that is drawn from `scores` as number `number`, and `repeated`."""
+    """Return the token that is drawn from `scores` as number `number`, and `repeated`.
+
+    The token is -1 where the scores are not finite.
+    """
     if sampling is not None and repeated is not None:
         scores = penalised(scores.astype(jnp.float32), repeated, sampling.repetition_penalty)
     if sampling is None or sampling.greedy:
         token = jnp.argmax(scores).astype(jnp.int32)
+        most = scores[token]  # of any that is not a number, that
     elif key is None:
         raise ValueError("sampling needs a key: give key=jax.random.key(seed).")
     else:
         mine = jax.random.fold_in(key, number)
         token = sample(scores, mine, sampling.temperature, sampling.top_p, sampling.top_k)
+        most = jnp.max(scores)
+    token = jnp.where(jnp.isfinite(most), token, -1)
     return token, None if repeated is None else repeated.at[token].set(True)

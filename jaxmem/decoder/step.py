@@ -21,7 +21,7 @@ from jaxmem.decoder.program import (
     make_program,
     spec_of,
 )
-from jaxmem.decoder.stretches import Place, by_layer, through
+from jaxmem.decoder.stretches import Place, by_layer, scan
 from jaxmem.kv import KV
 from jaxmem.memory import clock as clocks
 from jaxmem.memory.base import Embeds, at_layer, kv_of
@@ -133,7 +133,7 @@ def _through_layers(
             h, states = state_step(params, program.config, place, h, states, real)
             h = add_deepstack(h, embeds.deepstack, place.number)
             return (h, _past(params, program, place, probe, probes, states), aside, states), None
-        view, mine = driver.view(aside, place, embeds)
+        view, mine, aside = driver.view(aside, place, embeds)
         asked = None if probes is None else probes._replace(x=probe)
         pinned = at_layer(prefix, place.layer)
         more = {"prefix": pinned, "probes": asked, "number": place.number}
@@ -141,9 +141,13 @@ def _through_layers(
         aside, collected = driver.write(aside, place, mine, out.chunk)
         return (out.h, out.probe, aside, states), collected
 
-    probe = None if probes is None else probes.x
-    start = (embeds.x, probe, driver.begin(carry, embeds), carry.states)
-    (h, _, aside, states), found = through(driver.stretches, layer, start)
+    h, probe, states = embeds.x, None if probes is None else probes.x, carry.states
+    aside, found = driver.begin(carry, embeds), []
+    for stretch in driver.stretches:
+        held = (h, probe, driver.enter(aside, stretch), states)
+        (h, probe, aside, states), out = scan(stretch, layer, held)
+        aside = driver.leave(aside)
+        found.append(out)
     carry = driver.end(carry, aside, by_layer(driver.stretches, found), embeds)
     return carry._replace(states=states), h
 

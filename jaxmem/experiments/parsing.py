@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 C = TypeVar("C")
+
+LONGEST = 4096
+"""Characters of an argument; no path may have more."""
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return an error's text with words of more than `most` characters cut in the middle."""
+
+    def cut(found: re.Match[str]) -> str:
+        word = found[0]
+        return f"{word[: most // 2]}...({len(word):,} characters)...{word[-most // 4 :]}"
+
+    return re.sub(rf"\S{{{most + 1},}}", cut, text)
 
 
 def parse(kind: type[C], argv: Sequence[str], *, prog: str) -> C:
@@ -20,6 +36,13 @@ def parse(kind: type[C], argv: Sequence[str], *, prog: str) -> C:
       ValueError: if the config file is missing or makes something else.
       SystemExit: 2 for arguments that do not parse, 0 for --help.
     """
+    long = [word for word, before in zip(argv, ("", *argv), strict=False) if before != "--ask"]
+    if any(len(word) > LONGEST and not word.startswith("--ask=") for word in long):
+        word = max(long, key=len)
+        raise ValueError(
+            f"an argument has {len(word):,} characters, expected at most {LONGEST:,}: "
+            f"{shortened(word)}"
+        )
     rest, path = split(argv)
     default = kind() if path is None else load(kind, path)
     return tyro.cli(kind, args=rest, default=default, prog=prog)
@@ -68,7 +91,46 @@ def read(kind: type[C], path: Path) -> C:
             f"--config {path}: get_config() made a {type(config).__name__}, expected "
             f"{kind.__name__}."
         )
+    _check_types(config, path)
     return config
+
+
+def _check_types(config: object, path: Path) -> None:
+    """Refuse values of a config file that are not of their field's type."""
+    hints = get_type_hints(type(config))
+    for one in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, one.name)
+        if not _fits(value, hints[one.name]):
+            raise ValueError(
+                f"--config {path}: {one.name} is {shortened(repr(value))} "
+                f"({type(value).__name__}), expected {_word(hints[one.name])}."
+            )
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a value is of a type as configs have them."""
+    kind, args = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in args)
+    if kind is Literal:
+        return value in args
+    if kind is tuple:
+        ends = args[-1:] == (Ellipsis,)
+        return isinstance(value, tuple | list) and (
+            all(_fits(one, args[0]) for one in value)
+            if ends
+            else len(value) == len(args) and all(map(_fits, value, args))
+        )
+    if kind is not None and issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and all(_fits(one, args[1]) for one in value.values())
+    if hint is Any:
+        return True
+    allowed = {float: (int, float), Path: (str, Path)}.get(hint, hint)
+    return isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+
+
+def _word(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def refusing(run: Callable[[], object]) -> int:
@@ -76,7 +138,7 @@ def refusing(run: Callable[[], object]) -> int:
     try:
         run()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kernels.attend import attend as attend_segments
 from jaxmem.kernels.received import mass, row_mass
-from jaxmem.kernels.segment import Segment
+from jaxmem.kernels.segment import Segment, map_rows, prerotated
+from jaxmem.kernels.select.ref import compact
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Embeds, Received, Requires, View
 from jaxmem.rope import Rope
-from jaxmem.typing import Array, Float, Hidden, Int, Num
+from jaxmem.typing import Array, Bool, Float, Hidden, Int, Num
 
 
 def segment(
@@ -103,14 +104,15 @@ def attend_view(
     if view.sinks is not None:
         place = jnp.broadcast_to(view.sinks.pos[None], embeds.pos.shape)
         segments.append(segment(view.sinks.kv, jnp.zeros_like(view.base), place))
+    if requires.attention is not None or requires.given:
+        segments = prerotated(segments, rope)  # once for all that read them
     out, lse = attend_segments(q, segments, rope=rope, window=requires.window)
     more = {"rope": rope, "window": requires.window}
     received = given = None
     if requires.attention is not None:
-        columns = mass(
-            q, segments, lse, rows=counted_rows(requires, embeds),
-            form=requires.attention.form, reduce=_reduce(segments), **more,
-        )  # fmt: skip
+        form, rows = requires.attention.form, counted_rows(requires, embeds)
+        asked = _only(rows, requires.attention.last, q, lse, segments)
+        columns = mass(*asked[:3], rows=asked[3], form=form, reduce=_reduce(segments), **more)
         received = Received(columns[0], columns[1])
     if requires.given:
         given = row_mass(q, segments, lse, segment=0, columns=view.counted, **more)
@@ -137,6 +139,21 @@ def counted_rows(requires: Requires, embeds: Embeds) -> Array:
         return real
     later = jnp.sum(real) - jnp.cumsum(real)
     return real & (later < asked.last)
+
+
+def _only(
+    rows: Bool[Array, "T"],
+    most: int | None,
+    q: Float[Array, "T H D"],
+    lse: Float[Array, "T H"],
+    segments: list[Segment],
+) -> tuple[Array, list[Segment], Array, Bool[Array, "R"]]:
+    """Return queries, segments, log-sum-exp and flags of the rows that count, at most `most`."""
+    if most is None or most >= len(rows):
+        return q, segments, lse, rows
+    index, counted = compact(rows, most)
+    cut = lambda x: jnp.take(x, index, axis=0, mode="clip")
+    return cut(q), [map_rows(s, cut) for s in segments], cut(lse), counted
 
 
 def attend_probe(

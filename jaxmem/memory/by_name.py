@@ -62,6 +62,10 @@ class Contestant(NamedTuple):
     reference: bool  # holds the whole stream, whatever the budget
 
 
+MOST_SLOTS = 1 << 30
+"""Per layer: indices are int32."""
+
+
 def parse_budget(text: str) -> Budget:
     """Return what a budget argument means: `96` slots per layer, or `64KiB` over all layers.
 
@@ -69,13 +73,15 @@ def parse_budget(text: str) -> Budget:
       ValueError: if it is neither.
     """
     try:
-        if re.fullmatch(r"\s*\d+\s*", text) and int(text) > 0:
+        if re.fullmatch(r"\s*\d+\s*", text) and 0 < int(text) <= MOST_SLOTS:
             return Budget(int(text), None)
+        if text.strip().isdigit():
+            raise ValueError
         return Budget(None, parse_bytes(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(
-            f"--budget {text!r} is no budget: give slots per layer (96) or bytes over all layers "
-            "(64KiB, 1.5MB)."
+            f"--budget {text!r} is no budget: give slots per layer (96; at most {MOST_SLOTS:,}) or "
+            "bytes over all layers (64KiB, 1.5MB)."
         ) from None
 
 

@@ -12,7 +12,7 @@ length never leaves the array.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.memory.base import Memory, Spec, State, at_layer, kv_of, shapes
-from jaxmem.typing import Array, Int
+from jaxmem.typing import Array, Int, PyTree
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,31 @@ def write(layout: Layout, state: State, layer: Int[Array, ""], new: State) -> St
         new.aux,
     )
     return State(jax.tree.map(one, state.slots, new.slots), aux)
+
+
+Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+
+
+def rewrite(stack: PyTree, step: Step, given: PyTree) -> tuple[PyTree, PyTree]:
+    """Replace the layers of a stack one by one, in place: only one layer's pool exists at a time.
+
+    Args:
+      stack: what memories over the whole stack hold, [L, ...].
+      step: from one layer, and what is given for it, to the layer from now on and an output.
+      given: for every layer, [L, ...].
+
+    Returns:
+      The stack from now on, and the outputs [L, ...].
+    """
+
+    def one(loop: tuple[Array, PyTree], given: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
+        layer, stack = loop
+        new, out = step(at_layer(stack, layer), given)
+        put = lambda leaf, x: jax.lax.dynamic_update_index_in_dim(leaf, x, layer, 0)
+        return (layer + 1, jax.tree.map(put, stack, new)), out
+
+    (_, stack), out = jax.lax.scan(one, (jnp.zeros((), jnp.int32), stack), given)
+    return stack, out
 
 
 def layers(layout: Layout, state: State) -> list[State]:

@@ -14,11 +14,12 @@ from jaxmem.models.hf import checkpoint
 from jaxmem.models.hf.chat import Uncoded
 from jaxmem.models.hf.checkpoint import Place
 from jaxmem.models.hf.config import read_json
-from jaxmem.models.hf.family import ANY_SIZE, Family, Files, model_of, read_files
+from jaxmem.models.hf.family import ANY_SIZE, Family, Files, Names, model_of, read_files
 from jaxmem.models.hf.published import names, published_config
+from jaxmem.models.hf.quantized import settings_of
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
-from jaxmem.models.llava.video import LlavaVideo
+from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
 from jaxmem.models.qwen.qwen3_vl import Qwen3VL
@@ -38,6 +39,9 @@ FAMILIES: dict[str, type[Family]] = {
 """`model_type` of config.json to the class that reads such a checkpoint."""
 HEARING: dict[str, type[Family]] = {"qwen2_5_vl": Salmonn, "qwen3_vl": TimedSalmonn}
 """The same for a config.json with `audio_config`: video-SALMONN 2+ keeps its base's type."""
+HEAD = "decoder.head.kernel"
+HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+"""Where an output matrix goes, and what it is called once names are brought to the table's."""
 DTYPES = ("bfloat16", "float16", "float32")
 SMALL = ("*.json", "*.jinja", "*.txt")
 FILES = (*SMALL, "*.safetensors")
@@ -90,6 +94,8 @@ def load(
         directory = find(where, SMALL if abstract else FILES)
         name = Path(where).resolve().name  # a downloaded directory has one that says nothing
         made_by = family_of(read_json(directory), directory)
+        if not abstract:
+            settings_of(read_json(directory))  # a quantisation that is not read is refused first
         files = read_files(directory, abstract=abstract)
     if max_pixels is not None:
         if issubclass(made_by, LlavaFamily):
@@ -97,8 +103,11 @@ def load(
                 f"{name} takes frames of one size: leave max_pixels out, got {max_pixels}."
             )
         options["max_pixels"] = max_pixels
-    family = made_by.read(files, fps=fps, **options)
+    family = read_family(made_by, files, name, fps=fps, **options)
     family.turn("?")  # errors of the template come before anything large is read
+    if not abstract and own_head(directory, family.names):
+        files = files._replace(config=untied(files.config))
+        family = read_family(made_by, files, name, fps=fps, **options)
     table, renames, ignore = family.names
     if abstract:
         params = jax.eval_shape(family.finalise, shapes_of(table, kind))
@@ -109,6 +118,45 @@ def load(
     return model_of(family, files, params, name=name, max_new=max_new)
 
 
+def read_family(made_by: type[Family], files: Files, name: str, **options: Any) -> Family:
+    """Return the member that files hold.
+
+    Raises:
+      ValueError: if something is missing, does not fit, or is of another kind than its key says.
+    """
+    try:
+        return made_by.read(files, **options)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        if "keyword argument" in str(error):  # an option that the family does not have
+            raise
+        raise ValueError(
+            f"config.json or the preprocessor's settings of {name} hold something else than "
+            f"expected ({error}): download them again."
+        ) from error
+
+
+def own_head(directory: str | Path, names: Names) -> bool:
+    """Return whether a checkpoint that says it is tied stores another output matrix all the same.
+
+    transformers uses a stored one whatever the flag says; a copy of the embedding is left out.
+    """
+    if HEAD in names.table:
+        return False
+    table = names.table["decoder.embedding.embedding"]
+    found = {
+        checkpoint.rename(item.key, names.renames): item
+        for item in checkpoint.stored_tensors(directory)
+    }
+    stored = next((found[name] for name in HEADS if name in found), None)
+    return stored is not None and not checkpoint.same(stored, found.get(table.name))
+
+
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json that says of all its parts that the output matrix is their own."""
+    parts = {key: untied(config[key]) for key in ("thinker_config", "text_config") if key in config}
+    return {**config, **parts, "tie_word_embeddings": False}
+
+
 def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
     """Return the class that reads a checkpoint of this config.json.
 
@@ -116,12 +164,16 @@ def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
       ValueError: if there is none; it says `where` the checkpoint is.
     """
     found = config.get("model_type")
-    if found not in FAMILIES:
+    if not isinstance(found, str) or found not in FAMILIES:
         raise ValueError(
             f"{where} has model_type {found!r} in its config.json; supported are "
             f"{', '.join(FAMILIES)}."
         )
-    return (HEARING if hears(config) else FAMILIES)[found]
+    if found in HEARING and hears(config):
+        return HEARING[found]
+    if FAMILIES[found] is LlavaVideo and newline_of(config) != "grid":
+        return LlavaOnevisionNext
+    return FAMILIES[found]
 
 
 def as_dtype(dtype: Any) -> Any:

@@ -2,13 +2,14 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import ids_of, tokenizer_of
+from checkpoints import ids_of, tokenizer_of, write_checkpoint
 from passes import Reference, answers_alike, close, one_pass, pieces_of, streamed
 from safetensors.numpy import load_file, save_file
 
@@ -238,10 +239,37 @@ def test_ten_hours(config):
     assert (part.modality == 2).all() and 36_000 * 210 < 2**31
 
 
+def test_original_onevision_is_transformers_edition(golden, folder, raw, tmp_path):
+    """config.json chooses the family: prompts and logits of transformers' edition of the file."""
+    theirs, mine = write_checkpoint(golden, "llava_onevision", tmp_path / "hf"), tmp_path / "next"
+    shutil.copytree(folder, mine)
+    shutil.copy(folder / "model.safetensors", theirs)  # other names for the same
+    for name in ("tokenizer.json", "generation_config.json"):
+        shutil.copy(theirs / name, mine)
+    config = json.loads((theirs / "config.json").read_text())
+    next_config = {**raw, "model_type": "llava", "mm_newline_position": "one_token"}
+    next_config["image_token_index"] = config["video_token_index"]
+    (mine / "config.json").write_text(json.dumps(next_config))
+    config |= {"vision_feature_layer": -1, "multimodal_projector_bias": True}
+    config["vision_config"]["num_hidden_layers"] = llava_video.read_config(raw).layer + 1
+    config["text_config"]["tie_word_embeddings"] = False
+    (theirs / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    models = [load(x, dtype="float32", fps=2, max_new=4) for x in (theirs, mine)]
+    pieces = pieces_of(models[0], models[0].media.size, 3)
+    first, second = (streamed(model, pieces, QUESTION, 4) for model in models)
+    np.testing.assert_array_equal(first.first, second.first)
+    assert first.ids.tolist() == second.ids.tolist()
+    assert models[0].prefix.tolist() == models[1].prefix.tolist()
+    assert models[0].frame == models[1].frame
+    del next_config["mm_newline_position"]  # it is what the released code takes by default
+    (mine / "config.json").write_text(json.dumps(next_config | {"model_type": "llava_qwen"}))
+    assert load(mine, fps=2, abstract=True).encode == models[1].encode
+
+
 def test_refusals(raw, tower, folder, tmp_path):
     wrong = {
         "model_type": ("llava_onevision", "expected one of llava_qwen, llava"),
-        "mm_newline_position": ("one_token", "implemented is 'grid' only"),
+        "mm_newline_position": ("frame", "implemented are 'grid' and 'one_token'"),
         "mm_projector_type": ("linear", "implemented is 'mlp2x_gelu' only"),
         "mm_vision_select_layer": (-1, "implemented is -2 only"),
         "mm_spatial_pool_stride": (4, "implemented is 2 only"),
@@ -251,8 +279,8 @@ def test_refusals(raw, tower, folder, tmp_path):
     for key, (value, message) in wrong.items():
         with pytest.raises(ValueError, match=message):
             llava_video.read_config(raw | {key: value})
-    lacking = {k: v for k, v in raw.items() if k != "mm_newline_position"}
-    with pytest.raises(ValueError, match="has no mm_newline_position"):
+    lacking = {k: v for k, v in raw.items() if k != "mm_vision_tower"}
+    with pytest.raises(ValueError, match="has no mm_vision_tower"):
         llava_video.read_config(lacking)
     with pytest.raises(ValueError, match=r"whole number of frames in each second, got 1\.5"):
         load(folder, fps=1.5)

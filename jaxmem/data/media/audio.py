@@ -6,9 +6,37 @@ from typing import Any
 import av
 import numpy as np
 
-from jaxmem.data.media.demux import Clock, Decoder, Log, Packets
+from jaxmem.data.media.demux import Clock, Decoder, Packets
+from jaxmem.data.media.events import Log
 
+LOUDEST = 8.0
+"""Samples beyond this, where 1 is full scale, are damage."""
+MOST_CHANNELS = 8
+"""More have no weights to be mixed with in the library; the mean is taken."""
 _TOLERANCE = 0.05  # s; audio stamps jitter by rounding, which must not cut the sound into shreds
+
+
+def plausible(samples: np.ndarray) -> tuple[np.ndarray, int]:
+    """The samples with silence for those that are damaged, and how many these are."""
+    if samples.dtype.kind != "f":
+        return samples, 0
+    with np.errstate(invalid="ignore"):
+        good = np.abs(samples) <= LOUDEST  # false for NaN
+    bad = good.size - int(np.count_nonzero(good))
+    return (np.where(good, samples, np.zeros((), samples.dtype)) if bad else samples), bad
+
+
+def _mean(samples: np.ndarray, frame: Any) -> np.ndarray:
+    """The mean over the channels of a frame, float32 [1, n]; full scale is 1."""
+    channels = frame.layout.nb_channels
+    x = samples if frame.format.is_planar else samples.reshape(-1, channels).T
+    kind = np.dtype(x.dtype)
+    wide = x.astype(np.float32)
+    if kind.kind == "u":
+        wide = wide / 128 - 1
+    elif kind.kind == "i":
+        wide = wide / -float(np.iinfo(kind).min)
+    return wide.mean(axis=0, keepdims=True, dtype=np.float32)
 
 
 class AudioTrack:
@@ -32,6 +60,8 @@ class AudioTrack:
         self._setup: tuple[Any, ...] | None = None
         self._expected: float | None = None  # media time right after the last decoded frame
         self._cursor = 0  # index of the next sample that the resampler gives out
+        self._refused = False  # whether the last frame could not be converted
+        self._silenced = False  # whether the last frame had samples that were silenced
         self._blocks: deque[tuple[int, np.ndarray]] = deque()  # (index of first sample, samples)
         self._filled = 0  # everything before this index is decided
         self._read = 0  # everything before this index was given out
@@ -97,6 +127,7 @@ class AudioTrack:
             if abs(gap) > _TOLERANCE and self._expected is not None:
                 what = "missing, filled with silence" if gap > 0 else "overlapping, dropped"
                 self.log(self._expected, "audio_gap", f"{abs(gap):.3f} s of sound {what}")
+                self.log.lose("sound", gap)
             self._flush()
             self._begin(frame, setup, t)
             self._expected = t
@@ -116,6 +147,26 @@ class AudioTrack:
             "flt", "mono", self.rate, options={"rematrix_maxval": "1.0"}
         )
 
+    def _plain(self, frame: Any) -> Any:
+        """A frame that the resampler can mix: plausible samples, and of many channels the mean."""
+        many = frame.layout.nb_channels > MOST_CHANNELS
+        if not many and not frame.format.name.startswith(("flt", "dbl")):
+            return frame
+        samples = frame.to_ndarray()
+        good, bad = plausible(samples)
+        if bad and not self._silenced:
+            what = f"samples beyond {LOUDEST:g} times full scale were silenced"
+            self.log(self._expected or self.end, "damaged", f"audio: {what}")
+        self._silenced = bool(bad)
+        if not many and not bad:
+            return frame
+        layout, form = frame.layout.name, frame.format.name
+        if many:
+            good, layout, form = _mean(good, frame), "mono", "flt"
+        new = av.AudioFrame.from_ndarray(good, format=form, layout=layout)
+        new.sample_rate, new.time_base = frame.sample_rate, frame.time_base
+        return new
+
     def _flush(self) -> None:
         """Ends a run: takes the last samples out of the resampler."""
         if self._resampler is not None:
@@ -125,11 +176,14 @@ class AudioTrack:
     def _push(self, frame: Any) -> None:
         assert self._resampler is not None  # a run is open
         try:
-            blocks = self._resampler.resample(frame)
-        except (av.FFmpegError, ValueError) as error:
-            self.log(self.end, "damaged", f"audio: samples cannot be converted ({error})")
-            self._resampler = None
+            blocks = self._resampler.resample(None if frame is None else self._plain(frame))
+        except Exception as error:
+            if not self._refused:
+                what = f"audio: {self._setup} cannot be converted ({error})"
+                self.log(self.end, "damaged", what)
+            self._refused, self._resampler = True, None
             return
+        self._refused = False
         for block in blocks:
             if block is not None:
                 self._store(block.to_ndarray()[0])
@@ -145,7 +199,5 @@ class AudioTrack:
         begin = max(index, floor)
         self._filled = max(self._filled, stop)
         if begin < stop:
-            block = block[begin - index : stop - index].astype(np.float32)
-            if not np.isfinite(block).all():
-                block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+            block, _ = plausible(block[begin - index : stop - index].astype(np.float32))
             self._blocks.append((begin, block))

@@ -3,44 +3,25 @@
 Look-ahead lives here, in compressed form: decoded frames are never queued. See docs/media.md.
 """
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, cast
 
 import av
 from av.container import InputContainer
 from av.error import ExitError
 from av.stream import Discard, Disposition
 
+from jaxmem.data.media.events import Log
+from jaxmem.data.media.timeline import Timeline
+
 Kind = Literal["video", "audio"]
 
 _MAX_JUMP = 3600.0  # s; a stamp further ahead is a reset of the clock, not a pause
 _MAX_BACK = 10.0  # s; the same for a stamp that goes back
-_MAX_EVENTS = 500  # an endless stream must not grow the list of events without end
-
-
-class Event(NamedTuple):
-    """Something worth telling about a piece of media, at a media time in seconds."""
-
-    time: float
-    kind: str
-    message: str
-
-
-class Log:
-    """A list of events with an upper bound."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def __call__(self, time: float, kind: str, message: str) -> None:
-        """Adds an event, or, once, the remark that the list is full."""
-        if len(self.events) < _MAX_EVENTS:
-            self.events.append(Event(time, kind, message))
-        elif len(self.events) == _MAX_EVENTS:
-            self.events.append(Event(time, "more", "further events are not listed"))
 
 
 @dataclass
@@ -76,21 +57,53 @@ def describe_streams(container: InputContainer, kind: Kind) -> str:
     return f"{len(names)} {kind} stream(s)" + (f" ({', '.join(names)})" if names else "")
 
 
-def choose_stream(container: InputContainer, kind: Kind, wanted: int | None, name: str) -> Any:
+def odd_layouts(container: InputContainer) -> dict[int, str]:
+    """The channel layouts, by number of stream, whose channels have an order of their own.
+
+    PyAV 17 and 18 corrupt memory as soon as they look at such a layout, so FFmpeg is asked for its
+    description of the file instead.
+    """
+    if not container.streams.audio:
+        return {}
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        text = cast(Any, container).dumps_format()
+    except Exception:  # tags that are no text, for example: they never decide
+        return {}
+    finally:
+        av.logging.set_level(level)
+    found = re.findall(r"Stream #\d+:(\d+).*?: Audio: .*?(\d+ channels \([A-Z][^)]*\))", text)
+    return {int(number): layout for number, layout in found}
+
+
+def choose_stream(
+    container: InputContainer, kind: Kind, wanted: int | None, name: str, log: Log
+) -> Any:
     """The stream of a kind: number `wanted` among that kind, or the first one that decodes.
 
-    Cover pictures (attached to music) are chosen only by number.
+    Cover pictures (attached to music) are chosen only by number. Sound whose channels have an
+    order of their own is left out, with an event.
 
     Raises:
-      ValueError: `wanted` names no stream, or one that no decoder exists for.
+      ValueError: `wanted` names no stream, or one that cannot be decoded.
     """
     streams = getattr(container.streams, kind)
+    odd = odd_layouts(container) if kind == "audio" else {}
     if wanted is None:
         for stream in streams:
             attached = kind == "video" and Disposition.attached_pic in stream.disposition
-            if stream.codec_context is not None and not attached:
+            if stream.index in odd:
+                what = f"{odd[stream.index]}: an order of channels without a standard name"
+                log(0.0, "audio_layout", f"sound of {what}, left out")
+            elif stream.codec_context is not None and not attached:
                 return stream
         return None
+    if 0 <= wanted < len(streams) and streams[wanted].index in odd:
+        raise ValueError(
+            f"{name}: {kind}_stream={wanted} has {odd[streams[wanted].index]}, an order of "
+            "channels that cannot be mixed. Give another stream, or convert it to stereo"
+        )
     if not 0 <= wanted < len(streams) or streams[wanted].codec_context is None:
         raise ValueError(
             f"{name}: {kind}_stream={wanted} cannot be read; the source has "
@@ -140,7 +153,9 @@ class Packets:
         look_ahead: float,
         max_bytes: int,
         patience: float,
+        log: Log,
     ) -> None:
+        self.log = log
         self.container = container
         self.streams = streams
         self.look_ahead = look_ahead
@@ -157,6 +172,7 @@ class Packets:
         self.queues: dict[Kind, _Queue] = {kind: _Queue() for kind in self.streams}
         self._by_index: dict[int, Kind] = {s.index: kind for kind, s in self.streams.items()}
         self.done = False
+        self.timeline = Timeline(self.log)
         self._source = self.container.demux(*self.streams.values())
 
     def next(self, kind: Kind) -> Any:
@@ -201,9 +217,16 @@ class Packets:
             except (av.FFmpegError, OSError) as error:
                 self._fail("damaged", f"reading failed ({error})")
                 return
+            except Exception as error:  # of the library's own making, at the end of odd files
+                self.done = True
+                end, origin = self.timeline.end or 0.0, self.timeline.origin
+                what = f"the decoder library ended with {type(error).__name__} ({error})"
+                self.log(max(end - origin, 0.0), "library", what)
+                return
         # The dummy packets at the end, and empty ones, would drain the decoder.
         if packet.size:
             kind = self._by_index[packet.stream_index]
+            self.timeline(packet)
             self.queues[kind].push(packet, self.look_ahead / 2)
 
     def _fail(self, kind: str, reason: str) -> None:
@@ -226,7 +249,7 @@ class Decoder:
         """Forgets frames in flight: for a first start, and after a seek."""
         self._frames: deque[Any] = deque()
         self._drained = False
-        self.broken: str | None = None  # why the last packet gave nothing, until a frame comes
+        self.broken: str | None = None  # why the last packet gave nothing, until a good frame comes
 
     @property
     def ended(self) -> bool:
@@ -242,16 +265,19 @@ class Decoder:
             if packet is None and not self.packets.done:
                 return None
             self._drained = packet is None
+            if packet is not None and packet.is_corrupt:
+                self._damage("data are missing or damaged")
             try:
                 self._frames.extend(self.stream.codec_context.decode(packet))
             except EOFError:
                 pass
-            except (av.FFmpegError, ValueError) as error:
-                self._damage(str(error))
+            except Exception as error:  # whatever the library makes of a damaged packet
+                self._damage(getattr(error, "strerror", None) or str(error))
         frame = self._frames.popleft()
         if frame.is_corrupt:
             self._damage("a frame decoded with errors")
-        else:
+        elif self.kind == "audio" or frame.key_frame:
+            # Errors of a picture run on in those that are built on it.
             self.broken = None
         return frame
 

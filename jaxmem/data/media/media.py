@@ -4,23 +4,26 @@ What is guaranteed, and the rules for damaged and odd media, are in docs/media.m
 """
 
 import math
-import os
-import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import av
 from av.error import ExitError
 
 from jaxmem.data.media.audio import AudioTrack
-from jaxmem.data.media.demux import Event, Kind, Log, Packets, choose_stream, describe_streams
-from jaxmem.data.media.reader import MediaReader
+from jaxmem.data.media.demux import Kind, Packets, choose_stream, describe_streams
+from jaxmem.data.media.events import Event, Log
+from jaxmem.data.media.live import LiveReader
+from jaxmem.data.media.source import Found, close, find
 from jaxmem.data.media.types import End, MediaInfo, Piece
 from jaxmem.data.media.video import Size, VideoTrack, check_size
 
-__all__ = ["End", "Event", "MediaInfo", "MediaReader", "Piece", "open_media"]
+__all__ = ["End", "Event", "LiveReader", "MediaInfo", "Piece", "open_media"]
 
 _KINDS: tuple[Kind, Kind] = ("video", "audio")
+_BLANK = (224, 224)  # native (h, w) that a function of the size is told where there are no pictures
 _MAX_BYTES = 64 << 20  # of compressed packets read ahead, per stream
 
 
@@ -37,10 +40,12 @@ def open_media(
     stop: float | None = None,
     format: str | None = None,
     options: dict[str, str] | None = None,
-    timeout: float | None = None,
+    timeout: float | None = 10.0,
+    reconnect: bool = False,
+    follow: bool = False,
     look_ahead: float = 10.0,
     threads: int = 1,
-) -> MediaReader:
+) -> LiveReader:
     """Opens anything PyAV opens, and reads it as aligned `Piece`s.
 
     A piece holds F = round(fps * piece_seconds) frames, sampled by time stamp at
@@ -59,7 +64,10 @@ def open_media(
       stop: media time in seconds to end at; None: the end of the media.
       format: name of the container or device format, where it cannot be told from the content.
       options: passed on to the demuxer or device.
-      timeout: seconds that a network source may take to open, and to give each packet.
+      timeout: seconds that an address, a pipe or a growing file may take to open, and to give
+        each packet; None: any.
+      reconnect: open an address or device that stalls or breaks off again, with growing pauses.
+      follow: wait at the end of a file for what is added to it, `timeout` seconds at most.
       look_ahead: seconds of one stream that are read, still compressed, while waiting for the
         other one. It is also the longest delay of a live source whose other stream is silent.
       threads: decoding threads per stream. More are faster on large video, but may lose as many
@@ -72,12 +80,22 @@ def open_media(
     if size is not None and not callable(size):
         size = check_size(size)
     frames = _check_numbers(fps, piece_seconds, sample_rate, start, stop, look_ahead, threads)
-    name, opened, seekable = _resolve(source)
-    container = _open(name, opened, format, options, timeout)
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be positive seconds, or None, got {timeout!r}")
+    more = {"video_stream": video_stream, "audio_stream": audio_stream, "format": format}
+    more |= {"options": options, "timeout": timeout, "look_ahead": look_ahead, "threads": threads}
+    more |= {"fps": fps, "piece_seconds": piece_seconds, "sample_rate": sample_rate}
+    closing = threading.Event()
+    waits = {"follow": follow, "reconnect": reconnect, "timeout": timeout, "closing": closing}
+    found = find(source, format=format, **waits)
+    name = found.name
+    container = None
     try:
+        container = _open(found, format, options, timeout)
         streams: dict[Kind, Any] = {}
+        log = Log()
         for kind, wanted in zip(_KINDS, (video_stream, audio_stream), strict=True):
-            stream = choose_stream(container, kind, wanted, name)
+            stream = choose_stream(container, kind, wanted, name, log)
             if stream is not None:
                 streams[kind] = stream
                 context = stream.codec_context
@@ -89,26 +107,34 @@ def open_media(
                 f"{describe_streams(container, 'video')}, {describe_streams(container, 'audio')}, "
                 f"{len(container.streams)} stream(s) in all"
             )
-        log = Log()
+        if callable(size) and "video" not in streams:
+            size = check_size(size(*_BLANK))
         limits = {"look_ahead": look_ahead, "max_bytes": _MAX_BYTES, "patience": timeout or 10.0}
-        packets = Packets(container, streams, **limits)
-        return MediaReader(
+        packets = Packets(container, streams, log=log, **limits)
+        reader = LiveReader(
             container,
             name,
             VideoTrack(packets, log, size, stop) if "video" in streams else None,
             AudioTrack(packets, log, sample_rate, stop) if "audio" in streams else None,
             packets,
             log,
+            found=found,
+            closing=closing,
             frames=frames,
             piece_seconds=piece_seconds,
             sample_rate=sample_rate,
             size=None if callable(size) else size,
             start=start,
             stop=stop,
-            seekable=seekable,
+            seekable=found.seekable,
         )
+        if reconnect:
+            reader.again = partial(open_media, source, **more, size=reader.info.size)
+        return reader
     except BaseException:
-        container.close()
+        if container is not None:
+            container.close()
+        close(found)
         raise
 
 
@@ -148,43 +174,19 @@ def _check_numbers(
     return frames
 
 
-def _resolve(source: Any) -> tuple[str, Any, bool]:
-    """(name for messages, what to give to PyAV, whether seeking it is worth a try)."""
-    if isinstance(source, str) and source == "-":
-        return "<standard input>", _ReadOnly(sys.stdin.buffer), False
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        if isinstance(path, str) and path:
-            return path, path, os.path.isfile(path) or path.startswith(("http:", "https:"))
-    elif callable(getattr(source, "read", None)):
-        seekable = getattr(source, "seekable", None)
-        can_seek = hasattr(source, "seek") and hasattr(source, "tell")
-        name = str(getattr(source, "name", f"<{type(source).__name__}>"))
-        return name, source, can_seek and (seekable is None or bool(seekable()))
-    raise ValueError(
-        f"source must be a path, an address, '-' or an object with read(), got {source!r}"
-    )
-
-
-class _ReadOnly:
-    """Standard input without `seek`, which is there even where the input is a pipe."""
-
-    def __init__(self, file: Any) -> None:
-        self.read = file.read
-
-
 def _open(
-    name: str,
-    source: Any,
-    format: str | None,
-    options: dict[str, str] | None,
-    timeout: float | None,
+    found: Found, format: str | None, options: dict[str, str] | None, timeout: float | None
 ) -> Any:
     """An open container; a ValueError if PyAV cannot open it, or takes a text file for a film."""
+    name, limit = found.name, timeout if found.remote else None
     try:
-        container = av.open(source, "r", format=format, options=options, timeout=timeout)
-    except (ExitError, TimeoutError) as error:
-        raise ValueError(f"{name}: cannot be opened: no answer in {timeout} s") from error
+        more = {"format": format, "options": options, "timeout": limit}
+        container = av.open(found.opened, "r", metadata_errors="replace", **more)
+    except ExitError as error:
+        raise ValueError(f"{name}: cannot be opened: no answer in {limit} s") from error
+    except TimeoutError as error:
+        cause = error.strerror or error
+        raise ValueError(f"{name}: cannot be opened: {cause}") from error
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         raise ValueError(

@@ -4,10 +4,13 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
+
+HURRY = 0.2  # s that a thread is given to end where nobody wants to wait
+THREAD = "jaxmem-prefetch"  # name of all threads of this module
 
 
 class _Channel:
@@ -66,7 +69,7 @@ class Prefetch(Generic[T]):
         self._thread = threading.Thread(
             target=_produce,
             args=(iter(iterator), self._channel),
-            name="jaxmem-prefetch",
+            name=THREAD,
             daemon=True,
         )
         # The thread refers to the channel only, so dropping a Prefetch without close stops it.
@@ -95,22 +98,28 @@ class Prefetch(Generic[T]):
         The item being made at this moment is finished first. A source that blocks for longer than
         `timeout` seconds (None: wait for ever) is left to a daemon thread with a RuntimeWarning.
         """
-        self._channel.stop()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
-        if self._thread.is_alive() and not self._closed:
+        if not self._closed and not self.leave(timeout):
             warnings.warn(
                 f"the prefetched iterator did not return within {timeout} s; its daemon thread "
                 "ends when it does. Give live sources a time-out.",
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def leave(self, timeout: float | None) -> bool:
+        """Stops the thread, waits at most `timeout` seconds, returns whether it has ended."""
+        self._channel.stop()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
         self._closed = True
+        return not self._thread.is_alive()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is KeyboardInterrupt:  # whoever wants to leave does not wait
+            self.leave(HURRY)
         self.close()
 
 
@@ -132,3 +141,43 @@ def prefetch(iterator: Iterable[T], depth: int = 2) -> Prefetch[T]:
             "decoding with computation"
         )
     return Prefetch(iterator, depth)
+
+
+def apart(make: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """Return what `make` returns, which runs on a thread of its own, so that Ctrl-C is heard.
+
+    If the wait is interrupted, the thread is left alone, and what it makes is undone when it comes.
+    """
+    made: list[T] = []
+    failed: list[BaseException] = []
+    left, lock, over = False, threading.Lock(), threading.Event()
+
+    def run() -> None:
+        try:
+            made.append(make())
+        except BaseException as error:  # raised where it is waited for
+            failed.append(error)
+        with lock:
+            over.set()
+            late = left and made
+        if late:
+            undo(made[0])
+
+    threading.Thread(target=run, name=THREAD, daemon=True).start()
+    try:
+        while not over.wait(0.2):  # without a limit, Windows does not hear Ctrl-C
+            pass
+    except BaseException:
+        with lock:
+            left, done = True, over.is_set()
+        if done and made:
+            undo(made[0])
+        raise
+    if failed:
+        raise failed[0]
+    return made[0]
+
+
+def left_running() -> bool:
+    """Return whether a thread of this module still runs, which may be inside a decoder."""
+    return any(thread.name == THREAD for thread in threading.enumerate())

@@ -8,7 +8,8 @@ import av
 import numpy as np
 
 from jaxmem.data.media.audio import AudioTrack
-from jaxmem.data.media.demux import Event, Log, Packets
+from jaxmem.data.media.demux import Packets
+from jaxmem.data.media.events import Event, Log
 from jaxmem.data.media.types import End, MediaInfo, Piece
 from jaxmem.data.media.video import EPS, Size, VideoTrack
 
@@ -76,6 +77,11 @@ class MediaReader:
             cause = self._packets.failure or next(
                 ((e.kind, e.message) for e in self.events), ("end", "it holds no frames")
             )
+            if self._container.format.name == "webp_pipe":
+                raise ValueError(
+                    f"{name}: nothing can be decoded: animated WebP is not supported by the "
+                    "decoder library; convert it to GIF or mp4"
+                )
             hint = (
                 ". A pipe cannot be read if the index lies at the end of the file (mp4): give the "
                 "file itself, or one written with the index first"
@@ -84,7 +90,7 @@ class MediaReader:
                 f"{name}: nothing can be decoded: {cause[1]}"
                 + ("" if os.path.isfile(name) else hint)
             )
-        origin = min(known)
+        origin = self._packets.timeline.origin = min(known)
         for track in self._tracks:
             stamp = stamps[id(track)]
             track.clock.origin = origin
@@ -212,7 +218,10 @@ class MediaReader:
         """Where and why the media ended, from what was decoded and what was declared."""
         time = max(track.end for track in self._tracks)
         if self._count == 0 and self._packets.failure is None:
-            return End(time, f"start={self._start:g} s is not before the end", "end")
+            if time <= self._start and self._start > 0:
+                return End(time, f"start={self._start:g} s is not before the end", "end")
+            told = self.events[0].message if self.events else "it holds no frames"
+            return End(time, f"nothing could be decoded: {told}", "damaged")
         if self._packets.failure is not None:
             kind, reason = self._packets.failure
             return End(time, reason, kind)
@@ -228,7 +237,7 @@ class MediaReader:
     def _check_declared(self, time: float) -> End:
         """Tells a silent truncation from a regular end."""
         if _DECLARING.isdisjoint(self.info.format.split(",")):
-            return End(time, "everything was decoded", "end")
+            return self._ended(time)
         # The whole file's duration leaves out what an edit list cuts off a stream.
         whole = self._container.duration
         whole = whole / 1e6 - max(self.info.start_time, 0.0) if whole else math.inf
@@ -240,7 +249,14 @@ class MediaReader:
         declared = self.info.duration
         if declared is not None and time < min(declared, whole) - _SHORT:
             return End(time, f"{declared:.3f} s declared, {time:.3f} s decoded", "damaged")
-        return End(time, "everything was decoded", "end")
+        return self._ended(time)
+
+    def _ended(self, time: float) -> End:
+        """A regular end, and what was lost in all."""
+        lost = [f"{seconds:.1f} s of {what}" for what, seconds in self._log.lost.items() if seconds]
+        if not lost:
+            return End(time, "everything was decoded", "end")
+        return End(time, f"decoded to the end; lost were {' and '.join(lost)}", "end")
 
     def close(self) -> None:
         """Closes the source. `info`, `events` and `end` stay readable."""

@@ -4,15 +4,20 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from jaxmem.data.media.demux import Clock, Decoder, Log, Packets
+from jaxmem.data.media.demux import Clock, Decoder, Packets
+from jaxmem.data.media.events import Log
+from jaxmem.data.media.timeline import AHEAD
 
 Size = tuple[int, int]
 
+HOLD = 10.0
+"""Seconds that the last good picture is held at most while no key frame comes."""
+GAP = 1.0
+"""Seconds without pictures, beyond the usual distance of frames, that make an event."""
 EPS = 1e-6  # s; stamps are rounded to the container's time base
 _SCALING = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -37,10 +42,16 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
         matrix = np.frombuffer(bytes(frame.side_data[SideData.DISPLAYMATRIX]), np.int32)
     except KeyError:
         return False, False, False
+    except Exception:  # one entry that the library does not know hides all others
+        return _TURNS[round(frame.rotation / 90) % 4]
     a, b, _, c, d = matrix[:5].tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return False, a < 0, d < 0
     return True, c < 0, b < 0
+
+
+_TURNS = (*((False, False, False), (True, False, True), (False, True, True), (True, True, False)),)
+"""`orientation` for 0, 90, 180 and 270 degrees counter-clockwise."""
 
 
 class VideoTrack:
@@ -75,6 +86,7 @@ class VideoTrack:
         self._end = 0.0
         self.first: float | None = None
         self._time = 0.0  # of the newest decoded frame
+        self._held: float | None = None  # since when a good picture is held, media time in s
         self._unsure: float | None = None  # a time asked for before all frames for it had come
         self._next: _Shot | None = None
         self._shown: _Shot | None = None
@@ -114,11 +126,28 @@ class VideoTrack:
                 frame = self.decoder.next()
                 if frame is None:
                     return
-                self._next = self._date(frame, self._end if self.first is not None else None)
+                shot = self._date(frame, self._end if self.first is not None else None)
+                if self._is_held(shot):
+                    continue
+                self._next = shot
             if self._next.time > until + EPS or self._next.time >= self.limit - EPS:
                 return
             self._shown, self._next = self._next, None
             self._picture = None
+
+    def _is_held(self, shot: _Shot) -> bool:
+        """Whether the last good picture is held instead of a frame built on damaged ones."""
+        if self.decoder.broken is None or self._shown is None:
+            if self._held is not None:
+                self.log.lose("pictures", shot.time - self._held)
+            self._held = None
+            return False
+        if self._held is None:
+            self._held = shot.time
+        if shot.time - self._held <= HOLD:
+            return True
+        self.decoder.broken = None  # no key frame may ever come
+        return self._is_held(shot)
 
     def picture(self, t: float, before: float) -> np.ndarray | None:
         """uint8 [h, w, 3] shown at `t`: the last frame whose stamp is <= t.
@@ -150,6 +179,11 @@ class VideoTrack:
                 self.interval = gap
         base = frame.time_base or self.stream.time_base
         length = float(frame.duration * base) if frame.duration and base else 0.0
+        length = length if length <= AHEAD else 0.0
+        if expected is not None and t - expected > GAP + self.interval:
+            missing = f"{t - expected:.3f} s without pictures; the last one is held"
+            self.log(expected, "video_gap", missing)
+            self.log.lose("pictures", t - expected)
         if self._unsure is not None and t <= self._unsure:
             self.log(t, "video_late", "pictures came after the time they belong to was given out")
         self._unsure = None
@@ -199,7 +233,7 @@ class VideoTrack:
                 threads=1,
             )
             picture = scaled.to_ndarray()
-        except (av.FFmpegError, ValueError) as error:
+        except Exception as error:
             self.log(t, "damaged", f"video: a frame cannot be converted to RGB ({error})")
             return np.zeros((*self.size, 3), np.uint8)
         if transpose:

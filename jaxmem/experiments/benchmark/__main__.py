@@ -1,9 +1,13 @@
 """Figures that the documents quote, each a command that prints ratios of one run.
 
 python -m jaxmem.experiments.benchmark constancy            # 10 hours, about a minute
+python -m jaxmem.experiments.benchmark constancy --video world   # the same with real decoding
 python -m jaxmem.experiments.benchmark bytes                # bytes of every memory, 7B
+python -m jaxmem.experiments.benchmark session              # a second session of equal memories
+python -m jaxmem.experiments.benchmark step                 # the chunk step, and what it copies
 python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
 python -m jaxmem.experiments.benchmark price --model qwen2.5-vl:7b   # what a stream costs a GPU
+python -m jaxmem.experiments.benchmark faults               # 1,000 damaged files, minutes
 """
 
 from __future__ import annotations
@@ -11,20 +15,33 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Literal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from jaxmem.data.world.files import held_out
 from jaxmem.experiments.benchmark.constancy import Constancy, constancy_table, measure
+from jaxmem.experiments.benchmark.faults import Faults, FaultsConfig, faults_table, run_faults
+from jaxmem.experiments.benchmark.faults_record import write_record
 from jaxmem.experiments.benchmark.footprints import BytesConfig, footprint_table, footprints
 from jaxmem.experiments.benchmark.kernels import KernelsConfig, measure_kernels
 from jaxmem.experiments.benchmark.price import PriceConfig, price
 from jaxmem.experiments.benchmark.price_table import price_tables
+from jaxmem.experiments.benchmark.second_session import (
+    SessionConfig,
+    measure_sessions,
+    sessions_table,
+)
+from jaxmem.experiments.benchmark.soak import Soak, soak, soak_table
+from jaxmem.experiments.benchmark.step import StepConfig, measure_steps, steps_table
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import refusing
 from jaxmem.memory.by_name import contestants, parse_budget, parse_names
@@ -36,6 +53,8 @@ from jaxmem.programs import model_spec
 class ConstancyConfig:
     """Stream hours of synthetic tokens and compare the end with minute 10."""
 
+    # Decode this file again and again instead (`world`: a synthetic minute), for what leaks.
+    video: str | None = None
     hours: float = 10.0  # length of the stream
     early_minute: float = 10.0  # the moment to compare with
     memory: str = "omnimem"  # its name; set it with --NAME.OPTION and --bank.OPTION
@@ -60,7 +79,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def constancy(config: ConstancyConfig) -> Constancy:
+def constancy(config: ConstancyConfig) -> Constancy | Soak:
     """Run the proof of constancy with a progress bar on standard error.
 
     Raises:
@@ -75,22 +94,41 @@ def constancy(config: ConstancyConfig) -> Constancy:
     (chosen,) = contestants(names, config.memories, budget, spec, config.capacity, **more)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"streaming {config.hours:g} hours", total=1.0)
-        return measure(
-            model,
-            chosen,
-            spec,
-            hours=config.hours,
-            early_minute=config.early_minute,
-            pairs=config.pairs,
-            progress=lambda done: bar.update(task, completed=done),
-        )
+        same: dict[str, Any] = {"hours": config.hours, "early_minute": config.early_minute}
+        same["progress"] = lambda done: bar.update(task, completed=done)
+        if config.video is None:
+            return measure(model, chosen, spec, pairs=config.pairs, **same)
+        with TemporaryDirectory() as folder:
+            path = Path(config.video)
+            if config.video == "world":
+                path = held_out(0, 60, Path(folder), count=0)[0]
+            return soak(model, chosen, path, chunk_pieces=config.chunk_seconds, **same)
+
+
+def faults(config: FaultsConfig) -> Faults:
+    """Stream damaged files with a progress bar on standard error, and record what came of it.
+
+    Raises:
+      ValueError: if a number makes no sense, or there are no clips.
+    """
+    begin = time.perf_counter()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("streaming damaged files", total=config.files)
+        found = run_faults(config, lambda: bar.advance(task))
+    if config.record is not None:
+        wall = time.perf_counter() - begin
+        write_record(config.record, asdict(config) | machine(), machine() | asdict(found), wall)
+    return found
 
 
 Command = (
     Annotated[ConstancyConfig, tyro.conf.subcommand("constancy")]
     | Annotated[BytesConfig, tyro.conf.subcommand("bytes")]
+    | Annotated[SessionConfig, tyro.conf.subcommand("session")]
+    | Annotated[StepConfig, tyro.conf.subcommand("step")]
     | Annotated[KernelsConfig, tyro.conf.subcommand("kernels")]
     | Annotated[PriceConfig, tyro.conf.subcommand("price")]
+    | Annotated[FaultsConfig, tyro.conf.subcommand("faults")]
 )
 
 
@@ -111,10 +149,21 @@ def _run(argv: Sequence[str]) -> None:
         return
     if isinstance(config, ConstancyConfig):
         result = constancy(config)
-        data, table = asdict(result), constancy_table(result)
+        table = soak_table(result) if isinstance(result, Soak) else constancy_table(result)
+        data = asdict(result)
+    elif isinstance(config, FaultsConfig):
+        damaged = faults(config)
+        data, table = asdict(damaged), faults_table(damaged)
     elif isinstance(config, PriceConfig):
         cost = price(config)
         data, table = asdict(cost), price_tables(cost)
+    elif isinstance(config, StepConfig):
+        found = measure_steps(config)
+        data, table = {"steps": [step._asdict() for step in found]}, steps_table(config, found)
+    elif isinstance(config, SessionConfig):
+        result = measure_sessions(config)
+        data = {name: [start._asdict() for start in both] for name, both in result.items()}
+        table = sessions_table(result)
     else:
         data = footprints(config)
         table = footprint_table(config, data)

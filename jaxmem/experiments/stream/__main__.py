@@ -10,7 +10,9 @@ See docs/stream.md.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,17 +22,23 @@ from jax.errors import JaxRuntimeError
 from rich.console import Console
 
 from jaxmem.experiments.memories import help_of, read_options, split_options
-from jaxmem.experiments.parsing import parse
+from jaxmem.experiments.parsing import parse, shortened
 from jaxmem.experiments.stream.config import StreamConfig
+from jaxmem.experiments.stream.interrupt import (
+    ABORTED,
+    NOTHING,
+    interruptible,
+    leave_threads_behind,
+)
 from jaxmem.experiments.stream.job import Plan, perform, plan, prepare
 from jaxmem.experiments.stream.out_of_memory import asked_and_price, is_out_of_memory
-from jaxmem.experiments.stream.output import prompt, show, write
+from jaxmem.experiments.stream.output import collect, prompt, show, show_files, write
 from jaxmem.experiments.stream.questions import AT_THE_END
 from jaxmem.experiments.stream.source import UnreadableError, find_model, find_source, open_source
 from jaxmem.experiments.stream.terminal import typed_lines
 from jaxmem.report.results import as_dict
 
-STREAMED, BAD_ARGUMENTS, UNREADABLE, ABORTED = 0, 2, 3, 130
+STREAMED, BAD_ARGUMENTS, UNREADABLE, UNWRITTEN, UNREAD = 0, 2, 3, 4, 141
 """Exit statuses."""
 
 
@@ -38,22 +46,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     0: something was streamed; 2: bad arguments, or no room for what they ask; 3: nothing could be
-    read; 130: interrupted before anything was streamed.
+    read; 4: something could not be written; 130: interrupted before anything was streamed; 141:
+    nobody reads the output.
     """
     errors = Console(stderr=True, highlight=False)
     try:
-        return _main(sys.argv[1:] if argv is None else argv, errors)
+        status = _main(sys.argv[1:] if argv is None else argv, errors)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = UNREAD
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS):
+            raise
+        _say(errors, f"it could not be written: {error}")
+        status = UNWRITTEN
     except UnreadableError as error:
-        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return UNREADABLE
+        _say(errors, error)
+        status = UNREADABLE
     except KeyboardInterrupt:
-        errors.print("interrupted before there was anything to report", style="red")
-        return ABORTED
+        errors.print(NOTHING, style="red")
+        status = ABORTED
+    leave_threads_behind(status)
+    return status
+
+
+def _say(errors: Console, reason: object) -> None:
+    errors.print(f"error: {shortened(str(reason))}", style="red", markup=False, soft_wrap=True)
 
 
 def _main(argv: Sequence[str], errors: Console) -> int:
     def refuse(reason: object) -> int:
-        errors.print(f"error: {reason}", style="red", markup=False, soft_wrap=True)
+        _say(errors, reason)
         return BAD_ARGUMENTS
 
     config, ready = None, None
@@ -61,13 +85,20 @@ def _main(argv: Sequence[str], errors: Console) -> int:
         try:
             config = configured(argv)
             console = Console(stderr=config.json, highlight=False)
-            with ExitStack() as media:
-                ready = _ready(config, console, media)
-                wanted = config.prompt and not config.json and config.video != "-"
-                lines = typed_lines(wanted=wanted, hidden=console.is_terminal)
-                typed = terminal.enter_context(lines)
-                done = perform(ready, console, typed)
-            done = write(done)
+            with interruptible() as stop:
+                with ExitStack() as media:
+                    with stop.raising():
+                        ready = _ready(config, console, media)
+                    wanted = config.prompt and not config.json and config.video != "-"
+                    lines = typed_lines(wanted=wanted, hidden=console.is_terminal)
+                    typed = terminal.enter_context(lines)
+                    stop.tidy = terminal.close
+                    done = perform(ready, console, stop, typed)
+                done, held = collect(done)
+                try:
+                    show(done, console)
+                finally:  # also when nobody reads the tables any more
+                    done = write(done, held)
         except SystemExit as stop:  # the parser has said what was wrong, or printed the help
             return stop.code if isinstance(stop.code, int) else BAD_ARGUMENTS
         except ValueError as error:  # also a memory and a model that do not go together
@@ -76,11 +107,14 @@ def _main(argv: Sequence[str], errors: Console) -> int:
             if config is None or config.model is None or not is_out_of_memory(error):
                 raise
             return refuse(asked_and_price(config, ready))
-        show(done, console)
+        show_files(done, console)
         if config.prompt and sys.stdin.isatty() and not config.json:
             done = prompt(done, console, typed)
     if config.json:
         print(json.dumps(as_dict(done.report), indent=1, allow_nan=False, default=str))
+    if done.unwritten:
+        _say(errors, done.unwritten)
+        return UNWRITTEN
     return STREAMED
 
 
@@ -103,7 +137,7 @@ def _ready(config: StreamConfig, console: Console, media: ExitStack) -> Plan:
     job = prepare(config, find_model(config, console))
     usual = AT_THE_END if config.model is None else job.model.probes
     source = find_source(config, job.questions, console, usual)
-    reader = media.enter_context(open_source(source, job.model.media))
+    reader = media.enter_context(open_source(source, job.model))
     return plan(job, source, reader)
 
 

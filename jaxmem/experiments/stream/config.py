@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from tempfile import TemporaryFile
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import MemoryOptions
+from jaxmem.memory.options import NAMES, check_options
+from jaxmem.resuming import EVERY
+from jaxmem.saving import check_target
 
 Append = tyro.conf.UseAppendAction
 Flag = tyro.conf.FlagCreatePairsOff
@@ -18,6 +22,11 @@ Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="
 Whole = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Dtype = Annotated[Literal["bfloat16", "float16", "float32"], tyro.conf.arg(metavar="TYPE")]
+
+MOST_SECONDS = 1e9
+"""Of any option in seconds: 30 years."""
+TRIED_BYTES = 1 << 20
+"""Written to a folder to see that it can be: more than a report."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,12 @@ class StreamConfig:
 
     # File, address or device, "-" for standard input; else a synthetic video.
     video: Text = None
+    format: Text = None  # Of --video, where its content does not tell: v4l2, lavfi, rawvideo...
+    # KEY=VALUE, passed on to the device or demuxer of --video; may be repeated.
+    option: Annotated[tuple[str, ...], Append] = ()
+    timeout: float = 10.0  # Seconds that a --video which is no plain file may keep silent.
+    reconnect: Annotated[bool, Flag] = False  # Open a lost address or device again.
+    follow: Annotated[bool, Flag] = False  # Wait at the end of the file for more.
     ask: Annotated[tuple[str, ...], Append] = ()  # "TIME: question"; TIME: seconds, mm:ss or end.
     memory: str = "omnimem"  # What is kept; --bank.OPTION puts a bank around it.
     budget: str = "96"  # Slots per layer (96), or bytes over all layers (64KiB).
@@ -54,6 +69,9 @@ class StreamConfig:
     max_pixels: Whole = None  # Of a frame of --model, at most; as the checkpoint says.
     out: Path = Path("out/stream")  # Folder of report, pictures and synthetic video.
     json: Annotated[bool, Flag] = False  # Report on standard output, the rest on error.
+    checkpoint: File = None  # Folder that the stream saves itself to, complete at any moment.
+    every: float = EVERY  # Seconds of stream between two saves.
+    resume: File = None  # Go on from such a folder.
     prompt: bool = True  # Take questions from the terminal.
     config: File = None  # Python file whose get_config() gives values to start from.
     bits: Literal[4, 8] | None = None  # Store keys and values in so many bits.
@@ -66,10 +84,19 @@ def check(config: StreamConfig) -> None:
     Raises:
       ValueError: naming the option, its value and what it may be.
     """
-    for name in ("seconds", "fps", "chunk_seconds", "max_pixels"):
+    for name in ("seconds", "fps", "chunk_seconds", "max_pixels", "timeout", "every"):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}.")
+    for name in ("seconds", "chunk_seconds", "every"):
+        value = getattr(config, name)
+        if value is not None and value > MOST_SECONDS:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at most {MOST_SECONDS:g} s, got {value:g}.")
+    for name, options in config.memories.items():
+        if name not in (*NAMES, "bank"):
+            raise ValueError(f"unknown memory {name!r}: use {', '.join(NAMES)}, or bank.")
+        check_options(name, {key: None for key in options})
     if config.model is not None and config.video is None:
         raise ValueError(
             f"--model {config.model} knows nothing of the synthetic world: give it a --video FILE."
@@ -77,30 +104,48 @@ def check(config: StreamConfig) -> None:
     if config.model is not None and config.weights is not None:
         raise ValueError("--model and --weights are two models; give one of them.")
     _refuse_idle(config)
+    media_options(config)
     if config.max_new < 1:
         raise ValueError(f"--max-new must be at least 1, got {config.max_new}.")
     sampling_of(replace(config, sample=False), None)
     for name in ("seed", "questions"):
         if getattr(config, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(config, name)}.")
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {config.out} is no folder to write to: {error}") from error
+    _try_folder("out", config.out)
+    for file in (config.out / "report.json", *config.out.glob("*.png")):
+        if file.is_dir():
+            raise ValueError(f"--out {config.out}: {file.name} is a folder there; remove it.")
+    if config.checkpoint is not None:
+        check_target(config.checkpoint, replace=config.resume is not None)
+        _try_folder("checkpoint", config.checkpoint)
     if config.video is None and config.seconds is not None and config.seconds % 1:
         raise ValueError(
             f"a synthetic video has a whole number of seconds, got --seconds {config.seconds:g}."
         )
 
 
+def _try_folder(name: str, folder: Path) -> None:
+    """Make a folder and write to it, so that nothing is streamed that could not be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(TRIED_BYTES))
+            file.flush()
+    except OSError as error:
+        raise ValueError(f"--{name} {folder} is no folder to write to: {error}") from error
+
+
 def _refuse_idle(config: StreamConfig) -> None:
     """Refuse options that the others leave without an effect."""
+    synthetic = (config.video is None, "without --video")
     idle = {
+        **dict.fromkeys(("format", "option", "timeout", "reconnect", "follow"), synthetic),
         "dtype": (config.model is None, "without --model"),
         "max_new": (config.model is None, "without --model"),
         "max_pixels": (config.model is None, "without --model"),
         "questions": (config.video is not None or bool(config.ask), "beside --video or --ask"),
         "memory": (bool(config.compare), "beside --compare"),
+        "every": (config.checkpoint is None, "without --checkpoint"),
     }
     for name, (unused, why) in idle.items():
         if unused and getattr(config, name) != getattr(StreamConfig, name):
@@ -125,3 +170,20 @@ def sampling_of(config: StreamConfig, own: Sampling | None) -> Sampling | None:
     greedy = not config.sample and set(given) == {"repetition_penalty"}
     start = own if config.sample and own is not None else Sampling(0.0 if greedy else 1.0)
     return replace(start, **given)
+
+
+def media_options(config: StreamConfig) -> dict[str, Any]:
+    """Return what `open_media` is told of the source.
+
+    Raises:
+      ValueError: if an `--option` is not KEY=VALUE.
+    """
+    pairs = [text.partition("=") for text in config.option]
+    for text, (key, equals, _) in zip(config.option, pairs, strict=True):
+        if not (key and equals):
+            raise ValueError(
+                f"--option is KEY=VALUE, for example video_size=640x480; got {text!r}."
+            )
+    names = ("format", "timeout", "reconnect", "follow")
+    given = {key: value for key, _, value in pairs}
+    return {"options": given or None} | {name: getattr(config, name) for name in names}

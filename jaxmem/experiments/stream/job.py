@@ -11,11 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-from jaxmem.data.media.media import MediaReader
-from jaxmem.data.media.prefetch import prefetch
+from jaxmem.data.media.live import LiveReader
+from jaxmem.data.media.prefetch import HURRY, prefetch
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.parsing import whole_pieces
+from jaxmem.experiments.stream.checkpoint import Resumed, Saver, resumed
 from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of
+from jaxmem.experiments.stream.cost import check_chunk, check_memories, enough_slots
+from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.experiments.stream.questions import Planned, parse_ask
 from jaxmem.experiments.stream.run import (
     Asked,
@@ -66,6 +69,7 @@ class Job:
     chunk_pieces: int  # pieces per chunk
     chunks: int  # per segment
     sampling: Sampling | None = None  # None: greedily
+    resumed: Resumed | None = None  # None: an empty stream
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Plan:
 
     job: Job
     source: Source
-    reader: MediaReader
+    reader: LiveReader
     length: float | None  # seconds at most
     spec: Spec
     contestants: tuple[Contestant, ...]
@@ -88,6 +92,7 @@ class Done:
     report: Report
     streams: tuple[Stream, ...]
     source: Source
+    unwritten: str = ""  # what could not be written, in words
 
 
 def prepare(config: StreamConfig, model: Model) -> Job:
@@ -108,64 +113,89 @@ def prepare(config: StreamConfig, model: Model) -> Job:
             f"{model.name} takes; leave it out, or give less."
         )
     chunk_seconds = config.chunk_seconds or media.piece_seconds
+    chunk_pieces = whole_pieces("chunk-seconds", chunk_seconds, media.piece_seconds)
+    check_chunk(model, chunk_pieces)
     return Job(
         config=config,
         model=model,
         names=names,
         budget=parse_budget(config.budget),
         questions=tuple(planned),
-        chunk_pieces=whole_pieces("chunk-seconds", chunk_seconds, media.piece_seconds),
+        chunk_pieces=chunk_pieces,
         chunks=max(1, round(SEGMENT_SECONDS / chunk_seconds)),
         sampling=sampling_of(config, model.sampling),
+        resumed=resumed(config),
     )
 
 
-def plan(job: Job, source: Source, reader: MediaReader) -> Plan:
+def plan(job: Job, source: Source, reader: LiveReader) -> Plan:
     """Set up the memories for an open source.
 
     Raises:
       ValueError: if one cannot be set up within the budget.
     """
     job = replace(job, model=for_frames(job.model, reader.info.size))
+    if reader.waits:  # what has come is fed at once: seconds to fill a segment are not waited for
+        job = replace(job, chunks=1)
     model, config = job.model, job.config
     length = length_of(source, reader)
+    if job.resumed is not None:
+        job.resumed.check(job.names, source.path)
     # A silent video has no audio to keep slots for, whatever the model hears.
     spec = model_spec(model, job.chunk_pieces, audio=reader.info.audio_streams > 0)
     most = None if length is None else stream_tokens(model, length)
     more = {"presets": model.presets, "bits": config.bits}
     chosen = contestants(job.names, config.memories, job.budget, spec, most, **more)
+    if most is not None and any(
+        one.slots > enough_slots(most) and not one.reference for one in chosen
+    ):
+        budget = Budget(enough_slots(most), None)  # more would only cost
+        chosen = contestants(job.names, config.memories, budget, spec, most, **more)
+    check_memories(chosen, spec, config.budget)
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
-def perform(plan: Plan, console: Console, typed: Terminal | None = None) -> Done:
-    """Stream, ask (also what is typed), and print what happens.
+def perform(plan: Plan, console: Console, stop: Stop, typed: Terminal | None = None) -> Done:
+    """Stream until the media or `stop` ends it, ask (also what is typed), print what happens.
 
     Raises:
       UnreadableError: if the source holds nothing.
+      KeyboardInterrupt: if it is stopped before anything was streamed.
     """
-    job, reader, questions = plan.job, plan.reader, plan.source.questions
+    job, reader, questions = plan.job, plan.reader, _questions(plan)
     for line in _announced(plan):
         console.print(line, markup=False)
-    progress = Progress()
+    progress = Progress() if job.resumed is None else job.resumed.progress
+    saver = Saver(job.config, plan.source.path, progress)
     with count_compilations() as counted, prefetch(_segments(plan)) as ahead:
-        streams = _warm(plan, console)
+        with stop.raising():
+            streams = _warm(plan, console)
+        if job.resumed is not None:
+            job.resumed.take(streams)
         before = (counted.count, counted.seconds)
         begin = time.perf_counter()
         screen = screen_of(job, console, typed)
         more = {"typed": list if typed is None else typed.taken}
         with Bar(screen) as bar:
             moved = _mover(bar, plan.length, begin)
-            for happened in run(streams, ahead, questions, progress, **more):
+            for happened in run(streams, ahead, questions, progress, stop, **more):
                 if isinstance(happened, Moved):
                     moved(happened.time)
+                    if trouble := saver(streams):
+                        console.print(trouble, style="yellow", markup=False)
                 elif not (job.config.json and isinstance(happened, Part)):
                     shown(screen, happened)
         wall = time.perf_counter() - begin
+        if progress.interrupted:
+            ahead.leave(HURRY)
     if not progress.pieces:
-        reason = reader.end.reason if reader.end else "interrupted before the first piece"
+        if progress.interrupted:
+            raise KeyboardInterrupt
+        reason = reader.end.reason if reader.end else "it gave no piece"
         raise UnreadableError(f"{plan.source.path}: nothing was read: {reason}.")
     compiled = Compilations(*before, counted.count - before[0])
-    return Done(job, _report(plan, streams, progress, wall, compiled), tuple(streams), plan.source)
+    report = _report(plan, streams, progress, wall, compiled)
+    return Done(job, report, tuple(streams), plan.source, saver.failed)
 
 
 def _announced(plan: Plan) -> list[str]:
@@ -174,7 +204,12 @@ def _announced(plan: Plan) -> list[str]:
     price = lambda one: size(footprint(one.memory, plan.spec).device)
     names = ", ".join(f"{one.name} ({price(one)})" for one in plan.contestants)
     lines = [f"streaming {plan.source.path} through {job.model.name} with {names}"]
+    if job.budget.slots is not None and job.budget.slots > plan.contestants[0].slots > 0:
+        most = plan.contestants[0].slots
+        lines.append(f"--budget {config.budget}: {most} slots hold all of the stream, as taken")
     lines += check_around(job.names, Wrapped(config.bits, config.memories.get("bank", {})))
+    if job.resumed is not None:
+        lines.append(f"going on at {clock(job.resumed.progress.time)} ({job.resumed.where})")
     if job.sampling is not None:
         lines.append(f"answers are drawn: {drawn(job.sampling, config.seed)}")
     return lines
@@ -185,9 +220,18 @@ def _segments(plan: Plan) -> Iterator[Segment]:
     job, pieces = plan.job, plan.reader
     if job.config.fps is not None and job.config.model is None:  # a checkpoint is loaded at --fps
         pieces = hold_frames(pieces, job.config.fps)
-    times = [question.time for question in plan.source.questions]
-    more = {"chunk_pieces": job.chunk_pieces, "chunks": job.chunks, "times": times}
-    return segments(pieces, job.model, **more)
+    times = [question.time for question in _questions(plan)]
+    if job.resumed is not None:
+        pieces = job.resumed.rest(pieces, job.model.media, plan.reader)
+    more = {"chunk_pieces": job.chunk_pieces, "chunks": job.chunks}
+    heard = None if job.resumed is None else job.resumed.heard
+    return segments(pieces, job.model, times=times, heard=heard, **more)
+
+
+def _questions(plan: Plan) -> tuple[Planned, ...]:
+    """Return the questions that are still to be asked."""
+    planned, before = plan.source.questions, plan.job.resumed
+    return planned if before is None else before.questions(planned)
 
 
 def _warm(plan: Plan, console: Console) -> list[Stream]:
@@ -252,7 +296,7 @@ def drawn(found: Sampling, seed: int) -> str:
     return f"temperature {found.temperature:g}, top-p {found.top_p:g}{more}, seed {seed}"
 
 
-def _ending(progress: Progress, reader: MediaReader) -> Ending:
+def _ending(progress: Progress, reader: LiveReader) -> Ending:
     if progress.interrupted or reader.end is None:
         return Ending(progress.time, "interrupted by the user", "interrupted")
     return Ending(reader.end.time, reader.end.reason, reader.end.kind)

@@ -11,7 +11,7 @@ import jax
 
 from jaxmem.data.media.prefetch import Prefetch
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.experiments.stream.interrupt import interruptible
+from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.experiments.stream.questions import END, Planned
 from jaxmem.experiments.stream.segments import Segment, stack
 from jaxmem.memory.base import FeatureMemory, Spec, slots
@@ -182,6 +182,7 @@ def run(
     ahead: Prefetch[Segment],
     questions: Sequence[Planned],
     progress: Progress,
+    stop: Stop,
     *,
     typed: Callable[[], Sequence[str]] = list,
 ) -> Iterator[Happened]:
@@ -191,23 +192,23 @@ def run(
     `progress` is kept up to date; `typed` returns what was typed since it was last called.
     """
     asked = 0
-    with interruptible() as stop:
-        while not stop.wanted and (segment := stop.next(ahead)) is not None:
-            for one in streams:
-                if segment.inputs is not None:
-                    feed(one, segment.inputs, segment.heard)
-                one.session.hold(segment.open)
-            if segment.pieces:
-                progress.pieces, progress.time = segment.pieces, segment.time
-                yield Moved(progress.time)
-            for number in segment.due:
-                yield from put_all(streams, questions[number], progress.time)
-                asked = number + 1
-            for text in typed() if progress.pieces else ():
-                for happened in put_typed(streams, text, progress.time):
-                    progress.typed += isinstance(happened, Asked)
-                    yield happened
-        progress.interrupted = stop.wanted
+    while not stop.wanted and (segment := stop.next(ahead)) is not None:
+        stop.streamed = True
+        for one in streams:
+            if segment.inputs is not None:
+                feed(one, segment.inputs, segment.heard)
+            one.session.hold(segment.open)
+        if segment.pieces:
+            progress.pieces, progress.time = segment.pieces, segment.time
+            yield Moved(progress.time)
+        for number in segment.due:
+            yield from put_all(streams, questions[number], progress.time)
+            asked = number + 1
+        for text in typed() if progress.pieces else ():
+            for happened in put_typed(streams, text, progress.time):
+                progress.typed += isinstance(happened, Asked)
+                yield happened
+    progress.interrupted = stop.wanted
     if not progress.pieces:
         return
     soon = progress.time + streams[0].session.model.media.piece_seconds

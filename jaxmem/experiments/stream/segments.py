@@ -38,14 +38,16 @@ def segments(
     chunk_pieces: int,
     chunks: int,
     times: Sequence[float],
+    heard: Heard | None = None,
 ) -> Iterator[Segment]:
     """Preprocess pieces into segments of K = `chunks`; questions never change where chunks end.
 
     A question at time t knows the pieces that ended by t. Questions that are not due when the
-    pieces run out are left to the caller; their `times` ascend. Runs on whatever thread iterates
-    it.
+    pieces run out are left to the caller; their `times` ascend. `heard` is of the stream before
+    them, if there is one. Runs on whatever thread iterates it.
     """
     preprocessor, padding = Preprocessor(model, chunk_pieces), None
+    preprocessor.heard = preprocessor.heard if heard is None else heard
     held: list[Piece] = []
     asked, time = 0, 0.0
 

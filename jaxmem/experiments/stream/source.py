@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
-from jaxmem.data.media.media import MediaReader, open_media
+from jaxmem.data.media.live import LiveReader
+from jaxmem.data.media.prefetch import apart
 from jaxmem.data.world.files import held_out
 from jaxmem.data.world.world import split_seed, world
-from jaxmem.experiments.stream.config import StreamConfig, check
+from jaxmem.experiments.stream.config import StreamConfig, check, media_options
+from jaxmem.experiments.stream.cost import check_synthetic
 from jaxmem.experiments.stream.questions import AT_THE_END, END, Planned
 from jaxmem.kv import AUDIO, VISION
-from jaxmem.models.base import MediaFormat, Model
+from jaxmem.models.base import Model
 from jaxmem.models.load import load
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.maps import Span
 from jaxmem.report.numbers import clock
+from jaxmem.session import open_for
 
 SYNTHETIC_SECONDS = 240
 
@@ -35,6 +39,7 @@ class Source:
     questions: tuple[Planned, ...]
     happened: tuple[Span, ...] = ()
     stop: float | None = None  # seconds to stream; None: all of it
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `open_media`
 
 
 def find_model(config: StreamConfig, console: Console) -> Model:
@@ -47,14 +52,20 @@ def find_model(config: StreamConfig, console: Console) -> Model:
     if config.model is None:
         return embedded(config.weights)
     begin = time.perf_counter()
-    with console.status(f"loading {config.model}"):
-        model = load(
-            config.model,
-            dtype=config.dtype,
-            fps=config.fps or 1.0,
-            max_new=config.max_new,
-            max_pixels=config.max_pixels,
-        )
+    try:
+        with console.status(f"loading {config.model}"):
+            model = load(
+                config.model,
+                dtype=config.dtype,
+                fps=config.fps or 1.0,
+                max_new=config.max_new,
+                max_pixels=config.max_pixels,
+            )
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # of its JSON files
+        raise ValueError(
+            f"--model {config.model}: its files do not say what is expected "
+            f"({type(error).__name__}: {error}); compare config.json with the released one."
+        ) from error
     console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
     return model
 
@@ -71,8 +82,9 @@ def find_source(
     """
     if config.video is not None:
         default = tuple(Planned(END, text) for text in usual)
-        return Source(config.video, asked or default, stop=config.seconds)
+        return Source(config.video, asked or default, (), config.seconds, media_options(config))
     seconds = int(config.seconds or SYNTHETIC_SECONDS)
+    check_synthetic(config, seconds)
     begin = time.perf_counter()
     with console.status(f"rendering a synthetic video of {clock(seconds)} with sound"):
         count = 0 if asked else config.questions
@@ -92,32 +104,20 @@ def find_source(
     return Source(str(path), planned, tuple(happened))
 
 
-def open_source(source: Source, media: MediaFormat) -> MediaReader:
-    """Open a source the way a model wants it.
+def open_source(source: Source, model: Model) -> LiveReader:
+    """Open a source the way a model wants it; Ctrl-C is heard meanwhile.
 
     Raises:
-      UnreadableError: if it does not open or holds nothing.
+      UnreadableError: if it does not open or holds nothing for the model.
     """
     try:
-        reader = open_media(
-            source.path,
-            fps=media.fps,
-            piece_seconds=media.piece_seconds,
-            size=media.size,
-            sample_rate=media.sample_rate,
-            stop=source.stop,
-        )
+        more = {"stop": source.stop, **source.options}
+        return apart(lambda: open_for(model, source.path, **more), lambda late: late.close())
     except ValueError as error:
         raise UnreadableError(str(error)) from error
-    if not min(reader.info.size):
-        reader.close()
-        raise UnreadableError(
-            f"{source.path}: it has sound but no pictures, which the model needs."
-        )
-    return reader
 
 
-def length_of(source: Source, reader: MediaReader) -> float | None:
+def length_of(source: Source, reader: LiveReader) -> float | None:
     """Return how long the stream will be at most, seconds; None where that is unknown."""
     known = [x for x in (source.stop, reader.info.duration) if x is not None]
     return min(known) if known else None

@@ -24,7 +24,9 @@ def ordered(scores: Float[Array, "C N"]) -> Int[Array, "C N"]:
     bits = jnp.where(bits == NEVER, 0, bits)
     # Negative floats grow downwards in their bits: flip all but the sign.
     key = bits ^ ((bits >> 31) & np.int32(2**31 - 1))
-    return jnp.where(never, NEVER, key)
+    # A compiler may compute a score once per reader, with other last bits: an entry that lost
+    # against itself would leave a slot empty.
+    return lax.optimization_barrier(jnp.where(never, NEVER, key))
 
 
 def _kth_largest(key: Int[Array, "C N"], k: Int[Array, "C"]) -> Int[Array, "C"]:
@@ -73,6 +75,8 @@ def _ranked(key: Int[Array, "C N"], caps: Int[Array, "C"]) -> Bool[Array, "C N"]
     # j is before i if its key is larger, or equal and j newer: key_j >= key_i + (j <= i).
     older = index[:, None] <= index[None, :]
     bar = key[:, None, :] + older[None].astype(jnp.int32)
+    # Never itself, even where a compiler computes the score once for j and once for i (`ordered`).
+    bar = jnp.where((index[:, None] == index[None])[None], np.int32(2**31 - 1), bar)
     before = jnp.sum(key[:, :, None] >= bar, axis=1, dtype=jnp.int32)
     return (before < caps[:, None]) & (key != NEVER)
 

@@ -128,13 +128,18 @@ def _last_writes(at: Array, many: Array, size: int, capacity: int) -> Int[Array,
     return jnp.where(gone, nowhere, entry).reshape(-1)
 
 
+def _place(layer: Array, row: Array, axes: int) -> tuple[Array, ...]:
+    """Return an index of one dtype, also where Python's numbers have 64 bits."""
+    return tuple(jnp.asarray(x, jnp.int32) for x in (layer, row, *(0,) * (axes - 2)))
+
+
 @jax.custom_batching.custom_vmap
 def _write(store: Array, layer: Array, rows: Array, source: Array, at: Array, many: Array) -> Array:
     def one(i: Array, store: Array) -> Array:
         piece = jax.lax.dynamic_index_in_dim(rows, source[i], 0).astype(store.dtype)
         # Only where it is needed: a placed output is tied to its device, and compiles anew.
         piece = jax.device_put(piece, jax.memory.Space.Host) if on_host(store) else piece
-        start = (layer, at[i]) + (0,) * (store.ndim - 2)
+        start = _place(layer, at[i], store.ndim)
         return jax.lax.dynamic_update_slice(store, piece, start)
 
     return jax.lax.fori_loop(0, many, one, store)
@@ -157,7 +162,7 @@ def _reader(size: int):
     @jax.custom_batching.custom_vmap
     def read(store: Any, layer: Any, at: Any):
         def one(first: Array) -> Array:
-            start = (layer, first) + (0,) * (store.ndim - 2)
+            start = _place(layer, first, store.ndim)
             piece = jax.lax.dynamic_slice(store, start, (1, size, *store.shape[2:]))
             return jax.device_put(piece, jax.memory.Space.Device)[0]
 

@@ -110,16 +110,17 @@ def weighted_kmeans(
         mean = jnp.matmul((member * mass[:, None]).T, points, precision=HIGHEST)
         mean = mean / jnp.where(total > 0, total, 1)[:, None]
         empty = jnp.sum(member, 0) == 0
-        turn = (used + jnp.cumsum(empty) - 1) % max(draws.refill.shape[0], 1)
+        turn = (used + jnp.cumsum(empty, dtype=jnp.int32) - 1) % max(draws.refill.shape[0], 1)
         if draws.refill.shape[0]:
             mean = jnp.where(empty[:, None], points[draws.refill[turn]], mean)
         done = jnp.sum(jnp.sqrt(jnp.sum((mean - centres) ** 2, -1))) < tol
         centres = jnp.where(done, centres, mean)
-        return centres, total, labels.astype(jnp.int32), used + jnp.sum(empty), done, i + 1
+        used = used + jnp.sum(empty, dtype=jnp.int32)
+        return centres, total, labels.astype(jnp.int32), used, done, i + 1
 
     zero = jnp.zeros((), jnp.int32)
-    start = (points[draws.first], jnp.zeros((clusters,)), jnp.zeros((size,), jnp.int32))
-    start = (*start, zero, jnp.zeros((), bool), zero)
+    start = (points[draws.first], jnp.zeros((clusters,), jnp.float32))
+    start = (*start, jnp.zeros((size,), jnp.int32), zero, jnp.zeros((), bool), zero)
     found = jax.lax.while_loop(lambda held: (held[5] < rounds) & ~held[4], step, start)
     few = n <= clusters
     own = jnp.where(valid, jnp.arange(size, dtype=jnp.int32), -1)

@@ -163,7 +163,8 @@ def advance(
         spatial=jax.lax.dynamic_slice_in_dim(newest, n, sizes.spatial), seen=held.seen + n
     )
     new = _retrieved(new, sizes, form, raw)
-    return jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, held)
+    # The buffer is as it was without a frame: a choice between two would copy the whole of it.
+    return jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, held)._replace(buffer=new.buffer)
 
 
 def _pooled(frames: Array, sizes: Sizes) -> Array:

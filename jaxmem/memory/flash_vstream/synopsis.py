@@ -81,11 +81,11 @@ def ordered_kmeans(
     place = jnp.arange(clusters, dtype=jnp.int32)
     pick = jnp.where(place < front, place, order[jnp.clip(place - front, 0, size - 1)])
     early = jnp.where(place < front, time[:clusters], at[pick])
-    few = Synopsis(x[pick], jnp.ones((clusters,)), early)
+    few = Synopsis(x[pick], jnp.ones((clusters,), jnp.float32), early)
 
     kept = Synopsis(x[:clusters], jnp.where(valid, weights, 0)[:clusters], times[:clusters])
     if released:
-        kept = Synopsis(x[:clusters], jnp.ones((clusters,)), index[:clusters])
+        kept = Synopsis(x[:clusters], jnp.ones((clusters,), jnp.float32), index[:clusters])
 
     def choose(a: Array, b: Array, c: Array) -> Array:
         return jnp.where(n <= clusters, a, jnp.where(front > 0, b, c)).astype(a.dtype)
@@ -156,7 +156,9 @@ def advance(
         low=held.low.at[slot].set(low.astype(held.low.dtype), mode="drop"),
         seen=held.seen + n,
     )
-    return jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, held)
+    # The bank is as it was without a frame: a choice between two would copy the whole of it.
+    chosen = jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, held)
+    return chosen._replace(high=new.high, low=new.low)
 
 
 def details(held: Held, most: int) -> tuple[Int[Array, "k"], Int[Array, "k"], Bool[Array, "k"]]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
+from jaxmem.memory import layout
 from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.bank.host_memory import Space
@@ -204,14 +205,13 @@ class FlexMem(Memory):
         context = clips.picks(aggregated, even, modality, quotas, sizes.context)
         gone = jnp.where(entry.begins, aux.recent[0], 0)
 
-        def layer(item: tuple[Any, ...]) -> tuple[KV, KV]:
-            held, fresh, local, context = item
+        def layer(held: KV, given: tuple[Any, ...]) -> tuple[KV, KV]:
+            fresh, local, context = given
             pool = kvs.append(held, kvs.take(fresh, *context), kvs.count(held))
             row = jnp.arange(sizes.held, dtype=jnp.int32) + gone
             return kvs.take(pool, row, row < kvs.count(pool)), kvs.take(fresh, *local)
 
-        # One layer at a time: all pools side by side would be several copies of the memory.
-        held, evicted = jax.lax.map(layer, (state.slots, chunk.kv, local, context))
+        held, evicted = layout.rewrite(state.slots, layer, (chunk.kv, local, context))
         aux = self._indexed(spec, aux, chunk, entry, received)
         return State(held, self._noted(aux, chunk, entry, jnp.sum(quotas))), evicted
 

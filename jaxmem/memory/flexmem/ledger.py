@@ -65,6 +65,7 @@ class Ledger(NamedTuple):
         joins = fits & (self.count > 0)
         stored = jnp.clip(room - jnp.sum(self.many), 0, many)
         stored = jnp.where(self.count - joins < self.capacity, stored, 0)
+        rows, many, stored = (jnp.asarray(x, jnp.int32) for x in (rows, many, stored))
         return Entry(rows, many, stored, joins)
 
     def line(self, entry: Entry) -> Int[Array, ""]:

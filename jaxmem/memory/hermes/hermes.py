@@ -21,6 +21,7 @@ import numpy as np
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import EMPTY, KV, SUMMARY
+from jaxmem.memory import layout
 from jaxmem.memory.base import (
     Chunk,
     Embeds,
@@ -169,8 +170,8 @@ class Hermes(Memory):
             close=full & self._near_the_end(spec, held, chunk, aux),
             start=aux.prefix,
         )
-        # One layer at a time: all pools side by side would be several copies of the memory.
-        slots = jax.lax.map(lambda item: self._layer(*item), (held, chunk.kv, n, score, plan))
+        step = lambda held, given: (self._layer(held, *given), None)
+        slots, _ = layout.rewrite(held, step, (chunk.kv, n, score, plan))
         return State(slots, aux._replace(next_pos=self._next_pos(slots, chunk, aux))), None
 
     def scores(self, chunk: Chunk, n: Int[Array, "L"], layers: int) -> Float[Array, "L N"]:

@@ -3,7 +3,6 @@
 Needs the packages of the extra `hf` (tokenizers, jinja2); nothing else in the library does.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.config import optional_json
+from jaxmem.models.hf.special import add_tokens, special_tokens
 from jaxmem.typing import Int
 
 Message = Mapping[str, Any]
@@ -52,28 +52,12 @@ class Chat:
           ValueError: if jinja2 is missing, or the template refuses the messages.
         """
         try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
+            from jaxmem.models.hf.template import render
         except ImportError:
             raise ValueError(
                 "a checkpoint's chat template needs the package `jinja2`: pip install 'jaxmem[hf]'."
             ) from None
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        # A template is code from the checkpoint: it runs in a sandbox, as in transformers.
-        env = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        env.globals["raise_exception"] = refuse
-        # Unlike jinja2's own filter, no escapes of HTML.
-        env.filters["tojson"] = lambda x, **more: json.dumps(x, ensure_ascii=False, **more)
-        try:
-            template = env.from_string(self.template)
-            return template.render(messages=messages, add_generation_prompt=True, **self.special)
-        except TemplateError as error:
-            raise ValueError(f"the chat template cannot write this prompt: {error}.") from None
+        return render(self.template, messages, self.special)
 
     def around(self, question: str, placeholder: int) -> Turn:
         """Return the token ids before and after the placeholder of the video, with one question.
@@ -144,10 +128,6 @@ def check_question(question: str) -> None:
         raise ValueError("the question is empty; ask at least one word.")
 
 
-def _optional(folder: Path, name: str) -> dict[str, Any]:
-    return read_json(folder, name) if (folder / name).is_file() else {}
-
-
 def read_chat(directory: str | Path) -> Chat:
     """Return the text side of a checkpoint directory.
 
@@ -156,50 +136,37 @@ def read_chat(directory: str | Path) -> Chat:
     """
     try:
         from tokenizers import Tokenizer
+
+        from jaxmem.models.hf.template import read_template
     except ImportError:
         raise ValueError(
-            "a checkpoint's tokenizer needs the package `tokenizers`: pip install 'jaxmem[hf]'."
+            "a checkpoint's text needs the packages `tokenizers` and `jinja2`: pip install "
+            "'jaxmem[hf]'."
         ) from None
     folder = Path(directory)
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
             f"no tokenizer.json in {folder}: download the tokenizer files of the checkpoint too."
         )
-    settings = _optional(folder, "tokenizer_config.json")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    special = {}
-    for name in ("bos_token", "eos_token"):
-        token = settings.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is not None:
-            special[name] = token
-    end = _end(folder)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    add_tokens(tokenizer, folder)
+    special, end = special_tokens(folder), _end(folder)
     if end is None and "eos_token" in special:
         found = tokenizer.token_to_id(special["eos_token"])
         end = None if found is None else (found,)
-    return Chat(tokenizer, _template(folder, settings), special, end)
-
-
-def _template(folder: Path, settings: Mapping[str, Any]) -> str:
-    """Return the chat template: of a file of its own, or of the tokenizer's settings."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    found = _optional(folder, "chat_template.json").get("chat_template")
-    found = settings.get("chat_template") if found is None else found
-    if isinstance(found, list):  # several by name
-        found = {item["name"]: item["template"] for item in found}.get("default")
-    if not isinstance(found, str):
-        raise ValueError(
-            f"no chat template in {folder}: expected chat_template.jinja, chat_template.json, or "
-            "chat_template in tokenizer_config.json."
-        )
-    return found
+    return Chat(tokenizer, read_template(folder), special, end)
 
 
 def _end(folder: Path) -> tuple[int, ...] | None:
     """Return the tokens that end an answer, as generation_config.json or config.json says."""
-    config = _optional(folder, "config.json")
-    for part in (_optional(folder, "generation_config.json"), config, config.get("text_config")):
+    config = optional_json(folder, "config.json")
+    for part in (
+        optional_json(folder, "generation_config.json"),
+        config,
+        config.get("text_config"),
+    ):
         found = (part or {}).get("eos_token_id")
         if found is not None:
             return tuple(int(i) for i in (found if isinstance(found, list) else [found]))
@@ -215,7 +182,7 @@ def read_sampling(directory: str | Path) -> Sampling | None:
     Raises:
       ValueError: if a number is outside its range.
     """
-    found = _optional(Path(directory), "generation_config.json")
+    found = optional_json(Path(directory), "generation_config.json")
     if not found.get("do_sample"):
         return None
     names = ("temperature", "top_p", "top_k", "repetition_penalty")

@@ -22,8 +22,9 @@ from tree paths (dots between the keys of the nested dict) to `Weight`:
   `renames`, pairs of prefixes (old, new) tried in order on every name of the checkpoint, each
   once: `[("thinker.", ""), ("language_model.model.", "model.language_model.")]`.
 * Every tensor that is neither in the table nor matched by a pattern of `ignore` (`fnmatch`,
-  against the renamed name) is an error, as is every missing or misshaped one; all of them are
-  reported together.
+  against the renamed name) is an error, as is every missing or misshaped one; they are reported
+  together.
+* Quantised matrices (`jaxmem.models.hf.quantized`) are read as those that they were made of.
 
 Weights are read tensor by tensor straight to their final dtype and placement: a stack exists
 once, on its devices, and the host holds one file's mapping and one tensor at a time.
@@ -32,7 +33,7 @@ once, on its devices, and the host holds one file's mapping and one tensor at a 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,25 +41,19 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from safetensors import SafetensorError, safe_open
 
-from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.config import optional_json, read_json
+from jaxmem.models.hf.quantized import Stored, gathered
 from jaxmem.models.hf.weights import Place, Table, Weight, nest, turned
 from jaxmem.typing import Array, Params
 
 Renames = Sequence[tuple[str, str]]
 
+SHOWN = 10  # tensors that an error names
+ROWS = 4096  # of a matrix that are compared at once
 FLOATS = ("F64", "F32", "F16", "BF16")
 BUFFERS = ("*rotary_emb.inv_freq", "*rotary_pos_emb.inv_freq", "*.position_ids")
 """Tensors that some checkpoints store and that follow from the config; always ignored."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
-
-
-class Stored(NamedTuple):
-    """Where a tensor lies, and what its file's header says of it."""
-
-    file: Path
-    key: str  # the name in the file, before renaming
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def weight_files(directory: str | Path) -> list[Path]:
@@ -92,7 +87,10 @@ def weight_files(directory: str | Path) -> list[Path]:
 
 
 def stored_tensors(directory: str | Path) -> list[Stored]:
-    """Return what a checkpoint holds, from the headers of its files only."""
+    """Return what a checkpoint holds, from config.json and the headers of its files only.
+
+    A quantised matrix counts as one tensor, see `quantized`.
+    """
     found = []
     for path in weight_files(directory):
         try:
@@ -105,7 +103,7 @@ def stored_tensors(directory: str | Path) -> list[Stored]:
             raise ValueError(
                 f"{path} is not a whole safetensors file ({error}); download it again."
             ) from None
-    return found
+    return gathered(found, optional_json(directory, "config.json"))
 
 
 def rename(name: str, renames: Renames) -> str:
@@ -122,9 +120,10 @@ def match(
     """Return the stored tensor of every name in the table.
 
     Raises:
-      ValueError: naming every tensor that is missing, unexpected, misshaped, stored twice or of an
-        unknown dtype.
+      ValueError: saying what to do, and naming up to ten tensors that are missing, unexpected,
+        misshaped, stored twice or of an unknown dtype.
     """
+    stored = list(stored)
     expected = {name: weight for weight in table.values() for name in weight.names}
     found: dict[str, Stored] = {}
     problems = []
@@ -146,12 +145,37 @@ def match(
         if item.dtype not in FLOATS:
             problems.append(f"  {name}: has dtype {item.dtype}, known are {', '.join(FLOATS)}")
     if problems:
+        shown = sorted(problems)[:SHOWN]
         raise ValueError(
-            f"the checkpoint does not fit its config.json, {len(problems)} tensor(s) differ:\n"
-            + "\n".join(sorted(problems))
-            + "\nUse a checkpoint of this family that is neither quantised nor an adapter."
-        )
+            f"the weights do not fit config.json: {_advice(stored)}. {len(problems)} tensor(s) "
+            "differ" + (f", {SHOWN} of them are:\n" if problems[SHOWN:] else ":\n")
+            + "\n".join(shown)
+        )  # fmt: skip
     return found
+
+
+def _advice(stored: Iterable[Stored]) -> str:
+    """Return what to do with tensors that do not fit."""
+    signs = {
+        "an adapter": (".lora_A.", ".lora_B."),
+        "quantised": (".qweight", ".absmax", ".weight_packed", ".weight_scale_inv", ".SCB"),
+    }
+    for what, parts in signs.items():
+        if any(part in item.key for item in stored for part in parts):
+            return f"they are {what}; give a whole checkpoint of this family, not quantised"
+    return "use the config.json and the weights of one checkpoint, whole and not quantised"
+
+
+def same(one: Stored, other: Stored | None) -> bool:
+    """Return whether two stored tensors hold equal numbers; they are read some rows at a time."""
+    if other is None or one.shape != other.shape or one.source or other.source:
+        return False
+    with safe_open(one.file, "numpy") as a, safe_open(other.file, "numpy") as b:
+        parts, rows = (a.get_slice(one.key), b.get_slice(other.key)), one.shape[0]
+        return all(
+            np.array_equal(*(part[i : min(i + ROWS, rows)].astype(np.float32) for part in parts))
+            for i in range(0, rows, ROWS)
+        )
 
 
 def load(
@@ -192,7 +216,8 @@ def load(
             for path, layer, item in parts:
                 weight = table[path]
                 rows = slice(*(weight.rows or (None,)))
-                part = turned(opened.get_slice(item.key)[rows], weight.turn)
+                whole = opened.get_slice(item.key) if item.source is None else item.source.read()
+                part = turned(whole[rows], weight.turn)
                 kind = np.float32 if part.dtype == np.float64 else part.dtype
                 kind = kind if dtype is None else dtype
                 leaves[path] = _placed(leaves.get(path), part, weight, layer, kind, places[path])

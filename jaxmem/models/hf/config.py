@@ -21,7 +21,11 @@ SIZES = {
 
 
 def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any]:
-    """Return a JSON object of a directory; ValueError if it is missing, or is something else."""
+    """Return a JSON object of a directory, in which a key with null is a key that is absent.
+
+    Raises:
+      ValueError: if the file is missing, or holds something else.
+    """
     path = Path(directory) / name
     if not path.is_file():
         raise ValueError(
@@ -34,7 +38,19 @@ def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any
         raise ValueError(f"{path} is not JSON ({error}); download it again.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
-    return value
+    return without_nulls(value)
+
+
+def optional_json(directory: str | Path, name: str) -> dict[str, Any]:
+    """Return `read_json` of a file, {} where there is none."""
+    return read_json(directory, name) if (Path(directory) / name).is_file() else {}
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a JSON value without the keys whose value is null, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nulls(x) for key, x in value.items() if x is not None}
+    return [without_nulls(x) for x in value] if isinstance(value, list) else value
 
 
 def rope_theta(text: Mapping[str, Any]) -> float:

@@ -18,13 +18,13 @@ from jaxmem.memory.base import Embeds
 from jaxmem.models.base import Encode, Fitted, MediaFormat, Model
 from jaxmem.models.hf.chat import Chat, Turn, Uncoded, read_chat, read_sampling
 from jaxmem.models.hf.config import read_json
-from jaxmem.models.hf.preprocessor import read_settings
+from jaxmem.models.hf.preprocessor import OF_VIDEOS, read_settings
 from jaxmem.models.hf.weights import Weight
 from jaxmem.typing import Params, PyTree
 
 RATE = 16_000  # samples per second of audio that is read and dropped
 PROBES = ("What is happening in the video now?", "Describe the video in detail.")
-ANY_SIZE = {"min_pixels": 1, "max_pixels": sys.maxsize}
+ANY_SIZE = {"min_pixels": 1, "max_pixels": sys.maxsize, OF_VIDEOS: True}
 """Preprocessor settings of an abstract model whose directory has none."""
 
 

@@ -8,12 +8,18 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.config import optional_json
 from jaxmem.typing import Array, Float, UInt
 
 NAMES = ("video_preprocessor_config.json", "preprocessor_config.json")
 TOGETHER = "processor_config.json"
 """Newer versions of transformers write all settings into one file."""
+PARTS = ("video_processor", "image_processor")
+OF_VIDEOS = "of videos"
+Triple = tuple[float, float, float]
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""Means and standard deviations of families, where a file does not say."""
 LONGEST = 200
 """Pictures whose sides differ by more than this factor are refused, as in the released code."""
 
@@ -32,20 +38,21 @@ class Pixels(NamedTuple):
 
 
 def read_settings(directory: str | Path) -> dict[str, Any]:
-    """Return the settings for videos, or for pictures where there are none; {} without a file."""
-    folder = Path(directory)
-    if (folder / TOGETHER).is_file():
-        parts = read_json(folder, TOGETHER)
-        for key in ("video_processor", "image_processor"):
-            if isinstance(parts.get(key), dict):
-                return parts[key]
-    return next((read_json(folder, name) for name in NAMES if (folder / name).is_file()), {})
+    """Return the settings for videos, or for pictures where there are none; {} without a file.
+
+    The key `OF_VIDEOS` says which they are.
+    """
+    folder, parts = Path(directory), optional_json(directory, TOGETHER)
+    found = [(key == "video_processor", parts.get(key)) for key in PARTS]
+    found += [(i == 0, optional_json(folder, name)) for i, name in enumerate(NAMES)]
+    return next(({**part, OF_VIDEOS: videos} for videos, part in found if part), {})
 
 
-def pixels_of(settings: Mapping[str, Any]) -> Pixels:
-    """Return the normalisation; without any in the settings, to -1..1."""
-    mean, std = (settings.get(name) or [0.5] * 3 for name in ("image_mean", "image_std"))
-    return Pixels(settings.get("rescale_factor") or 1 / 255, tuple(mean), tuple(std))
+def pixels_of(settings: Mapping[str, Any], mean_std: tuple[Triple, Triple] = HALF) -> Pixels:
+    """Return the normalisation; what the settings leave out is 1 / 255 and `mean_std`."""
+    named = zip(("image_mean", "image_std"), mean_std, strict=True)
+    mean, std = (tuple(settings.get(name) or default) for name, default in named)
+    return Pixels(settings.get("rescale_factor") or 1 / 255, mean, std)
 
 
 class Limits(NamedTuple):
@@ -55,29 +62,60 @@ class Limits(NamedTuple):
     most: int
 
 
-def limits_of(settings: Mapping[str, Any], *, whole_videos: bool) -> Limits:
+def limits_of(
+    settings: Mapping[str, Any],
+    *,
+    whole_videos: bool,
+    released: Limits | None = None,
+    max_pixels: int | None = None,
+) -> Limits:
     """Return how many pixels a frame may have.
 
     Args:
+      settings: of the preprocessor.
       whole_videos: the limits count all frames of a video (Qwen3-VL). A stream has no number of
         frames, so each gets what the settings leave to one of the longest video (`max_frames`).
+      released: what the released pipeline gives a frame; limits that the directory has for pictures
+        count only as far as they are narrower.
+      max_pixels: of a frame, given by hand.
 
     Raises:
-      ValueError: if the settings do not say.
+      ValueError: if nobody says.
     """
+    found = _stored_limits(settings, whole_videos)
+    if settings and released is not None and (found is None or not settings.get(OF_VIDEOS)):
+        found = _narrowed(released, found)
+    if max_pixels is not None:
+        return Limits(min(found.least if found else 1, max_pixels), max_pixels)
+    if found is None:
+        raise ValueError(
+            "the directory does not say how large frames may be: expected min_pixels and "
+            "max_pixels, or size.shortest_edge and size.longest_edge, in one of "
+            f"{', '.join((*NAMES, TOGETHER))}; download the preprocessor files too, or give "
+            "max_pixels."
+        )
+    return found
+
+
+def _stored_limits(settings: Mapping[str, Any], whole_videos: bool) -> Limits | None:
+    """Return the limits of the settings, or None."""
     size = settings.get("size") or {}
     found = [
         settings.get(name, size.get(side))
         for name, side in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
     ]
     if None in found:
-        raise ValueError(
-            "the directory does not say how large frames may be: expected min_pixels and "
-            "max_pixels, or size.shortest_edge and size.longest_edge, in one of "
-            f"{', '.join((*NAMES, TOGETHER))}; download the preprocessor files too."
-        )
+        return None
     share = settings.get("max_frames", 768) if whole_videos else 1
     return Limits(*(int(x) // share for x in found))
+
+
+def _narrowed(released: Limits, stored: Limits | None) -> Limits:
+    """Return the limits within both, or those of the directory where there are none."""
+    if stored is None:
+        return released
+    both = Limits(max(released.least, stored.least), min(released.most, stored.most))
+    return both if both.least <= both.most else stored
 
 
 def smart_resize(height: int, width: int, *, cell: int, limits: Limits) -> tuple[int, int]:

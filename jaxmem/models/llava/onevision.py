@@ -276,8 +276,11 @@ class LlavaOnevision(LlavaFamily):
         return replace(self.config.decoder, tied=False)
 
     def turn(self, question: str) -> Turn:
-        before, after = self.chat.around(question, self.config.video)
-        return Turn(before, np.insert(after, 0, np.int32(self.config.video)))
+        return self.with_newline(self.chat.around(question, self.config.video))
+
+    def with_newline(self, turn: Turn) -> Turn:
+        """Return a prompt with the newline first in its question."""
+        return Turn(turn.before, np.insert(turn.after, 0, np.int32(self.config.video)))
 
     def finalise(self, params: Params) -> Params:
         mine = dict(params["decoder"])

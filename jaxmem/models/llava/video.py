@@ -1,9 +1,11 @@
-"""LLaVA-Video (7B on Qwen2; arXiv 2410.02713) in the layout of LLaVA-NeXT's own checkpoints.
+"""LLaVA-NeXT's own checkpoints: LLaVA-Video (7B; arXiv 2410.02713), original LLaVA-OneVision.
 
 Encoder, projector, weights and positions are those of `jaxmem.models.llava.onevision`. A frame is
 pooled to half the side and written row by row with the learned newline after EVERY row: 27 x 27
 patches become 14 x (14 + 1) tokens by bilinear pooling, 13 x (13 + 1) by averages. Frames follow
-each other with nothing between them. config.json names the encoder and does not describe it; of its
+each other with nothing between them. LLaVA-OneVision has one newline, after the last frame, as
+transformers' edition of it has (`jaxmem.models.llava.onevision`): `mm_newline_position` is
+"one_token", or is not there. config.json names the encoder and does not describe it; of its
 blocks the last one is not stored, and the features are the output of the one before.
 
 The prompt is the chat template's with `<image>` and a line break in front of the question. As
@@ -22,7 +24,13 @@ from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
-from jaxmem.models.llava.onevision import LlavaConfig, LlavaFamily, project, with_row_ends
+from jaxmem.models.llava.onevision import (
+    LlavaConfig,
+    LlavaFamily,
+    LlavaOnevision,
+    project,
+    with_row_ends,
+)
 from jaxmem.typing import Array, Float, Params
 
 MODEL_TYPES = ("llava_qwen", "llava")
@@ -35,8 +43,8 @@ TOWERS: dict[str, Mapping[str, Any]] = {
     }
 }  # fmt: skip
 """Encoders that config.json may name, as their own config.json describes them."""
+NEWLINES = ("grid", "one_token")
 SETTINGS = {
-    "mm_newline_position": "grid",
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_feature": "patch",
     "mm_vision_select_layer": -2,
@@ -51,6 +59,8 @@ class LlavaVideoConfig(LlavaConfig):
 
     # Bilinear to ceil(side / 2), or averages of 2 x 2 to floor(side / 2).
     pooling: Literal["bilinear", "average"] = "bilinear"
+    # A newline after every row of a frame, or one after the last frame.
+    newline: Literal["grid", "one_token"] = "grid"
 
     @property
     def frame_side(self) -> int:
@@ -60,13 +70,25 @@ class LlavaVideoConfig(LlavaConfig):
     @property
     def frame_tokens(self) -> int:
         """Return the tokens of a frame, newlines included."""
-        return self.frame_side * (self.frame_side + 1)
+        return self.frame_side * (self.frame_side + (self.newline == "grid"))
+
+
+def newline_of(config: Mapping[str, Any]) -> Any:
+    """Return where newlines stand; ValueError if that is not implemented."""
+    found = config.get("mm_newline_position", "one_token")  # the released code's default
+    if found not in NEWLINES:
+        raise ValueError(
+            f"mm_newline_position is {found!r} in config.json, implemented are "
+            f"{' and '.join(map(repr, NEWLINES))}."
+        )
+    return found
 
 
 def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    check_keys(config, ("mm_vision_tower", "mm_newline_position"))
+    check_keys(config, ("mm_vision_tower",))
+    newline = newline_of(config)
     for key, known in SETTINGS.items():
         check_value(key, config.get(key, known), known)
     pooling = config.get("mm_spatial_pool_mode", "bilinear")
@@ -86,15 +108,19 @@ def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
         {**vision, "num_hidden_layers": vision["num_hidden_layers"] - 1, "vision_use_head": False}
     )
     tied = config.get("tie_word_embeddings", False)
+    decoder = decoder_config(config, qkv_bias=True, qk_norm=False, tied=tied)
+    index = config.get("image_token_index", 151646)
     return LlavaVideoConfig(
-        decoder=decoder_config(config, qkv_bias=True, qk_norm=False, tied=tied),
+        decoder=decoder,
         vision=vision,
         image=-1,
-        video=config.get("image_token_index", 151646),
+        # A row that no text has; the embedding has spare ones at its end.
+        video=index if 0 <= index < decoder.vocab else decoder.vocab - 1,
         layer=vision.stack.depth - 1,
         sizes=((vision.side, vision.side),),
         tiles=1,
         pooling=pooling,
+        newline=newline,
     )
 
 
@@ -112,7 +138,8 @@ def encode(
 ) -> Float[Array, "m E"]:
     """Return the tokens of normalised frames, `frame_tokens` for each."""
     x = pool(config, project(params, config, pixels))
-    return with_row_ends(x, params["newline"]).reshape(-1, x.shape[-1])
+    x = with_row_ends(x, params["newline"]) if config.newline == "grid" else x
+    return x.reshape(-1, x.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -125,3 +152,15 @@ class LlavaVideo(LlavaFamily):
 
     def turn(self, question: str) -> Turn:
         return self.chat.around_text(question, PLACEHOLDER)
+
+
+@dataclass(frozen=True)
+class LlavaOnevisionNext(LlavaOnevision):
+    """LLaVA-OneVision with LLaVA-NeXT's names and settings, and LLaVA-Video's prompt."""
+
+    config: LlavaVideoConfig
+    read_config = staticmethod(read_config)
+    frame_features = staticmethod(encode)
+
+    def turn(self, question: str) -> Turn:
+        return self.with_newline(self.chat.around_text(question, PLACEHOLDER))

@@ -10,12 +10,24 @@ from fractions import Fraction
 from typing import Any
 
 from jaxmem.models.encoders.vision_parts import Grid, patchify
-from jaxmem.models.hf.config import check_value
-from jaxmem.models.hf.preprocessor import Limits, Pixels, limits_of, pixels_of, smart_resize
+from jaxmem.models.hf.preprocessor import (
+    CLIP,
+    HALF,
+    NAMES,
+    Limits,
+    Pixels,
+    limits_of,
+    pixels_of,
+    smart_resize,
+)
 from jaxmem.typing import Array, Float, UInt
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+FRAME_TOKENS = (128, 768)
+"""Least and most tokens of a frame of a video in the released pipeline (qwen-vl-utils).
+
+The limits in preprocessor_config.json are for pictures."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ def read_clip(
     piece_seconds: Fraction | None = None,
     max_pixels: int | None = None,
     whole_videos: bool = False,
+    released: tuple[int, int] | None = None,
 ) -> Clip:
     """Return how a checkpoint wants pictures.
 
@@ -76,6 +89,8 @@ def read_clip(
       piece_seconds: length of a piece; None: one frame of patches.
       max_pixels: of a frame; None: as the directory says.
       whole_videos: see `preprocessor.limits_of`.
+      released: tokens of a frame, at least and at most, in the released pipeline; None: as the
+        directory says.
 
     Raises:
       ValueError: if the settings are missing or those of another encoder, or a piece would not hold
@@ -83,10 +98,18 @@ def read_clip(
     """
     for key, mine in (("patch", "patch_size"), ("temporal", "temporal_patch_size")):
         found = getattr(vision, key)
-        check_value(f"{mine} of the preprocessor", settings.get(mine, found), found)
-    limits = limits_of(settings, whole_videos=whole_videos)
-    if max_pixels is not None:
-        limits = Limits(min(limits.least, max_pixels), max_pixels)
+        if settings.get(mine, found) != found:
+            raise ValueError(
+                f"{mine} is {settings[mine]!r} in the preprocessor's settings ({NAMES[1]}), but "
+                f"{found!r} in vision_config of config.json: use the two files of one checkpoint."
+            )
+    cell = (vision.patch * vision.merge) ** 2
+    limits = limits_of(
+        settings,
+        whole_videos=whole_videos,
+        released=None if released is None else Limits(*(tokens * cell for tokens in released)),
+        max_pixels=max_pixels,
+    )
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be positive, got {fps}.")
     rate = Fraction(fps).limit_denominator(1001)
@@ -103,6 +126,6 @@ def read_clip(
         temporal=vision.temporal,
         merge=vision.merge,
         per_piece=int(count),
-        pixels=pixels_of(settings),
+        pixels=pixels_of(settings, HALF if whole_videos else CLIP),
         limits=limits,
     )

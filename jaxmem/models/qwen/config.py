@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.models.hf.config import check_keys, decoder_config, head_dim, rope_theta
@@ -10,6 +10,11 @@ from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
 
 TOKENS = {name: f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")}
+TOKEN_IDS = {
+    "image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+}  # fmt: skip
+"""Of a config.json that does not say."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +29,30 @@ class VLConfig:
     vision_end: int  # token after it
 
 
-def mrope(text: Mapping[str, Any]) -> Rope:
-    """Return the rotary embedding of a text config; ValueError without sections, or if scaled."""
+class Defaults(NamedTuple):
+    """What transformers takes where a config.json does not say, by family."""
+
+    text: Mapping[str, Any]  # keys of the text config
+    sections: tuple[int, int, int]  # `mrope_section`
+    interleaved: bool  # how the sections lie, whatever the file says
+
+
+QWEN2_5_VL = Defaults({"rope_theta": 1e6, "rms_norm_eps": 1e-5}, (16, 24, 24), False)
+QWEN2_5_OMNI = Defaults({"rope_theta": 1e6}, (16, 24, 24), False)
+QWEN3_VL = Defaults({"rope_theta": 5e5, "head_dim": 128}, (24, 20, 20), True)
+
+
+def mrope(text: Mapping[str, Any], defaults: Defaults) -> Rope:
+    """Return the rotary embedding of a text config; ValueError if scaled in an unknown way."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    check_keys(rope, ("mrope_section",), "the rope_parameters (rope_scaling) of config.json")
-    make = mrope_interleaved if rope.get("mrope_interleaved") else mrope_sectioned
-    return make(head_dim(text), rope_theta(text), tuple(rope["mrope_section"]))
+    make = mrope_interleaved if defaults.interleaved else mrope_sectioned
+    sections = tuple(rope.get("mrope_section", defaults.sections))
+    return make(head_dim(text), rope_theta(text), sections)
 
 
-def read_decoder(config: Mapping[str, Any], *, qkv_bias: bool, qk_norm: bool) -> DecoderConfig:
+def read_decoder(
+    config: Mapping[str, Any], defaults: Defaults, *, qkv_bias: bool, qk_norm: bool
+) -> DecoderConfig:
     """Return the decoder that a config.json describes, options as in `decoder_config`.
 
     The text settings are `text_config`, or the top level in files of the first releases.
@@ -41,6 +61,8 @@ def read_decoder(config: Mapping[str, Any], *, qkv_bias: bool, qk_norm: bool) ->
       ValueError: if a key is missing, or the file asks for something that is not implemented.
     """
     text = config.get("text_config") or config
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    tied = any(part.get("tie_word_embeddings", False) for part in (config, text))
     check_keys(text, ("hidden_size", "num_attention_heads"))
-    return decoder_config(text, mrope(text), qkv_bias=qkv_bias, qk_norm=qk_norm, tied=bool(tied))
+    text = {**defaults.text, **text}
+    rope = mrope(text, defaults)
+    return decoder_config(text, rope, qkv_bias=qkv_bias, qk_norm=qk_norm, tied=tied)

@@ -8,6 +8,7 @@ then those of the audio. `<|vision_bos|><|audio_bos|>` end the prefix at one pos
 `<|audio_eos|><|vision_eos|>` begin every question at another.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,8 +29,8 @@ from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import qwen2_5_omni_layout as lay
 from jaxmem.models.qwen.audio import QwenAudioConfig, audio_table, encode_audio, token_count
 from jaxmem.models.qwen.audio import read_config as read_audio
-from jaxmem.models.qwen.clip import Size, read_clip
-from jaxmem.models.qwen.config import read_decoder
+from jaxmem.models.qwen.clip import FRAME_TOKENS, Size, read_clip
+from jaxmem.models.qwen.config import QWEN2_5_OMNI, TOKEN_IDS, read_decoder
 from jaxmem.models.qwen.qwen2_5_omni_layout import OmniLayout
 from jaxmem.models.qwen.qwen2_5_vision import Qwen25VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen.qwen2_5_vision import read_config as read_vision
@@ -37,8 +38,13 @@ from jaxmem.models.qwen.stream import Features, QwenFamily
 from jaxmem.typing import Array, Float, Int, Params
 
 MODEL_TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")
-RENAMES = (("thinker.", ""),)
-"""The released checkpoints hold the Thinker beside the Talker."""
+RENAMES = (
+    ("thinker.", ""),  # the released checkpoints hold it beside the Talker
+    # as transformers 5 holds it in memory
+    ("model.visual.", "visual."),
+    ("model.audio_tower.", "audio_tower."),
+    ("model.language_model.", "model."),
+)
 IGNORE = (
     "lm_head.weight",  # a copy that tied checkpoints may hold
     "audio_tower.audio_bos_eos_token.weight",  # not used by the released code
@@ -47,8 +53,13 @@ IGNORE = (
     "token2wav.*",
 )
 AROUND = ("vision_start", "vision_end", "audio_start", "audio_end")
-TOKENS = {name: f"{name}_token_index" for name in ("image", "video", "audio")}
-TOKENS |= {name: f"{name}_token_id" for name in AROUND}
+MEDIA = {name: f"{name}_token_index" for name in ("image", "video", "audio")}
+TOKENS = MEDIA | {name: f"{name}_token_id" for name in AROUND}
+IDS = {
+    "image_token_index": 151655, "video_token_index": 151656, "audio_token_index": 151646,
+    "audio_start_token_id": 151647, "audio_end_token_id": 151648, **TOKEN_IDS,
+}  # fmt: skip
+"""Of a config.json that does not say."""
 PARTS = {"text": "text_config", "vision": "vision_config", "audio": "audio_config"}
 
 
@@ -66,7 +77,13 @@ def read_config(config: Mapping[str, Any]) -> Qwen25OmniConfig:
     """Return the Thinker of a config.json or `thinker_config`; ValueError if not implemented."""
     check_family(config, MODEL_TYPES)
     config = config.get("thinker_config") or config
-    tokens, parts = fields(config, TOKENS), fields(config, PARTS)
+    # transformers reads an id by either of two names.
+    either = {
+        key: config[other]
+        for key in MEDIA.values()
+        if key not in config and (other := key.replace("index", "id")) in config
+    }
+    tokens, parts = fields({**IDS, **config, **either}, TOKENS), fields(config, PARTS)
     vision = read_vision(parts["vision"])
     per_second = config.get("position_id_per_seconds", 25)
     layout = OmniLayout(
@@ -75,7 +92,10 @@ def read_config(config: Mapping[str, Any]) -> Qwen25OmniConfig:
         ticks_per_second=per_second,
         chunk_ticks=int(per_second * config.get("seconds_per_chunk", 2)),
     )
-    decoder = read_decoder(config, qkv_bias=True, qk_norm=False)
+    # transformers asks the Thinker whether it is tied, not its text part, which may say otherwise.
+    text = {**parts["text"], "tie_word_embeddings": False}
+    asked = {**config, "text_config": text}
+    decoder = read_decoder(asked, QWEN2_5_OMNI, qkv_bias=True, qk_norm=False)
     return Qwen25OmniConfig(decoder, vision, read_audio(parts["audio"]), layout)
 
 
@@ -108,16 +128,18 @@ class Qwen25Omni(QwenFamily):
 
     config: Qwen25OmniConfig
     mel: LogMel  # samples to log-mel frames
+    turns: int = 1  # chunks of the layout in a piece: as many as hold whole windows of the encoder
     read_config = staticmethod(read_config)
 
     @classmethod
     def read(cls, files: Files, *, fps: float = 1.0, max_pixels: int | None = None) -> Self:
         config = read_config(files.config)
         every = Fraction(config.layout.chunk_ticks, config.layout.ticks_per_second)
-        more = {"piece_seconds": every, "max_pixels": max_pixels}
+        mel = read_mel(files.settings, config.sound)
+        turns = turns_in(config, mel, every)
+        more = {"piece_seconds": turns * every, "max_pixels": max_pixels, "released": FRAME_TOKENS}
         clip = read_clip(files.settings, config.vision, fps, **more)
-        mel = read_mel(files.settings, config.sound, config.layout.chunk_ticks, every)
-        return cls(config, files.chat, clip, mel)
+        return cls(config, files.chat, clip, mel, turns)
 
     @property
     def names(self) -> Names:
@@ -151,7 +173,7 @@ class Qwen25Omni(QwenFamily):
         return found
 
     def rows(self, size: Size) -> int:
-        return super().rows(size) + self.tokens.chunk_ticks
+        return super().rows(size) + self.turns * self.tokens.chunk_ticks
 
     def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
         """Return the plan of a chunk; features are those of all frames, then of all audio.
@@ -160,13 +182,15 @@ class Qwen25Omni(QwenFamily):
         """
         omni, (_, rows, columns) = self.tokens, self.clip.grid(size, 1)
         parts = [
-            lay.video_chunk(omni, start + i, rows, columns, self.clip.seconds, omni.chunk_ticks)
-            for i in range(real)
+            lay.video_chunk(
+                omni, start * self.turns + i, rows, columns, self.clip.seconds, omni.chunk_ticks
+            )
+            for i in range(real * self.turns)
         ]
         ids = np.concatenate([part.ids for part in parts])
         pos = np.concatenate([part.pos + i * part.advance[None] for i, part in enumerate(parts)])
         features = {omni.video: (VISION, 0), omni.audio: (AUDIO, pieces * self.clip.tokens(size))}
-        return plan(ids, pos, real * parts[0].advance, features)
+        return plan(ids, pos, len(parts) * parts[0].advance, features)
 
     def hear(self, samples: np.ndarray, past: np.ndarray, start: int) -> Float[np.ndarray, "J M"]:
         # Each piece is heard after what came before it.
@@ -177,28 +201,31 @@ class Qwen25Omni(QwenFamily):
         return encode(params, self.config, patches, grids, [jnp.asarray(mel)]), None
 
 
-def read_mel(
-    settings: Mapping[str, Any], sound: QwenAudioConfig, ticks_in: int, every: Fraction
-) -> LogMel:
-    """Return the log-mel settings of a checkpoint whose pieces of `every` s have `ticks_in` tokens.
-
-    Raises:
-      ValueError: if the encoder makes another number of tokens, or cuts windows across pieces.
-    """
-    mel = LogMel(
+def read_mel(settings: Mapping[str, Any], sound: QwenAudioConfig) -> LogMel:
+    """Return the log-mel settings of a checkpoint."""
+    return LogMel(
         sound.mel_bins,
         rate=settings.get("sampling_rate", 16_000),
         fft=settings.get("n_fft", 400),
         hop=settings.get("hop_length", 160),
     )
-    frames = every * mel.rate / mel.hop
-    if frames != int(frames) or frames % (2 * sound.rows) or (
-        token_count(sound, int(frames)) != ticks_in
-    ):  # fmt: skip
+
+
+def turns_in(config: Qwen25OmniConfig, mel: LogMel, every: Fraction) -> int:
+    """Return how many chunks of `every` s a piece has: the fewest with whole windows of sound.
+
+    Raises:
+      ValueError: if no number of them has, or they become another number of tokens.
+    """
+    frames, window = every * mel.rate / mel.hop, 2 * config.sound.rows
+    ticks = config.layout.chunk_ticks
+    count = math.lcm(int(frames), window) // int(frames) if frames >= 1 else 0
+    if frames != int(frames) or token_count(config.sound, count * int(frames)) != count * ticks:
         raise ValueError(
-            f"a piece of {float(every):g} s has {float(frames):g} log-mel frames, expected a "
-            f"multiple of the encoder's window ({2 * sound.rows}) that becomes {ticks_in} tokens "
-            "(position_id_per_seconds x seconds_per_chunk of config.json): use the config.json and "
-            "the preprocessor settings of one checkpoint."
+            f"{float(every):g} s of sound (seconds_per_chunk) are {float(frames):g} log-mel frames "
+            f"and {ticks} tokens (position_id_per_seconds x seconds_per_chunk), but the encoder "
+            f"makes one token of 4 frames, in windows of {window} (n_window of audio_config): "
+            "these keys of config.json do not fit each other, or hop_length and sampling_rate of "
+            "preprocessor_config.json are of another checkpoint."
         )
-    return mel
+    return count

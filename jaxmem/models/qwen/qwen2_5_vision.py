@@ -28,6 +28,12 @@ from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.models.qwen.vision import VisionConfig, embed_patches
 from jaxmem.typing import Array, Float, Params
 
+DEFAULTS = {
+    "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "patch_size": 14,
+    "spatial_merge_size": 2, "temporal_patch_size": 2,
+}  # fmt: skip
+"""Of a vision_config that does not say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen25VisionConfig(VisionConfig):
@@ -47,7 +53,7 @@ class Qwen25VisionConfig(VisionConfig):
 def read_config(vision: Mapping[str, Any]) -> Qwen25VisionConfig:
     """Return the encoder that `vision_config` of a config.json describes; see `read`."""
     keys = {"window": "window_size", "full": "fullatt_block_indexes"}
-    return Qwen25VisionConfig.read(vision, "silu", **keys)
+    return Qwen25VisionConfig.read({**DEFAULTS, **vision}, "silu", **keys)
 
 
 def encode_vision(

@@ -22,7 +22,7 @@ from jaxmem.models.hf.prompt import Ids, Plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import mrope
 from jaxmem.models.qwen.clip import Size
-from jaxmem.models.qwen.config import TOKENS, VLConfig, read_decoder
+from jaxmem.models.qwen.config import QWEN2_5_VL, TOKEN_IDS, TOKENS, VLConfig, read_decoder
 from jaxmem.models.qwen.qwen2_5_vision import Qwen25VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen.qwen2_5_vision import read_config as read_vision
 from jaxmem.models.qwen.stream import Features, QwenFamily, vision_plan
@@ -54,12 +54,12 @@ class Qwen25VLConfig(VLConfig):
 def read_config(config: Mapping[str, Any]) -> Qwen25VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    tokens = fields(config, TOKENS)
-    vision = config["vision_config"]
+    tokens = fields({**TOKEN_IDS, **config}, TOKENS)
+    vision = fields(config, {"vision": "vision_config"})["vision"]
     return Qwen25VLConfig(
-        decoder=read_decoder(config, qkv_bias=True, qk_norm=False),
+        decoder=read_decoder(config, QWEN2_5_VL, qkv_bias=True, qk_norm=False),
         vision=read_vision(vision),
-        ticks_per_second=vision.get("tokens_per_second", 2),
+        ticks_per_second=vision.get("tokens_per_second", 4),
         **tokens,
     )
 

@@ -28,6 +28,12 @@ from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.models.qwen.vision import VisionConfig, embed_patches
 from jaxmem.typing import Array, Float, Params
 
+DEFAULTS = {
+    "num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24], "patch_size": 16,
+    "spatial_merge_size": 2, "temporal_patch_size": 2,
+}  # fmt: skip
+"""Of a vision_config that does not say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3VisionConfig(VisionConfig):
@@ -60,7 +66,7 @@ class Qwen3VisionConfig(VisionConfig):
 def read_config(vision: Mapping[str, Any]) -> Qwen3VisionConfig:
     """Return the encoder that `vision_config` of a config.json describes; see `read`."""
     keys = {"places": "num_position_embeddings", "deep": "deepstack_visual_indexes"}
-    return Qwen3VisionConfig.read(vision, "gelu_pytorch_tanh", **keys)
+    return Qwen3VisionConfig.read({**DEFAULTS, **vision}, "gelu_pytorch_tanh", **keys)
 
 
 class Corners(NamedTuple):

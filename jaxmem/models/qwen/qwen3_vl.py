@@ -21,7 +21,7 @@ from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.prompt import Ids, Plan, pad
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen.clip import Clip, Size
-from jaxmem.models.qwen.config import TOKENS, VLConfig, read_decoder
+from jaxmem.models.qwen.config import QWEN3_VL, TOKEN_IDS, TOKENS, VLConfig, read_decoder
 from jaxmem.models.qwen.mrope import grid_positions, join, to_the_end
 from jaxmem.models.qwen.qwen3_vision import Encoded, Qwen3VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen.qwen3_vision import read_config as read_vision
@@ -53,11 +53,15 @@ class Qwen3VLConfig(VLConfig):
 def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    parts = fields(config, TOKENS | {"text": "text_config", "vision": "vision_config"})
+    parts = fields(
+        {**TOKEN_IDS, **config}, TOKENS | {"text": "text_config", "vision": "vision_config"}
+    )
     if parts.pop("text").get("attention_bias"):
         raise ValueError("attention_bias is set: no released Qwen3-VL has biases on q, k and v.")
     parts["vision"] = read_vision(parts["vision"])
-    return Qwen3VLConfig(decoder=read_decoder(config, qkv_bias=False, qk_norm=True), **parts)
+    return Qwen3VLConfig(
+        decoder=read_decoder(config, QWEN3_VL, qkv_bias=False, qk_norm=True), **parts
+    )
 
 
 def weight_table(config: Qwen3VLConfig) -> dict[str, Weight]:

@@ -16,7 +16,7 @@ from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.family import RATE, Family, Files
 from jaxmem.models.hf.prompt import Ids, Plan, fill, pad, plan
-from jaxmem.models.qwen.clip import Clip, Size, read_clip
+from jaxmem.models.qwen.clip import FRAME_TOKENS, Clip, Size, read_clip
 from jaxmem.models.qwen.config import VLConfig
 from jaxmem.typing import Array, Float, Int, Params, UInt
 
@@ -48,6 +48,7 @@ class QwenFamily(Family):
     def read(cls, files: Files, *, fps: float = 1.0, max_pixels: int | None = None) -> Self:
         config = cls.read_config(files.config)
         more = {"max_pixels": max_pixels, "whole_videos": cls.whole_videos}
+        more["released"] = None if cls.whole_videos else FRAME_TOKENS
         return cls(config, files.chat, read_clip(files.settings, config.vision, fps, **more))
 
     @property

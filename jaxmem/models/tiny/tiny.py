@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxmem.data.world.scene import COLOURS, DECOYS, QUADRANTS, SHAPES, SOUNDS
@@ -255,11 +255,17 @@ def load(path: str | Path | None = None) -> tuple[Params, TinyConfig]:
         raise ValueError(
             f"no weights at {path}: train them with `python -m jaxmem.experiments.train`"
         )
-    with safe_open(path, "numpy") as file:
-        text = (file.metadata() or {}).get("config")
-        if text is None:
-            raise ValueError(f"{path} has no config in its metadata: it was not written by `save`")
-        names = file.keys()
-        leaves = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in names}
-    values = json.loads(text)
-    return nest(leaves), TinyConfig(**{**values, "words": tuple(values["words"])})
+    try:
+        with safe_open(path, "numpy") as file:
+            text = (file.metadata() or {}).get("config")
+            if text is None:
+                raise ValueError("it has no config in its metadata")
+            names = file.keys()
+            leaves = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in names}
+        values = json.loads(text)
+        config = TinyConfig(**{**values, "words": tuple(values["words"])})
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no file of weights that `python -m jaxmem.experiments.train` wrote: {error}"
+        ) from error
+    return nest(leaves), config

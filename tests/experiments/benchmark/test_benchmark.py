@@ -53,6 +53,16 @@ def test_constancy_needs_a_longer_stream():
         measure(embedded(), chosen, dataclasses.replace(SPEC, chunk=30))
 
 
+def test_session_command(capsys):
+    """The second session compiles nothing, of memories and banks alike."""
+    assert benchmark.main(["session", "--memory", "recent,rekv", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    for name in ("recent", "rekv"):
+        first, second = record[name]
+        assert first["compilations"] > 0 and second["compilations"] == 0
+        assert second["seconds"] + second["first_chunk"] < first["seconds"] + first["first_chunk"]
+
+
 def test_bytes_command(capsys):
     assert benchmark.main(["bytes", "--slots", "1024", "--stream", "8192", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

@@ -1,0 +1,82 @@
+"""Answers whose logits are not finite: an error that says where the numbers went.
+
+A step that chooses a token marks it -1 where its logits are not finite (`decoder.generate`). Here
+nothing is computed unless there is one: then every layer is looked at.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.bound import Bound, as_bound, decoder_of
+from jaxmem.decoder.alone import alone
+from jaxmem.decoder.decoder import embed
+from jaxmem.decoder.program import Carry, Program, layers_of
+from jaxmem.kv import EMPTY
+from jaxmem.memory.base import Embeds, FeatureMemory
+from jaxmem.typing import Int, Params, PyTree
+
+
+def check_answer(
+    ids: Int[np.ndarray, "M"],
+    bound: Bound | Params,
+    carry: Carry,
+    question: Embeds,
+    *,
+    program: Program,
+) -> None:
+    """Raise ValueError if an answer has a token that was chosen from logits that are not finite.
+
+    Args:
+      ids: tokens of the answer, on the host.
+      bound: what it was asked with; `carry`, `question` and `program` likewise.
+    """
+    if (ids >= 0).all():
+        return
+    first = int(np.argmax(ids < 0))
+    where = _layer(as_bound(bound), carry, _with(question, bound, ids[:first]), program)
+    dtype = decoder_of(as_bound(bound).params)["embedding"]["embedding"].dtype
+    largest = float(jnp.finfo(dtype).max)
+    repair = "take bfloat16 or float32 (--dtype, the dtype of load), which hold larger ones"
+    if largest > 1e38:
+        repair = "look for weights of the checkpoint, or inputs, that are not finite"
+    raise ValueError(
+        f"the logits of token {first + 1} of the answer are not finite: {where} "
+        f"made numbers beyond those of {dtype} (up to {largest:.3g}); {repair}."
+    )
+
+
+def _with(question: Embeds, bound: Bound | Params, ids: np.ndarray) -> Embeds:
+    """Return a question's real rows and those of the tokens that were answered."""
+    real = np.flatnonzero(np.asarray(question.modality) != EMPTY)
+    index = np.append(real, np.repeat(real[-1], len(ids)))
+    words = embed(decoder_of(as_bound(bound).params), jnp.asarray(ids, jnp.int32))
+    x = jnp.concatenate([question.x[real], words.astype(question.x.dtype)])
+    return question._replace(x=x, pos=question.pos[index], modality=question.modality[index])
+
+
+def _layer(bound: Bound, carry: Carry, question: Embeds, program: Program) -> str:
+    """Return in words which layer's output was the first that is not finite."""
+    layers = program.config.layers
+    # A stream that went on meanwhile took its carry over.
+    if not (isinstance(program.memory, FeatureMemory) or carry.clock.is_deleted()):
+        kept = [_broken(state) for state in layers_of(program, carry)]
+        if any(kept):
+            return _named(kept.index(True), layers, "while the stream was read")
+    q, kv, _ = alone(decoder_of(bound.params), program, question, bound.prefix, bound.states)
+    bad = [_broken([x[i] for x in (q, kv.k, kv.v)]) for i in range(len(q))]
+    return _named(bad.index(True) if any(bad) else layers, layers, "in the answer")
+
+
+def _named(first: int, layers: int, when: str) -> str:
+    """Return the layer before the first whose queries, keys or values are broken, in words."""
+    name = f"decoder layer {first} of {layers}" if first else "the embedding or layer 1"
+    return f"{name}, {when},"
+
+
+def _broken(tree: PyTree) -> bool:
+    """Return whether a tree holds NaN; infinite scores may be meant."""
+    floats = (x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating))
+    return any(bool(jnp.any(jnp.isnan(x))) for x in floats)

@@ -1,0 +1,101 @@
+"""Special and added tokens of a checkpoint directory, as transformers gathers them.
+
+They lie in up to four files: tokenizer.json itself, tokenizer_config.json
+(`added_tokens_decoder` and names such as `eos_token`), and in older directories
+special_tokens_map.json and added_tokens.json, which count only where the second is silent.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmem.models.hf.config import optional_json
+
+STANDARD = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Return the named special tokens (`eos_token`, `image_token`), which templates may use."""
+    return {name: _text(token) for name, token in _named(folder).items()}
+
+
+def add_tokens(tokenizer: Any, folder: Path) -> None:
+    """Add the tokens that a directory declares outside of tokenizer.json.
+
+    Args:
+      tokenizer: a `tokenizers.Tokenizer`; one that knows a token keeps its id.
+      folder: the directory.
+    """
+    from tokenizers import AddedToken
+
+    settings, named = optional_json(folder, "tokenizer_config.json"), _named(folder)
+    special = {_text(token) for token in named.values()}
+    more = _extra(settings) if _declared(settings) else [*_extra(settings), *_extra_of_map(folder)]
+    special |= {_text(token) for token in more}
+    tokens: dict[str, Any] = {}
+    for _, token in sorted(_decoder(settings, folder, special).items()):
+        flags = {key: bool(token[key]) for key in FLAGS if key in token}
+        flags["special"] = flags.get("special", False) or token["content"] in special
+        tokens[token["content"]] = AddedToken(token["content"], **flags)
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for token in (*named.values(), *more):
+        text = _text(token)
+        if text not in tokens and text not in known:
+            flags = {k: bool(token[k]) for k in FLAGS[:-1] if k in token} if token != text else {}
+            tokens[text] = AddedToken(text, special=True, **flags)
+    tokenizer.add_tokens(list(tokens.values()))
+
+
+def _declared(settings: Mapping[str, Any]) -> bool:
+    """Return whether the older files are not asked."""
+    return "added_tokens_decoder" in settings
+
+
+def _decoder(
+    settings: Mapping[str, Any], folder: Path, special: set[str]
+) -> dict[int, dict[str, Any]]:
+    """Return the added tokens by id."""
+    if _declared(settings):
+        return {int(i): token for i, token in settings["added_tokens_decoder"].items()}
+    return {
+        int(i): {"content": text, "special": text in special, "normalized": text not in special}
+        for text, i in optional_json(folder, "added_tokens.json").items()
+    }
+
+
+def _named(folder: Path) -> dict[str, Any]:
+    """Return special tokens by name, each a text or a dict with `content`."""
+    settings = optional_json(folder, "tokenizer_config.json")
+    found = _tokens(settings)
+    extra = settings.get("extra_special_tokens")
+    found |= _tokens(extra, every=True) if isinstance(extra, Mapping) else {}
+    if not _declared(settings):
+        older = optional_json(folder, "special_tokens_map.json")
+        extra = older.get("extra_special_tokens")
+        found |= _tokens(older) | (_tokens(extra, every=True) if isinstance(extra, Mapping) else {})
+    return found
+
+
+def _tokens(part: Mapping[str, Any], *, every: bool = False) -> dict[str, Any]:
+    return {
+        name: token
+        for name, token in part.items()
+        if (every or name.endswith("_token")) and _text(token)
+    }
+
+
+def _extra(part: Mapping[str, Any]) -> list[Any]:
+    """Return the special tokens without a name."""
+    found = part.get("extra_special_tokens") or part.get("additional_special_tokens") or []
+    return [token for token in found if _text(token)] if isinstance(found, list) else []
+
+
+def _extra_of_map(folder: Path) -> list[Any]:
+    return _extra(optional_json(folder, "special_tokens_map.json"))
+
+
+def _text(token: Any) -> str:
+    """Return the text of a token; "": it is none."""
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else ""

@@ -1,0 +1,88 @@
+"""The tensors of published checkpoints by shapes alone: names, how many, bytes, and two layouts.
+
+Numbers were computed with transformers 5.24 from the published config.json files, and agree with
+the published sizes of files.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from jaxmem.models.hf.chat import Uncoded
+from jaxmem.models.hf.checkpoint import match
+from jaxmem.models.hf.family import ANY_SIZE, Files
+from jaxmem.models.hf.published import published_config
+from jaxmem.models.hf.quantized import Stored
+from jaxmem.models.load import family_of
+
+# Tensors, and their bytes in bfloat16.
+PUBLISHED = {
+    "qwen2.5-vl:3b": (824, 7_509_245_952),
+    "qwen2.5-vl:7b": (729, 16_584_333_312),
+    "qwen2.5-vl:32b": (1_161, 66_905_436_672),
+    "qwen2.5-vl:72b": (1_353, 146_821_554_688),
+    "qwen3-vl:2b": (625, 4_255_064_064),
+    "qwen3-vl:4b": (713, 8_875_631_616),
+    "qwen3-vl:8b": (750, 17_534_247_392),
+    "llava-onevision:0.5b": (716, 1_787_351_104),
+    "llava-onevision:7b": (765, 16_059_780_160),
+    "qwen2.5-omni:7b": (1_346, 17_863_627_776),
+    "qwen2.5-omni:3b": (1_442, 9_406_928_896),
+}
+# What names begin with: in the weight table, in files of the releases (older ones first), and in
+# the memory of transformers 5.
+LAYOUTS = {
+    "qwen2.5-vl": (
+        ("visual.", "visual.", "model.visual."),
+        ("model.", "model.", "model.language_model."),
+        ("lm_head.", "lm_head.", "lm_head."),
+    ),
+    "qwen3-vl": (("model.", "model.", "model."), ("lm_head.", "lm_head.", "lm_head.")),
+    "llava-onevision": (
+        ("vision_tower.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower."),
+        ("language_model.model.",) * 3 + ("model.language_model.",),
+        ("language_model.lm_head.",) * 3 + ("lm_head.",),
+        ("multi_modal_projector.",) * 3 + ("model.multi_modal_projector.",),
+        ("image_newline",) * 3 + ("model.image_newline",),
+    ),
+    "qwen2.5-omni": (
+        ("visual.", "thinker.visual.", "model.visual."),
+        ("audio_tower.", "thinker.audio_tower.", "model.audio_tower."),
+        ("model.", "thinker.model.", "model.language_model."),
+        ("lm_head.", "thinker.lm_head.", "lm_head."),
+    ),
+}
+
+
+NOT_READ = {"qwen2.5-omni": "audio_tower.audio_bos_eos_token.weight"}
+"""A matrix of two rows that the released code does not use."""
+
+
+def names_of(name):
+    """Return the tensors of a published model, and what is read of them."""
+    config = published_config(name)
+    family = family_of(config, name).read(Files(config, ANY_SIZE, Uncoded()))
+    table = family.names.table
+    return {x: weight.shape for weight in table.values() for x in weight.names}, family.names
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tensors_of_published_checkpoints(name):
+    shapes, names = names_of(name)
+    family = name.partition(":")[0]
+    table, layouts = names.table, LAYOUTS[family]
+    every = dict(shapes)
+    if family in NOT_READ:
+        every[NOT_READ[family]] = (2, table["decoder.norm.scale"].shape[0])
+    assert (len(every), 2 * sum(map(math.prod, every.values()))) == PUBLISHED[name]
+    more = {"renames": names.renames, "ignore": names.ignore}
+    for layout in range(1, len(layouts[0])):
+        stored = []
+        for key, shape in every.items():
+            mine = max((x for x in layouts if key.startswith(x[0])), key=lambda x: len(x[0]))
+            stored.append(Stored(Path(), mine[layout] + key.removeprefix(mine[0]), shape, "BF16"))
+        found = match(stored, table, **more)
+        assert {key: item.shape for key, item in found.items()} == shapes
+        with pytest.raises(ValueError, match=r"1 tensor\(s\) differ"):
+            match(stored[1:], table, **more)
