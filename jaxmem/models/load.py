@@ -66,7 +66,7 @@ def load(
     Args:
       where: "tiny" for the embedded model, which takes no other argument; or a directory as
         `save_pretrained` writes it, or "organisation/name" on Hugging Face: with
-        config.json, safetensors, tokenizer.json, a chat template and preprocessor settings. An
+        config.json, safetensors, a tokenizer, a chat template and preprocessor settings. An
         abstract model can also be one of `published.names` ("qwen2.5-vl:7b").
       abstract: the same model with shapes (`jax.ShapeDtypeStruct`) for weights. No weights are
         read, and of a directory config.json is enough.

@@ -5,11 +5,12 @@ loaded, streamed with sound through a `Session` and asked.
 """
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
-from checkpoints import MEAN, STD, ids_of, write_checkpoint
+from checkpoints import MEAN, STD, write_checkpoint
 from passes import LOGITS, close, one_pass, pieces_of
 from safetensors.numpy import load_file, save_file
 
@@ -36,13 +37,37 @@ BERT = {
     "hidden_act": "gelu", "layer_norm_eps": 1e-12, "encoder_width": 16, "cross_attention_freq": 1,
     "query_length": 1, "out_hidden_size": 48,
 }  # fmt: skip
-VIDEO, START, END, AUDIO_PAD = 4, 1, 2, 99  # token ids; the last is after the tokenizer's
 SECONDS, SOUNDS = 3, 6  # of a clip, and its tokens
 FRAMES, GAP = 4, 0.75  # of a clip, of two pictures each; seconds between them
 CELLS, SIZE = (2, 3), (16, 24)  # tokens and pixels of a frame
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 QUESTION = "what is shown now?"
 AFTER = f"\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+LETTERS = sorted({*SYSTEM, *AFTER, *"0123456789.<> seconds"})
+ADDED = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_pad|>", "<|video_pad|>", "<|audio_pad|>",
+)  # fmt: skip
+"""After the vocabulary; that of sound is the last, and the embedding has rows to spare."""
+IDS = {text: i for i, text in enumerate((*LETTERS, *ADDED))}
+START, END, IMAGE, VIDEO, AUDIO_PAD = (IDS[text] for text in ADDED[3:])
+
+
+def ids_of(text):
+    """A token for each letter and for each added token."""
+    return [IDS[part] for part in re.findall(r"<\|\w+\|>|.", text, re.DOTALL)]
+
+
+def slow_tokenizer(folder):
+    """The files of the slow tokenizer in place of tokenizer.json; no letters are merged."""
+    (folder / "tokenizer.json").unlink()
+    stored = {" ": "\u0120", "\n": "\u010a"}  # how byte-level tokenizers write them
+    vocab = {stored.get(letter, letter): IDS[letter] for letter in LETTERS}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "added_tokens.json").write_text(json.dumps({text: IDS[text] for text in ADDED}))
+    end = {"eos_token_id": [IDS["<|im_end|>"], IDS["<|endoftext|>"]]}
+    (folder / "generation_config.json").write_text(json.dumps(end))
 
 
 def released_names(wide):
@@ -103,7 +128,8 @@ def folder(golden, tmp_path_factory):
             tensors[prefix + name] = 0.2 * rng.normal(size=shape).astype(np.float32)
         config = json.loads((target / "config.json").read_text())
         config["audio_config"] = WHISPER | {"qformer_config": BERT}
-        config["audio_token_id"] = AUDIO_PAD
+        config |= {"audio_token_id": AUDIO_PAD, "video_token_id": VIDEO, "image_token_id": IMAGE}
+        config |= {"vision_start_token_id": START, "vision_end_token_id": END}
         if base == "qwen2_5_vl":  # text settings at the top level
             text = config.pop("text_config")
             rope = text.pop("rope_parameters")
@@ -120,6 +146,7 @@ def folder(golden, tmp_path_factory):
         else:  # selection layers of the training, not made by default
             gone = np.zeros((3,), np.float32)
             tensors["model.language_model.layers.0.ttt_norm.weight"] = gone
+        slow_tokenizer(target)
         save_file(tensors, target / "model.safetensors")
         (target / "config.json").write_text(json.dumps(config))
         made[base] = target
@@ -136,9 +163,9 @@ def shares(count, even):
     return [*found, int(count * GAP * 2) - sum(found)]
 
 
-def on_one_clock(folder, count, even=False):
+def on_one_clock(count, even=False):
     """(token, modality, position) of a whole prompt of the Qwen2.5-VL base, as trained."""
-    before = [*ids_of(folder, SYSTEM), START]
+    before = [*ids_of(SYSTEM), START]
     rows, begin, j = [(t, TEXT, [i] * 3) for i, t in enumerate(before)], len(before), 0
     for i, heard in enumerate(shares(count, even)):
         for r in range(CELLS[0]):
@@ -148,14 +175,14 @@ def on_one_clock(folder, count, even=False):
             rows.append((AUDIO_PAD, AUDIO, [begin + j, begin, begin + j]))
             j += 1
     at = 1 + max(row[2][0] for row in rows)
-    after = [END, *ids_of(folder, AFTER)]
+    after = [END, *ids_of(AFTER)]
     return rows + [(t, TEXT, [at + i] * 3) for i, t in enumerate(after)]
 
 
-def as_generated(folder, count):
+def as_generated(count):
     """The same rows at the positions that the released `generate` computes."""
-    rows = on_one_clock(folder, count)
-    begin, (h, w) = len(ids_of(folder, SYSTEM)) + 1, CELLS
+    rows = on_one_clock(count)
+    begin, (h, w) = len(ids_of(SYSTEM)) + 1, CELLS
     at = begin + max(2 * (count - 1), h - 1, w - 1) + 1
     found = []
     for i, (token, kind, pos) in enumerate(rows):
@@ -168,7 +195,7 @@ def as_generated(folder, count):
     return found
 
 
-def timed(folder, count, group=1):
+def timed(count, group=1):
     """The rows of the Qwen3-VL base: stamp, frames of a step, all their sound."""
     rows, heard = [], shares(count, even=False)
 
@@ -176,10 +203,10 @@ def timed(folder, count, group=1):
         at = max((max(row[2]) for row in rows), default=-1) + 1
         rows.extend((t, TEXT, [at + i] * 3) for i, t in enumerate(ids))
 
-    text(ids_of(folder, SYSTEM))
+    text(ids_of(SYSTEM))
     for first in range(0, count, group):
         mean = (first + 0.25) * GAP  # of the first frame's two pictures
-        text([*ids_of(folder, f"<{mean:.1f} seconds>"), START])
+        text([*ids_of(f"<{mean:.1f} seconds>"), START])
         at = rows[-1][2][0] + 1
         for i in range(group):
             for r in range(CELLS[0]):
@@ -189,7 +216,7 @@ def timed(folder, count, group=1):
         for j in range(sum(heard[first : first + group])):
             rows.append((AUDIO_PAD, AUDIO, [at + j] * 3))
         text([END])
-    text(ids_of(folder, AFTER))
+    text(ids_of(AFTER))
     return rows
 
 
@@ -213,11 +240,11 @@ def features(config, params, pieces):
 
 CASES = {
     "trained": ("qwen2_5_vl", 2, {}, on_one_clock),
-    "even": ("qwen2_5_vl", 1, {"sharing": "even"}, lambda *a: on_one_clock(*a, even=True)),
+    "even": ("qwen2_5_vl", 1, {"sharing": "even"}, lambda n: on_one_clock(n, even=True)),
     "generated": ("qwen2_5_vl", 2, {"inference_frames": 2 * FRAMES}, as_generated),
     "timed": ("qwen3_vl", 2, {}, timed),
     "steps": pytest.param(
-        *("qwen3_vl", 2, {"group": 2}, lambda *a: timed(*a, group=2)), marks=pytest.mark.slow
+        *("qwen3_vl", 2, {"group": 2}, lambda n: timed(n, group=2)), marks=pytest.mark.slow
     ),
 }
 
@@ -229,9 +256,9 @@ def test_a_stream_with_sound_is_the_released_prompt(folder, base, clips, options
     model = for_frames(model, SIZE)
     pieces = pieces_of(model, SIZE, clips)
     assert len(pieces[0].samples) == 16_000 * SECONDS and len(pieces[0].frames) == 2 * FRAMES
-    rows = expected(where, clips * FRAMES)
+    rows = expected(clips * FRAMES)
     ids, kinds, pos = (np.array(x, np.int32) for x in zip(*rows, strict=True))
-    seen = len(rows) - len(ids_of(where, AFTER)) - (base == "qwen2_5_vl")
+    seen = len(rows) - len(ids_of(AFTER)) - (base == "qwen2_5_vl")
 
     session = jm.Session(model, Full(clips * model.tokens_per_piece + 64), chunk_pieces=1)
     session.watch(pieces)
