@@ -23,6 +23,7 @@ from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
 from jaxmem.models.qwen.qwen3_vl import Qwen3VL
+from jaxmem.models.salmonn.config import hears
 from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
 from jaxmem.models.tiny.embedded import embedded
 
@@ -34,10 +35,10 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen3_vl": Qwen3VL,
     "qwen2_5_omni": Qwen25Omni,
     "qwen2_5_omni_thinker": Qwen25Omni,
-    "video_salmonn_2_plus_qwen2_5_vl": Salmonn,
-    "video_salmonn_2_plus_qwen3_vl": TimedSalmonn,
 }
 """`model_type` of config.json to the class that reads such a checkpoint."""
+HEARING: dict[str, type[Family]] = {"qwen2_5_vl": Salmonn, "qwen3_vl": TimedSalmonn}
+"""The same for a config.json with `audio_config`: video-SALMONN 2+ keeps its base's type."""
 HEAD = "decoder.head.kernel"
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 """Where an output matrix goes, and what it is called once names are brought to the table's."""
@@ -65,7 +66,7 @@ def load(
     Args:
       where: "tiny" for the embedded model, which takes no other argument; or a directory as
         `save_pretrained` writes it, or "organisation/name" on Hugging Face: with
-        config.json, safetensors, tokenizer.json, a chat template and preprocessor settings. An
+        config.json, safetensors, a tokenizer, a chat template and preprocessor settings. An
         abstract model can also be one of `published.names` ("qwen2.5-vl:7b").
       abstract: the same model with shapes (`jax.ShapeDtypeStruct`) for weights. No weights are
         read, and of a directory config.json is enough.
@@ -168,6 +169,8 @@ def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
             f"{where} has model_type {found!r} in its config.json; supported are "
             f"{', '.join(FAMILIES)}."
         )
+    if found in HEARING and hears(config):
+        return HEARING[found]
     if FAMILIES[found] is LlavaVideo and newline_of(config) != "grid":
         return LlavaOnevisionNext
     return FAMILIES[found]

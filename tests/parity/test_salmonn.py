@@ -21,6 +21,7 @@ from jaxmem.models.hf.preprocessor import Limits, smart_resize
 from jaxmem.models.hf.prompt import Plan
 from jaxmem.models.load import load
 from jaxmem.models.qwen import qwen3_vl
+from jaxmem.models.salmonn import config as cfg
 from jaxmem.models.salmonn import salmonn
 from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
 
@@ -31,6 +32,11 @@ FRAMES = 3  # of a piece
 SAMPLES = 320  # of a row of Whisper's encoder
 FORMER = (("layernorm.", "embeddings.LayerNorm."), (".attention.attention.", ".attention.self."),
           (".crossattention.attention.", ".crossattention.self."))  # fmt: skip
+
+RELEASED = {
+    "encoder_hidden_size": "encoder_width", "cross_attention_frequency": "cross_attention_freq",
+}  # fmt: skip
+"""Keys of transformers' BLIP-2 config to those of the released one."""
 
 
 def bert_name(name):
@@ -56,25 +62,33 @@ def folder(golden, tmp_path_factory):
         tensors = load_file(target / "model.safetensors")
         for name, x in load_file(hf / "whisper" / "model.safetensors").items():
             if name.startswith("encoder."):
-                tensors["audio_encoder." + name.removeprefix("encoder.")] = x
+                tensors["audio." + name.removeprefix("encoder.")] = x
         for name, x in load_file(hf / "qformer" / "model.safetensors").items():
-            own = "audio_query_tokens" if name == "query_tokens" else "audio_qformer."
-            tensors[own if own[-1] != "." else own + bert_name(name)] = x
+            own = "audio.qformer.bert." + bert_name(name)
+            tensors["audio.q_tokens" if name == "query_tokens" else own] = x
         raw, former = read_json(target), read_json(hf / "qformer")
         with np.load(hf / "qformer" / "reference.npz") as file:
             window = int(file["window"])
         wide, width = raw["text_config"]["hidden_size"], former["hidden_size"]
         rng = np.random.default_rng(0)
-        tensors["audio_projector.weight"] = rng.normal(size=(wide, width)).astype("f") / 5
-        tensors["audio_projector.bias"] = rng.normal(size=wide).astype("f") / 5
+        tensors["audio.audio_proj.weight"] = rng.normal(size=(wide, width)).astype("f") / 5
+        tensors["audio.audio_proj.bias"] = rng.normal(size=wide).astype("f") / 5
+        if base == "qwen3_vl":  # there the names of sound have a level more
+            tensors = {
+                "model." + name if name.startswith("audio.") else name: x
+                for name, x in tensors.items()
+            }
         save_file(tensors, target / "model.safetensors")
-        raw["model_type"] = salmonn.PREFIX + base
         # No word's id: the last one.
         raw["audio_token_id"] = raw["text_config"]["vocab_size"] - 1
-        raw["audio_config"] = read_json(hf / "whisper")
-        raw["qformer_config"] = former | {"window": window}
-        # A tick is an audio token, as released.
-        raw["vision_config"]["tokens_per_second"] = salmonn.ROWS_PER_SECOND // window
+        for old, new in RELEASED.items():
+            former[new] = former.pop(old)
+        seconds = window / cfg.ROWS_PER_SECOND
+        raw["audio_config"] = read_json(hf / "whisper") | {
+            "second_per_window": seconds, "second_stride": seconds,
+            "qformer_config": former | {"query_length": 1, "out_hidden_size": wide},
+        }  # fmt: skip
+        raw["vision_config"]["tokens_per_second"] = 7  # not used for positions
         (target / "config.json").write_text(json.dumps(raw))
         made[base] = target
         return target
@@ -90,7 +104,7 @@ class Sizes:
         self.cell, self.temporal = vision.patch * vision.merge, vision.temporal
         self.frames = (CELLS[0] * self.cell, CELLS[1] * self.cell)
         self.samples = config.sound.rows * SAMPLES  # of a clip
-        self.seconds = config.sound.rows / salmonn.ROWS_PER_SECOND
+        self.seconds = config.sound.rows / cfg.ROWS_PER_SECOND
         self.fps = FRAMES * self.temporal / self.seconds
         self.gap = self.temporal / self.fps  # from frame to frame
         self.heard = config.clip_tokens
@@ -116,7 +130,7 @@ def model(folder, sizes):
 
 
 def config_of(folder, base):
-    return salmonn.read_config(read_json(folder(base)))
+    return cfg.read_config(read_json(folder(base)))
 
 
 @partial(jax.jit, static_argnames="config")
@@ -138,7 +152,8 @@ def test_hears_as_whisper_and_the_q_former_do(golden, folder, model):
     with np.load(golden / "hf" / "qformer" / "reference.npz") as file:
         read, window = file["out"], int(file["window"])
     stored = load_file(folder("qwen3_vl") / "model.safetensors")
-    expected = read @ stored["audio_projector.weight"].T + stored["audio_projector.bias"]
+    expected = read @ stored["model.audio.audio_proj.weight"].T
+    expected += stored["model.audio.audio_proj.bias"]
     found = heard_by(config, params, logmel)
     assert found.shape == (*read.shape[:2], config.decoder.width)
     assert config.clip_tokens == read.shape[1]
@@ -148,14 +163,14 @@ def test_hears_as_whisper_and_the_q_former_do(golden, folder, model):
 
 def test_released_sizes(folder):
     """60 tokens of sound in 30 s, and the tokens of a frame at the released limits."""
-    raw = read_json(folder("qwen3_vl"))
-    config = salmonn.read_config(
-        {k: v for k, v in raw.items() if "audio_c" not in k and "qf" not in k}
-    )
+    for base, audio in (("qwen2_5_vl", 151_665), ("qwen3_vl", 151_669)):
+        raw = read_json(folder(base)) | {"audio_config": {}, "audio_token_id": None}
+        config = cfg.read_config(raw)
+        assert config.audio == audio
     assert (config.clip_tokens, config.per_second, config.qformer.window) == (60, 2, 25)
     assert (config.sound.mel_bins, config.sound.rows, config.sound.stack.depth) == (128, 1500, 32)
     assert (config.qformer.width, config.qformer.heads, config.qformer.depth) == (3072, 12, 2)
-    assert config.qformer.inputs == 1280
+    assert (config.qformer.inputs, config.qformer.mlp_width) == (1280, 12_288)
     limits = Limits(1, TimedSalmonn.max_pixels)
     for sides, tokens in (((1080, 1920), 9 * 17), ((1080, 1440), 165)):
         found = smart_resize(*sides, cell=32, limits=limits)
@@ -171,12 +186,13 @@ def laid_out(config, folder, model, sizes, frames, answer):
     per_second = float(config.per_second)
 
     def text(tokens):
-        at = max((max(row[2]) for row in rows), default=-1) + 1
+        # After the largest position on any axis, or, on one clock with sound, after the time.
+        at = max((max(row[2]) if timed else row[2][0] for row in rows), default=-1) + 1
         rows.extend((token, TEXT, [at + i] * 3) for i, token in enumerate(tokens))
 
     text(model.prefix.tolist())
     for i in range(frames):
-        start = np.array([begin + int(i * sizes.gap * per_second + 1e-6), begin, begin])
+        start = np.array([begin + int(i * sizes.gap * 2 + 1e-6), begin, begin])
         if timed:
             middle = (sizes.temporal * i + (sizes.temporal - 1) / 2) / sizes.fps
             text([*ids_of(folder, f"<{middle:.1f} seconds>"), base.vision_start])
@@ -196,7 +212,7 @@ def laid_out(config, folder, model, sizes, frames, answer):
 
 def offline(folder, model, sizes, pieces, answer):
     """The plan of one prompt over everything, and its features."""
-    config, params = salmonn.read_config(read_json(folder)), model.params
+    config, params = cfg.read_config(read_json(folder)), model.params
     vision = config.base.vision
     frames = np.concatenate([p.frames for p in pieces]).astype(np.float32) / 255
     pixels = (frames - np.array(MEAN, "f")) / np.array(STD, "f")
@@ -220,7 +236,7 @@ def offline(folder, model, sizes, pieces, answer):
     return whole, jnp.concatenate([seen, heard]), deep
 
 
-@pytest.mark.parametrize("base", salmonn.BASES)
+@pytest.mark.parametrize("base", cfg.BASES)
 def test_stream_is_the_offline_prompt(folder, model, sizes, base):
     """One clip and padding, then two clips: logits and tokens of one pass."""
     model, sizes = model(base), sizes(base)
@@ -245,9 +261,9 @@ def test_rows_of_a_piece(folder, model, sizes):
     heard = sizes("qwen3_vl").heard
     assert model("qwen2_5_vl").tokens_per_piece == SEEN + heard
     per_second = config_of(folder, "qwen3_vl").per_second
-    assert [model(b).audio_tokens for b in salmonn.BASES] == [per_second] * 2
-    assert [model(b).timestamps for b in salmonn.BASES] == [False, True]
-    assert [model(b).frame for b in salmonn.BASES] == [CELLS] * 2
+    assert [model(b).audio_tokens for b in cfg.BASES] == [per_second] * 2
+    assert [model(b).timestamps for b in cfg.BASES] == [False, True]
+    assert [model(b).frame for b in cfg.BASES] == [CELLS] * 2
     timed, its = model("qwen3_vl"), sizes("qwen3_vl")
     assert timed.tokens_per_piece == SEEN + heard + FRAMES * (11 + 2)
     assert timed.media.piece_seconds == its.seconds and timed.media.past_samples == 0
@@ -260,15 +276,24 @@ def test_rows_of_a_piece(folder, model, sizes):
 
 
 def test_ten_hours(folder, model, sizes):
-    """A piece after ten hours: other words; the columns of audio alone have grown."""
+    """A piece after ten hours: other words; what has grown is the columns of audio, and its time.
+
+    Its time grows since the reference's tokens are shorter than a tick.
+    """
     its, base = sizes("qwen2_5_vl"), model("qwen2_5_vl")
     late = int(36_000 / its.seconds)
     one, two = (packed(base, its, start).plan for start in (0, late))
     np.testing.assert_array_equal(one.ids, two.ids)
-    grown = np.zeros_like(one.pos)
-    grown[one.modality == AUDIO, 2] = its.heard * late
-    np.testing.assert_array_equal(two.pos, one.pos + grown)
-    assert one.advance.tolist() == two.advance.tolist() == [its.heard, 0, 0]
+    begin, heard = late * its.seconds, one.modality == AUDIO
+    ticks = [int(2 * (begin + i * its.gap) + 1e-6) for i in range(FRAMES + 1)]
+    np.testing.assert_array_equal(
+        two.pos[~heard, 0], np.repeat(ticks[:-1], SEEN // FRAMES) - ticks[0]
+    )
+    np.testing.assert_array_equal(two.pos[~heard, 1:], one.pos[~heard, 1:])
+    columns = late * its.heard + np.arange(its.heard)
+    expected = np.stack([columns - ticks[0], 0 * columns, columns], axis=1)
+    np.testing.assert_array_equal(two.pos[heard], expected)
+    assert two.advance.tolist() == [ticks[-1] - ticks[0], 0, 0]
     its, timed = sizes("qwen3_vl"), model("qwen3_vl")
     one, two = (packed(timed, its, start).plan for start in (0, late))
     longer = len("36000.1") - len("0.1")  # a token for each digit
@@ -284,7 +309,7 @@ def test_one_stamp_for_a_group(folder, sizes):
     rows = jax.eval_shape(timed.encode, timed.params, inputs)
     assert rows.x.dtype == rows.deepstack.dtype == jnp.bfloat16
     plan, pictures = inputs.plan, FRAMES * its.temporal
-    middle = (pictures + (pictures - 1) / 2) / its.fps  # of the second group
+    middle = (pictures + (its.temporal - 1) / 2) / its.fps  # of the second group's first frame
     words = ids_of(where, f"<{middle:.1f} seconds>")
     assert plan.ids[: len(words) + 1].tolist() == [*words, config.vision_start]
     modalities, one = plan.modality[len(words) + 1 :], SEEN // FRAMES
@@ -324,7 +349,7 @@ def test_deepstack_adds_to_the_frames_alone(model, sizes):
 
 def test_equal_directories_are_one_program(folder, sizes):
     """What is static of two loads is equal: nothing compiles again."""
-    for base in salmonn.BASES:
+    for base in cfg.BASES:
         more = {"abstract": True, "fps": sizes(base).fps}
         one, two = (load(folder(base), **more).encode for _ in range(2))
         assert one == two and hash(one) == hash(two)
@@ -343,16 +368,34 @@ def test_refusals(folder, sizes):
         load(where, fps=its.fps, group=2)
     raw = read_json(where)
     rows = raw["audio_config"]["max_source_positions"]
-    former = raw["qformer_config"]
+    audio = raw["audio_config"]
+    former = audio["qformer_config"]
+    window = {"second_per_window": (rows - 1) / 50, "second_stride": (rows - 1) / 50}
     for key, value, message in (
-        ("model_type", "qwen3_vl", "expected one of video_salmonn_2_plus_qwen2_5_vl"),
-        ("audio_token_id", None, "has no audio_token_id"),
-        ("qformer_config", former | {"window": rows - 1}, f"expected a divisor of the {rows}"),
+        ("model_type", "llava", "expected one of qwen2_5_vl, qwen3_vl"),
+        ("audio_config", None, "has no audio_config"),
+        ("audio_config", audio | window, f"expected a divisor of the {rows}"),
+        ("audio_config", audio | {"second_stride": 7.0}, "second_stride is 7.0"),
+        *(
+            (
+                "audio_config",
+                audio | {"qformer_config": former | {key: wrong}},
+                f"{key}.* is {wrong}",
+            )
+            for key, wrong in (("encoder_width", 7), ("out_hidden_size", 7))
+        ),
         (
-            "qformer_config",
-            {"cross_attention_frequency": 2, "window": former["window"]},
+            "audio_config",
+            audio | {"qformer_config": former | {"cross_attention_freq": 2}},
             "is 2 in config.json",
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            salmonn.read_config(raw | {key: value})
+            cfg.read_config(raw | {key: value})
+    for base, options, message in (
+        ("qwen2_5_vl", {"sharing": "odd"}, "expected ticks or even"),
+        ("qwen2_5_vl", {"inference_frames": 0}, "expected the frames of the whole video"),
+        ("qwen3_vl", {"inference_frames": 3}, "one rule of positions; leave it out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(folder(base), fps=sizes(base).fps, **options)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from jaxmem.kv import TEXT
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.salmonn import layout as lay
-from jaxmem.models.salmonn import salmonn
+from jaxmem.models.salmonn.config import read_config
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,10 @@ def make(golden):
         folder = golden / "hf" / base
         if not (folder / "config.json").exists():
             pytest.skip(f"no config.json in {folder}")
-        raw = read_json(folder) | {"model_type": salmonn.PREFIX + base, "audio_token_id": 4}
+        raw = read_json(folder) | {"audio_config": {}, "audio_token_id": 4}
         raw |= {"vision_start_token_id": 1, "vision_end_token_id": 2, "video_token_id": 3}
-        raw["vision_config"]["tokens_per_second"] = 2  # as released
-        return salmonn.read_config(raw)
+        raw["vision_config"]["tokens_per_second"] = 7  # not used for positions
+        return read_config(raw)
 
     return get
 
@@ -125,9 +126,11 @@ def test_sound_and_frames_on_one_clock(make):
             parts.append(part.pos + base)
             base = base + part.advance
         np.testing.assert_array_equal(np.concatenate(parts), pos)
-        shift = lay.text_after(config, frames, cells, seconds)
-        assert np.max(base + shift) == whole.pos.max() + 1 and np.abs(shift).max() <= 40
-    assert lay.text_after(config, 0, (2, 3), seconds).tolist() == [0, 0, 0]
+        shift = lay.text_after(config, frames, seconds)
+        # Rows and columns of the last video reach further than its time; text does not follow them.
+        assert np.max(base + shift) == max(time for time, *_ in pos) + 1
+    assert cells[1] > max(time for time, *_ in pos) + 1
+    assert lay.text_after(config, 0, seconds).tolist() == [0, 0, 0]
 
 
 def test_text_after_ten_hours(make):
@@ -135,9 +138,43 @@ def test_text_after_ten_hours(make):
     for seconds in (Fraction(2), Fraction(2, 3), Fraction(1, 7)):
         frames = int(36_000 / seconds)
         part = lay.aligned_video(config, [frames - 1, frames], [1], (2, 3), seconds)
-        shift = lay.text_after(config, frames, (2, 3), seconds)
+        shift = lay.text_after(config, frames, seconds)
         last = int((frames - 1) * seconds * 2)
         end, begin = int(frames * seconds * 2), last + part.advance[0]
-        assert begin == end and shift.tolist() == [max(last + 1, end) - end, 2, 3]
+        assert begin == end and shift.tolist() == [max(last + 1, end) - end, 0, 0]
         sound = part.pos[part.ids == 4][0] + [last, 0, 0]
         assert sound.tolist() == [int((frames - 1) * seconds * 2), 0, sound[0]]
+
+
+def test_even_shares():
+    """Of the release of 2025-07: the first ones have one more."""
+    for frames, sounds in ((4, 60), (7, 60), (16, 60), (90, 60), (1, 120)):
+        found = lay.even_shares(frames, sounds)
+        assert sum(found) == sounds and len(found) == frames
+        assert found == sorted(found, reverse=True) and found[0] - found[-1] <= 1
+
+
+@pytest.mark.parametrize("frames, cells, sound", [(3, (2, 3), 9), (4, (1, 2), 40), (2, (3, 20), 4)])
+def test_positions_of_the_released_generate(frames, cells, sound):
+    """The first F h w tokens, of pictures or sound, as a grid of one frame a second; then text."""
+    each = cells[0] * cells[1]
+    heard = lay.even_shares(frames, sound)
+    ids = np.array([t for count in heard for t in (*[3] * each, *[4] * count)], np.int32)
+    pos = [[2 * i, r, c] for i in range(frames) for r in range(cells[0]) for c in range(cells[1])]
+    after = max(2 * (frames - 1), cells[0] - 1, cells[1] - 1) + 1
+    pos += [[after + i] * 3 for i in range(sound)]
+    whole = lay.inferred_video(ids, 0, cells, frames)
+    np.testing.assert_array_equal(whole.ids, ids)
+    np.testing.assert_array_equal(whole.pos, pos)
+    for cuts in ([each + heard[0]], [1, 2], [each * frames], range(1, len(ids))):
+        parts, base = [], np.zeros(3, int)
+        bounds = [0, *cuts, len(ids)]
+        for first, stop in pairwise(bounds):
+            part = lay.inferred_video(ids[first:stop], first, cells, frames)
+            parts.append(part.pos + base)
+            base = base + part.advance
+            text = max(max(p) for p in pos[:stop]) + 1  # a question after so many tokens
+            shift = lay.text_after_inferred(stop, cells, frames)
+            assert (base + shift).max() == text
+        np.testing.assert_array_equal(np.concatenate(parts), pos)
+    assert lay.text_after_inferred(0, cells, frames).tolist() == [0, 0, 0]

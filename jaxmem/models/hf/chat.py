@@ -135,22 +135,15 @@ def read_chat(directory: str | Path) -> Chat:
       ValueError: if a package, the tokenizer or the chat template is missing.
     """
     try:
-        from tokenizers import Tokenizer
-
         from jaxmem.models.hf.template import read_template
+        from jaxmem.models.hf.tokenizer import read_tokenizer
     except ImportError:
         raise ValueError(
             "a checkpoint's text needs the packages `tokenizers` and `jinja2`: pip install "
             "'jaxmem[hf]'."
         ) from None
     folder = Path(directory)
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(
-            f"no tokenizer.json in {folder}: download the tokenizer files of the checkpoint too."
-        )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = read_tokenizer(folder)
     add_tokens(tokenizer, folder)
     special, end = special_tokens(folder), _end(folder)
     if end is None and "eos_token" in special:

@@ -1,6 +1,6 @@
 """Special and added tokens of a checkpoint directory, as transformers gathers them.
 
-They lie in up to four files: tokenizer.json itself, tokenizer_config.json
+They lie in up to four files: tokenizer.json itself (if any), tokenizer_config.json
 (`added_tokens_decoder` and names such as `eos_token`), and in older directories
 special_tokens_map.json and added_tokens.json, which count only where the second is silent.
 """

@@ -5,9 +5,10 @@ A frame is `temporal` pictures. Two bases, two layouts:
 * Qwen2.5-VL: frame by frame its tokens, then its sound, all inside one pair of vision tokens. A
   frame stands at (tick, row, column) as in Qwen2.5-VL, token j of the sound at (j, 0, j), both
   counted from one start: a tick and a token of sound are half a second each. Text goes on after
-  the largest position on any axis.
+  the largest time of the two, whatever rows and columns reached (positions as trained).
 * Qwen3-VL: the time in words, `<|vision_start|>`, the tokens of the frame (or of a group of frames,
-  numbered within the group), their sound, `<|vision_end|>`. Sound stands like text.
+  numbered within the group; the time is its first frame's), their sound, `<|vision_end|>`. Sound
+  stands like text.
 """
 
 from __future__ import annotations
@@ -55,6 +56,14 @@ def shares(
         times = np.minimum(times, sounds)
         times[-1] = sounds
     return np.diff(times).tolist()
+
+
+def even_shares(frames: int, sounds: int) -> list[int]:
+    """Return the tokens of sound of every frame where they are spread evenly, the first one more.
+
+    So did the first release (2025-07).
+    """
+    return [sounds // frames + (i < sounds % frames) for i in range(frames)]
 
 
 def group_size(frames: int) -> int:
@@ -126,10 +135,8 @@ def aligned_video(
     return Video(np.array(ids, np.int32), as_int32(place), advance)
 
 
-def text_after(
-    config: SalmonnConfig, frames: int, cells: tuple[int, int], seconds: Fraction
-) -> Int[np.ndarray, "3"]:
-    """Return `Embeds.start` of text after `aligned_video`s: it stands after the largest position.
+def text_after(config: SalmonnConfig, frames: int, seconds: Fraction) -> Int[np.ndarray, "3"]:
+    """Return `Embeds.start` of text after `aligned_video`s: it stands after their largest time.
 
     So many `frames` were streamed, 0: text goes on at the base. Others as in `aligned_video`.
     """
@@ -138,7 +145,55 @@ def text_after(
     assert isinstance(config.base, Qwen25VLConfig)
     last, end = ticks(np.array([frames - 1, frames]), seconds, config.base.ticks_per_second)
     heard = int(ticks(frames, seconds * config.per_second, 1))
-    return as_int32(np.array([max(int(last) + 1, heard) - end, *cells]))
+    return as_int32(np.array([max(int(last) + 1, heard) - end, 0, 0]))
+
+
+def inferred_video(
+    ids: Int[np.ndarray, "n"], first: int, cells: tuple[int, int], frames: int
+) -> Video:
+    """Return tokens at the positions that the released `generate` of the Qwen2.5-VL base computes.
+
+    They are not those of the training: the first `frames` x rows x columns tokens of the video, of
+    pictures or of sound, are numbered as a grid of frames two ticks apart, and all after as text.
+
+    Args:
+      ids: tokens of a part of the video, in order.
+      first: tokens of the video before them.
+      cells: rows and columns of tokens in a frame.
+      frames: of the whole video.
+    """
+    rows, columns = cells
+    number, grid = np.arange(first, first + len(ids)), frames * rows * columns
+    frame, cell = np.divmod(number, rows * columns)
+    seen = np.stack([2 * frame, cell // columns, cell % columns], axis=1)
+    text = _inferred_end(grid, cells) + number - grid
+    pos = np.where((number < grid)[:, None], seen, text[:, None])
+    times = [_inferred_base(n, cells, frames) for n in (first, first + len(ids))]
+    advance = np.array([times[1] - times[0], 0, 0])
+    return Video(ids, as_int32(pos - np.array([[times[0], 0, 0]])), as_int32(advance))
+
+
+def text_after_inferred(count: int, cells: tuple[int, int], frames: int) -> Int[np.ndarray, "3"]:
+    """Return `Embeds.start` of text after so many tokens of `inferred_video`s."""
+    if not count:
+        return np.zeros(3, np.int32)
+    grid = frames * cells[0] * cells[1]
+    end = _inferred_end(min(count, grid), cells) + max(0, count - grid)
+    return as_int32(np.array([end - _inferred_base(count, cells, frames), 0, 0]))
+
+
+def _inferred_base(count: int, cells: tuple[int, int], frames: int) -> int:
+    """Return the time that so many tokens advance the position of the stream."""
+    grid = frames * cells[0] * cells[1]
+    return 2 * (min(count, grid) // (cells[0] * cells[1])) + max(0, count - grid)
+
+
+def _inferred_end(count: int, cells: tuple[int, int]) -> int:
+    """Return what follows the largest position of the first so many tokens of a grid."""
+    rows, columns = cells
+    frame, cell = divmod(count - 1, rows * columns)
+    seen = (rows, columns) if frame else (cell // columns + 1, min(cell + 1, columns))
+    return max(2 * frame + 1, *seen)
 
 
 def video_plan(config: SalmonnConfig, video: Video, heard: int | None = None) -> Plan:

@@ -5,9 +5,6 @@ a windowed Q-Former reads each 25 of them with one query, and a linear map takes
 decoder: 2 tokens a second. The bases are Qwen2.5-VL (3B, 7B, 72B) and, as OmniMem runs it, Qwen3-VL
 (4B, 8B); `jaxmem.models.salmonn.layout` has the layout of each.
 
-The names of the released tensors and config keys are not known here: `MODEL_TYPES`, `NAMES` and the
-keys that `read_config` adds to the base's are this project's own.
-
 Whisper hears a clip of 30 s at once, so a piece of the stream is 30 s of frames with their audio:
 exactly what one prompt over the whole video holds. Shorter pieces (`piece_seconds`) answer sooner;
 each is then heard by itself with silence after it, as a short video is, and no longer what the
@@ -15,124 +12,36 @@ prompt over the whole video holds.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.decoder.decoder import DecoderConfig, linear
+from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders import qformer, whisper
-from jaxmem.models.encoders.qformer import QFormerConfig
 from jaxmem.models.encoders.vision_parts import Grids
-from jaxmem.models.encoders.whisper import WhisperConfig
 from jaxmem.models.encoders.whisper_mel import LogMel
-from jaxmem.models.hf.config import check_family, check_keys
+from jaxmem.models.hf.chat import Turn, check_question
 from jaxmem.models.hf.family import Files, Names
+from jaxmem.models.hf.preprocessor import Limits
 from jaxmem.models.hf.prompt import Plan
-from jaxmem.models.hf.weights import Weight, dense, under
-from jaxmem.models.qwen import qwen2_5_vl, qwen3_vl
 from jaxmem.models.qwen.clip import Size, read_clip
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VLConfig
 from jaxmem.models.qwen.qwen3_vl import Qwen3VLConfig, stamp_rows, stamps
 from jaxmem.models.qwen.stream import Features, QwenFamily
 from jaxmem.models.salmonn import layout as lay
+from jaxmem.models.salmonn.config import SalmonnConfig, names, read_config
 from jaxmem.typing import Array, Float, Int, Params
 
-BASES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
-PREFIX = "video_salmonn_2_plus_"
-MODEL_TYPES = tuple(PREFIX + base for base in BASES)
-NAMES = {
-    "sound": "audio_encoder.",
-    "qformer": "audio_qformer.",
-    "queries": "audio_query_tokens",
-    "projector": "audio_projector",
-}
-"""What stored names begin with; the base's stand beside them unchanged."""
-WHISPER_LARGE_V3 = {
-    "model_type": "whisper", "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20,
-    "encoder_ffn_dim": 5120, "num_mel_bins": 128, "max_source_positions": 1500,
-}  # fmt: skip
-QFORMER = {
-    "hidden_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 12,
-    "intermediate_size": 3072,
-}  # fmt: skip
-"""The released code's defaults; the inner width of the MLP is that of BERT's base model."""
-ROWS_PER_SECOND = 50  # of Whisper's encoder
-
-
-@dataclass(frozen=True)
-class SalmonnConfig:
-    """Static description of the model."""
-
-    base: Qwen25VLConfig | Qwen3VLConfig  # the vision-language model
-    sound: WhisperConfig  # Whisper's encoder
-    qformer: QFormerConfig  # what reads its rows
-    audio: int  # placeholder token of sound
-
-    @property
-    def decoder(self) -> DecoderConfig:
-        """Return the language model."""
-        return self.base.decoder
-
-    @property
-    def family(self) -> Any:
-        """Return the module of the base."""
-        return qwen3_vl if isinstance(self.base, Qwen3VLConfig) else qwen2_5_vl
-
-    @property
-    def per_second(self) -> Fraction:
-        """Return the tokens of sound in a second."""
-        return Fraction(ROWS_PER_SECOND * self.qformer.queries, self.qformer.window)
-
-    @property
-    def clip_tokens(self) -> int:
-        """Return the tokens of a clip."""
-        return self.sound.rows // self.qformer.window * self.qformer.queries
-
-
-def read_config(config: Mapping[str, Any]) -> SalmonnConfig:
-    """Return the model that a config.json describes.
-
-    It is the base's with `model_type` after `PREFIX`, `audio_token_id`, and, where they differ from
-    `WHISPER_LARGE_V3` and `QFORMER`, `audio_config` (Whisper's keys) and `qformer_config` (those of
-    BERT, and `window` and `queries`).
-
-    Raises:
-      ValueError: if it is of another family or asks for something that is not implemented.
-    """
-    check_family(config, MODEL_TYPES)
-    check_keys(config, ("audio_token_id",))
-    base = config["model_type"].removeprefix(PREFIX)
-    sound = whisper.read_config(config.get("audio_config") or WHISPER_LARGE_V3)
-    former = {**QFORMER, **(config.get("qformer_config") or {})}
-    former["encoder_hidden_size"] = sound.stack.width
-    window, queries = former.pop("window", ROWS_PER_SECOND // 2), former.pop("queries", 1)
-    if window < 1 or sound.rows % window:
-        raise ValueError(
-            f"qformer_config.window is {window}, expected a divisor of the {sound.rows} rows of a "
-            "clip (max_source_positions)."
-        )
-    return SalmonnConfig(
-        base=BASES[base].read_config({**config, "model_type": base}),
-        sound=sound,
-        qformer=qformer.read_config(former, window=window, queries=queries),
-        audio=config["audio_token_id"],
-    )
-
-
-def weight_table(config: SalmonnConfig) -> dict[str, Weight]:
-    """Return the base's table with {"sound", "qformer", "projector"}."""
-    former = qformer.weight_table(config.qformer, NAMES["queries"], NAMES["qformer"])
-    width, wide = config.qformer.width, config.decoder.width
-    return {
-        **config.family.weight_table(config.base),
-        **under("sound", whisper.weight_table(config.sound, NAMES["sound"])),
-        **under("qformer", former),
-        **dense("projector", NAMES["projector"], width, wide),
-    }
+SHARINGS = ("ticks", "even")
+LEAST_PIXELS = 784  # of a frame, as released
+BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+AFTER = "\n{}<|im_end|>\n<|im_start|>assistant\n"
+"""The released prompt around the video; the break before the question is the training data's."""
 
 
 def hear(
@@ -150,7 +59,21 @@ class Salmonn(QwenFamily):
     max_pixels: ClassVar[int] = 61_250  # of a frame, as released
     config: SalmonnConfig
     sounds: int  # audio tokens of a piece
+    # How they are spread over its frames: by time, or evenly as in the release of 2025-07.
+    sharing: str = "ticks"
+    # Frames (of two pictures) of the whole video, for the positions of the released `generate`;
+    # None: those of the training. See `layout.inferred_video`.
+    inference_frames: int | None = None
     read_config = staticmethod(read_config)
+
+    def __post_init__(self):
+        if self.sharing not in SHARINGS:
+            raise ValueError(f"sharing is {self.sharing!r}, expected {' or '.join(SHARINGS)}.")
+        if self.inference_frames is not None and self.inference_frames < 1:
+            raise ValueError(
+                f"inference_frames is {self.inference_frames}, expected the frames of the whole "
+                "video, or None for the positions of the training."
+            )
 
     @classmethod
     def read(
@@ -168,27 +91,22 @@ class Salmonn(QwenFamily):
           fps: pictures per second.
           max_pixels: of a frame; None: as released.
           piece_seconds: length of a piece; None: what the audio encoder hears at once.
-          more: of the base.
+          more: `sharing`, `inference_frames` (Qwen2.5-VL) or `group` (Qwen3-VL), see the class.
         """
         config = read_config(files.config)
         every = Fraction(config.clip_tokens) / config.per_second
         if piece_seconds is not None:
             every = Fraction(piece_seconds).limit_denominator(1000)
         sounds = tokens_in(config, every)
-        clip = read_clip(
-            files.settings,
-            config.base.vision,
-            fps,
-            piece_seconds=every,
-            max_pixels=cls.max_pixels if max_pixels is None else max_pixels,
-            whole_videos=cls.whole_videos,
-        )
+        most = cls.max_pixels if max_pixels is None else max_pixels
+        limits = {"max_pixels": most, "whole_videos": cls.whole_videos}
+        clip = read_clip(files.settings, config.base.vision, fps, piece_seconds=every, **limits)
+        clip = replace(clip, limits=Limits(min(LEAST_PIXELS, most), most))
         return cls(config, files.chat, clip, sounds, **more)
 
     @property
     def names(self) -> Names:
-        base = self.config.family
-        return Names(weight_table(self.config), base.RENAMES, base.IGNORE)
+        return names(self.config)
 
     @property
     def tokens(self) -> Qwen25VLConfig | Qwen3VLConfig:
@@ -207,14 +125,42 @@ class Salmonn(QwenFamily):
     def audio_tokens(self) -> int:
         return math.ceil(self.config.per_second)
 
+    def turn(self, question: str) -> Turn:
+        # As released: neither base's own template has this system message and this line break.
+        check_question(question)
+        before, after = self.chat.ids(BEFORE), self.chat.ids(AFTER.format(question))
+        tokens = self.tokens
+        if np.isin(after, (tokens.video, self.config.audio)).any():
+            raise ValueError("the question holds the placeholder of video or sound; leave it out.")
+        if self.timestamps:  # every frame brings a pair of vision tokens of its own
+            return Turn(before, after)
+        pair = np.array([[tokens.vision_start], [tokens.vision_end]], np.int32)
+        return Turn(np.append(before, pair[0]), np.append(pair[1], after))
+
     def rows(self, size: Size) -> int:
         return super().rows(size) + self.sounds
 
+    def shares(self, ends: Sequence[int]) -> list[int]:
+        """Return the tokens of sound of spans of frames that begin and end with a piece."""
+        if self.sharing == "ticks":
+            return lay.shares(self.config, ends, self.clip.seconds)
+        each = self.clip.per_piece
+        one = lay.even_shares(each, self.sounds) * ((ends[-1] - ends[0]) // each)
+        return [sum(one[a - ends[0] : b - ends[0]]) for a, b in pairwise(ends)]
+
+    def before(self, frames: int, size: Size) -> int:
+        """Return the tokens of whole pieces of so many frames."""
+        pieces, cells = frames // self.clip.per_piece, self.clip.cells(size)
+        return frames * math.prod(cells) + pieces * self.sounds
+
     def video(self, size: Size, first: int, frames: int) -> lay.Video:
         """Return the tokens of frames of the stream."""
-        ends, seconds = range(first, first + frames + 1), self.clip.seconds
-        sounds = lay.shares(self.config, ends, seconds)
-        return lay.aligned_video(self.config, ends, sounds, self.clip.cells(size), seconds)
+        ends, cells = range(first, first + frames + 1), self.clip.cells(size)
+        video = lay.aligned_video(self.config, ends, self.shares(ends), cells, self.clip.seconds)
+        if self.inference_frames is None:
+            return video
+        begin = self.before(first, size)
+        return lay.inferred_video(video.ids, begin, cells, self.inference_frames)
 
     def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
         """Return the plan of a chunk; features are those of all frames, then of all audio."""
@@ -224,7 +170,10 @@ class Salmonn(QwenFamily):
 
     def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
         frames = pieces * self.clip.per_piece
-        return lay.text_after(self.config, frames, self.clip.cells(size), self.clip.seconds)
+        if self.inference_frames is None:
+            return lay.text_after(self.config, frames, self.clip.seconds)
+        cells, count = self.clip.cells(size), self.before(frames, size)
+        return lay.text_after_inferred(count, cells, self.inference_frames)
 
     def hear(self, samples: np.ndarray, past: np.ndarray, start: int) -> Float[np.ndarray, "C J M"]:
         # Each piece by itself, with silence up to a whole clip.
@@ -255,6 +204,12 @@ class TimedSalmonn(Salmonn):
     group: int = 1
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.inference_frames is not None:
+            raise ValueError(
+                "inference_frames is for the Qwen2.5-VL base: the Qwen3-VL base has one rule of "
+                "positions; leave it out."
+            )
         if self.group < 1 or self.clip.per_piece % self.group:
             raise ValueError(
                 f"group is {self.group}, expected a divisor of the {self.clip.per_piece} frames of "
@@ -265,11 +220,9 @@ class TimedSalmonn(Salmonn):
         return super().rows(size) + self.clip.per_piece // self.group * stamp_rows(self.chat)
 
     def video(self, size: Size, first: int, frames: int) -> lay.Video:
-        ends, wide = lay.group_ends(first, frames, self.group), self.clip.temporal * self.group
-        numbers = range(first // self.group, (first + frames) // self.group)
-        words = stamps(self.chat, numbers, wide, self.clip)
-        sounds = lay.shares(self.config, ends, self.clip.seconds)
-        return lay.timed_video(self.config, words, ends, sounds, self.clip.cells(size))
+        ends = lay.group_ends(first, frames, self.group)
+        words = stamps(self.chat, ends[:-1], self.clip.temporal, self.clip)  # of its first frame
+        return lay.timed_video(self.config, words, ends, self.shares(ends), self.clip.cells(size))
 
     def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
         # Text goes on where the last frame's closing token ended.

@@ -125,3 +125,49 @@ def test_prompt_ids(hf, tmp_path, variant):
         before, after = chat.around(question, video)
         np.testing.assert_array_equal([*before, video, *after], ids)
         assert chat.text(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+SENTENCES = (
+    "What is shown?\nA talk, it's 12:30; they'LL see 1234 cats.",
+    "  two  spaces \t\n\n  and\r\n x",
+    "na\u00efve e\u0301 \u4f60\u597d\uff0c\u4e16\u754c \U0001f600 \u0645\u0631\u062d \u00b2\u00bd",
+    "<|im_start|>user\n<|audio_pad|><|audio_pad|> what<|other|> <|im_end|>\n",
+    "",
+    " ",
+    "\u2028x\u00a0y",
+)
+
+
+@pytest.mark.parametrize("declared", ["added_tokens.json", "tokenizer_config.json", "map"])
+def test_slow_files(hf, tmp_path, declared):
+    """Ids and text as Qwen2's tokenizer has them, of vocab.json and merges.txt."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    cut = tokenizers.pre_tokenizers
+    made.pre_tokenizer = cut.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330, initial_alphabet=cut.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(SENTENCES[:3] * 3, trainer)
+    made.model.save(str(tmp_path))
+    texts = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", PAD, "<|audio_pad|>", EXTRA)
+    added = {text: made.get_vocab_size() + i for i, text in enumerate(texts)}
+    named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, **named}
+    files = {"tokenizer_config.json": config, "added_tokens.json": added}
+    if declared == "tokenizer_config.json":
+        listed = {str(i): {"content": x, "special": x != EXTRA, **FLAGS} for x, i in added.items()}
+        files["tokenizer_config.json"] = config | {"added_tokens_decoder": listed}
+    if declared == "map":
+        more = {"eos_token": "<|im_end|>", "additional_special_tokens": list(texts[1:5])}
+        files["special_tokens_map.json"] = more
+    files |= {"chat_template.json": {"chat_template": TEMPLATE}, "config.json": {}}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    theirs = hf.transformers.Qwen2Tokenizer.from_pretrained(tmp_path)
+    chat = read_chat(tmp_path)
+    for text in SENTENCES:
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert chat.ids(text).tolist() == ids, text
+        assert chat.text(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert chat.ids("".join(texts)).tolist() == list(added.values())
