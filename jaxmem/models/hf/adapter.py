@@ -220,9 +220,12 @@ def merged(
             f"the adapter {directory} does not fit this base (it was trained on {trained}). "
             + listed(problems, "part(s) of it do not fit")
         )
-    if tied in copies and head not in changed and not config.get("ensure_weight_tying"):
-        changed[head] = known[head]
-    elif tied in copies and head not in changed:
+    if tied in copies and not config.get("ensure_weight_tying"):
+        changed.setdefault(head, known[head])
+    elif tied in copies and not isinstance(
+        changed.get(head, known[head]).source, Merged
+    ):  # a copy of the embedding
+        changed.pop(head, None)
         known.pop(head, None)
     found = [
         changed.get(name, item) for name, item in zip(names, stored, strict=True) if name in known
