@@ -11,12 +11,13 @@ from jax.sharding import Sharding
 
 from jaxmem.models.base import Model
 from jaxmem.models.hf import checkpoint
+from jaxmem.models.hf.adapter import base_of, is_adapter, merged, read_adapter
 from jaxmem.models.hf.chat import Uncoded
 from jaxmem.models.hf.checkpoint import Place
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.hf.family import ANY_SIZE, Family, Files, Names, model_of, read_files
 from jaxmem.models.hf.published import names, published_config
-from jaxmem.models.hf.quantized import settings_of
+from jaxmem.models.hf.quantized import Stored, settings_of
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
 from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
@@ -39,7 +40,7 @@ FAMILIES: dict[str, type[Family]] = {
 """`model_type` of config.json to the class that reads such a checkpoint."""
 HEARING: dict[str, type[Family]] = {"qwen2_5_vl": Salmonn, "qwen3_vl": TimedSalmonn}
 """The same for a config.json with `audio_config`: video-SALMONN 2+ keeps its base's type."""
-HEAD = "decoder.head.kernel"
+HEAD, EMBEDDING = "decoder.head.kernel", "decoder.embedding.embedding"
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 """Where an output matrix goes, and what it is called once names are brought to the table's."""
 DTYPES = ("bfloat16", "float16", "float32")
@@ -51,6 +52,7 @@ FILES = (*SMALL, "*.safetensors")
 def load(
     where: str | Path,
     *,
+    adapter: str | Path | None = None,
     abstract: bool = False,
     dtype: Any = "bfloat16",
     sharding: Place | Sharding | None = None,
@@ -67,7 +69,10 @@ def load(
       where: "tiny" for the embedded model, which takes no other argument; or a directory as
         `save_pretrained` writes it, or "organisation/name" on Hugging Face: with
         config.json, safetensors, a tokenizer, a chat template and preprocessor settings. An
-        abstract model can also be one of `published.names` ("qwen2.5-vl:7b").
+        abstract model can also be one of `published.names` ("qwen2.5-vl:7b"). The directory of an
+        adapter stands for its base, if that is a local folder, with the adapter.
+      adapter: directory or "organisation/name" of a LoRA adapter as PEFT writes it, which is merged
+        into the weights while they are read (in float32, then `dtype`).
       abstract: the same model with shapes (`jax.ShapeDtypeStruct`) for weights. No weights are
         read, and of a directory config.json is enough.
       dtype: of the weights: bfloat16, float16 or float32.
@@ -83,20 +88,30 @@ def load(
         missing or does not fit; nothing large is read before that is known.
     """
     if where == "tiny":
+        if adapter is not None:
+            raise ValueError(f"the embedded model takes no adapter: leave {adapter} out.")
         model = embedded()
         return model._replace(params=jax.eval_shape(lambda: model.params)) if abstract else model
     kind = as_dtype(dtype)
+    wanted = SMALL if abstract else FILES
+    lora = None if adapter is None else find(adapter, wanted)
     if abstract and str(where).lower() in names():
         name = str(where).lower()
         directory, files = Path(), Files(published_config(name), ANY_SIZE, Uncoded())
         made_by = family_of(files.config, name)
     else:
-        directory = find(where, SMALL if abstract else FILES)
+        directory = find(where, wanted)
+        if is_adapter(directory, abstract=abstract):
+            base = base_of(directory, where, adapter)
+            lora, adapter, directory, where = directory, where, base, base
         name = Path(where).resolve().name  # a downloaded directory has one that says nothing
         made_by = family_of(read_json(directory), directory)
         if not abstract:
             settings_of(read_json(directory))  # a quantisation that is not read is refused first
         files = read_files(directory, abstract=abstract)
+    if lora is not None and adapter is not None:
+        read_adapter(lora)  # one that is not read is refused first
+        name += f"+{Path(adapter).resolve().name}"
     if max_pixels is not None:
         if issubclass(made_by, LlavaFamily):
             raise ValueError(
@@ -105,16 +120,17 @@ def load(
         options["max_pixels"] = max_pixels
     family = read_family(made_by, files, name, fps=fps, **options)
     family.turn("?")  # errors of the template come before anything large is read
-    if not abstract and own_head(directory, family.names):
+    stored = [] if abstract else stored_of(directory, lora, family.names)
+    if not abstract and own_head(stored, family.names):
         files = files._replace(config=untied(files.config))
         family = read_family(made_by, files, name, fps=fps, **options)
     table, renames, ignore = family.names
     if abstract:
         params = jax.eval_shape(family.finalise, shapes_of(table, kind))
     else:
-        more = {"renames": renames, "ignore": ignore}
-        stored = checkpoint.load(directory, table, dtype=kind, sharding=sharding, **more)
-        params = family.finalise(stored)
+        more = {"renames": renames, "ignore": ignore, "stored": stored}
+        params = checkpoint.load(directory, table, dtype=kind, sharding=sharding, **more)
+        params = family.finalise(params)
     return model_of(family, files, params, name=name, max_new=max_new)
 
 
@@ -135,20 +151,25 @@ def read_family(made_by: type[Family], files: Files, name: str, **options: Any) 
         ) from error
 
 
-def own_head(directory: str | Path, names: Names) -> bool:
+def stored_of(directory: Path, adapter: Path | None, names: Names) -> list[Stored]:
+    """Return the tensors of a checkpoint, with an adapter in them if one is given."""
+    stored = checkpoint.stored_tensors(directory)
+    if adapter is None:
+        return stored
+    tied = None if HEAD in names.table else names.table[EMBEDDING].name
+    return merged(stored, adapter, names.renames, tied)
+
+
+def own_head(stored: Sequence[Stored], names: Names) -> bool:
     """Return whether a checkpoint that says it is tied stores another output matrix all the same.
 
     transformers uses a stored one whatever the flag says; a copy of the embedding is left out.
     """
     if HEAD in names.table:
         return False
-    table = names.table["decoder.embedding.embedding"]
-    found = {
-        checkpoint.rename(item.key, names.renames): item
-        for item in checkpoint.stored_tensors(directory)
-    }
-    stored = next((found[name] for name in HEADS if name in found), None)
-    return stored is not None and not checkpoint.same(stored, found.get(table.name))
+    found = {checkpoint.rename(item.key, names.renames): item for item in stored}
+    head = next((found[name] for name in HEADS if name in found), None)
+    return head is not None and not checkpoint.same(head, found.get(names.table[EMBEDDING].name))
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:

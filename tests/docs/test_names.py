@@ -18,6 +18,7 @@ OUTSIDE = set(
     jm CHANGELOG README nav assert cuda12 notebooks docs parity a_k s_k K_a K_v SharedOffset
     dev yml mkdocs
     ceil int fold_in get_config partial_reset video_end save_pretrained huggingface_hub
+    target_modules
     """.split()
 )
 """Words of formulas, extras, files, tests, other packages and releases."""

@@ -57,6 +57,7 @@ class StreamConfig:
     weights: File = None  # Of a model like the embedded one.
     # Checkpoint for --video: directory, or organisation/name on Hugging Face.
     model: Text = None
+    adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
     max_new: int = 128  # Tokens of an answer of --model, at most.
     # Draw answers as the checkpoint says. Without this and the next four: greedy.
@@ -140,9 +141,10 @@ def _refuse_idle(config: StreamConfig) -> None:
     synthetic = (config.video is None, "without --video")
     idle = {
         **dict.fromkeys(("format", "option", "timeout", "reconnect", "follow"), synthetic),
-        "dtype": (config.model is None, "without --model"),
-        "max_new": (config.model is None, "without --model"),
-        "max_pixels": (config.model is None, "without --model"),
+        **dict.fromkeys(
+            ("adapter", "dtype", "max_new", "max_pixels"),
+            (config.model is None, "without --model"),
+        ),
         "questions": (config.video is not None or bool(config.ask), "beside --video or --ask"),
         "memory": (bool(config.compare), "beside --compare"),
         "every": (config.checkpoint is None, "without --checkpoint"),

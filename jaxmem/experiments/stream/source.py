@@ -56,6 +56,7 @@ def find_model(config: StreamConfig, console: Console) -> Model:
         with console.status(f"loading {config.model}"):
             model = load(
                 config.model,
+                adapter=config.adapter,
                 dtype=config.dtype,
                 fps=config.fps or 1.0,
                 max_new=config.max_new,

@@ -48,12 +48,18 @@ from jaxmem.typing import Array, Params
 
 Renames = Sequence[tuple[str, str]]
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHOWN = 10  # tensors that an error names
 ROWS = 4096  # of a matrix that are compared at once
 FLOATS = ("F64", "F32", "F16", "BF16")
 BUFFERS = ("*rotary_emb.inv_freq", "*rotary_pos_emb.inv_freq", "*.position_ids")
 """Tensors that some checkpoints store and that follow from the config; always ignored."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Return whether a directory has weights of a whole model, or an index of them."""
+    return any((directory / name).is_file() for name in (SINGLE, INDEX))
 
 
 def weight_files(directory: str | Path) -> list[Path]:
@@ -63,7 +69,7 @@ def weight_files(directory: str | Path) -> list[Path]:
       ValueError: if there are none (pickled weights are refused), or shards are missing.
     """
     folder = Path(directory)
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / SINGLE, folder / INDEX
     if single.is_file():
         return [single]
     if index.is_file():
@@ -91,19 +97,23 @@ def stored_tensors(directory: str | Path) -> list[Stored]:
 
     A quantised matrix counts as one tensor, see `quantized`.
     """
-    found = []
-    for path in weight_files(directory):
-        try:
-            with safe_open(path, "numpy") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    piece = file.get_slice(key)
-                    shape = tuple(piece.get_shape())
-                    found.append(Stored(path, key, shape, str(piece.get_dtype())))
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is not a whole safetensors file ({error}); download it again."
-            ) from None
+    found = [item for path in weight_files(directory) for item in headers(path)]
     return gathered(found, optional_json(directory, "config.json"))
+
+
+def headers(path: Path) -> list[Stored]:
+    """Return what a safetensors file holds; ValueError if it is damaged."""
+    try:
+        with safe_open(path, "numpy") as file:
+            pieces = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return [
+                Stored(path, key, tuple(piece.get_shape()), str(piece.get_dtype()))
+                for key, piece in pieces.items()
+            ]
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); download it again."
+        ) from None
 
 
 def rename(name: str, renames: Renames) -> str:
@@ -145,24 +155,32 @@ def match(
         if item.dtype not in FLOATS:
             problems.append(f"  {name}: has dtype {item.dtype}, known are {', '.join(FLOATS)}")
     if problems:
-        shown = sorted(problems)[:SHOWN]
         raise ValueError(
-            f"the weights do not fit config.json: {_advice(stored)}. {len(problems)} tensor(s) "
-            "differ" + (f", {SHOWN} of them are:\n" if problems[SHOWN:] else ":\n")
-            + "\n".join(shown)
-        )  # fmt: skip
+            f"the weights do not fit config.json: {_advice(stored)}. "
+            + listed(problems, "tensor(s) differ")
+        )
     return found
+
+
+def listed(problems: Sequence[str], what: str) -> str:
+    """Return the number of problems and a line for each of the first ten."""
+    some = f", {SHOWN} of them are" if problems[SHOWN:] else ""
+    return f"{len(problems)} {what}{some}:\n" + "\n".join(sorted(problems)[:SHOWN])
 
 
 def _advice(stored: Iterable[Stored]) -> str:
     """Return what to do with tensors that do not fit."""
+    adapter = "give its base, and its directory as adapter= or --adapter"
+    whole = "give a whole checkpoint of this family, not quantised"
     signs = {
-        "an adapter": (".lora_A.", ".lora_B."),
-        "quantised": (".qweight", ".absmax", ".weight_packed", ".weight_scale_inv", ".SCB"),
-    }
+        f"an adapter; {adapter}": (".lora_A.", ".lora_B."),
+        f"quantised; {whole}": (
+            ".qweight", ".absmax", ".weight_packed", ".weight_scale_inv", ".SCB",
+        ),
+    }  # fmt: skip
     for what, parts in signs.items():
         if any(part in item.key for item in stored for part in parts):
-            return f"they are {what}; give a whole checkpoint of this family, not quantised"
+            return f"they are {what}"
     return "use the config.json and the weights of one checkpoint, whole and not quantised"
 
 
@@ -186,6 +204,7 @@ def load(
     sharding: Place | Sharding | None = None,
     renames: Renames = (),
     ignore: Sequence[str] = (),
+    stored: Sequence[Stored] | None = None,
 ) -> Params:
     """Read the weights of a table into a nested dict.
 
@@ -197,19 +216,21 @@ def load(
         default device.
       renames: see the module's docstring.
       ignore: patterns of names that need not be in the table.
+      stored: the tensors, where they are not just those of the files (`adapter.merged`).
 
     Raises:
       ValueError: see `weight_files` and `match`, or if a leaf does not divide over its devices;
         nothing is read before all names, shapes, dtypes and placements are checked.
     """
-    stored = match(stored_tensors(directory), table, renames=renames, ignore=ignore)
+    stored = stored_tensors(directory) if stored is None else stored
+    matched = match(stored, table, renames=renames, ignore=ignore)
     places = {path: sharding(path) if callable(sharding) else sharding for path in table}
     _check_places(table, places)
     leaves: dict[str, Array] = {}
     jobs: dict[Path, list[tuple[str, int, Stored]]] = {}
     for path, weight in table.items():
         for layer, name in enumerate(weight.names):
-            jobs.setdefault(stored[name].file, []).append((path, layer, stored[name]))
+            jobs.setdefault(matched[name].file, []).append((path, layer, matched[name]))
     for file, parts in jobs.items():
         # One mapping at a time: what was read of a closed file no longer counts as memory.
         with safe_open(file, "numpy") as opened:

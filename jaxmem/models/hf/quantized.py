@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +25,14 @@ AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 KNOWN = "use the checkpoint it was made from, or an edition in FP8 (blocks) or AWQ (4 bits, gemm)"
 
 
+class Source(Protocol):
+    """What a tensor is computed from while it is read."""
+
+    def read(self) -> np.ndarray:
+        """Return the tensor."""
+        ...
+
+
 class Stored(NamedTuple):
     """Where a tensor lies, and what its file's header says of it."""
 
@@ -32,7 +40,7 @@ class Stored(NamedTuple):
     key: str  # the name in the file, before renaming
     shape: tuple[int, ...]
     dtype: str
-    source: "Fp8 | Awq | None" = None  # where it is made of other tensors
+    source: Source | None = None  # where it is made of other tensors
 
 
 @dataclass(frozen=True)

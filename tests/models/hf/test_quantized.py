@@ -120,6 +120,25 @@ def test_loads_as_what_it_stands_for(tmp_path, case):
     assert jm.load(quantised).params["decoder"]["layers"]["up"]["kernel"].dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("case", ["fp8 as released", "awq"])
+def test_an_adapter_on_a_quantised_base(tmp_path, case):
+    make, settings, block = CASES[case]
+    folders = write(tmp_path, make, settings, block)
+    adapter, at = tmp_path / "adapter", "base_model.model.model.layers.1.mlp.up_proj.lora_"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 1}')
+    kernel = jm.load(folders[0], dtype="float32").params["decoder"]["layers"]["up"]["kernel"][1]
+    draw = np.random.default_rng(0)
+    a, b = (draw.standard_normal(s).astype("f") for s in ((2, len(kernel)), (kernel.shape[1], 2)))
+    save_file(
+        {f"{at}A.weight": a, f"{at}B.weight": b},
+        adapter / "adapter_model.safetensors",
+    )
+    for folder in folders:
+        found = jm.load(folder, adapter=adapter, dtype="float32").params["decoder"]["layers"]
+        np.testing.assert_allclose(found["up"]["kernel"][1], kernel + (b @ a).T / 2, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "settings, said",
     [
