@@ -69,11 +69,13 @@ def saves_of(folder):
 
 def test_any_flipped_bit_is_refused_by_name_and_the_one_before_is_offered(tmp_path):
     program, live = program_of(), tmp_path / "live"
-    save(live, init_carry(program))
+    half = jax.tree.map(lambda x: x[:2], ROWS)
+    carry = stream(small.params(CFG), init_carry(program), half, program=program)
+    save(live, carry)
     with pytest.raises(ValueError, match="replace=True"):
-        save(live, init_carry(program))
+        save(live, carry)
     for _ in range(3):
-        save(live, init_carry(program), replace=True)
+        save(live, carry, replace=True)
     assert saves_of(live) == ["00000003", "00000004"]
     draw = np.random.default_rng(0)
     for file in ("made.json", "arrays.bin"):
@@ -84,11 +86,12 @@ def test_any_flipped_bit_is_refused_by_name_and_the_one_before_is_offered(tmp_pa
             bad[draw.integers(len(bad))] ^= 1 << draw.integers(8)
             path.write_bytes(bad)
             try:
-                restore(live, program)
+                found = restore(live, program)
             except ValueError as error:
                 assert "00000004" in str(error) and "restore" in str(error)
             else:
                 assert file == "made.json"  # a blank between two words says nothing
+                jax.tree.map(np.testing.assert_array_equal, found, carry)
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ValueError, match=r"00000004 is damaged.*restore .*00000003"):
             restore(live, program)
