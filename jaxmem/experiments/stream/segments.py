@@ -49,7 +49,7 @@ def segments(
     preprocessor, padding = Preprocessor(model, chunk_pieces), None
     preprocessor.heard = preprocessor.heard if heard is None else heard
     held: list[Piece] = []
-    asked, time = 0, 0.0
+    asked, time = 0, preprocessor.heard.pieces * model.media.piece_seconds
 
     def due_before(end: float) -> tuple[int, ...]:
         nonlocal asked
