@@ -1,6 +1,6 @@
 """Children that are killed: forked from a process that has imported the package and begun nothing.
 
-A process in which JAX runs must not fork; this one only imports, which is most of what a child costs.
+A process in which JAX runs must not fork; this one only imports, which is much of a child's time.
 """
 
 import multiprocessing

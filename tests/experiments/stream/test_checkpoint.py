@@ -23,8 +23,8 @@ def answers(out):
 def test_resumed_is_uninterrupted(more, tmp_path, capsys):
     names = ["--compare", "recent,uniform", *more]
     words = ["--seconds", "30", "--chunk-seconds", "3", "--no-prompt", "--budget", "32", *names]
-    for time in ("0:05", "0:22", "end"):
-        words += ["--ask", f"{time}: Which shape is there now?"]
+    for at in ("0:05", "0:21", "0:22", "end"):  # 0:21 is asked just after a save
+        words += ["--ask", f"{at}: Which shape is there now?"]
     saved = ["--checkpoint", str(tmp_path / "live"), "--every", "5"]
     assert main([*words, "--out", str(tmp_path / "a"), *saved]) == 0
     first, last = sorted((tmp_path / "live").iterdir())
