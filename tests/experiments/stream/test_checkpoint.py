@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 
+import jax
 import killing
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from jaxmem import saving
 from jaxmem.data.world.files import held_out
 from jaxmem.experiments.stream.__main__ import main
+from jaxmem.memory import MEMORIES
+from jaxmem.models.tiny import tiny
+from jaxmem.session import Session
 
 
 def answers(out):
@@ -34,6 +38,49 @@ def test_resumed_is_uninterrupted(more, tmp_path, capsys):
         assert answers(out) == answers(tmp_path / "a")
     assert main([*words, "--out", str(tmp_path / "c"), *saved]) == 2  # would replace another one
     assert "replace" in capsys.readouterr().err
+
+
+FEW = ("hermes", "rekv", "flash_vstream")
+"""A stack, a bank and features: in every run of the tests."""
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory):
+    """Small weights and a clip."""
+    folder = tmp_path_factory.mktemp("little")
+    config = tiny.TinyConfig(
+        width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=32, stem_width=16
+    )
+    tiny.save(folder / "weights", tiny.init(config, jax.random.key(0)), config)
+    return folder / "weights", held_out(2, 20, folder, count=1)[0]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in MEMORIES]
+)
+def test_every_memory_goes_on(name, little, tmp_path, monkeypatch):
+    """The logits of the first answer token are those of an uninterrupted run, bit by bit."""
+    weights, clip = little
+    words = ["--weights", str(weights), "--video", str(clip), "--no-prompt", "--memory", name]
+    words += ["--budget", "48KiB", "--ask", "0:17: where was the star?"]
+    words += ["--ask", "end: which was the last shape?", "--out", str(tmp_path / "out")]
+    if name == "flexmem":
+        words += ["--flexmem.capacity", "256", "--flexmem.reader-layers", "1"]
+    said, ask = [], Session.ask
+
+    def heard(self, question, **more):
+        reply = ask(self, question, **more)
+        said.append((self.pieces, question, reply.logits.tobytes()))
+        return reply
+
+    monkeypatch.setattr(Session, "ask", heard)
+    live = tmp_path / "live"
+    assert main([*words, "--checkpoint", str(live), "--every", "8"]) == 0
+    wanted, first = said[-2:], saving.numbered(live)[0]
+    assert saving.read(first).more["time"] == 8
+    said.clear()
+    assert main([*words, "--resume", str(first)]) == 0
+    assert said[-2:] == wanted and len({logits for _, _, logits in wanted}) == 2
 
 
 def command(words):
