@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
 import queue
+import resource
+import shutil
 import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +22,7 @@ from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.benchmark.price import nbytes as tree_bytes
 from jaxmem.experiments.memories import options_class
 from jaxmem.experiments.parsing import load
+from jaxmem.experiments.stream import __main__ as _main
 from jaxmem.experiments.stream import job as _job
 from jaxmem.experiments.stream.__main__ import configured, main
 from jaxmem.experiments.stream.config import StreamConfig
@@ -297,6 +302,67 @@ def test_what_cannot_be_read_is_3(job, tmp_path):
     for path in (tmp_path / "missing.mp4", text):
         report, captured = job("--video", str(path), status=3)
         assert path.name in captured.err and report is None
+
+
+def spoil(kind, out, monkeypatch):
+    """Take away what files are written to when the tables are shown; return what undoes it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def shown(done, console):
+        show(done, console)
+        if kind == "a limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+            return
+        shutil.rmtree(out)
+        if kind == "a file":
+            out.write_text("not a folder")
+
+    monkeypatch.setattr(_main, "show", shown)
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(("kind", "status"), [("a limit", 4), ("a file", 4), ("removed", 0)])
+def test_what_cannot_be_written_at_the_end_is_4(kind, status, job, clip, tmp_path, monkeypatch):
+    """Tables first, then one line; a folder that was only removed is made again."""
+    undo = spoil(kind, tmp_path / "out", monkeypatch)
+    try:
+        report, captured = job("--video", str(clip), "--no-prompt", "--seconds", "4", status=status)
+    finally:
+        undo()
+    assert "time per chunk" in captured.out
+    assert (report is None) == (status == 4)
+    errors = captured.err.strip().splitlines()
+    assert len(errors) == (status == 4) and "Traceback" not in captured.err
+    assert all(line.startswith("error: the report could not be written: ") for line in errors)
+    if kind == "a limit":  # and no half of a file
+        assert sorted((tmp_path / "out").iterdir()) == []
+
+
+def test_saves_that_cannot_be_written_are_4(job, clip, tmp_path, monkeypatch):
+    """The stream goes on without them, and the report is there."""
+    live, moved = tmp_path / "live", _job._mover
+
+    def mover(bar, length, begin):
+        shutil.rmtree(live)
+        live.write_text("not a folder")
+        return moved(bar, length, begin)
+
+    monkeypatch.setattr(_job, "_mover", mover)
+    words = ["--video", str(clip), "--no-prompt", "--checkpoint", str(live), "--every", "1"]
+    report, captured = job(*words, status=4)
+    assert report["end"]["kind"] == "end" and report["results"][0]["answers"]
+    assert captured.out.count("could not be saved") == captured.err.count("could not be saved") == 1
+    assert "Traceback" not in captured.out + captured.err
+
+
+def test_nobody_reads_is_141():
+    """As `--help | head -1`, where `head` is always gone first."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "jaxmem.experiments.stream", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_is_0(capsys):

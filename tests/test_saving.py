@@ -1,13 +1,14 @@
 """A live stream is saved by one process, and another one goes on with it."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import jax
+import killing
 import numpy as np
 import pytest
 import small
@@ -69,11 +70,13 @@ def saves_of(folder):
 
 def test_any_flipped_bit_is_refused_by_name_and_the_one_before_is_offered(tmp_path):
     program, live = program_of(), tmp_path / "live"
-    save(live, init_carry(program))
+    half = jax.tree.map(lambda x: x[:2], ROWS)
+    carry = stream(small.params(CFG), init_carry(program), half, program=program)
+    save(live, carry)
     with pytest.raises(ValueError, match="replace=True"):
-        save(live, init_carry(program))
+        save(live, carry)
     for _ in range(3):
-        save(live, init_carry(program), replace=True)
+        save(live, carry, replace=True)
     assert saves_of(live) == ["00000003", "00000004"]
     draw = np.random.default_rng(0)
     for file in ("made.json", "arrays.bin"):
@@ -84,11 +87,12 @@ def test_any_flipped_bit_is_refused_by_name_and_the_one_before_is_offered(tmp_pa
             bad[draw.integers(len(bad))] ^= 1 << draw.integers(8)
             path.write_bytes(bad)
             try:
-                restore(live, program)
+                found = restore(live, program)
             except ValueError as error:
                 assert "00000004" in str(error) and "restore" in str(error)
             else:
                 assert file == "made.json"  # a blank between two words says nothing
+                jax.tree.map(np.testing.assert_array_equal, found, carry)
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ValueError, match=r"00000004 is damaged.*restore .*00000003"):
             restore(live, program)
@@ -103,32 +107,29 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     assert saves_of(tmp_path) == ["mine.txt"]
 
 
-KILLED = """
-import sys, test_saving as t
-program, i = t.program_of(), 0
-carry = t.init_carry(program)
-while True:
-    i += 1
-    t.save(sys.argv[1], carry._replace(tokens=carry.tokens * 0 + i), replace=True)
-    print(i, flush=True)
-"""
+def save_on_and_on(folder, said):
+    """Save stream after stream, in a child, and say which is done."""
+    program, i = program_of(), 0
+    carry = init_carry(program)
+    while True:
+        i += 1
+        save(folder, carry._replace(tokens=carry.tokens * 0 + i), replace=True)
+        said.send(i)
 
 
 def kills(folder, count):
     """Kill a process that saves on and on, and check what it left each time."""
     program, draw = program_of(), np.random.default_rng(0)
     for _ in range(count):
-        child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder)],
-            env={**os.environ, "PYTHONPATH": PATHS},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        said = child.stdout.readline()
+        here, there = killing.FORKED.Pipe(duplex=False)
+        child = killing.begin(save_on_and_on, folder.parent / "log", folder, there)
+        there.close()
+        last = here.recv()
         time.sleep(draw.uniform(0, 0.1))
-        child.send_signal(signal.SIGKILL)
-        said += child.communicate()[0]
-        last = int(said.split()[-1])
+        assert killing.kill(child), (folder.parent / "log").read_text()
+        with suppress(EOFError):  # it says no more
+            while True:
+                last = here.recv()
         assert int(restore(folder, program).tokens) in (last, last + 1)
     save(folder, init_carry(program), replace=True)
     assert len(saves_of(folder)) == 2  # nothing of the killed ones is left

@@ -1,5 +1,7 @@
 """`Session` is the pure functions and nothing more."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
 
 import jax
@@ -11,9 +13,12 @@ from jaxmem.bound import question_rows
 from jaxmem.decoder.program import init_carry
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.loop import stream
-from jaxmem.memory.baselines import Full, Recent
+from jaxmem.memory.bank.with_bank import WithBank
+from jaxmem.memory.baselines import Full, Recent, Uniform
 from jaxmem.memory.flash_vstream.flash_vstream_qwen import FlashVStreamQwen
 from jaxmem.memory.hermes.hermes import Hermes
+from jaxmem.memory.omnimem.omnimem import OmniMem
+from jaxmem.memory.video.infinipot_v import InfiniPotV
 from jaxmem.memory.video.rekv import ReKV
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.pieces import Preprocessor
@@ -145,6 +150,53 @@ def test_a_second_session_with_an_equal_memory_compiles_nothing(model, make):
         again = second.ask(question).text
     assert counted.count == 0 and again == text
     jax.tree.map(np.testing.assert_array_equal, second.carry, first.carry)
+
+
+MEMORIES_AT_ONCE = (
+    lambda: Recent(40),
+    lambda: Hermes(40),
+    lambda: ReKV(40, block=20, capacity=80),
+    lambda: FlashVStreamQwen(),
+    lambda: OmniMem(24),
+    lambda: Uniform(32),
+    lambda: InfiniPotV(32),
+    lambda: WithBank(Recent(24), 64, block=8, topk=2),
+)
+
+
+def held(model, make, number, seconds, wait):
+    """Return what a session holds and answers after its own stream, asked on the way."""
+    session, said = Session(model, make(), chunk_pieces=1 + number // 8 % 2), []
+    wait()
+    for i, piece in enumerate(pieces(seconds, number)):
+        session.feed(piece)
+        if i % 3 == number % 3:
+            said.append(session.ask("what is the last shape?").logits)
+    said.append(session.ask("where was the last shape?").logits)
+    return jax.tree.map(np.array, (session.carry, said))
+
+
+def side_by_side(model, memories, count, seconds):
+    """Compare sessions that run in threads at once with each of them alone, bit by bit."""
+    make = [memories[i % len(memories)] for i in range(count)]
+    alone = [held(model, make[i], i, seconds, lambda: None) for i in range(count)]
+    begin = Barrier(count)
+    with ThreadPoolExecutor(count) as threads:
+        run = [threads.submit(held, model, make[i], i, seconds, begin.wait) for i in range(count)]
+        together = [one.result() for one in run]
+    for one, other in zip(alone, together, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    answers = [said[-1].tobytes() for _, said in alone]
+    assert len(set(answers)) == count  # every stream is its own
+
+
+def test_sessions_in_threads_stay_apart(model):
+    side_by_side(model, MEMORIES_AT_ONCE[:4], 4, 4)
+
+
+@pytest.mark.slow
+def test_many_sessions_in_threads_stay_apart(model):
+    side_by_side(model, MEMORIES_AT_ONCE, 32, 12)
 
 
 def test_refusals(model):

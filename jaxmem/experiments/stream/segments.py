@@ -51,7 +51,7 @@ def segments(
     preprocessor = Preprocessor(model, chunk_pieces)
     preprocessor.heard = preprocessor.heard if heard is None else heard
     held: list[Piece] = []
-    asked, time = 0, 0.0
+    asked, time = 0, preprocessor.heard.pieces * model.media.piece_seconds
 
     def due_before(end: float) -> tuple[int, ...]:
         nonlocal asked

@@ -49,7 +49,7 @@ def garbage(path):
 
 HOSTILE = [
     "--budget 99999999999", "--budget 1e400", "--budget 9999999TiB", "--budget -1", "--budget nan",
-    "--budget " + "9" * 5000, "--recent.sinks many",
+    "--budget " + "9" * 5000,
     "--chunk-seconds 1e5", "--chunk-seconds 1e300", "--chunk-seconds inf", "--chunk-seconds nan",
     "--chunk-seconds 1e-9", "--seconds 1e12", "--seconds 1e300", "--seconds 1e8", "--seconds -1",
     "--seconds nan", "--questions 1000000", "--questions -3", "--questions 1e9", "--every 0",
