@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from jaxmem.data.samples import plausible
 from jaxmem.models.base import MediaFormat, Model
 from jaxmem.typing import PyTree
 
@@ -106,7 +107,7 @@ class Preprocessor:
         frames = np.zeros((self.pieces, *np.shape(held[0].frames)), np.uint8)
         samples = np.zeros((self.pieces, *np.shape(held[0].samples)), np.float32)
         for i, piece in enumerate(held):
-            frames[i], samples[i] = piece.frames, piece.samples
+            frames[i], samples[i] = piece.frames, plausible(np.asarray(piece.samples))[0]
         valid = np.arange(self.pieces) < len(held)
         inputs = self.model.preprocess(frames, samples, valid, past, before)
         heard = np.concatenate([past, samples[: len(held)].reshape(-1)])

@@ -22,6 +22,7 @@ import numpy as np
 from jaxmem import saving
 from jaxmem.asking import ask, begin_answer, check_drawing, continue_answer, so_far
 from jaxmem.bound import Bound, bind, bucket, probe_rows, question_rows
+from jaxmem.data.samples import LOUDEST, plausible
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.finite import check_answer
@@ -142,6 +143,7 @@ class Session:
         self._held: list[PieceLike] = []
         self._events: list[Event] = []
         self._answers = 0
+        self._silenced = False  # whether the last piece had samples that were silenced
         self._source: dict[str, Any] | None = None  # what is watched, and from which piece on
         self._lock = threading.RLock()
         self._opened: tuple[Program, Bound] | None = None
@@ -229,6 +231,11 @@ class Session:
             check_piece(piece, self.model.media, self.pieces)
             if self._opened is None:
                 self._open(np.shape(piece.frames)[1:3])
+            _, bad = plausible(np.asarray(piece.samples))
+            if bad and not self._silenced:
+                message = f"samples beyond {LOUDEST:g} times full scale, or no numbers, are silence"
+                self._events.append(Event(self.seconds, "damaged", message))
+            self._silenced = bool(bad)
             self._held.append(piece)
             self._peeked = None
             if len(self._held) < self.chunk_pieces:

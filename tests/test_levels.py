@@ -10,6 +10,7 @@ LEVELS = {
     "kv": 1,
     "rope": 1,
     "kernels": 2,
+    "compiled": 2,
     "memory": 3,
     "mixers": 3,
     "decoder": 4,

@@ -199,6 +199,19 @@ def test_many_sessions_in_threads_stay_apart(model):
     side_by_side(model, MEMORIES_AT_ONCE, 32, 12)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_samples_that_are_no_sound_are_silence(model, bad):
+    """The stream is the one that silence makes, and the event says when."""
+    loud, quiet = pieces(3), pieces(3)
+    loud[1].samples[100:200], quiet[1].samples[100:200] = bad, 0
+    session = Session(model, Recent(40)).watch(loud)
+    jax.tree.map(
+        np.testing.assert_array_equal, session.carry, Session(model, Recent(40)).watch(quiet).carry
+    )
+    (event,) = session.events
+    assert event.kind == "damaged" and event.time == 1.0 and "8 times full scale" in event.message
+
+
 def test_refusals(model):
     with pytest.raises(ValueError, match="chunk_pieces"):
         Session(model, Recent(8), chunk_pieces=0)

@@ -9,22 +9,11 @@ import numpy as np
 from jaxmem.data.media.demux import Clock, Decoder, Packets
 from jaxmem.data.media.events import Log
 from jaxmem.data.media.library import NEW, WITHIN_RANGE
+from jaxmem.data.samples import LOUDEST, plausible
 
-LOUDEST = 8.0
-"""Samples beyond this, where 1 is full scale, are damage."""
 MOST_CHANNELS = 8 if NEW else 1
 """More cannot be mixed by the library, or not within their range; their mean is taken."""
 _TOLERANCE = 0.05  # s; audio stamps jitter by rounding, which must not cut the sound into shreds
-
-
-def plausible(samples: np.ndarray) -> tuple[np.ndarray, int]:
-    """The samples with silence for those that are damaged, and how many these are."""
-    if samples.dtype.kind != "f":
-        return samples, 0
-    with np.errstate(invalid="ignore"):
-        good = np.abs(samples) <= LOUDEST  # false for NaN
-    bad = good.size - int(np.count_nonzero(good))
-    return (np.where(good, samples, np.zeros((), samples.dtype)) if bad else samples), bad
 
 
 def _mean(samples: np.ndarray, frame: Any) -> np.ndarray:
