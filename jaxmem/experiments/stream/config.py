@@ -36,26 +36,26 @@ class StreamConfig:
     A memory's own options are --NAME.OPTION, see --help-memory NAME. The guide is docs/stream.md.
     """
 
-    # File, address or device, "-" for standard input; else a synthetic video.
+    # File, address, device, "-" for standard input; else a synthetic video.
     video: Text = None
     format: Text = None  # Of --video, where its content does not tell: v4l2, lavfi, rawvideo...
-    # KEY=VALUE, passed on to the device or demuxer of --video; may be repeated.
+    # KEY=VALUE, passed on to the device or demuxer of --video.
     option: Annotated[tuple[str, ...], Append] = ()
-    timeout: float = 10.0  # Seconds that a --video which is no plain file may keep silent.
+    timeout: float = 10.0  # Seconds that a --video other than a file may keep silent.
     reconnect: Annotated[bool, Flag] = False  # Open a lost address or device again.
     follow: Annotated[bool, Flag] = False  # Wait at the end of the file for more.
     ask: Annotated[tuple[str, ...], Append] = ()  # "TIME: question"; TIME: seconds, mm:ss or end.
     memory: str = "omnimem"  # What is kept; --bank.OPTION puts a bank around it.
     budget: str = "96"  # Slots per layer (96), or bytes over all layers (64KiB).
     compare: str = ""  # Memories side by side, comma-separated, in equal bytes.
-    # New pictures a second, at most what the model takes. With --model: what it takes (1).
+    # New pictures a second (with --model: 1), at most what the model takes.
     fps: Number = None
     seconds: Number = None  # Length of the synthetic video (240), or of --video (all).
     chunk_seconds: Number = None  # Seconds written at once; one piece of the model.
     seed: int = 0  # Which synthetic video, and of drawn answers.
     questions: int = 24  # How many about the synthetic video.
     weights: File = None  # Of a model like the embedded one.
-    # Checkpoint for --video: directory, or organisation/name on Hugging Face.
+    # Checkpoint for --video: directory or organisation/name on Hugging Face.
     model: Text = None
     adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
@@ -65,7 +65,7 @@ class StreamConfig:
     temperature: Number = None  # Draw answers with this temperature (1).
     top_p: Number = None  # Draw from the smallest set of this probability (1).
     top_k: Whole = None  # Draw from so many of the likeliest; 0: all (0).
-    # Divide logits of tokens in prompt and answer by this (1). Alone: greedy.
+    # Divide logits of tokens of prompt and answer by it (1). Alone: greedy.
     repetition_penalty: Number = None
     max_pixels: Whole = None  # Of a frame of --model, at most; as the checkpoint says.
     out: Path = Path("out/stream")  # Folder of report, pictures and synthetic video.
