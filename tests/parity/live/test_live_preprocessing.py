@@ -13,7 +13,7 @@ import pytest
 from av import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
 
-from jaxmem.data.media.video import _SCALING
+from jaxmem.data.media.library import SCALING
 from jaxmem.models.encoders.vision_parts import patchify
 from jaxmem.models.encoders.whisper_mel import LogMel, mel_filters
 from jaxmem.models.hf.chat import read_chat
@@ -90,7 +90,7 @@ def test_resampling(hf, native):
     assert tuple(expected["image_grid_thw"][0, 1:] * 14) == size
     frame = VideoReformatter().reformat(
         VideoFrame.from_ndarray(picture, format="rgb24"), width=size[1], height=size[0],
-        format="rgb24", interpolation=_SCALING, dst_color_range=ColorRange.JPEG, threads=1,
+        format="rgb24", interpolation=SCALING, dst_color_range=ColorRange.JPEG, threads=1,
     ).to_ndarray()  # fmt: skip
     pixels = jnp.repeat(jnp.asarray(frame[None], jnp.float32), 2, axis=0)
     found = np.asarray(patchify(pixels, patch=14, temporal=2, merge=2))
