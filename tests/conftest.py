@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # of every operation; nobody reads them
-MAPPINGS = 14_000
+MAPPINGS = 20_000
 """Memory mappings beyond which compiled programs are dropped; Linux allows 65,530 a process."""
 
 

@@ -240,7 +240,10 @@ def features(config, params, pieces):
 
 CASES = {
     "trained": ("qwen2_5_vl", 2, {}, on_one_clock),
-    "even": ("qwen2_5_vl", 1, {"sharing": "even"}, lambda n: on_one_clock(n, even=True)),
+    "even": pytest.param(
+        *("qwen2_5_vl", 1, {"sharing": "even"}, lambda n: on_one_clock(n, even=True)),
+        marks=pytest.mark.slow,
+    ),
     "generated": ("qwen2_5_vl", 2, {"inference_frames": 2 * FRAMES}, as_generated),
     "timed": ("qwen3_vl", 2, {}, timed),
     "steps": pytest.param(

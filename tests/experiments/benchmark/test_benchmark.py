@@ -40,6 +40,7 @@ def test_half_an_hour_is_constant(name):
     assert result.resident_growth < 0.05
 
 
+@pytest.mark.slow
 def test_half_an_hour_with_a_full_bank_is_constant():
     """A bank of 200 tokens a layer in host memory, which the first minute fills six times."""
     result = half_an_hour("recent", {"bank": {"capacity": 200}})

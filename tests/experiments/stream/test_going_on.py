@@ -23,7 +23,9 @@ def answers(out):
     return [[(a["time"], a["answer"]) for a in one["answers"]] for one in report["results"]]
 
 
-@pytest.mark.parametrize("more", [[], ["--bank.capacity", "200"]])
+@pytest.mark.parametrize(
+    "more", [["--bank.capacity", "200"], pytest.param([], marks=pytest.mark.slow)]
+)
 def test_resumed_is_uninterrupted(more, tmp_path, capsys):
     names = ["--compare", "recent,uniform", *more]
     words = ["--seconds", "30", "--chunk-seconds", "3", "--no-prompt", "--budget", "32", *names]
@@ -40,7 +42,7 @@ def test_resumed_is_uninterrupted(more, tmp_path, capsys):
     assert "replace" in capsys.readouterr().err
 
 
-FEW = ("hermes", "rekv", "flash_vstream")
+FEW = ("rekv",)
 """A stack, a bank and features: in every run of the tests."""
 
 
