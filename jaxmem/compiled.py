@@ -40,8 +40,14 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
-        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((args, kwargs)))
-        return (self._inner if traced else self._outer)(*args, **kwargs)
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves((args, kwargs))):
+            return self._inner(*args, **kwargs)
+        try:
+            return self._outer(*args, **kwargs)
+        except ValueError as error:
+            if "top-level" not in str(error):
+                raise
+            return self._inner(*args, **kwargs)  # traced, with nothing but constants
 
     def __getattr__(self, name: str) -> Any:
         """Return what the compiled function has, such as `lower`."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxmem import saving
-from jaxmem.data.media.types import Piece
+from jaxmem.data.media.types import MediaInfo, Piece
 from jaxmem.models.base import MediaFormat
-from jaxmem.pieces import PieceLike
+from jaxmem.pieces import Heard, PieceLike
 
 EVERY = 60.0
 """Seconds of stream between two saves."""
@@ -73,6 +73,23 @@ def check_same(saved: Mapping[str, Any] | None, source: str | Path, where: str |
             f"the stream at {where} was of {was}, not of {mine['name']} ({mine['bytes']} bytes): "
             "go on with the same source."
         )
+
+
+def is_live(info: MediaInfo, source: Mapping[str, Any]) -> bool:
+    """Return whether an open source cannot be read again; `source` is its `identity`."""
+    return info.duration is None and source["bytes"] is None
+
+
+def heard_of(part: saving.Part) -> Heard:
+    """Return what the next chunk must know of a session's saved stream."""
+    return Heard(part.arrays["host.past"], part.numbers["pieces"])
+
+
+def held_of(part: saving.Part) -> Iterator[saving.SavedPiece]:
+    """Yield the pieces of the chunk that was open when a session was saved."""
+    for i in range(part.numbers["open"]):
+        frames, samples = (part.arrays[f"host.{name}_{i}"] for name in ("frames", "samples"))
+        yield saving.SavedPiece(frames, samples)
 
 
 def rest_of(

@@ -84,8 +84,7 @@ def _is_key(leaf: Any) -> bool:
 def part_of(
     carry: Carry,
     *,
-    program: Program | None = None,
-    params: Params | None = None,
+    made: Mapping[str, str] | None = None,
     host: Mapping[str, Any] | None = None,
     numbers: Mapping[str, Any] | None = None,
 ) -> Part:
@@ -93,16 +92,15 @@ def part_of(
 
     Args:
       carry: the stream.
-      program: that made it; `carry_of` then refuses another memory or other options.
-      params: weights that made it; `carry_of` then refuses others.
+      made: `made_by` of what made it; `carry_of` then refuses anything else. It reads all weights,
+        so a stream that saves itself computes it once.
       host: arrays that the host knows of the stream.
       numbers: what else it knows, as JSON.
     """
     plain = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, carry)
     arrays = {f"carry.{name}": x for name, x in arrays_of(plain).items()}
     arrays |= {f"host.{name}": x for name, x in (host or {}).items()}
-    made = {} if program is None else made_by(program, params)
-    return Part(made, numbers or {}, arrays)
+    return Part(made or {}, numbers or {}, arrays)
 
 
 def save(
@@ -128,7 +126,8 @@ def save(
       ValueError: if there is something at `path` that is not to be replaced.
       OSError: if the disc is full or cannot be written to; what was saved before stays.
     """
-    write(path, {"stream": part_of(carry, program=program, params=params)}, replace, keep)
+    made = None if program is None else made_by(program, params)
+    write(path, {"stream": part_of(carry, made=made)}, replace, keep)
 
 
 def write(

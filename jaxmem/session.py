@@ -34,7 +34,16 @@ from jaxmem.models.text_streamer import TextStreamer
 from jaxmem.pieces import Heard, PieceLike, Preprocessor, check_piece
 from jaxmem.programs import compile, probes_of
 from jaxmem.report.kept import Kept, kept
-from jaxmem.resuming import EVERY, Checkpoints, check_same, identity, rest_of
+from jaxmem.resuming import (
+    EVERY,
+    Checkpoints,
+    check_same,
+    heard_of,
+    held_of,
+    identity,
+    is_live,
+    rest_of,
+)
 from jaxmem.typing import Array, Float, PyTree
 
 if TYPE_CHECKING:
@@ -147,6 +156,7 @@ class Session:
         self._source: dict[str, Any] | None = None  # what is watched, and from which piece on
         self._lock = threading.RLock()
         self._opened: tuple[Program, Bound] | None = None
+        self._made: dict[str, str] | None = None  # `saving.made_by`, once it is saved
         self._carry: Carry | None = None
         self._peeked: Carry | None = None
         self.preprocessor = Preprocessor(model, chunk_pieces)
@@ -284,7 +294,7 @@ class Session:
         fed = self.pieces - (self._source or {})["first"]
         with self.open(source, **options) as reader:
             media = self.model.media
-            live = reader.info.duration is None and identity(source)["bytes"] is None
+            live = is_live(reader.info, self._source or {})
             self._watch(rest_of(reader, media, fed, live=live) if fed else reader, saver)
             self._events += [Event(e.time, e.kind, e.message) for e in reader.events]
         return self
@@ -579,8 +589,9 @@ class Session:
                 "size": size if isinstance(size, tuple) else None,
                 "source": self._source,
             }
-            more = {"program": self.program, "params": self.model.params}
-            return saving.part_of(self.carry, host=host, numbers=numbers, **more)
+            if self._made is None:
+                self._made = saving.made_by(self.program, self.model.params)
+            return saving.part_of(self.carry, made=self._made, host=host, numbers=numbers)
 
     @classmethod
     def restore(
@@ -631,13 +642,10 @@ class Session:
           ValueError: if another model, memory or options wrote it.
         """
         with self._lock:
-            numbers, arrays = part.numbers, part.arrays
+            numbers = part.numbers
             self.carry = saving.carry_of(part, self.program, self.model.params, source)
-            self.preprocessor.heard = Heard(arrays["host.past"], numbers["pieces"])
-            self._held = [
-                saving.SavedPiece(arrays[f"host.frames_{i}"], arrays[f"host.samples_{i}"])
-                for i in range(numbers["open"])
-            ]
+            held: list[PieceLike] = [*held_of(part)]
+            self.preprocessor.heard, self._held = heard_of(part), held
             self._events = [Event(*event) for event in numbers["events"]]
             self._answers, self._source = numbers["answers"], numbers["source"]
             if numbers["dialogue"]:

@@ -35,6 +35,14 @@ def test_it_is_called_inside_other_functions(arrays):
     assert slope.shape == arrays[0].shape
 
 
+def test_it_is_called_inside_other_functions_with_constants_alone(arrays):
+    """Nothing that it is given says that it is traced."""
+    program = Compiled(through)
+    assert jnp.array_equal(jax.jit(lambda: program(*arrays))(), program(*arrays))
+    with pytest.raises(ValueError, match="mine"):
+        Compiled(lambda x: (_ for _ in ()).throw(ValueError("mine")))(arrays[1])
+
+
 def test_rehearsing_runs_nothing():
     """What was compiled ahead is what runs: the stream compiles nothing, its carry is untouched."""
     from jaxmem.report.compilations import count_compilations

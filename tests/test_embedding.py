@@ -104,7 +104,7 @@ def plain(*methods):
     return [partial(getattr(their_plain, name), weights(), CFG) for name in methods]
 
 
-@pytest.mark.parametrize("name", at_leisure(NAMES, set(NAMES) - {*FLAX, "flexmem", "full"}))
+@pytest.mark.parametrize("name", at_leisure(NAMES, set(NAMES) - {*FLAX, "full"}))
 def test_all_blocks_together_answer_as_the_decoder_of_the_package(name):
     check_stack(name, *plain("watch_all", "ask_all"))
 

@@ -5,14 +5,19 @@ from threading import Barrier
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxmem as jm
+from jaxmem import saving
 from jaxmem.asking import ask
 from jaxmem.bound import question_rows
+from jaxmem.data.world.files import held_out
 from jaxmem.decoder.program import init_carry
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.loop import stream
+from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.baselines import Full, Recent, Uniform
 from jaxmem.memory.flash_vstream.flash_vstream_qwen import FlashVStreamQwen
@@ -197,6 +202,39 @@ def test_sessions_in_threads_stay_apart(model):
 @pytest.mark.slow
 def test_many_sessions_in_threads_stay_apart(model):
     side_by_side(model, MEMORIES_AT_ONCE, 32, 12)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return held_out(3, 20, tmp_path_factory.mktemp("clip"), count=0)[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["recent", *(pytest.param(n, marks=pytest.mark.slow) for n in MEMORIES if n != "recent")],
+)
+def test_a_watched_file_goes_on_after_a_save(model, clip, name, tmp_path):
+    """Restored in the middle of a file, a session ends as one that was never interrupted."""
+    memory = lambda: jm.memory_for(model, name, 64, tokens=400)
+    whole = Session(model, memory(), chunk_pieces=3).watch(clip)
+    kept = {"checkpoint": tmp_path / "live", "every": 4.0}
+    Session(model, memory(), chunk_pieces=3).watch(clip, stop=11.0, **kept)
+    again = Session.restore(tmp_path / "live", model, memory())
+    assert again.seconds == 8
+    again.watch(clip, resume=True)
+    key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    plain = lambda carry: jax.tree.map(lambda x: jax.random.key_data(x) if key(x) else x, carry)
+    jax.tree.map(np.testing.assert_array_equal, plain(again.carry), plain(whole.carry))
+    question = "what is the last shape?"
+    np.testing.assert_array_equal(again.ask(question).logits, whole.ask(question).logits)
+
+
+def test_weights_are_read_once_however_often_a_stream_saves_itself(model, tmp_path, monkeypatch):
+    read, fingerprint = [], saving.fingerprint
+    monkeypatch.setattr(saving, "fingerprint", lambda x: read.append(1) or fingerprint(x))
+    session = Session(model, Recent(40))
+    session.watch(pieces(4), checkpoint=tmp_path / "live", every=1.0)
+    assert len(saving.numbered(tmp_path / "live")) == saving.KEPT and len(read) == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])

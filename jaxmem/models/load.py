@@ -105,9 +105,10 @@ def load(
             base = base_of(directory, where, adapter)
             lora, adapter, directory, where = directory, where, base, base
         name = Path(where).resolve().name  # a downloaded directory has one that says nothing
-        made_by = family_of(read_json(directory), directory)
+        config = read_json(directory)
+        made_by = family_of(config, directory)
         if not abstract:
-            settings_of(read_json(directory))  # a quantisation that is not read is refused first
+            settings_of(config)  # a quantisation that is not read is refused first
         files = read_files(directory, abstract=abstract)
     if lora is not None and adapter is not None:
         read_adapter(lora)  # one that is not read is refused first

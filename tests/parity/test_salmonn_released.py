@@ -244,7 +244,9 @@ CASES = {
         *("qwen2_5_vl", 1, {"sharing": "even"}, lambda n: on_one_clock(n, even=True)),
         marks=pytest.mark.slow,
     ),
-    "generated": ("qwen2_5_vl", 2, {"inference_frames": 2 * FRAMES}, as_generated),
+    "generated": pytest.param(
+        *("qwen2_5_vl", 2, {"inference_frames": 2 * FRAMES}, as_generated), marks=pytest.mark.slow
+    ),
     "timed": ("qwen3_vl", 2, {}, timed),
     "steps": pytest.param(
         *("qwen3_vl", 2, {"group": 2}, lambda n: timed(n, group=2)), marks=pytest.mark.slow

@@ -134,9 +134,7 @@ def _find(
         can_seek = hasattr(source, "seek") and hasattr(source, "tell")
         can_seek = can_seek and (seekable is None or bool(seekable()))
         name = str(getattr(source, "name", f"<{type(source).__name__}>"))
-        return Found(
-            name, source, can_seek and (seekable is None or bool(seekable())), False
-        ), False
+        return Found(name, source, can_seek, False), False
     raise ValueError(
         f"source must be a path, an address, '-' or an object with read(), got {source!r}"
     )

@@ -49,7 +49,12 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
     return True, c < 0, b < 0
 
 
-_TURNS = (*((False, False, False), (True, False, True), (False, True, True), (True, True, False)),)
+_TURNS = (
+    (False, False, False),
+    (True, False, True),
+    (False, True, True),
+    (True, True, False),
+)
 """`orientation` for 0, 90, 180 and 270 degrees counter-clockwise."""
 
 

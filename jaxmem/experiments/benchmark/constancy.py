@@ -135,6 +135,20 @@ class Streamed:
         return before, Moment(carry, at, resident())
 
 
+def check_longer(end: float, early: float, hours: float, early_minute: float) -> None:
+    """Raise ValueError if a stream ends before there is an early moment to compare with.
+
+    Args:
+      end: of the stream, in any unit; `early` likewise.
+      hours: of the stream, as the caller gave them; `early_minute` likewise.
+    """
+    if end <= early:
+        raise ValueError(
+            f"{hours} hours are not longer than minute {early_minute}: raise hours or lower "
+            "early_minute."
+        )
+
+
 class Moment(NamedTuple):
     """A moment of a stream."""
 
@@ -171,11 +185,7 @@ def measure(
     size = spec.chunk
     seconds = size // model.tokens_per_piece
     total, early_at = (int(s / seconds) for s in (hours * 3600, early_minute * 60))
-    if total <= early_at:
-        raise ValueError(
-            f"{hours} hours are not longer than minute {early_minute}: raise hours or lower "
-            "early_minute."
-        )
+    check_longer(total, early_at, hours, early_minute)
     warm = streamed.run(init_carry(streamed.program), np.zeros((segment,), np.int32))
     streamed.times(warm)
     del warm

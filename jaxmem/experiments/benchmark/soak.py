@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jaxmem.data.media.prefetch import prefetch
 from jaxmem.data.media.types import Piece
-from jaxmem.experiments.benchmark.constancy import resident
+from jaxmem.experiments.benchmark.constancy import check_longer, resident
 from jaxmem.experiments.stream.segments import segments
 from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
@@ -93,11 +93,7 @@ def soak(
       ValueError: if the stream is not longer than `early_minute`, or the file does not open.
     """
     seconds, early = hours * 3600, early_minute * 60
-    if seconds <= early:
-        raise ValueError(
-            f"{hours} hours are not longer than minute {early_minute}: raise hours or lower "
-            "early_minute."
-        )
+    check_longer(seconds, early, hours, early_minute)
     session, loops = Session(model, chosen.memory, chunk_pieces=chunk_pieces), []
     moments: list[Held] = []
     begin, asked, compiled = time.perf_counter(), 0.0, 0

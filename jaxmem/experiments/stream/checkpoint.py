@@ -14,7 +14,7 @@ from jaxmem.experiments.stream.run import Progress, Stream
 from jaxmem.models.base import MediaFormat
 from jaxmem.pieces import Heard
 from jaxmem.report.results import Answered
-from jaxmem.resuming import Checkpoints, check_same, identity, rest_of
+from jaxmem.resuming import Checkpoints, check_same, heard_of, held_of, identity, is_live, rest_of
 
 
 class Resumed:
@@ -60,25 +60,19 @@ class Resumed:
     @property
     def heard(self) -> Heard:
         """Return what the next chunk must know of the stream."""
-        part = next(iter(self.parts.values()))
-        return Heard(part.arrays["host.past"], part.numbers["pieces"])
+        return heard_of(self._first)
 
     def rest(
         self, pieces: Iterable[Piece], media: MediaFormat, reader: MediaReader
     ) -> Iterator[Piece]:
         """Yield the pieces of the source that are still to be fed, of the open chunk on."""
-        live = reader.info.duration is None and self.more["source"]["bytes"] is None
-        held = [self._held(i) for i in range(self._open)]
-        fed = self.heard.pieces + self._open
-        return rest_of(pieces, media, fed, held, live=live)
+        held, live = list(held_of(self._first)), is_live(reader.info, self.more["source"])
+        return rest_of(pieces, media, self.heard.pieces + len(held), held, live=live)
 
     @property
-    def _open(self) -> int:
-        return next(iter(self.parts.values())).numbers["open"]
-
-    def _held(self, i: int) -> saving.SavedPiece:
-        arrays = next(iter(self.parts.values())).arrays
-        return saving.SavedPiece(arrays[f"host.frames_{i}"], arrays[f"host.samples_{i}"])
+    def _first(self) -> saving.Part:
+        """Return one of the streams: all have seen the same."""
+        return next(iter(self.parts.values()))
 
     def questions(self, planned: Sequence[Planned]) -> tuple[Planned, ...]:
         """Return the planned questions that were not answered, none before where it goes on."""

@@ -24,7 +24,7 @@ def answers(out):
 
 
 @pytest.mark.parametrize(
-    "more", [["--bank.capacity", "200"], pytest.param([], marks=pytest.mark.slow)]
+    "more", [[], pytest.param(["--bank.capacity", "200"], marks=pytest.mark.slow)]
 )
 def test_resumed_is_uninterrupted(more, tmp_path, capsys):
     names = ["--compare", "recent,uniform", *more]

@@ -100,7 +100,8 @@ JUMPS = {
 @pytest.mark.parametrize(
     ("name", "jumps"),
     [
-        *[(name, jumps) for name in ("recent", "evenly") for jumps in JUMPS],
+        *[("recent", jumps) for jumps in JUMPS],
+        *[pytest.param("evenly", jumps, marks=pytest.mark.slow) for jumps in JUMPS],
         *[("omnimem", jumps) for jumps in ("once", "three times")],
         ("omnimem, positions kept", "nine times"),
         ("recent in host memory", "three times"),
