@@ -1,7 +1,8 @@
 """Any supported checkpoint as a `Model`: a directory, or the name of a Hugging Face repository."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def load(
         made_by = family_of(config, directory)
         if not abstract:
             settings_of(config)  # a quantisation that is not read is refused first
-        files = read_files(directory, abstract=abstract)
+        with _as_expected(name):
+            files = read_files(directory, abstract=abstract)
     if lora is not None and adapter is not None:
         read_adapter(lora)  # one that is not read is refused first
         name += f"+{Path(adapter).resolve().name}"
@@ -141,14 +143,21 @@ def read_family(made_by: type[Family], files: Files, name: str, **options: Any) 
     Raises:
       ValueError: if something is missing, does not fit, or is of another kind than its key says.
     """
-    try:
+    with _as_expected(name):
         return made_by.read(files, **options)
+
+
+@contextmanager
+def _as_expected(name: str) -> Iterator[None]:
+    """Turn what values of another kind raise, in any of the small files, into words."""
+    try:
+        yield
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         if "keyword argument" in str(error):  # an option that the family does not have
             raise
         raise ValueError(
-            f"config.json or the preprocessor's settings of {name} hold something else than "
-            f"expected ({error}): download them again."
+            f"the JSON files of {name} hold something else than expected ({error}): download them "
+            "again."
         ) from error
 
 

@@ -116,3 +116,11 @@ def test_a_config_of_other_kinds_is_refused_in_words(tmp_path, key, value):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="hold something else than expected .* again"):
         jm.load(folder)
+
+
+def test_values_of_other_kinds_in_other_files_are_refused_in_words(tmp_path):
+    """From Python as on the command line: both go through `load`."""
+    folder = write_tiny(tmp_path)
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": [1]}')
+    with pytest.raises(ValueError, match="hold something else than expected .* again"):
+        jm.load(folder)

@@ -52,21 +52,15 @@ def find_model(config: StreamConfig, console: Console) -> Model:
     if config.model is None:
         return embedded(config.weights)
     begin = time.perf_counter()
-    try:
-        with console.status(f"loading {config.model}"):
-            model = load(
-                config.model,
-                adapter=config.adapter,
-                dtype=config.dtype,
-                fps=config.fps or 1.0,
-                max_new=config.max_new,
-                max_pixels=config.max_pixels,
-            )
-    except (KeyError, TypeError, AttributeError, IndexError) as error:  # of its JSON files
-        raise ValueError(
-            f"--model {config.model}: its files do not say what is expected "
-            f"({type(error).__name__}: {error}); compare config.json with the released one."
-        ) from error
+    with console.status(f"loading {config.model}"):
+        model = load(
+            config.model,
+            adapter=config.adapter,
+            dtype=config.dtype,
+            fps=config.fps or 1.0,
+            max_new=config.max_new,
+            max_pixels=config.max_pixels,
+        )
     console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
     return model
 
