@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-
 NARROW = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 """What the CPU's compiler is told where weights are narrower than float32.
 
@@ -33,8 +32,8 @@ class Compiled:
         self._narrow = jax.jit(function, compiler_options=NARROW, **how)
         update_wrapper(self, function)
 
-    def _of(self, given: Any) -> Any:
-        leaves = [x for x in jax.tree.leaves(given) if getattr(x, "dtype", None) in HALVES]
+    def _of(self, args: tuple[Any, ...]) -> Any:  # the weights come first
+        leaves = [x for x in jax.tree.leaves(args[:1]) if getattr(x, "dtype", None) in HALVES]
         # `jax.jit` refuses compiler options where it is traced itself
         traced = any(isinstance(x, Tracer) for x in leaves)
         narrow = leaves and not traced and jax.default_backend() == "cpu"
@@ -43,7 +42,7 @@ class Compiled:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
         try:
-            return self._of((args, kwargs))(*args, **kwargs)
+            return self._of(args)(*args, **kwargs)
         except ValueError as error:
             if "top-level" not in str(error):
                 raise
@@ -51,7 +50,7 @@ class Compiled:
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """Lower the function as it is compiled for such arguments (arrays or their shapes)."""
-        return self._of((args, kwargs)).lower(*args, **kwargs)
+        return self._of(args).lower(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the compiled function has, such as `eval_shape`."""
