@@ -42,7 +42,8 @@ _WHERE = {
     "loop": "start stream advance branch",
     "asking": "Answer ask log_prob",
     "programs": "compile memory_for model_spec",
-    "session": "Session Reply Event",
+    "feeding": "Event",
+    "session": "Session Reply",
     "saving": "save restore",
     # Models.
     "models.base": "Model MediaFormat for_frames",

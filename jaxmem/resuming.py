@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxmem import saving
+from jaxmem import saves
 from jaxmem.data.media.types import MediaInfo, Piece
 from jaxmem.models.base import MediaFormat
 from jaxmem.pieces import Heard, PieceLike
@@ -31,13 +31,13 @@ class Checkpoints:
         """
         if not every > 0:
             raise ValueError(f"every must be a positive number of seconds, got {every}.")
-        saving.check_target(path, replace=again)
+        saves.check_target(path, replace=again)
         self.path, self.every, self._last = Path(path), every, at
 
     def __call__(
         self,
         at: float,
-        parts: Callable[[], Mapping[str, saving.Part]],
+        parts: Callable[[], Mapping[str, saves.Part]],
         more: Callable[[], Mapping[str, Any]] = dict,
     ) -> bool:
         """Save at stream time `at` if it is due, and return whether it was.
@@ -48,7 +48,7 @@ class Checkpoints:
         if at - self._last < self.every - 1e-6:
             return False
         self._last = at
-        saving.write(self.path, parts(), replace=True, more=more())
+        saves.write(self.path, parts(), replace=True, more=more())
         return True
 
 
@@ -80,16 +80,16 @@ def is_live(info: MediaInfo, source: Mapping[str, Any]) -> bool:
     return info.duration is None and source["bytes"] is None
 
 
-def heard_of(part: saving.Part) -> Heard:
+def heard_of(part: saves.Part) -> Heard:
     """Return what the next chunk must know of a session's saved stream."""
     return Heard(part.arrays["host.past"], part.numbers["pieces"])
 
 
-def held_of(part: saving.Part) -> Iterator[saving.SavedPiece]:
+def held_of(part: saves.Part) -> Iterator[saves.SavedPiece]:
     """Yield the pieces of the chunk that was open when a session was saved."""
     for i in range(part.numbers["open"]):
         frames, samples = (part.arrays[f"host.{name}_{i}"] for name in ("frames", "samples"))
-        yield saving.SavedPiece(frames, samples)
+        yield saves.SavedPiece(frames, samples)
 
 
 def rest_of(

@@ -22,10 +22,12 @@ LEVELS = {
     "finite": 6,
     "programs": 6,
     "pieces": 6,
+    "saves": 6,
     "saving": 6,
     "resuming": 6,
     "training": 6,
     "report": 6,
+    "feeding": 6,
     "session": 7,
     "experiments": 8,
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem import saving
+from jaxmem import saves, saving
 from jaxmem.asking import ask
 from jaxmem.bound import question_rows
 from jaxmem.data.world.files import held_out
@@ -234,7 +234,7 @@ def test_weights_are_read_once_however_often_a_stream_saves_itself(model, tmp_pa
     monkeypatch.setattr(saving, "fingerprint", lambda x: read.append(1) or fingerprint(x))
     session = Session(model, Recent(40))
     session.watch(pieces(4), checkpoint=tmp_path / "live", every=1.0)
-    assert len(saving.numbered(tmp_path / "live")) == saving.KEPT and len(read) == 1
+    assert len(saves.numbered(tmp_path / "live")) == saves.KEPT and len(read) == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 
-from jaxmem import saving
+from jaxmem import saves
 from jaxmem.data.media.reader import MediaReader
 from jaxmem.data.media.types import Piece
 from jaxmem.experiments.stream.config import StreamConfig
@@ -20,7 +20,7 @@ from jaxmem.resuming import Checkpoints, check_same, heard_of, held_of, identity
 class Resumed:
     """A saved moment of a run, which another run goes on from."""
 
-    def __init__(self, saved: saving.Saved):
+    def __init__(self, saved: saves.Saved):
         """Read the streams of a save.
 
         Raises:
@@ -70,7 +70,7 @@ class Resumed:
         return rest_of(pieces, media, self.heard.pieces + len(held), held, live=live)
 
     @property
-    def _first(self) -> saving.Part:
+    def _first(self) -> saves.Part:
         """Return one of the streams: all have seen the same."""
         return next(iter(self.parts.values()))
 
@@ -102,9 +102,9 @@ def resumed(config: StreamConfig) -> Resumed | None:
     """
     if config.resume is None:
         return None
-    if config.resume == config.checkpoint and not saving.numbered(config.resume):
+    if config.resume == config.checkpoint and not saves.numbered(config.resume):
         return None
-    return Resumed(saving.read(config.resume))
+    return Resumed(saves.read(config.resume))
 
 
 class Saver:
@@ -139,7 +139,7 @@ class Saver:
             self.failed = f"the stream could not be saved to {self._checkpoints.path}: {error}"
         return "" if before else self.failed
 
-    def _part(self, one: Stream) -> saving.Part:
+    def _part(self, one: Stream) -> saves.Part:
         """Return a stream that `Session.restore` and `watch(resume=True)` can go on with, too."""
         part = one.session.part()
         source = identity(self.source) | {"first": 0}

@@ -13,7 +13,7 @@ from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.memory.options import NAMES, check_options
 from jaxmem.resuming import EVERY
-from jaxmem.saving import check_target
+from jaxmem.saves import check_target
 
 Append = tyro.conf.UseAppendAction
 Flag = tyro.conf.FlagCreatePairsOff

@@ -16,13 +16,13 @@ from jaxmem.data.world.world import split_seed, world
 from jaxmem.experiments.stream.config import StreamConfig, check, media_options
 from jaxmem.experiments.stream.cost import check_synthetic
 from jaxmem.experiments.stream.questions import AT_THE_END, END, Planned
+from jaxmem.feeding import open_for
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.base import Model
 from jaxmem.models.load import load
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.maps import Span
 from jaxmem.report.numbers import clock
-from jaxmem.session import open_for
 
 SYNTHETIC_SECONDS = 240
 

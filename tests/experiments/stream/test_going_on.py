@@ -10,7 +10,7 @@ import killing
 import numpy as np
 import pytest
 
-from jaxmem import saving
+from jaxmem import saves
 from jaxmem.data.world.files import held_out
 from jaxmem.experiments.stream.__main__ import main
 from jaxmem.memory import MEMORIES
@@ -78,8 +78,8 @@ def test_every_memory_goes_on(name, little, tmp_path, monkeypatch):
     monkeypatch.setattr(Session, "ask", heard)
     live = tmp_path / "live"
     assert main([*words, "--checkpoint", str(live), "--every", "8"]) == 0
-    wanted, first = said[-2:], saving.numbered(live)[0]
-    assert saving.read(first).more["time"] == 8
+    wanted, first = said[-2:], saves.numbered(live)[0]
+    assert saves.read(first).more["time"] == 8
     said.clear()
     assert main([*words, "--resume", str(first)]) == 0
     assert said[-2:] == wanted and len({logits for _, _, logits in wanted}) == 2
@@ -109,7 +109,7 @@ class Killed:
 
     def state(self):
         """The last save, every array of which has its checksum."""
-        saved = saving.read(self.live)
+        saved = saves.read(self.live)
         arrays = saved.part().arrays
         return saved.more["time"], {name: array.tobytes() for name, array in arrays.items()}
 
@@ -121,7 +121,7 @@ class Killed:
         return found
 
     def last(self):
-        found = saving.numbered(self.live)
+        found = saves.numbered(self.live)
         return int(found[-1].name) if found else 0
 
     def once(self):

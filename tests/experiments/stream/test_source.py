@@ -12,8 +12,8 @@ from jaxmem.data.media.media import open_media
 from jaxmem.data.world.files import held_out
 from jaxmem.experiments.stream.__main__ import configured, main
 from jaxmem.experiments.stream.source import UnreadableError, find_source, open_source
+from jaxmem.feeding import open_for
 from jaxmem.models.tiny.embedded import embedded
-from jaxmem.session import open_for
 
 
 @pytest.fixture(scope="module")
