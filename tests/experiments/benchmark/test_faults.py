@@ -65,8 +65,9 @@ def test_a_child_that_dies_hangs_or_grows_is_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(
         faults.subprocess, "Popen", lambda words, **more: real([words[0], str(script)], **more)
     )
-    config = faults.FaultsConfig(limit_seconds=1.0, limit_mib=150)
-    for name, outcome in [("die", "crashed"), ("sleep", "hung"), ("eat", "beyond memory")]:
+    told = [("die", "crashed", 30.0), ("sleep", "hung", 1.0), ("eat", "beyond memory", 30.0)]
+    for name, outcome, limit in told:
+        config = faults.FaultsConfig(limit_seconds=limit, limit_mib=150)
         child = faults.Child(config)
         assert child.stream(tmp_path / "fine")["outcome"] == "answered"
         assert child.stream(tmp_path / name)["outcome"] == outcome
