@@ -24,6 +24,7 @@ from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
 from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
+from jaxmem.models.qwen.qwen2_vl import Qwen2VL
 from jaxmem.models.qwen.qwen3_vl import Qwen3VL
 from jaxmem.models.salmonn.config import hears
 from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
@@ -33,6 +34,7 @@ FAMILIES: dict[str, type[Family]] = {
     "llava_onevision": LlavaOnevision,
     "llava_qwen": LlavaVideo,
     "llava": LlavaVideo,
+    "qwen2_vl": Qwen2VL,
     "qwen2_5_vl": Qwen25VL,
     "qwen3_vl": Qwen3VL,
     "qwen2_5_omni": Qwen25Omni,

@@ -23,6 +23,9 @@ from jaxmem.models.llava import onevision
 from jaxmem.models.load import load
 
 PARAMETERS = {  # of the safetensors files' index, or the model card
+    "qwen2-vl:2b": 2_208_985_600,
+    "qwen2-vl:7b": 8_291_375_616,
+    "qwen2-vl:72b": pytest.approx(73.4e9, rel=2e-3),
     "qwen2.5-vl:3b": 3_754_622_976,
     "qwen2.5-vl:7b": 8_292_166_656,
     "qwen2.5-vl:32b": 33_452_718_336,

@@ -18,6 +18,9 @@ from jaxmem.models.load import family_of
 
 # Tensors, and their bytes in bfloat16.
 PUBLISHED = {
+    "qwen2-vl:2b": (729, 4_417_971_200),
+    "qwen2-vl:7b": (730, 16_582_751_232),
+    "qwen2-vl:72b": (1_354, 146_811_120_640),
     "qwen2.5-vl:3b": (824, 7_509_245_952),
     "qwen2.5-vl:7b": (729, 16_584_333_312),
     "qwen2.5-vl:32b": (1_161, 66_905_436_672),
@@ -32,12 +35,14 @@ PUBLISHED = {
 }
 # What names begin with: in the weight table, in files of the releases (older ones first), and in
 # the memory of transformers 5.
+QWEN = (
+    ("visual.", "visual.", "model.visual."),
+    ("model.", "model.", "model.language_model."),
+    ("lm_head.", "lm_head.", "lm_head."),
+)
 LAYOUTS = {
-    "qwen2.5-vl": (
-        ("visual.", "visual.", "model.visual."),
-        ("model.", "model.", "model.language_model."),
-        ("lm_head.", "lm_head.", "lm_head."),
-    ),
+    "qwen2-vl": QWEN,
+    "qwen2.5-vl": QWEN,
     "qwen3-vl": (("model.", "model.", "model."), ("lm_head.", "lm_head.", "lm_head.")),
     "llava-onevision": (
         ("vision_tower.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower."),
