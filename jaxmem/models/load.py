@@ -24,19 +24,23 @@ from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
 from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
+from jaxmem.models.qwen.qwen2_vl import Qwen2VL
 from jaxmem.models.qwen.qwen3_vl import Qwen3VL
 from jaxmem.models.salmonn.config import hears
 from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
+from jaxmem.models.smolvlm.smolvlm import SmolVLM
 from jaxmem.models.tiny.embedded import embedded
 
 FAMILIES: dict[str, type[Family]] = {
     "llava_onevision": LlavaOnevision,
     "llava_qwen": LlavaVideo,
     "llava": LlavaVideo,
+    "qwen2_vl": Qwen2VL,
     "qwen2_5_vl": Qwen25VL,
     "qwen3_vl": Qwen3VL,
     "qwen2_5_omni": Qwen25Omni,
     "qwen2_5_omni_thinker": Qwen25Omni,
+    "smolvlm": SmolVLM,
 }
 """`model_type` of config.json to the class that reads such a checkpoint."""
 HEARING: dict[str, type[Family]] = {"qwen2_5_vl": Salmonn, "qwen3_vl": TimedSalmonn}
@@ -116,7 +120,7 @@ def load(
         read_adapter(lora)  # one that is not read is refused first
         name += f"+{Path(adapter).resolve().name}"
     if max_pixels is not None:
-        if issubclass(made_by, LlavaFamily):
+        if issubclass(made_by, LlavaFamily | SmolVLM):
             raise ValueError(
                 f"{name} takes frames of one size: leave max_pixels out, got {max_pixels}."
             )

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
+from checkpoints import write_checkpoint, write_qwen2_vl, write_smolvlm
 from safetensors.numpy import load_file, save_file
 
 import jaxmem as jm
@@ -61,12 +61,35 @@ def test_a_stored_output_matrix_is_used_whatever_the_flag_says(golden, tmp_path,
             assert "head" not in decoder
 
 
+@pytest.mark.parametrize("where", ["root", "text"])
+@pytest.mark.parametrize(
+    ("write", "table"),
+    [
+        (write_qwen2_vl, "model.embed_tokens.weight"),
+        (write_smolvlm, "model.text_model.embed_tokens.weight"),
+    ],
+)
+def test_a_tied_family_takes_a_stored_output_matrix_too(tmp_path, write, table, where):
+    folder = write(tmp_path)
+    config = flagged(json.loads((folder / "config.json").read_text()), where)
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    assert "head" not in jm.load(folder, dtype="float32").params["decoder"]
+    save_file(weights | {"lm_head.weight": weights[table]}, folder / "model.safetensors")
+    assert "head" not in jm.load(folder, dtype="float32").params["decoder"]
+    own = weights[table][::-1].copy()
+    save_file(weights | {"lm_head.weight": own}, folder / "model.safetensors")
+    found = jm.load(folder, dtype="float32").params["decoder"]["head"]["kernel"]
+    np.testing.assert_array_equal(found, own.T)
+
+
 def decoder_of(folder, config):
     (folder / "config.json").write_text(json.dumps(config))
     return jm.load(folder, abstract=True).decoder
 
 
 ROPES = {
+    "qwen2-vl:2b": (1e6, [16, 24, 24], False),
     "qwen2.5-vl:3b": (1e6, [16, 24, 24], False),
     "qwen2.5-omni:3b": (1e6, [16, 24, 24], False),
     "qwen3-vl:2b": (5e5, [24, 20, 20], True),

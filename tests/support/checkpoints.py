@@ -8,6 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
+
+from jaxmem.models.qwen import qwen2_vl
+from jaxmem.models.qwen.tiny_checkpoint import random_tensors
+from jaxmem.models.smolvlm import smolvlm, words
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
@@ -101,6 +106,11 @@ def write_checkpoint(golden: Path, family: str, target: Path) -> Path:
     settings = {}
     if "qwen" in family:
         settings = settings_of(config, whole_videos=family == "qwen3_vl")
+    return write_small_files(target, config, names, settings, video)
+
+
+def write_small_files(target: Path, config, names, settings, video: str) -> Path:
+    """Write what a checkpoint holds besides its weights."""
     tokenizer = tokenizer_of(special_of(config, names), config["text_config"]["vocab_size"])
     for file, value in (
         ("config.json", config),
@@ -111,6 +121,58 @@ def write_checkpoint(golden: Path, family: str, target: Path) -> Path:
         (target / file).write_text(json.dumps(value))
     tokenizer.save(str(target / "tokenizer.json"))
     return target
+
+
+def write_qwen2_vl(target: Path) -> Path:
+    """Write a Qwen2-VL with weights of its own; nobody stores reference outputs of one."""
+    config = {
+        "model_type": "qwen2_vl", "image_token_id": 3, "video_token_id": 4,
+        "vision_start_token_id": 5, "vision_end_token_id": 6, "tie_word_embeddings": True,
+        "text_config": {
+            "hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4,
+            "num_hidden_layers": 3, "num_key_value_heads": 2, "vocab_size": 100,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 2, 2]},
+        },
+        "vision_config": {
+            "depth": 2, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2, "num_heads": 2,
+            "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+        },
+    }  # fmt: skip
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = random_tensors(qwen2_vl.weight_table(qwen2_vl.read_config(config)))
+    save_file(tensors, target / "model.safetensors")
+    settings, video = settings_of(config, whole_videos=False), FAMILIES["qwen2_5_vl"][2]
+    return write_small_files(target, config, QWEN, settings, video)
+
+
+SMOLVLM = {
+    "image": words.IMAGE, "around": words.AROUND, "whole": words.GLOBAL,
+    "utterance": "<end_of_utterance>",
+}  # fmt: skip
+
+
+def write_smolvlm(target: Path) -> Path:
+    """Write a SmolVLM2 with weights of its own; frames are 24 pixels wide or high, then squares."""
+    config = {
+        "model_type": "smolvlm", "image_token_id": 3, "around_token_id": 4, "whole_token_id": 5,
+        "utterance_token_id": 6, "scale_factor": 2, "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "llama", "hidden_size": 48, "intermediate_size": 64, "head_dim": 16,
+            "num_attention_heads": 4, "num_hidden_layers": 3, "num_key_value_heads": 2,
+            "vocab_size": 100, "rms_norm_eps": 1e-5, "rope_theta": 1e5,
+        },
+        "vision_config": {
+            "model_type": "smolvlm_vision", "hidden_size": 32, "intermediate_size": 40,
+            "num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 24, "patch_size": 6,
+        },
+    }  # fmt: skip
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = random_tensors(smolvlm.weight_table(smolvlm.read_config(config)))
+    save_file(tensors, target / "model.safetensors")
+    settings = {"image_mean": MEAN, "image_std": STD, "max_image_size": {"longest_edge": 24}}
+    settings |= {"size": {"longest_edge": 96}}
+    settings["video_sampling"] = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 24}}
+    return write_small_files(target, config, SMOLVLM, settings, "<video>")
 
 
 def ids_of(folder: Path, text: str) -> list[int]:

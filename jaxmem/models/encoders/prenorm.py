@@ -1,4 +1,4 @@
-"""The encoder block of SigLIP, Whisper and Qwen3-VL: layer norm, attention, layer norm, GELU MLP.
+"""The block of SigLIP, Whisper, Qwen2-VL, Qwen3-VL: layer norm, attention, layer norm, GELU MLP.
 
 Rows of all pictures or clips lie one after the other; who sees whom is a static `Groups`.
 """
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxmem.models.encoders.vision_parts import (
+    Gelu,
     Groups,
     gelu_mlp,
     layer_norm,
@@ -25,7 +26,7 @@ class Prenorm:
     width: int  # W, of the rows
     heads: int  # attention heads
     mlp_width: int  # inner width of the MLP
-    tanh_gelu: bool  # GELU by its tanh approximation instead of the error function
+    gelu: Gelu  # kind of the MLP's activation
     norm_eps: float  # of every layer norm
 
     def __post_init__(self):
@@ -53,7 +54,7 @@ def through(
     def block(mine: Params, h: Array, _: None) -> Array:
         x = layer_norm(h, mine["norm1"], config.norm_eps)
         h = h + self_attention(mine, config.heads, x, turn, groups)
-        return h + gelu_mlp(mine, layer_norm(h, mine["norm2"], config.norm_eps), config.tanh_gelu)
+        return h + gelu_mlp(mine, layer_norm(h, mine["norm2"], config.norm_eps), config.gelu)
 
     return through_blocks(weights, h, block, (None,) * config.depth, taps)
 

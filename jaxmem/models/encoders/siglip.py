@@ -60,7 +60,7 @@ def read_config(vision: Mapping[str, Any]) -> SiglipConfig:
         raise ValueError(
             f"the SigLIP encoder uses gelu_pytorch_tanh, config.json says {vision['hidden_act']!r}."
         )
-    stack = Prenorm(**fields(vision, ENCODER | {"norm_eps": "layer_norm_eps"}), tanh_gelu=True)
+    stack = Prenorm(**fields(vision, ENCODER | {"norm_eps": "layer_norm_eps"}), gelu="tanh")
     channels, head = vision["num_channels"], vision["vision_use_head"]
     return SiglipConfig(stack, vision["image_size"], vision["patch_size"], channels, head)
 
@@ -136,7 +136,7 @@ def pool(params: Params, config: SiglipConfig, x: Float[Array, "n N W"]) -> Floa
     read = jax.vmap(attend_all, (None, 0, 0))(q, k, v)
     h = linear(read.reshape(x.shape[0], -1), head["proj"])
     rows = layer_norm(h, head["norm"], config.stack.norm_eps)
-    return h + gelu_mlp(head, rows, config.stack.tanh_gelu)
+    return h + gelu_mlp(head, rows, config.stack.gelu)
 
 
 def weight_table(config: SiglipConfig, prefix: str = "") -> dict[str, Weight]:

@@ -7,7 +7,7 @@ attends to which is worked out in numpy while a program is traced.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from jaxmem.typing import Array, Bool, Float, Int, Params
 
 Grid = tuple[int, int, int]
 Grids = Sequence[Grid]
+Gelu = Literal["exact", "tanh", "quick"]
+"""By the error function, its tanh approximation, or x sigmoid(1.702 x)."""
 
 
 def as_grids(grids: Any, merge: int, patches: int | None = None) -> tuple[Grid, ...]:
@@ -181,9 +183,16 @@ def self_attention(
     return linear(out.reshape(out.shape[0], -1), weights["proj"])
 
 
-def gelu_mlp(weights: Params, x: Float[Array, "*N E"], tanh: bool = False) -> Float[Array, "*N E"]:
-    """Return linear map "fc1", GELU (exact, or its tanh approximation), linear map "fc2"."""
-    return linear(jax.nn.gelu(linear(x, weights["fc1"]), approximate=tanh), weights["fc2"])
+def gelu_mlp(
+    weights: Params, x: Float[Array, "*N E"], gelu: Gelu = "exact"
+) -> Float[Array, "*N E"]:
+    """Return linear map "fc1", GELU, linear map "fc2"."""
+    x = linear(x, weights["fc1"])
+    if gelu == "quick":
+        x = x * jax.nn.sigmoid(1.702 * x)
+    else:
+        x = jax.nn.gelu(x, approximate=gelu == "tanh")
+    return linear(x, weights["fc2"])
 
 
 def layer_norm(x: Float[Array, "*N E"], weight: Params, eps: float) -> Float[Array, "*N E"]:

@@ -47,7 +47,7 @@ def read_stack(config: Mapping[str, Any], where: str = "config.json") -> Prenorm
     """Return the blocks that Whisper's keys describe; ValueError if one is missing or not known."""
     check_value("activation_function", config.get("activation_function", "gelu"), "gelu")
     # The epsilon is torch's default; config.json does not hold it.
-    return Prenorm(**fields(config, KEYS, where), tanh_gelu=False, norm_eps=1e-5)
+    return Prenorm(**fields(config, KEYS, where), gelu="exact", norm_eps=1e-5)
 
 
 def stem(

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-FAMILIES = ("qwen2.5-vl", "qwen2.5-omni", "qwen3-vl", "llava-onevision")
+FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen2.5-omni", "qwen3-vl", "llava-onevision", "smolvlm2")
 """What stands before the colon."""
 
 

@@ -44,11 +44,17 @@ further; what follows the prompt stands after the largest position in all of the
 
 
 @dataclass(frozen=True)
-class Qwen25VLConfig(VLConfig):
+class TickedConfig(VLConfig):
+    """Static description of a model whose videos have a clock on the temporal axis."""
+
+    ticks_per_second: int = 2
+
+
+@dataclass(frozen=True)
+class Qwen25VLConfig(TickedConfig):
     """Static description of the model."""
 
     vision: Qwen25VisionConfig
-    ticks_per_second: int = 2  # of the temporal axis
 
 
 def read_config(config: Mapping[str, Any]) -> Qwen25VLConfig:
@@ -70,7 +76,7 @@ def weight_table(config: Qwen25VLConfig) -> dict[str, Weight]:
     return decoder | under("vision", vision_table(config.vision))
 
 
-def _rule(config: Qwen25VLConfig, rule: Rule, grid: Grid, seconds: mrope.Seconds) -> mrope.Block:
+def _rule(config: TickedConfig, rule: Rule, grid: Grid, seconds: mrope.Seconds) -> mrope.Block:
     """Return the positions of a picture or a video."""
     frames, rows, columns = grid
     rows, columns = rows // config.vision.merge, columns // config.vision.merge
@@ -81,7 +87,7 @@ def _rule(config: Qwen25VLConfig, rule: Rule, grid: Grid, seconds: mrope.Seconds
 
 
 def positions(
-    config: Qwen25VLConfig,
+    config: TickedConfig,
     ids: Ids,
     *,
     images: Grids = (),
@@ -115,7 +121,7 @@ def positions(
     return pos, max(after, int(pos.max(initial=-1)) + 1)
 
 
-def prompt_plan(config: Qwen25VLConfig, ids: Ids, **media: Any) -> Plan:
+def prompt_plan(config: TickedConfig, ids: Ids, **media: Any) -> Plan:
     """Return the plan of a whole prompt; `media` as in `positions`.
 
     Features are those of all pictures, then those of all videos.
@@ -130,7 +136,7 @@ def encode(
     return encode_vision(params["vision"], config.vision, patches, grids)[0]
 
 
-def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: mrope.Seconds) -> Plan:
+def video_chunk(config: TickedConfig, first: int, grid: Grid, seconds: mrope.Seconds) -> Plan:
     """Return the plan of some frames of an endless video.
 
     The stream's position is where the frames before it ended: (begin + tick of the first frame,
@@ -150,7 +156,7 @@ def video_chunk(config: Qwen25VLConfig, first: int, grid: Grid, seconds: mrope.S
 
 
 def text_after(
-    config: Qwen25VLConfig, frames: int, rows: int, columns: int, seconds: mrope.Seconds
+    config: TickedConfig, frames: int, rows: int, columns: int, seconds: mrope.Seconds
 ) -> Int[np.ndarray, "3"]:
     """Return `Embeds.start` of text after a video, relative to the position its chunks reached.
 
@@ -170,7 +176,26 @@ def text_after(
 
 
 @dataclass(frozen=True)
-class Qwen25VL(QwenFamily):
+class TickedFamily(QwenFamily):
+    """A model whose frames stand at the ticks of a clock, without words about the time."""
+
+    config: TickedConfig
+
+    @property
+    def seconds(self) -> mrope.Seconds:
+        """Return the time from one frame of patches to the next, as positions count it."""
+        return self.clip.seconds
+
+    def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
+        first = start * self.clip.per_piece
+        return video_chunk(self.config, first, self.clip.grid(size, real), self.seconds)
+
+    def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
+        return text_after(self.config, *self.clip.grid(size, pieces), self.seconds)
+
+
+@dataclass(frozen=True)
+class Qwen25VL(TickedFamily):
     """Qwen2.5-VL as a `Family`."""
 
     config: Qwen25VLConfig
@@ -179,13 +204,6 @@ class Qwen25VL(QwenFamily):
     @property
     def names(self) -> Names:
         return Names(weight_table(self.config), RENAMES, IGNORE)
-
-    def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
-        first = start * self.clip.per_piece
-        return video_chunk(self.config, first, self.clip.grid(size, real), self.clip.seconds)
-
-    def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
-        return text_after(self.config, *self.clip.grid(size, pieces), self.clip.seconds)
 
     def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
         return encode(params, self.config, patches, grids), None

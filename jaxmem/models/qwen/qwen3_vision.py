@@ -46,7 +46,7 @@ class Qwen3VisionConfig(VisionConfig):
     def stack(self) -> Prenorm:
         """Return the blocks."""
         sizes = (self.depth, self.width, self.heads, self.mlp_width)
-        return Prenorm(*sizes, tanh_gelu=True, norm_eps=self.norm_eps)
+        return Prenorm(*sizes, gelu="tanh", norm_eps=self.norm_eps)
 
     @property
     def side(self) -> int:

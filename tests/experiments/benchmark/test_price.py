@@ -22,11 +22,17 @@ from jaxmem.models.hf.config import read_json
 from jaxmem.models.llava import onevision
 from jaxmem.models.load import load
 
-PARAMETERS = {  # of the safetensors files' index, or the model card
+PARAMETERS = {  # of the safetensors files' index, the model card, or transformers' model
+    "qwen2-vl:2b": 2_208_985_600,
+    "qwen2-vl:7b": 8_291_375_616,
+    "qwen2-vl:72b": pytest.approx(73.4e9, rel=2e-3),
     "qwen2.5-vl:3b": 3_754_622_976,
     "qwen2.5-vl:7b": 8_292_166_656,
     "qwen2.5-vl:32b": 33_452_718_336,
     "qwen2.5-vl:72b": 73_410_777_344,
+    "smolvlm2:256m": 256_484_928,
+    "smolvlm2:500m": 507_482_304,
+    "smolvlm2:2.2b": 2_246_784_880,
     "qwen3-vl:2b": 2_127_532_032,
     "qwen3-vl:4b": 4_437_815_808,
     "qwen3-vl:8b": 8_767_123_696,

@@ -1,7 +1,8 @@
 """The tensors of published checkpoints by shapes alone: names, how many, bytes, and two layouts.
 
 Numbers were computed with transformers 5.24 from the published config.json files, and agree with
-the published sizes of files.
+the published sizes of files; those of Qwen2-VL and SmolVLM2 from their sizes as publicly described,
+not compared with files.
 """
 
 import math
@@ -18,6 +19,9 @@ from jaxmem.models.load import family_of
 
 # Tensors, and their bytes in bfloat16.
 PUBLISHED = {
+    "qwen2-vl:2b": (729, 4_417_971_200),
+    "qwen2-vl:7b": (730, 16_582_751_232),
+    "qwen2-vl:72b": (1_354, 146_811_120_640),
     "qwen2.5-vl:3b": (824, 7_509_245_952),
     "qwen2.5-vl:7b": (729, 16_584_333_312),
     "qwen2.5-vl:32b": (1_161, 66_905_436_672),
@@ -27,17 +31,23 @@ PUBLISHED = {
     "qwen3-vl:8b": (750, 17_534_247_392),
     "llava-onevision:0.5b": (716, 1_787_351_104),
     "llava-onevision:7b": (765, 16_059_780_160),
+    "smolvlm2:256m": (471, 512_969_856),
+    "smolvlm2:500m": (489, 1_014_964_608),
+    "smolvlm2:2.2b": (657, 4_493_569_760),
     "qwen2.5-omni:7b": (1_346, 17_863_627_776),
     "qwen2.5-omni:3b": (1_442, 9_406_928_896),
 }
 # What names begin with: in the weight table, in files of the releases (older ones first), and in
 # the memory of transformers 5.
+QWEN = (
+    ("visual.", "visual.", "model.visual."),
+    ("model.", "model.", "model.language_model."),
+    ("lm_head.", "lm_head.", "lm_head."),
+)
 LAYOUTS = {
-    "qwen2.5-vl": (
-        ("visual.", "visual.", "model.visual."),
-        ("model.", "model.", "model.language_model."),
-        ("lm_head.", "lm_head.", "lm_head."),
-    ),
+    "qwen2-vl": QWEN,
+    "qwen2.5-vl": QWEN,
+    "smolvlm2": (("model.", "model."), ("lm_head.", "lm_head.")),
     "qwen3-vl": (("model.", "model.", "model."), ("lm_head.", "lm_head.", "lm_head.")),
     "llava-onevision": (
         ("vision_tower.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower."),

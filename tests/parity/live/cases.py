@@ -92,7 +92,8 @@ def run(torch, model, prompt):
     """One forward pass with its inner states, and greedy tokens."""
     inputs = {"input_ids": torch.tensor(prompt.ids[None], dtype=torch.long), **prompt.inputs}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    decoder, found, hooks = model.model.language_model, {}, []
+    found, hooks, inner = {}, [], model.model
+    decoder = inner.text_model if hasattr(inner, "text_model") else inner.language_model
 
     def positions(module, args, kwargs):
         found.setdefault("positions", kwargs.get("position_ids"))

@@ -81,14 +81,36 @@ def _tokens(vision, grid):
     return grid[0] * grid[1] * grid[2] // vision["spatial_merge_size"] ** 2
 
 
+def qwen2_vl(hf, folder, seed):
+    """Layer norms, quick GELU, whole frames; positions count frames."""
+    rng = np.random.default_rng(seed)
+    text, rope = _sectioned(rng)
+    vision = _vision(rng, text["hidden_size"])
+    vision["embed_dim"], vision["mlp_ratio"] = vision["hidden_size"], int(rng.integers(1, 5))
+    vision["hidden_size"] = vision.pop("out_hidden_size")
+    vision.pop("intermediate_size")
+    return _ticked(hf, folder, seed, rng, "Qwen2VL", text, rope, vision)
+
+
 def qwen2_5_vl(hf, folder, seed):
     """Windows, groups of heads, rates, several clips."""
     rng = np.random.default_rng(seed)
+    text, rope = _sectioned(rng)
+    vision = {**_windowed(rng, text["hidden_size"]), "tokens_per_second": int(rng.integers(1, 5))}
+    return _ticked(hf, folder, seed, rng, "Qwen2_5_VL", text, rope, vision)
+
+
+def _sectioned(rng):
+    """Sizes of a decoder with three rotary axes, and their settings."""
     head_dim = 4 * int(rng.integers(2, 5))
     text = text_config(rng, head_dim)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": parts(rng, head_dim // 2)}
-    vision = {**_windowed(rng, text["hidden_size"]), "tokens_per_second": int(rng.integers(1, 5))}
-    config = hf.transformers.Qwen2_5_VLConfig(
+    sections = parts(rng, head_dim // 2)
+    return text, {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+
+
+def _ticked(hf, folder, seed, rng, name, text, rope, vision):
+    """A model whose videos have ticks, and two prompts."""
+    config = getattr(hf.transformers, f"{name}Config")(
         text_config={**text, "rope_parameters": rope, "bos_token_id": 0, "eos_token_id": None},
         vision_config=vision,
         image_token_id=IMAGE, video_token_id=VIDEO,
@@ -99,17 +121,19 @@ def qwen2_5_vl(hf, folder, seed):
     for number in range(2):
         kinds, ids = _kinds(rng, number), words(rng, text["vocab_size"])
         media = _media(rng, vision, kinds)
-        media["seconds"] = [float(np.float32(rng.choice(SECONDS))) for _ in media["videos"]]
+        media["seconds"] = [1.0 for _ in media["videos"]]
+        if "tokens_per_second" in vision:
+            media["seconds"] = [float(np.float32(rng.choice(SECONDS))) for _ in media["videos"]]
         left = {IMAGE: list(media["images"]), VIDEO: list(media["videos"])}
         for kind in kinds:
             seen = [kind] * _tokens(vision, left[kind].pop(0))
             ids += [START, *seen, END, *words(rng, text["vocab_size"])]
         inputs = _inputs(hf.torch, media)
-        if media["videos"]:
+        if media["videos"] and "tokens_per_second" in vision:
             inputs["second_per_grid_ts"] = hf.torch.tensor(media["seconds"])
         inputs["mm_token_type_ids"] = _typed(hf.torch, np.array(ids))
         prompts.append(Prompt(np.array(ids), media, inputs))
-    model = hf.transformers.Qwen2_5_VLForConditionalGeneration(config)
+    model = getattr(hf.transformers, f"{name}ForConditionalGeneration")(config)
     return saved(hf, model, folder, seed, prompts)
 
 

@@ -11,13 +11,16 @@ from llava_cases import llava_onevision as make_llava
 from passes import HIDDEN, LOGITS, bounds, close, greedy, in_chunks, one_pass
 from qwen_cases import qwen2_5_omni as make_omni
 from qwen_cases import qwen2_5_vl as make_qwen2_5
+from qwen_cases import qwen2_vl as make_qwen2
 from qwen_cases import qwen3_vl as make_qwen3
+from smolvlm_cases import smolvlm as make_smolvlm
 
 from jaxmem.models.hf.checkpoint import load
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.llava import onevision as llava_onevision
 from jaxmem.models.llava import pictures
-from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen3_vl
+from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen2_vl, qwen3_vl
+from jaxmem.models.smolvlm import smolvlm
 
 SEEDS = range(int(os.environ.get("PARITY_SEEDS", "4")))
 
@@ -39,10 +42,10 @@ def seen(family, params, config, media):
     return found
 
 
-def plan_qwen2_5(params, config, prompt):
+def plan_ticked(params, config, prompt, *, family):
     media = {k: prompt.media[k] for k in ("images", "videos", "seconds")}
     plan = qwen2_5_vl.prompt_plan(config, prompt.ids, rule="5.23", **media)
-    return plan, jnp.concatenate(seen(qwen2_5_vl, params, config, prompt.media)), None
+    return plan, jnp.concatenate(seen(family, params, config, prompt.media)), None
 
 
 def plan_qwen3(params, config, prompt):
@@ -76,11 +79,19 @@ def plan_llava(params, config, prompt):
     return llava_onevision.prompt_plan(config, prompt.ids), jnp.concatenate(found), None
 
 
+def plan_smolvlm(params, config, prompt):
+    frames = jnp.asarray(prompt.media["frames"])
+    found = jax.jit(partial(smolvlm.encode, config=config))(params, pixels=frames)
+    return smolvlm.prompt_plan(config, prompt.ids), found, None
+
+
 FAMILIES = {
     "llava_onevision": (llava_onevision, make_llava, plan_llava),
-    "qwen2_5_vl": (qwen2_5_vl, make_qwen2_5, plan_qwen2_5),
+    "qwen2_vl": (qwen2_vl, make_qwen2, partial(plan_ticked, family=qwen2_vl)),
+    "qwen2_5_vl": (qwen2_5_vl, make_qwen2_5, partial(plan_ticked, family=qwen2_5_vl)),
     "qwen3_vl": (qwen3_vl, make_qwen3, plan_qwen3),
     "qwen2_5_omni": (qwen2_5_omni, make_omni, plan_omni),
+    "smolvlm": (smolvlm, make_smolvlm, plan_smolvlm),
 }
 
 
