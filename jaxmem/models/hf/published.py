@@ -6,7 +6,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen2.5-omni", "qwen3-vl", "llava-onevision", "smolvlm2")
+FAMILIES = tuple(
+    "qwen2-vl qwen2.5-vl qwen2.5-omni qwen3-vl llava-onevision smolvlm2 salmonn".split()
+)
 """What stands before the colon."""
 
 
@@ -28,7 +30,10 @@ def published_config(name: str) -> dict[str, Any]:
     """Return the config.json of a `family:size` in `names`."""
     family, _, size = name.partition(":")
     known = published(family)
-    return _joined(known["common"], known["sizes"][size])
+    more = dict(known["sizes"][size])
+    base = more.pop("base", None)  # a family that adds to another one
+    common = known["common"] if base is None else published_config(base) | known["common"]
+    return _joined(common, more)
 
 
 def _joined(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,14 @@ PARAMETERS = {  # of the safetensors files' index, the model card, or transforme
     "llava-onevision:7b": pytest.approx(8.03e9, rel=2e-3),
     "llava-onevision:72b": pytest.approx(73.2e9, rel=2e-3),
 }
+HEARS = 636_968_960 + 280_092_672 + 3_072  # Whisper large-v3's encoder, Q-Former, query
+PARAMETERS |= {  # and a projection to the width of the base
+    f"salmonn:{size}": PARAMETERS[f"{base}:{size}"] + HEARS + 3_073 * width
+    for base, size, width in (
+        ("qwen2.5-vl", "3b", 2048), ("qwen2.5-vl", "7b", 3584), ("qwen2.5-vl", "72b", 8192),
+        ("qwen3-vl", "4b", 2560), ("qwen3-vl", "8b", 4096),
+    )
+}  # fmt: skip
 SIDES = (4, 6)  # cells of a frame
 
 TINY = [name for name, *_ in FAMILIES.values()]
