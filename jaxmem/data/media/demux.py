@@ -17,20 +17,23 @@ from av.stream import Disposition
 
 from jaxmem.data.media.events import Log
 from jaxmem.data.media.library import discard
-from jaxmem.data.media.timeline import Timeline
+from jaxmem.data.media.timeline import AHEAD, Timeline
 
 Kind = Literal["video", "audio"]
 
-_MAX_JUMP = 3600.0  # s; a stamp further ahead is a reset of the clock, not a pause
-_MAX_BACK = 10.0  # s; the same for a stamp that goes back
+_MAX_BACK = 10.0  # s; a stamp that goes back further is a reset of the clock
 
 
 @dataclass
 class Clock:
-    """Media time of one stream's stamps: the common origin taken off, clock resets closed."""
+    """Media time of one stream's stamps: the common origin taken off, clock resets closed.
+
+    A frame may be `AHEAD` of all packets that were read, not more: its stamp is then damaged.
+    """
 
     kind: Kind
     log: Log
+    reach: Callable[[], float | None]  # where the packets end, seconds
     origin: float = 0.0
     shift: float = 0.0
 
@@ -39,7 +42,9 @@ class Clock:
         if stamp is None:
             return 0.0 if expected is None else expected
         t = stamp - self.origin + self.shift
-        if expected is not None and not -_MAX_BACK <= t - expected <= _MAX_JUMP:
+        end = self.reach()
+        beyond = end is not None and stamp + self.shift - end > AHEAD
+        if expected is not None and (t - expected < -_MAX_BACK or beyond):
             jump = t - expected
             what = f"{self.kind} time stamps jump by {jump:.3f} s; jump closed"
             self.log(expected, "clock", what)
@@ -205,6 +210,7 @@ class Packets:
                 break
             except (StopIteration, EOFError):
                 self.done = True
+                self._queue(None)
                 return
             except BlockingIOError:  # a device with nothing to give yet
                 if time.monotonic() - waited_from > self.patience:
@@ -220,18 +226,22 @@ class Packets:
                 return
             except Exception as error:  # of the library's own making, at the end of odd files
                 self.done = True
+                self._queue(None)
                 end, origin = self.timeline.end or 0.0, self.timeline.origin
                 what = f"the decoder library ended with {type(error).__name__} ({error})"
                 self.log(max(end - origin, 0.0), "library", what)
                 return
         # The dummy packets at the end, and empty ones, would drain the decoder.
         if packet.size:
-            kind = self._by_index[packet.stream_index]
-            self.timeline(packet)
-            self.queues[kind].push(packet, self.look_ahead / 2)
+            self._queue(packet)
+
+    def _queue(self, packet: Any | None) -> None:
+        for ready in self.timeline(packet):
+            self.queues[self._by_index[ready.stream_index]].push(ready, self.look_ahead / 2)
 
     def _fail(self, kind: str, reason: str) -> None:
         self.done = True
+        self._queue(None)
         self.failure = (kind, reason)
 
 

@@ -31,12 +31,12 @@ from jaxmem.data.media import open_media
 LOSSY = {"codec": "libx264", "pix_fmt": "yuv420p", "base": Fraction(1, 25), "size": (32, 48)}
 
 
-def ts(seconds, *, flash, longer=0.0, start=0.0, key_every=25):
+def ts(seconds, *, flash, longer=0.0, start=0.0, key_every=25, between=0):
     """Bytes of a transport stream: dark pictures, white ones and a click at `flash`."""
     file = io.BytesIO()
     options = {"avoid_negative_ts": "disabled", "mpegts_flags": "+resend_headers"}
     out = av.open(file, "w", format="mpegts", options=options)
-    v = add_video(out, **LOSSY, options={"g": str(key_every), "bf": "0"})
+    v = add_video(out, **LOSSY, options={"g": str(key_every), "bf": str(between)})
     a = add_audio(out, codec="aac")
 
     def pictures():
@@ -304,6 +304,52 @@ def test_one_wrong_duration_makes_no_hours(tmp_path):
     path.write_bytes(data)
     with open_media(path) as reader:
         assert sum(1 for _, _ in zip(range(50), reader, strict=False)) < 10
+
+
+def stamped(data, kind, number, field, seconds):
+    """A transport stream with `seconds` added to one stamp of a packet, counted from 0."""
+    data, at = bytearray(data), -1
+    for _ in range(number + 1):
+        at = data.index(b"\x00\x00\x01" + {"video": b"\xe0", "audio": b"\xc0"}[kind], at + 1)
+    assert field == 0 or data[at + 7] >> 6 == 3  # it has both stamps
+    at += 9 + 5 * field
+    high, middle, low = data[at] >> 1 & 7, data[at + 1 : at + 3], data[at + 3 : at + 5]
+    ticks = high << 30 | int.from_bytes(middle) >> 1 << 15 | int.from_bytes(low) >> 1
+    ticks += round(seconds * 90_000)
+    data[at] = data[at] & 0xF1 | ticks >> 30 << 1
+    data[at + 1 : at + 3] = ((ticks >> 15 & 0x7FFF) << 1 | 1).to_bytes(2)
+    data[at + 3 : at + 5] = ((ticks & 0x7FFF) << 1 | 1).to_bytes(2)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seconds", [11.0, 23.3, 186.2, 5000.0])
+@pytest.mark.parametrize(
+    ("kind", "field"), [("video", 0), ("audio", 0), ("video", 1), ("video", None)]
+)
+def test_one_damaged_stamp_moves_nothing_else(tmp_path, kind, field, seconds):
+    """Of presentation (0), of decoding (1), of both; the seconds that it invents are not made."""
+    data = ts(4.0, flash=3.0, between=2)
+    for each in (0, 1) if field is None else (field,):
+        data = stamped(data, kind, 30 if kind == "video" else 3, each, seconds)
+    (tmp_path / "flipped.ts").write_bytes(data)
+    seen, heard, reader = flashes_and_clicks(tmp_path / "flipped.ts")
+    assert reader.end.time < 6 and len(seen) == len(heard) == 1
+    assert abs(seen[0] - heard[0]) <= 0.2
+
+
+@pytest.mark.parametrize("ticks", [1, 10, 100])
+def test_one_wrong_rate_of_ticks_makes_no_hours(tmp_path, ticks):
+    """Every stamp of the pictures is wrong, and decoding and presentation are far apart."""
+    sound = clicks(4.0, 48000, [0.5])
+    more = {"audio": {"codec": "aac", "rate": 48000}, "format": "mp4"}
+    path = Path(clip(tmp_path / "a.mp4", EVEN, sound, video=LOSSY, **more))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdhd") + 16
+    data[at : at + 4] = ticks.to_bytes(4)
+    path.write_bytes(data)
+    with open_media(path) as reader:
+        pieces = sum(1 for _, _ in zip(range(1000), reader, strict=False))
+    assert 4 <= pieces <= 70
 
 
 def test_a_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
