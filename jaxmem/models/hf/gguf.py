@@ -128,8 +128,6 @@ def gguf_name(name: str) -> str:
     return name
 
 
-def halves(
-    x: Float[np.ndarray, "out in"], heads: int
-) -> Float[np.ndarray, "out in"]:
+def halves(x: Float[np.ndarray, "out in"], heads: int) -> Float[np.ndarray, "out in"]:
     """Return a projection whose rotary pairs are channels (i, i + D/2), stored as neighbours."""
     return x.reshape(heads, -1, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
