@@ -47,8 +47,8 @@ class StepConfig:
     chunk: int = 128  # tokens
     dtypes: str = "float32"  # or float32,bfloat16: both in turn
     parts: bool = True  # say what the time goes into, by steps that leave it out
-    # Time `transformers`, `kvpress` or both in turn with the memories that they have, too (extras
-    # parity and kvpress), on the same weights, inputs and slots.
+    # Time `transformers`, `kvpress` or both (extra parity, and the package kvpress) in turn with
+    # ours, on the same weights, inputs and slots.
     against: str | None = None
     fit: bool = False  # fit a + b T + c T S to the step of the first memory instead
     threads: int | None = None  # cores to use, by JAX and by others; None: all
