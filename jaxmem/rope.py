@@ -214,6 +214,21 @@ def scaled(q: Float[Array, "*N D"], table: Rope) -> Float[Array, "*N D"]:
     return q if factor == 1.0 else (q.astype(jnp.float32) * factor).astype(q.dtype)
 
 
+def tables(
+    table: Rope, pos: Num[Array, "N Gm A"]
+) -> tuple[Float[Array, "N Gm D/2"], Float[Array, "N Gm D/2"]]:
+    """Return cosines and sines of the angles at positions, each computed once.
+
+    Read through a gather of all rows: on a CPU, XLA would otherwise fuse the cosines into every
+    rotation and evaluate them for both halves of every head, which took most of its time.
+    """
+    angle = angles(table, pos)
+    both = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    row = jnp.arange(both.shape[0], dtype=jnp.int32)
+    cos, sin = jnp.split(jnp.take(both, row, axis=0, mode="clip"), 2, axis=-1)
+    return cos, sin
+
+
 def rope(x: Float[Array, "N G D"], pos: Num[Array, "N Gm A"], table: Rope) -> Float[Array, "N G D"]:
     """Rotate keys or queries `x` to positions `pos`; Gm (1 or G) broadcasts over the heads."""
-    return rotate(x, angles(table, pos))
+    return turn(x, *tables(table, pos))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmem.rope import Rope, angles, rotate, turn
+from jaxmem.rope import Rope, angles, rotate, tables, turn
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
 
@@ -32,13 +32,7 @@ def rotated_keys(segment: Segment, rope: Rope) -> Float[Array, "N G D"]:
     """Return the segment's keys at their positions."""
     if segment.pos is None:
         return segment.k
-    angle = angles(rope, segment.pos)
-    table = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-    # Read through a gather of all rows. On a CPU, XLA would otherwise fuse the cosines into the
-    # rotation and evaluate them for both halves of every head, which took most of its time.
-    row = jnp.arange(table.shape[0], dtype=jnp.int32)
-    cos, sin = jnp.split(jnp.take(table, row, axis=0, mode="clip"), 2, axis=-1)
-    return turn(segment.k, cos, sin)
+    return turn(segment.k, *tables(rope, segment.pos))
 
 
 def prerotated(segments: Sequence[Segment], rope: Rope) -> list[Segment]:

@@ -63,6 +63,11 @@ def fresh_kv(
     )
 
 
+def one_place(fresh: KV) -> KV:
+    """Return a chunk's tokens, which all heads hold at the same positions, with these once."""
+    return fresh._replace(pos=fresh.pos[:, :1])
+
+
 def attend_view(
     requires: Requires,
     rope: Rope,
@@ -97,7 +102,7 @@ def attend_view(
     fresh = fresh_kv(k, v, view, embeds, clock)
     segments = [
         segment(view.kv, view.base, embeds.pos, last=n + t if requires.window else None),
-        segment(fresh, view.base, embeds.pos, last=t),
+        segment(one_place(fresh), view.base, embeds.pos, last=t),
     ]
     if prefix is not None:
         segments.append(segment(prefix, view.base, embeds.pos))
@@ -191,8 +196,10 @@ def attend_probe(
     t = jnp.arange(place.shape[0], dtype=jnp.int32)
     segments = [
         segment(view.kv, view.base, place),
-        segment(fresh, view.base, place),
-        segment(own, jnp.zeros_like(view.base), place, last=t if form == "causal" else None),
+        segment(one_place(fresh), view.base, place),
+        segment(
+            one_place(own), jnp.zeros_like(view.base), place, last=t if form == "causal" else None
+        ),
     ]
     if prefix is not None:
         segments.append(segment(prefix, view.base, place))

@@ -6,7 +6,7 @@ import pytest
 
 from jaxmem.bound import bind
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder
-from jaxmem.experiments.benchmark.step import compiled_step, program_of
+from jaxmem.experiments.benchmark.step_model import compiled_step, program_of
 from jaxmem.memory import MEMORIES
 from jaxmem.report.compiled import inspect
 from jaxmem.rope import rope_1d

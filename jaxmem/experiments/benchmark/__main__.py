@@ -5,6 +5,7 @@ python -m jaxmem.experiments.benchmark constancy --video world   # the same with
 python -m jaxmem.experiments.benchmark bytes                # bytes of every memory, 7B
 python -m jaxmem.experiments.benchmark session              # a second session of equal memories
 python -m jaxmem.experiments.benchmark step                 # the chunk step, and what it copies
+python -m jaxmem.experiments.benchmark step --against transformers,kvpress   # extra parity
 python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
 python -m jaxmem.experiments.benchmark price --model qwen2.5-vl:7b   # what a stream costs a GPU
 python -m jaxmem.experiments.benchmark faults               # 1,000 damaged files, minutes
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import tyro
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import Progress
 
 from jaxmem.data.world.files import held_out
@@ -42,6 +43,9 @@ from jaxmem.experiments.benchmark.second_session import (
 )
 from jaxmem.experiments.benchmark.soak import Soak, soak, soak_table
 from jaxmem.experiments.benchmark.step import StepConfig, measure_steps, steps_table
+from jaxmem.experiments.benchmark.step_against import against_table, measure_against
+from jaxmem.experiments.benchmark.step_fit import fits_table, measure_fits
+from jaxmem.experiments.benchmark.step_model import model_of, use_threads
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import refusing
 from jaxmem.memory.by_name import contestants, parse_budget, parse_names
@@ -121,6 +125,35 @@ def faults(config: FaultsConfig) -> Faults:
     return found
 
 
+def step(config: StepConfig) -> tuple[dict[str, Any], RenderableType]:
+    """Time the chunk step, alone, in turn with others or over many sizes.
+
+    Raises:
+      ValueError: if options make no sense, or a package is missing.
+    """
+    if config.against is not None and config.fit:
+        raise ValueError("--against and --fit are two measurements: give one of them.")
+    use_threads(config.threads)
+    model = model_of(config.model)
+    if config.against is not None:
+        found = measure_against(config, model)
+        key, table = "against", against_table(config, found, model.weights)
+    elif config.fit:
+        found = measure_fits(config, model)
+        key, table = "fits", fits_table(config, found, model.weights)
+    else:
+        found = measure_steps(config, model)
+        key, table = "steps", steps_table(config, found, model.weights)
+    return {"weights": model.weights, key: as_data(found)}, table
+
+
+def as_data(x: Any) -> Any:
+    """Return nested named tuples as dicts, for JSON."""
+    if hasattr(x, "_asdict"):
+        return {key: as_data(value) for key, value in x._asdict().items()}
+    return [as_data(one) for one in x] if isinstance(x, list | tuple) else x
+
+
 Command = (
     Annotated[ConstancyConfig, tyro.conf.subcommand("constancy")]
     | Annotated[BytesConfig, tyro.conf.subcommand("bytes")]
@@ -158,8 +191,7 @@ def _run(argv: Sequence[str]) -> None:
         cost = price(config)
         data, table = asdict(cost), price_tables(cost)
     elif isinstance(config, StepConfig):
-        found = measure_steps(config)
-        data, table = {"steps": [step._asdict() for step in found]}, steps_table(config, found)
+        data, table = step(config)
     elif isinstance(config, SessionConfig):
         result = measure_sessions(config)
         data = {name: [start._asdict() for start in both] for name, both in result.items()}

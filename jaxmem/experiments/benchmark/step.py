@@ -7,44 +7,52 @@ products measured in the same run) over the time of the step. `against` divides 
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
-from jaxmem.bound import Bound, bind
-from jaxmem.decoder.decoder import DecoderConfig, init_decoder
-from jaxmem.decoder.program import Program, Text, init_carry, make_program, spec_of
-from jaxmem.kv import VISION
-from jaxmem.loop import advance
-from jaxmem.memory.base import AnyMemory, Embeds, Memory
-from jaxmem.memory.by_name import build, parse_names
-from jaxmem.models.load import load
-from jaxmem.models.tiny.embedded import embedded
-from jaxmem.report.compiled import Compiled, inspect, pool_size
-from jaxmem.rope import rope_1d
+from jaxmem.experiments.benchmark.step_model import (
+    Run,
+    StepModel,
+    Stream,
+    in_turn,
+    least_flops,
+    model_of,
+    products,
+    program_of,
+    ratio,
+)
+from jaxmem.experiments.benchmark.step_parts import Parts, dense, still
+from jaxmem.memory.by_name import parse_names
+from jaxmem.typing import Params
 
-SMOLLM2 = {
-    "layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "head_dim": 64, "mlp_width": 1536,
-    "vocab": 49_152, "tied": True,
-}  # fmt: skip
-"""SmolLM2 135M; speed does not depend on its weights, which are drawn."""
-MATRIX = 1536  # side of the products that the machine's rate is measured with
-PER_CALL = 2  # chunks
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class StepConfig:
     """Time the chunk step of a decoder under several memories, and count what was compiled."""
 
-    model: str = "smollm2"  # or tiny, or a published family:size (weights are drawn)
+    # smollm2 (its own weights with the extra real, else drawn), tiny, a .gguf file, or a directory
+    # or published family:size (weights are drawn)
+    model: str = "smollm2"
     memories: str = "recent,keydiff,snapkv,omnimem,hermes"  # names
     slots: str = "256,1024"  # per layer
     chunk: int = 128  # tokens
+    dtypes: str = "float32"  # or float32,bfloat16: both in turn
+    parts: bool = True  # say what the time goes into, by steps that leave it out
+    # Time `transformers`, `kvpress` or both (extra parity, and the package kvpress) in turn with
+    # ours, on the same weights, inputs and slots.
+    against: str | None = None
+    fit: bool = False  # fit a + b T + c T S to the step of the first memory instead
+    threads: int | None = None  # cores to use, by JAX and by others; None: all
+    clock: str = "wall"  # or cpu: seconds of the processor, for one thread of a shared machine
     rounds: int = 10  # how often all are timed, in turn
     json: bool = False  # print JSON instead of a table
 
@@ -59,127 +67,126 @@ class Step(NamedTuple):
     share: float  # of the machine's rate of products
     copies: int
     temporaries: int  # bytes
+    parts: Parts | None = None
+    dtype: str = "float32"
+    wide: float = 1.0  # divided by the step in the first dtype
 
 
-def decoder_of(name: str) -> DecoderConfig:
-    """Return the decoder of a model's name; weights are drawn, so only its sizes matter."""
-    if name == "smollm2":
-        return DecoderConfig(**SMOLLM2, rope=rope_1d(SMOLLM2["head_dim"], 100_000.0))
-    return embedded().decoder if name == "tiny" else load(name, abstract=True).decoder
+class Timed(NamedTuple):
+    """One thing that is timed: a step, or one that leaves something out."""
+
+    what: str  # "step", "still", "dense" or "rate"
+    dtype: str = ""
+    memory: str = ""
 
 
-def program_of(config: DecoderConfig, name: str, slots: int, chunk: int) -> Program:
-    """Return the program of a memory over a stream of pictures, as many tokens in each as fit."""
-    side = next(n for n in range(int(chunk**0.5), 0, -1) if chunk % n == 0)
-    spec = spec_of(config, chunk=chunk, frame=(side, chunk // side), audio_tokens=0)
-    memory: AnyMemory = build(name, slots, spec, {})
-    asked = isinstance(memory, Memory) and memory.requires.probes is not None
-    texts = memory.prompts(None) if isinstance(memory, Memory) and asked else ()
-    return make_program(config, memory, spec, probes=tuple(Text((1, 2, 3, 4)) for _ in texts))
+def check(config: StepConfig) -> None:
+    """Raise ValueError where options make no sense."""
+    dtypes = config.dtypes.split(",")
+    if not set(dtypes) <= set(DTYPES) or len(set(dtypes)) != len(dtypes):
+        raise ValueError(f"dtypes are {' and '.join(DTYPES)}, each once; got {config.dtypes}.")
+    if config.clock not in ("wall", "cpu"):
+        raise ValueError(f"the clock is wall or cpu, got {config.clock}.")
+    if config.rounds < 1 or config.chunk < 1:
+        raise ValueError(
+            f"rounds and chunk are at least 1, got {config.rounds} and {config.chunk}."
+        )
 
 
-def chunks_of(program: Program, count: int = PER_CALL, seed: int = 0) -> Embeds:
-    """Return drawn chunks [count, T]."""
-    spec, rng = program.spec, np.random.default_rng(seed)
-    shape = (count, spec.chunk)
-    pos = np.broadcast_to(np.arange(spec.chunk, dtype=np.int32)[None, :, None], (*shape, spec.axes))
-    return Embeds(
-        x=jnp.asarray(rng.normal(size=(*shape, spec.width)), jnp.float32),
-        pos=jnp.asarray(pos, spec.pos_dtype),
-        modality=jnp.full(shape, VISION, jnp.int8),
-        advance=jnp.full((count, spec.axes), spec.chunk, spec.pos_dtype),
-    )
-
-
-def compiled_step(program: Program, bound: Bound) -> tuple[Any, Compiled]:
-    """Return the compiled step of a program, and its exact figures."""
-    chunks = chunks_of(program)
-    step = advance.lower(bound, init_carry(program), chunks, program=program).compile()
-    return step, inspect(step, pool_size(program))
-
-
-def least_flops(config: DecoderConfig, chunk: int, slots: int) -> int:
-    """Return the operations of a chunk's dense products and attention, whatever the memory is."""
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    matrices = 3 if config.activation == "swiglu" else 2
-    dense = config.width * (2 * q + 2 * kv + matrices * config.mlp_width)
-    attention = 2 * q * (slots + (chunk + 1) // 2)
-    return 2 * chunk * config.layers * (dense + attention)
-
-
-def products() -> Any:
-    """Return a function that gives the operations per second of products of large matrices."""
-    a = jnp.ones((MATRIX, MATRIX), jnp.float32) / MATRIX
-    run = jax.jit(lambda a: a @ a @ a)
-    run(a).block_until_ready()
-
-    def rate() -> float:
-        begin = time.perf_counter()
-        run(a).block_until_ready()
-        return 2 * 2 * MATRIX**3 / (time.perf_counter() - begin)
-
-    return rate
-
-
-def measure_steps(config: StepConfig) -> list[Step]:
+def measure_steps(config: StepConfig, model: StepModel | None = None) -> list[Step]:
     """Return what the step of every memory costs, all timed in turn in this process.
 
     Raises:
       ValueError: if a name is unknown or a memory does not fit its slots.
     """
-    decoder, names = decoder_of(config.model), parse_names(config.memories)
-    params, rate = init_decoder(decoder, jax.random.key(0)), products()
-    out: list[Step] = []
-    for slots in (int(n) for n in config.slots.split(",")):
-        runs = {n: _runner(decoder, params, n, slots, config.chunk) for n in {"recent", *names}}
-        rounds = [
-            (rate(), {name: run() for name, (run, _) in runs.items()})
-            for _ in range(config.rounds + 2)
-        ][2:]
-        need = least_flops(decoder, config.chunk, slots)
-        for name in names:
-            times = [took[name] for _, took in rounds]
-            ratios = [took[name] / took["recent"] for _, took in rounds]
-            share = [need / took[name] / speed for speed, took in rounds]
-            ms, against, part = (float(np.median(x)) for x in (times, ratios, share))
-            out.append(Step(name, slots, ms * 1e3, against, part, *runs[name][1]))
-    return out
+    check(config)
+    names, model = parse_names(config.memories), model or model_of(config.model)
+    return [
+        step
+        for slots in (int(n) for n in config.slots.split(","))
+        for step in _at_slots(config, model, names, slots)
+    ]
 
 
-def _runner(
-    decoder: DecoderConfig, params: Any, name: str, slots: int, chunk: int
-) -> tuple[Any, Compiled]:
-    """Return what streams `PER_CALL` chunks into a full memory and gives the seconds of one."""
-    program = program_of(decoder, name, slots, chunk)
-    bound, inputs, carry = bind(program, params), chunks_of(program), init_carry(program)
-    step, figures = compiled_step(program, bound)
-    for _ in range(slots // (PER_CALL * chunk) + 1):
-        carry = step(bound, carry, inputs)
-    jax.block_until_ready(carry)
-
-    def run() -> float:
-        nonlocal carry
-        begin = time.perf_counter()
-        carry = jax.block_until_ready(step(bound, carry, inputs))
-        return (time.perf_counter() - begin) / PER_CALL
-
-    return run, figures
+def cast(params: Params, dtype: str) -> Params:
+    """Return weights of another dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def steps_table(config: StepConfig, steps: list[Step]) -> Table:
-    """Return a line for every memory and number of slots."""
-    table = Table(title=f"The chunk step: {config.model}, {config.chunk} tokens")
-    columns = ("memory", "slots", "ms", "/ recent", "of the machine", "copies", "temporaries")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "memory" else "right")
+def _at_slots(
+    config: StepConfig, model: StepModel, names: tuple[str, ...], slots: int
+) -> list[Step]:
+    """Return the steps with one number of slots."""
+    dtypes = config.dtypes.split(",")
+    runs: dict[Any, Run] = {Timed("rate"): products(config.clock)}
+    for dtype in dtypes:
+        params = cast(model.params, dtype)
+        for name in dict.fromkeys(("recent", *names)):
+            program = program_of(model.config, name, slots, config.chunk, dtype)
+            stream = Stream(program, params, config.clock).fill(slots)
+            runs[Timed("step", dtype, name)] = stream
+            quiet = still(stream, config.clock) if config.parts else None
+            if quiet is not None:
+                runs[Timed("still", dtype, name)] = quiet
+        if config.parts and not model.config.stacks:
+            x = runs[Timed("step", dtype, "recent")].inputs.x  # type: ignore[attr-defined]
+            runs[Timed("dense", dtype)] = dense(model.config, params, x, config.clock)
+    took = in_turn(runs, config.rounds)
+    need, rate = least_flops(model.config, config.chunk, slots), took[Timed("rate")]
+
+    def step(name: str, dtype: str) -> Step:
+        mine, figures = took[Timed("step", dtype, name)], runs[Timed("step", dtype, name)].compiled  # type: ignore[attr-defined]
+        return Step(
+            memory=name,
+            slots=slots,
+            milliseconds=float(np.median(mine)) * 1e3,
+            against=ratio(mine, took[Timed("step", dtype, "recent")]),
+            share=float(np.median(need / mine / rate)),
+            copies=figures.copies,
+            temporaries=figures.temporaries,
+            parts=_parts(took, name, dtype),
+            dtype=dtype,
+            wide=ratio(mine, took[Timed("step", dtypes[0], name)]),
+        )
+
+    return [step(name, dtype) for dtype in dtypes for name in names]
+
+
+def _parts(took: dict[Any, np.ndarray], name: str, dtype: str) -> Parts | None:
+    """Return what a step's time goes into, medians of paired differences."""
+    keys = [Timed("dense", dtype), Timed("still", dtype, "recent"), Timed("still", dtype, name)]
+    if any(key not in took for key in keys):
+        return None
+    stages = [took[key] for key in (*keys, Timed("step", dtype, name))]
+    more = [np.median(b - a) for a, b in pairwise(stages)]
+    return Parts(*(float(x) * 1e3 for x in (np.median(stages[0]), *more)))
+
+
+def steps_table(config: StepConfig, steps: Sequence[Step], weights: str = "") -> Group:
+    """Return a line for every memory, number of slots and dtype, and what the time goes into."""
+    title = f"The chunk step: {config.model}, {config.chunk} tokens, {config.clock} time"
+    narrow = f"/ {config.dtypes.split(',')[0]}"
+    costs = Table(title=title, caption=weights or None)
+    parts = Table(title="of which, ms")
+    _columns(costs, "memory", "slots", "dtype", "ms", "/ recent", narrow, "of the machine",
+             "copies", "temporaries")  # fmt: skip
+    _columns(parts, "memory", "slots", "dtype", *Parts._fields)
     for step in steps:
-        table.add_row(
-            step.memory,
-            f"{step.slots:,}",
+        of = (step.memory, f"{step.slots:,}", step.dtype)
+        costs.add_row(
+            *of,
             f"{step.milliseconds:.1f}",
             f"{step.against:.2f}",
+            f"{step.wide:.2f}",
             f"{step.share:.0%}",
             str(step.copies),
             f"{step.temporaries / 1e6:.1f} MB",
         )
-    return table
+        if step.parts is not None:
+            parts.add_row(*of, *(f"{x:.1f}" for x in step.parts))
+    return Group(costs, *((parts,) if parts.rows else ()))
+
+
+def _columns(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name, justify="left" if name == "memory" else "right")

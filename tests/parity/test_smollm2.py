@@ -1,0 +1,43 @@
+"""SmolLM2 135M from its GGUF file against transformers, which reads the same file by itself."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmem.decoder.decoder import embed, logits
+from jaxmem.decoder.program import Program, init_carry, make_program, spec_of
+from jaxmem.decoder.step import chunk_step
+from jaxmem.memory.base import Embeds
+from jaxmem.memory.baselines import Full
+from jaxmem.models.hf.gguf import read_gguf, smollm2_path
+
+pytestmark = pytest.mark.parity
+CHUNK, CHUNKS = 32, 3
+
+
+def rows(program: Program, params, ids) -> Embeds:
+    spec, step = program.spec, np.arange(CHUNK)[:, None]
+    more = {"pos": jnp.asarray(step, spec.pos_dtype), "modality": jnp.ones(CHUNK, jnp.int8)}
+    return Embeds(x=embed(params, ids), advance=jnp.full(1, CHUNK, spec.pos_dtype), **more)
+
+
+def test_logits_of_a_stream_are_those_of_transformers():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    path = smollm2_path()
+    if path is None:
+        pytest.skip("needs the extra real")
+    config, params = read_gguf(path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    ids = np.random.default_rng(0).integers(3, config.vocab, CHUNK * CHUNKS)
+    with torch.no_grad():
+        expected = theirs(torch.as_tensor(ids)[None]).logits[0].numpy()
+    spec = spec_of(config, chunk=CHUNK)
+    program = make_program(config, Full(len(ids)), spec)
+    carry = init_carry(program)
+    for i in range(CHUNKS):
+        here = slice(i * CHUNK, (i + 1) * CHUNK)
+        carry, h = chunk_step(params, program, carry, rows(program, params, ids[here]))
+        found = np.asarray(logits(params, config, h))
+        np.testing.assert_allclose(found, expected[here], rtol=0, atol=1e-4 * expected.std())
