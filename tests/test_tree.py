@@ -4,8 +4,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "jaxmem"
-OTHER_FOLDERS = {"support", "golden", "parity", "docs"}
-"""What tests share, and tests against stored vectors, other people's models and the pages."""
+OTHER_FOLDERS = {"support", "golden", "parity", "docs", "full_size"}
+"""What tests share; stored vectors, other people's models, the pages, models of published sizes."""
 OTHER_FILES = {
     "cli_stream", "embedding", "embedding_options", "laws_everywhere", "levels", "public", "seams",
     "style", "tree", "wheel",

@@ -189,10 +189,20 @@ def rms_norm(x: Float[Array, "*T E"], weight: Params, eps: float) -> Float[Array
 
 def linear(x: Float[Array, "*T E"], weight: Params) -> Float[Array, "*T F"]:
     """Return x @ kernel (+ bias)."""
-    y = x @ weight["kernel"]
+    y = _product(x, weight["kernel"])
     if "bias" in weight:
         y = y + weight["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
-    return y
+    return y.astype(jnp.result_type(x, weight["kernel"]))
+
+
+def _product(x: Float[Array, "*T E"], kernel: Float[Array, "E F"]) -> Float[Array, "*T F"]:
+    """Return x @ kernel; of bfloat16 on a CPU in float32.
+
+    XLA's CPU multiplies bfloat16 as it is where a float32 result is asked for; otherwise it
+    converts the weights first. Other devices sum in float32 all the same.
+    """
+    wide = jnp.result_type(x, kernel) == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32 if wide else None)
 
 
 def qkv(
@@ -246,4 +256,7 @@ def logits(params: Params, config: DecoderConfig, h: Float[Array, "*T E"]) -> Fl
     """Return float32 logits of the last layer's output."""
     x = rms_norm(h, params["norm"], config.norm_eps)
     table = params["embedding"]["embedding"].T if config.tied else params["head"]["kernel"]
+    if x.ndim == 1 and table.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        # Of one row XLA's CPU makes a loop, for which it converts the whole matrix to float32.
+        return _product(jnp.broadcast_to(x[None], (2, *x.shape)), table)[0]
     return jnp.einsum("...e,ev->...v", x, table, preferred_element_type=jnp.float32)

@@ -70,7 +70,7 @@ def tokenizer_of(special, vocab: int):
     return tokenizer
 
 
-def settings_of(config, *, whole_videos: bool) -> dict:
+def settings_of(config, *, whole_videos: bool, cells=(LEAST, MOST)) -> dict:
     """Preprocessor settings of a Qwen config.json."""
     vision = config["vision_config"]
     patch, merge = vision["patch_size"], vision["spatial_merge_size"]
@@ -78,7 +78,7 @@ def settings_of(config, *, whole_videos: bool) -> dict:
         "patch_size": patch, "temporal_patch_size": vision["temporal_patch_size"],
         "merge_size": merge, "image_mean": MEAN, "image_std": STD,
     }  # fmt: skip
-    low, high = (cells * (patch * merge) ** 2 for cells in (LEAST, MOST))
+    low, high = (each * (patch * merge) ** 2 for each in cells)
     if not whole_videos:
         return found | {"min_pixels": low, "max_pixels": high}
     size = {"shortest_edge": MAX_FRAMES * low, "longest_edge": MAX_FRAMES * high}
@@ -94,8 +94,7 @@ def heard_in_time(config) -> dict:
 
 def write_checkpoint(golden: Path, family: str, target: Path) -> Path:
     """Write a directory as a hub's, with the reference weights of `family`."""
-    name, names, video = FAMILIES[family]
-    source = golden / "hf" / name
+    source = golden / "hf" / FAMILIES[family][0]
     if not (source / "model.safetensors").exists():
         pytest.skip(f"no model.safetensors in {source}")
     target.mkdir(parents=True, exist_ok=True)
@@ -103,15 +102,23 @@ def write_checkpoint(golden: Path, family: str, target: Path) -> Path:
     config = json.loads((source / "config.json").read_text())
     if family == "qwen2_5_omni":
         config = heard_in_time(config)
+    return write_files_of(config, family, target)
+
+
+def write_files_of(config, family: str, target: Path, *, cells=(LEAST, MOST)) -> Path:
+    """Write all but the weights of a family in `FAMILIES`."""
+    _, names, video = FAMILIES[family]
+    target.mkdir(parents=True, exist_ok=True)
     settings = {}
     if "qwen" in family:
-        settings = settings_of(config, whole_videos=family == "qwen3_vl")
+        settings = settings_of(config, whole_videos=family == "qwen3_vl", cells=cells)
     return write_small_files(target, config, names, settings, video)
 
 
 def write_small_files(target: Path, config, names, settings, video: str) -> Path:
     """Write what a checkpoint holds besides its weights."""
-    tokenizer = tokenizer_of(special_of(config, names), config["text_config"]["vocab_size"])
+    vocab = config.get("text_config", config)["vocab_size"]
+    tokenizer = tokenizer_of(special_of(config, names), vocab)
     for file, value in (
         ("config.json", config),
         ("preprocessor_config.json", settings),

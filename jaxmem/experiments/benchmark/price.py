@@ -16,7 +16,7 @@ from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import logits
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.experiments.benchmark import flops as _flops
-from jaxmem.experiments.benchmark.price_table import GPUS, Price, Step, bound
+from jaxmem.experiments.benchmark.price_table import GPUS, PROCESS, Price, Step, bound
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.loop import advance, start
@@ -105,6 +105,7 @@ def price(config: PriceConfig) -> Price:
         chunk=chunk,
         question=question,
         flops_per_frame=chunk.flops / pictures,
+        resident_bytes=host + peak + PROCESS,
         compiled_for=jax.default_backend(),
         bounds=tuple(bound(gpu, chunk, question, peak) for gpu in chosen),
     )

@@ -28,6 +28,13 @@ GPUS = {
 }
 
 
+PROCESS = int(0.9 * 2**30)
+"""Bytes of a process beside weights, state and temporaries, as measured on a CPU.
+
+Python, JAX, the decoder library, the tokenizer, compiled programs and what compiling left behind.
+"""
+
+
 @dataclass(frozen=True)
 class Step:
     """One compiled program."""
@@ -70,6 +77,7 @@ class Price:
     chunk: Step  # encoders and decoder over one chunk, and the memory's choice
     question: Step  # over what is recalled; its operations are those up to the first token
     flops_per_frame: float  # of a chunk for each of its pictures
+    resident_bytes: int  # of a process on a CPU: the larger peak, and `PROCESS`
     compiled_for: str  # platform of the compiled programs
     bounds: tuple[Bound, ...]  # one for each GPU
 
@@ -107,6 +115,7 @@ def price_tables(result: Price) -> Group:
         ("of it bank", size(result.bank_bytes)),
         ("peak of the chunk step", _peak(result.chunk)),
         ("peak of the question step", _peak(result.question)),
+        ("resident memory on a CPU", size(result.resident_bytes)),
         ("operations per frame", f"{result.flops_per_frame / 1e12:.3f} T"),
         ("operations per chunk", f"{result.chunk.flops / 1e12:.3f} T"),
         ("operations up to the first token", f"{result.question.flops / 1e12:.3f} T"),

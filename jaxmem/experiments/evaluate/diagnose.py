@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxmem.bound import bind, decoder_of
+from jaxmem.compiled import Compiled
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments.evaluate.recall import advance_all, question_of, side_by_side
@@ -64,7 +65,7 @@ def states_after(model: Model, program: Program, made: Streams) -> Iterator[Carr
         yield jax.tree.map(lambda x: jnp.array(x, copy=True), carry)  # advance donates its own
 
 
-@functools.partial(jax.jit, static_argnames="program")
+@functools.partial(Compiled, static_argnames="program")
 def _masses(params: Params, carry: Carry, ids: Array, *, program: Program) -> Array:
     """Return what the questions [B, n, Q] give to every slot: [B, n, L, S]."""
 

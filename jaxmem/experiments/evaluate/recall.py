@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxmem.asking import ask
 from jaxmem.bound import Bound, bind, decoder_of
+from jaxmem.compiled import Compiled
 from jaxmem.decoder.decoder import embed
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.experiments.evaluate.recall_streams import Streams
@@ -69,7 +70,7 @@ def side_by_side(program: Program, count: int) -> Carry:
 def advance_all(program: Program) -> Callable[[Bound, Carry, PyTree], Carry]:
     """Return `stream` over B streams at once; the carries are donated."""
 
-    @functools.partial(jax.jit, donate_argnums=1)
+    @functools.partial(Compiled, donate_argnums=1)
     def step(bound: Bound, carry: Carry, inputs: PyTree) -> Carry:
         one = lambda carry, inputs: stream(bound, carry, inputs, program=program)
         return jax.vmap(one)(carry, inputs)
@@ -87,7 +88,7 @@ def question_of(params: Params, ids: Array, *, program: Program) -> Embeds:
     return Embeds(x=x, pos=place, modality=kind, advance=words * step)
 
 
-@functools.partial(jax.jit, static_argnames="program")
+@functools.partial(Compiled, static_argnames="program")
 def _answers(bound: Bound, carry: Carry, ids: Array, *, program: Program) -> Array:
     """Return the first answer token [B, n] to questions [B, n, Q]."""
 

@@ -27,9 +27,11 @@ from tree paths (dots between the keys of the nested dict) to `Weight`:
 * Quantised matrices (`jaxmem.models.hf.quantized`) are read as those that they were made of.
 
 Weights are read tensor by tensor straight to their final dtype and placement: a stack exists
-once, on its devices, and the host holds one file's mapping and one tensor at a time.
+once, on its devices, and the host holds a mapped part of one file and one tensor at a time.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -51,6 +53,7 @@ Renames = Sequence[tuple[str, str]]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHOWN = 10  # tensors that an error names
 ROWS = 4096  # of a matrix that are compared at once
+MAPPED = 2**28  # bytes that are read of a file before it is opened anew
 FLOATS = ("F64", "F32", "F16", "BF16")
 BUFFERS = ("*rotary_emb.inv_freq", "*rotary_pos_emb.inv_freq", "*.position_ids")
 """Tensors that some checkpoints store and that follow from the config; always ignored."""
@@ -227,18 +230,22 @@ def load(
     places = {path: sharding(path) if callable(sharding) else sharding for path in table}
     _check_places(table, places)
     leaves: dict[str, Array] = {}
-    jobs: dict[Path, list[tuple[str, int, Stored]]] = {}
+    jobs: dict[tuple[Path, int], list[tuple[str, int, Stored]]] = {}
+    begun: Counter[Path] = Counter()  # of each file so far, as numbers of two bytes
     for path, weight in table.items():
         for layer, name in enumerate(weight.names):
-            jobs.setdefault(matched[name].file, []).append((path, layer, matched[name]))
-    for file, parts in jobs.items():
-        # One mapping at a time: what was read of a closed file no longer counts as memory.
+            item = matched[name]
+            jobs.setdefault((item.file, begun[item.file] // MAPPED), []).append((path, layer, item))
+            begun[item.file] += math.prod(item.shape) * 2
+    for (file, _), parts in jobs.items():
+        # One mapping at a time, and not for long: what was read through it counts as memory.
         with safe_open(file, "numpy") as opened:
             for path, layer, item in parts:
                 weight = table[path]
                 rows = slice(*(weight.rows or (None,)))
                 whole = opened.get_slice(item.key) if item.source is None else item.source.read()
-                part = turned(whole[rows], weight.turn)
+                # What is read is a view of the mapping, which JAX would go on to use as it is.
+                part = np.array(turned(whole[rows], weight.turn))
                 kind = np.float32 if part.dtype == np.float64 else part.dtype
                 kind = kind if dtype is None else dtype
                 leaves[path] = _placed(leaves.get(path), part, weight, layer, kind, places[path])
