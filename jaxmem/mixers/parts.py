@@ -1,9 +1,12 @@
-"""The causal convolution in front of a state, with the end of the stream carried along."""
+"""What mixers share: projections, and the causal convolution in front of a state."""
 
+from __future__ import annotations
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmem.typing import Array, Bool, Float
+from jaxmem.typing import Array, Bool, Float, Params
 
 
 def causal_conv(
@@ -31,7 +34,19 @@ def causal_conv(
     rows, size = x.shape[0], weight.shape[0]
     both = jnp.concatenate([tail, x.astype(jnp.promote_types(x.dtype, tail.dtype))])
     weight = weight.astype(both.dtype)
-    y = jnp.zeros((), both.dtype) if bias is None else bias.astype(both.dtype)
-    y = sum((both[i : i + rows] * weight[i] for i in range(size)), start=y)
+    y = jnp.zeros((), both.dtype) if bias is None else bias.astype(both.dtype)[None]
+    y = sum((both[i : i + rows] * weight[i : i + 1] for i in range(size)), start=y)
     count = jnp.sum(real, dtype=jnp.int32)
     return y, lax.dynamic_slice_in_dim(both, count, size - 1).astype(tail.dtype)
+
+
+def dense(key: Array, fan_in: int, fan_out: int, bias: bool = False) -> Params:
+    """Return the weights of a projection, with variance 1 / fan_in."""
+    kernel = jax.random.truncated_normal(key, -2, 2, (fan_in, fan_out)) / 0.87962566 / fan_in**0.5
+    return {"kernel": kernel} | ({"bias": jnp.zeros(fan_out, jnp.float32)} if bias else {})
+
+
+def linear(x: Float[Array, "T E"], weight: Params) -> Float[Array, "T F"]:
+    """Return x @ kernel (+ bias)."""
+    y = x @ weight["kernel"]
+    return y + weight["bias"][None] if "bias" in weight else y
