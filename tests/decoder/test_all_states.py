@@ -12,6 +12,7 @@ from jaxmem.asking import ask, log_prob
 from jaxmem.bound import bind, question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.program import Text, make_program, spec_of
+from jaxmem.finite import check_answer
 from jaxmem.loop import start, stream
 from jaxmem.memory.baselines import Recent
 from jaxmem.memory.by_name import build
@@ -101,3 +102,13 @@ def test_memories_that_need_layers_that_attend_are_refused(name):
     some = spec_of(replace(CFG, mixers=(), mlp_width=8), chunk=SIZE, frame=(2, 2))
     with pytest.raises(ValueError, match="no layer of the decoder attends, so memory"):
         make_program(CFG, build(name, 12, some, small.options(SIZE).get(name)), sizes)
+
+
+def test_a_state_that_is_not_finite_is_reported_with_its_layer(weights, rows):
+    program = program_of(prefix=None)
+    carry = stream(weights, start(program), rows, program=program)
+    ssm = carry.states[0].ssm.at[1].set(np.nan)  # the second Mamba2, layer 3 of the decoder
+    carry = carry._replace(states=(carry.states[0]._replace(ssm=ssm), *carry.states[1:]))
+    question = question_rows(weights, [2, 7, 1], program=program)
+    with pytest.raises(ValueError, match="the state of decoder layer 3 of 3, while the stream"):
+        check_answer(np.array([-1]), weights, carry, question, program=program)
