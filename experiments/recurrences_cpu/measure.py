@@ -19,7 +19,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta
 from jaxmem.kernels.delta import delta
 from jaxmem.kernels.ssd import ssd
 
-ROWS, BLOCKS, WAYS = 4096, (32, 64, 128), ("xla", "xla_blocks")
+ROWS, ROWS_OF_DELTA, BLOCKS, WAYS = 4096, 1024, (32, 64, 128), ("xla", "xla_blocks")
 
 
 def ssd_case(rng):
@@ -40,9 +40,12 @@ def ssd_case(rng):
 
 def delta_case(rng):
     """16 heads of 128 x 128."""
-    q, k, v = (rng.normal(size=(ROWS, 16, 128)) for _ in range(3))
+    q, k, v = (rng.normal(size=(ROWS_OF_DELTA, 16, 128)) for _ in range(3))
     q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
-    g, beta = -np.logaddexp(0, rng.normal(size=(ROWS, 16))), rng.random((ROWS, 16))
+    g, beta = (
+        -np.logaddexp(0, rng.normal(size=(ROWS_OF_DELTA, 16))),
+        rng.random((ROWS_OF_DELTA, 16)),
+    )
 
     def theirs(block, q, k, v, g, beta, state):
         given = (x[None] for x in (q, k, v, g, beta))
