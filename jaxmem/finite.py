@@ -65,9 +65,22 @@ def _layer(bound: Bound, carry: Carry, question: Embeds, program: Program) -> st
         kept = [_broken(state) for state in layers_of(program, carry)]
         if any(kept):
             return _named(kept.index(True), layers, "while the stream was read")
+        if (first := _broken_state(program, carry)) is not None:
+            return f"the state of decoder layer {first + 1} of {layers}, while the stream was read,"
     q, kv, _ = alone(decoder_of(bound.params), program, question, bound.prefix, bound.states)
     bad = [_broken([x[i] for x in (q, kv.k, kv.v)]) for i in range(len(q))]
     return _named(bad.index(True) if any(bad) else layers, layers, "in the answer")
+
+
+def _broken_state(program: Program, carry: Carry) -> int | None:
+    """Return the number of the first layer whose state is not finite; None: all are."""
+    config, found = program.config, []
+    for mixer, states in zip(config.stacks, carry.states, strict=True):
+        numbers = [i for i, kind in enumerate(config.kinds) if kind == mixer]
+        for leaf in jax.tree.leaves(states):
+            layers = zip(numbers, np.asarray(leaf), strict=True)
+            found += [number for number, mine in layers if not np.isfinite(mine).all()]
+    return min(found, default=None)
 
 
 def _named(first: int, layers: int, when: str) -> str:

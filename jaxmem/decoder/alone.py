@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as kvs
@@ -13,7 +14,7 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
 from jaxmem.kv import KV
 from jaxmem.memory.attention import segment
-from jaxmem.memory.base import Embeds, at_layer
+from jaxmem.memory.base import Embeds, Spec, at_layer
 from jaxmem.typing import Array, Float, Params, PyTree
 
 States = tuple[PyTree, ...]
@@ -52,7 +53,15 @@ def alone(
 
     start = (rows.x, states or init_states(config))
     (_, states), found = through(program.stretches, layer, start)
+    if not config.attends:
+        q = jnp.zeros((0, len(t), config.heads, config.head_dim), rows.x.dtype)
+        return q, no_tokens(spec, len(t)), states
     return *by_layer(program.stretches, found), states
+
+
+def no_tokens(spec: Spec, rows: int) -> KV:
+    """Return the tokens [0, rows] of a decoder without a layer that attends."""
+    return jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), spec.empty(rows))
 
 
 def first_pass(

@@ -70,7 +70,8 @@ def _check_positions(program: Program, embeds: Embeds) -> None:
 
 def check_weights(program: Program, params: Params) -> None:
     """Raise ValueError where weights are not of the program's decoder, by the number of layers."""
-    given, wanted = jax.tree.leaves(params["layers"])[0].shape[0], program.config.attends
+    stack = jax.tree.leaves(params.get("layers"))
+    given, wanted = stack[0].shape[0] if stack else 0, program.config.attends
     if given != wanted:
         raise ValueError(
             f"the weights have {given} layers that attend but the decoder has {wanted}: give those "

@@ -35,7 +35,7 @@ class DecoderConfig:
       heads: H query heads.
       kv_heads: G; must divide `heads`.
       head_dim: D.
-      mlp_width: inner width of the MLP.
+      mlp_width: inner width of the MLP; 0: layers with a state have none.
       vocab: number of tokens.
       rope: rotary table of D/2 pairs.
       activation: "swiglu" (gate, up, down) or "relu2" (squared ReLU; up, down).
@@ -147,10 +147,13 @@ class Ends(nnx.Module):
 def init_decoder(config: DecoderConfig, key: Array) -> Params:
     """Return initial weights: `{"layers": stacked [L, ...], "embedding", "norm", "head"}`.
 
-    A decoder that has layers with a state has "mixers", too: a stack for each that differs.
+    A decoder that has layers with a state has "mixers", too: a stack for each that differs. Where
+    no layer attends there are no "layers".
     """
     layer_key, end_key = jax.random.split(key)
-    params = {"layers": _stack(Layer, config, layer_key, config.attends)}
+    params = {}
+    if config.attends:
+        params["layers"] = _stack(Layer, config, layer_key, config.attends)
     if config.stacks:
         params["mixers"] = tuple(
             _state_layers(config, mixer, jax.random.fold_in(layer_key, i))

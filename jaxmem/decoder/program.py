@@ -157,6 +157,11 @@ def make_program(
             f"Spec.axes is {spec.axes} but the decoder's rotary embedding reads {config.rope.axes} "
             "position axes; build it with spec_of(config)."
         )
+    if not config.attends and getattr(memory, "per", None) != "layer":
+        raise ValueError(
+            f"no layer of the decoder attends, so memory {memory.name} has nothing to choose from; "
+            "take one that sees a layer at a time, such as recent: it holds nothing here."
+        )
     layout = None
     if isinstance(memory, Memory):
         if memory.per == "stack" and memory.requires.question == "layer":

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as kvs
+from jaxmem.decoder.alone import no_tokens
 from jaxmem.decoder.checks import check_chunk, check_prefix, check_probes, check_weights
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.decoder.driving import driver_of
@@ -196,6 +197,8 @@ def prefix_and_states(
     length = embeds.modality.shape[0]
     program = make_program(config, Full(length), spec_of(config, chunk=length, **spec))
     carry, _ = chunk_step(params, program, init_carry(program), embeds)
+    if not config.attends:
+        return no_tokens(program.spec, length), carry.states
     layers = [kv_of(state.slots) for state in layers_of(program, carry)]
     return jax.tree.map(lambda *x: jnp.stack(x), *layers), carry.states
 

@@ -95,12 +95,18 @@ def make_layout(capacities: Sequence[int], *, runs: int = 6) -> Layout:
 
 def layout_of(memory: Memory, spec: Spec, *, runs: int = 6) -> Layout:
     """Return the layout of a memory that sees one layer (`per` "layer")."""
+    if not spec.layers:  # every layer has a state of its own
+        return Layout((), (), ())
     capacities = [kv_of(s.slots).modality.shape[0] for s in shapes(memory, spec)]
     return make_layout(capacities, runs=runs)
 
 
 def init(memory: Memory, spec: Spec, layout: Layout) -> State:
     """Return the empty state of all layers: slots `[sum S_l, ...]`, aux `[L, ...]`."""
+    if not spec.layers:
+        one = memory.init(spec, 0)
+        rows = jax.tree.map(lambda x: x[:0], one.slots)
+        return State(rows, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), one.aux))
     states = [memory.init(spec, l) for l in range(spec.layers)]
     ascending = sorted(range(spec.layers), key=lambda l: layout.offsets[l])
     slots = jax.tree.map(lambda *x: jnp.concatenate(x), *[states[l].slots for l in ascending])

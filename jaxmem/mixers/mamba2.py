@@ -1,0 +1,143 @@
+"""Mamba-2 (arXiv 2405.21060): a state of H matrices that decay at rates of their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmem.kernels.ssd import ssd
+from jaxmem.mixers.base import Mixer
+from jaxmem.mixers.parts import causal_conv, dense, linear
+from jaxmem.typing import Array, Bool, Float, Params
+
+STEPS = (1e-3, 1e-1, 1e-4)
+"""Of initial weights: steps are log-uniform between the first two, and not below the third."""
+
+
+class Mamba2State(NamedTuple):
+    """What one layer knows of its stream."""
+
+    tail: Float[Array, "K-1 C"]  # last inputs of the convolution
+    ssm: Float[Array, "H P N"]
+
+
+@dataclass(frozen=True)
+class Mamba2(Mixer):
+    """Mamba-2: h <- exp(dt a) h + dt x b^T, y = h c + d x, with dt, x, b and c of the token.
+
+    The inner width is `heads` times `head_dim`. x, b and c pass a short causal convolution; y is
+    gated by silu(z), and then normalised in each of the `groups` by itself.
+
+    Attributes:
+      heads: H.
+      head_dim: P.
+      size: N, numbers of the state for each channel.
+      groups: of b and c; must divide `heads`.
+      kernel: K, inputs of the convolution.
+      limit: smallest and largest step dt.
+      eps: of the norm.
+      bias: on the projections.
+      conv_bias: on the convolution.
+      block: rows that are computed at once, see `kernels.ssd`.
+      implementation: of `kernels.ssd`.
+
+    Raises:
+      ValueError: if a size is not positive, or `groups` does not divide `heads`.
+    """
+
+    heads: int
+    head_dim: int = 64
+    size: int = 128
+    groups: int = 1
+    kernel: int = 4
+    limit: tuple[float, float] = (0.0, math.inf)
+    eps: float = 1e-5
+    bias: bool = False
+    conv_bias: bool = True
+    block: int = 64
+    implementation: str | None = None
+
+    def __post_init__(self):
+        sizes = {n: getattr(self, n) for n in ("heads", "head_dim", "size", "groups", "block")}
+        if min(sizes.values()) < 1 or self.kernel < 2 or self.heads % self.groups:
+            raise ValueError(
+                "Mamba2 needs positive sizes, a kernel of at least 2 and groups that divide the "
+                f"heads, got {sizes | {'kernel': self.kernel}}."
+            )
+
+    @property
+    def inner(self) -> int:
+        """Width of x, y and z: H P."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """C, those of the convolution: x, b and c."""
+        return self.inner + 2 * self.groups * self.size
+
+    def weights(self, width: int, key: Array) -> Params:
+        """Return initial weights: rates -1 to -16, and steps of `STEPS`."""
+        into, out, conv, rate, step = jax.random.split(key, 5)
+        low, high, floor = STEPS
+        uniform = jax.random.uniform(step, (self.heads,), jnp.float32)
+        dt = jnp.exp(uniform * math.log(high / low) + math.log(low))
+        dt = jnp.maximum(dt, floor)
+        ends = {"minval": -(self.kernel**-0.5), "maxval": self.kernel**-0.5}
+        ones = jnp.ones(self.heads, jnp.float32)
+        found: Params = {
+            "in": dense(into, width, self.inner + self.channels + self.heads, self.bias),
+            "conv": {"kernel": jax.random.uniform(conv, (self.kernel, self.channels), **ends)},
+            "dt_bias": dt + jnp.log(-jnp.expm1(-dt)),
+            "a_log": jnp.log(jax.random.uniform(rate, (self.heads,), minval=1.0, maxval=16.0)),
+            "d": ones,
+            "norm": {"scale": jnp.ones(self.inner, jnp.float32)},
+            "out": dense(out, self.inner, width, self.bias),
+        }
+        if self.conv_bias:
+            found["conv"]["bias"] = jnp.zeros(self.channels, jnp.float32)
+        return found
+
+    def init(self, width: int) -> Mamba2State:
+        """See `Mixer.init`."""
+        del width
+        ssm = jnp.zeros((self.heads, self.head_dim, self.size), jnp.float32)
+        return Mamba2State(jnp.zeros((self.kernel - 1, self.channels), jnp.float32), ssm)
+
+    def chunk(
+        self,
+        weights: Params,
+        state: Mamba2State,
+        x: Float[Array, "T E"],
+        real: Bool[Array, "T"],
+    ) -> tuple[Float[Array, "T E"], Mamba2State]:
+        """See `Mixer.chunk`."""
+        wide = jnp.result_type(jnp.float32, x, state.ssm)
+        z, conv, dt = jnp.split(
+            linear(x, weights["in"]), np.cumsum([self.inner, self.channels]), axis=-1
+        )
+        bias = weights["conv"].get("bias")
+        conv, tail = causal_conv(conv, state.tail, weights["conv"]["kernel"], real, bias)
+        inner, b, c = jnp.split(
+            jax.nn.silu(conv), np.cumsum([self.inner, self.groups * self.size]), axis=-1
+        )
+        inner = inner.reshape(-1, self.heads, self.head_dim)
+        b, c = (v.reshape(-1, self.groups, self.size) for v in (b, c))
+        dt = jax.nn.softplus(dt.astype(wide) + weights["dt_bias"].astype(wide)[None])
+        dt = jnp.where(real[:, None], jnp.clip(dt, *self.limit), 0)
+        rates = -jnp.exp(weights["a_log"].astype(wide))
+        more = {"block": self.block, "implementation": self.implementation}
+        y, ssm = ssd(inner, dt, rates, b, c, state.ssm, **more)
+        y = y + weights["d"].astype(wide)[None, :, None] * inner
+        y = self._gated(y.reshape(-1, self.inner), z.astype(wide), weights["norm"])
+        return linear(y.astype(x.dtype), weights["out"]), Mamba2State(tail, ssm)
+
+    def _gated(self, y: Array, z: Array, norm: Params) -> Float[Array, "T I"]:
+        """Return the output gated, then normalised in every group."""
+        y = (y * jax.nn.silu(z)).reshape(-1, self.groups, self.inner // self.groups)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return y.reshape(-1, self.inner) * norm["scale"].astype(y.dtype)[None]

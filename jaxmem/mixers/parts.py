@@ -1,0 +1,52 @@
+"""What mixers share: projections, and the causal convolution in front of a state."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmem.typing import Array, Bool, Float, Params
+
+
+def causal_conv(
+    x: Float[Array, "T C"],
+    tail: Float[Array, "K-1 C"],
+    weight: Float[Array, "K C"],
+    real: Bool[Array, "T"],
+    bias: Float[Array, "C"] | None = None,
+) -> tuple[Float[Array, "T C"], Float[Array, "K-1 C"]]:
+    """Return a depthwise convolution over the last K rows, and the new tail.
+
+    Any cut of a stream gives the same, also chunks shorter than K - 1 and chunks of padding alone.
+
+    Args:
+      x: the chunk's rows, those that are not real last.
+      tail: the K - 1 real rows before it; zeros before a stream.
+      weight: of each channel, that of the newest row last.
+      real: which rows are tokens.
+      bias: of each channel.
+
+    Returns:
+      The outputs, in x's dtype or that of the tail if it is wider; and the last K - 1 real rows of
+      tail and chunk, in the tail's dtype.
+    """
+    rows, size = x.shape[0], weight.shape[0]
+    both = jnp.concatenate([tail, x.astype(jnp.promote_types(x.dtype, tail.dtype))])
+    weight = weight.astype(both.dtype)
+    y = jnp.zeros((), both.dtype) if bias is None else bias.astype(both.dtype)[None]
+    y = sum((both[i : i + rows] * weight[i : i + 1] for i in range(size)), start=y)
+    count = jnp.sum(real, dtype=jnp.int32)
+    return y, lax.dynamic_slice_in_dim(both, count, size - 1).astype(tail.dtype)
+
+
+def dense(key: Array, fan_in: int, fan_out: int, bias: bool = False) -> Params:
+    """Return the weights of a projection, with variance 1 / fan_in."""
+    kernel = jax.random.truncated_normal(key, -2, 2, (fan_in, fan_out)) / 0.87962566 / fan_in**0.5
+    return {"kernel": kernel} | ({"bias": jnp.zeros(fan_out, jnp.float32)} if bias else {})
+
+
+def linear(x: Float[Array, "T E"], weight: Params) -> Float[Array, "T F"]:
+    """Return x @ kernel (+ bias)."""
+    y = x @ weight["kernel"]
+    return y + weight["bias"][None] if "bias" in weight else y

@@ -1,0 +1,1 @@
+"""Language models of Mamba-2 layers alone."""

@@ -1,0 +1,114 @@
+"""Decoders in which every layer has a state and none attends: no key is held, and nothing grows."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from jaxmem.asking import ask, log_prob
+from jaxmem.bound import bind, question_rows
+from jaxmem.decoder import decoder as dec
+from jaxmem.decoder.program import Text, make_program, spec_of
+from jaxmem.finite import check_answer
+from jaxmem.loop import start, stream
+from jaxmem.memory.baselines import Recent
+from jaxmem.memory.by_name import build
+from jaxmem.mixers.gated_delta import GatedDelta
+from jaxmem.mixers.mamba2 import Mamba2
+from jaxmem.saving import restore, save
+
+SIZE, LENGTHS, PREFIX = 8, (8, 5, 0, 7), Text((3, 1, 4, 1, 5))
+ONE, OTHER = Mamba2(4, 6, 5, block=4), GatedDelta(2, key_dim=4, block=4)
+CFG = replace(small.config(layers=3, axes=1), mixers=(ONE, OTHER, ONE), mlp_width=0)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return small.params(CFG)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return small.stream_rows(CFG, len(LENGTHS), SIZE, lengths=LENGTHS)
+
+
+def one_pass(weights, x):
+    """The last layer's output [N, E] of everything at once, layers written out one by one."""
+    h, seen = x, {ONE: 0, OTHER: 0}
+    for kind in CFG.kinds:
+        number, seen[kind] = seen[kind], seen[kind] + 1
+        layer = jax.tree.map(lambda w, l=number: w[l], weights["mixers"][CFG.stacks.index(kind)])
+        inner = dec.rms_norm(h, layer["norm"], CFG.norm_eps)
+        y, _ = kind.chunk(layer["mixer"], kind.init(CFG.width), inner, jnp.ones(len(h), bool))
+        h = h + y
+    return h
+
+
+def program_of(memory=None, prefix=PREFIX):
+    sizes = spec_of(CFG, chunk=SIZE, prefix=len(prefix.ids) if prefix else 0)
+    return make_program(CFG, memory or Recent(6), sizes, prefix=prefix)
+
+
+def test_a_stream_a_question_and_its_answer_are_one_pass(weights, rows):
+    """With a prompt in front, padding in between, and what is decoded at the end."""
+    program = program_of()
+    bound = bind(program, weights)
+    carry = stream(bound, start(program, bound), rows, program=program)
+    before = jax.tree.map(np.array, carry)
+    words, answer = [2, 7, 1], jnp.asarray([5, 9, 11])
+    question = question_rows(weights, words, program=program)
+    scores = log_prob(bound, carry, question, answer, program=program)
+    text = lambda ids: dec.embed(weights, jnp.asarray(ids))
+    x = [text(PREFIX.ids), jnp.asarray(small.flat(rows)[0]), text([*words, *answer[:-1]])]
+    h = one_pass(weights, jnp.concatenate(x))[-len(answer) :]
+    want = jax.nn.log_softmax(dec.logits(weights, CFG, h))[jnp.arange(len(answer)), answer]
+    np.testing.assert_allclose(scores, want, atol=2e-4)
+    assert np.all(np.isfinite(ask(bound, carry, question, program=program, max_new=3).first))
+    jax.tree.map(np.testing.assert_array_equal, carry, before)
+
+
+def test_bytes_are_those_of_the_states_however_long_the_stream(weights, rows):
+    program = program_of(prefix=None)
+    carry = start(program)
+    assert sum(x.nbytes for x in jax.tree.leaves((carry.state.slots, carry.bank))) == 0
+    size = sum(x.nbytes for x in jax.tree.leaves(carry))
+    for _ in range(3):
+        carry = stream(weights, carry, rows, program=program)
+        assert sum(x.nbytes for x in jax.tree.leaves(carry)) == size
+
+
+def test_it_is_saved_and_restored(weights, rows, tmp_path):
+    program = program_of(prefix=None)
+    carry = stream(weights, start(program), rows, program=program)
+    save(tmp_path / "s", carry, program=program, params=weights)
+    back = restore(tmp_path / "s", program, params=weights)
+    jax.tree.map(np.testing.assert_array_equal, back, carry)
+
+
+def test_weights_have_no_layers_that_attend(weights):
+    assert "layers" not in weights and len(weights["mixers"]) == 2
+    hybrid = replace(CFG, mixers=(ONE, None, ONE), mlp_width=16)
+    program = make_program(hybrid, Recent(6), spec_of(hybrid, chunk=SIZE))
+    with pytest.raises(ValueError, match="have 0 layers that attend but the decoder has 1"):
+        stream(weights, start(program), small.stream_rows(CFG, 1, SIZE), program=program)
+
+
+@pytest.mark.parametrize("name", ["hermes", "moviechat"])
+def test_memories_that_need_layers_that_attend_are_refused(name):
+    sizes = spec_of(CFG, chunk=SIZE, frame=(2, 2))
+    some = spec_of(replace(CFG, mixers=(), mlp_width=8), chunk=SIZE, frame=(2, 2))
+    with pytest.raises(ValueError, match="no layer of the decoder attends, so memory"):
+        make_program(CFG, build(name, 12, some, small.options(SIZE).get(name)), sizes)
+
+
+def test_a_state_that_is_not_finite_is_reported_with_its_layer(weights, rows):
+    program = program_of(prefix=None)
+    carry = stream(weights, start(program), rows, program=program)
+    ssm = carry.states[0].ssm.at[1].set(np.nan)  # the second Mamba2, layer 3 of the decoder
+    carry = carry._replace(states=(carry.states[0]._replace(ssm=ssm), *carry.states[1:]))
+    question = question_rows(weights, [2, 7, 1], program=program)
+    with pytest.raises(ValueError, match="the state of decoder layer 3 of 3, while the stream"):
+        check_answer(np.array([-1]), weights, carry, question, program=program)

@@ -1,0 +1,138 @@
+"""Laws of every mixer: one pass, single tokens and any cut of a stream are the same; padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmem.mixers.base import stacked
+from jaxmem.mixers.gated_delta import GatedDelta
+from jaxmem.mixers.mamba2 import Mamba2
+
+WIDTH, ROWS = 12, 19
+MIXERS = {
+    "mamba2": Mamba2(4, 6, 5, groups=2, block=8),
+    "mamba2_biases": Mamba2(2, 4, 3, kernel=2, bias=True, conv_bias=False, limit=(0.02, 0.3)),
+    "mamba2_blocks": Mamba2(3, 4, 5, block=4, implementation="xla_blocks"),
+    "gated_delta": GatedDelta(4, 2, 5, 6, block=8),
+    "gated_delta_blocks": GatedDelta(2, key_dim=4, block=4, implementation="xla_blocks"),
+}
+EVERY = pytest.mark.parametrize("name", MIXERS)
+
+
+def given(name, rows=ROWS):
+    mixer = MIXERS[name]
+    weights = mixer.weights(WIDTH, jax.random.key(0))
+    return mixer, weights, jax.random.normal(jax.random.key(1), (rows, WIDTH))
+
+
+def run(mixer, weights, x, sizes, state=None):
+    """The outputs of chunks of these sizes, and the state after them."""
+    step, out, at = jax.jit(mixer.chunk), [], 0
+    state = mixer.init(WIDTH) if state is None else state
+    for size in sizes:
+        y, state = step(weights, state, x[at : at + size], jnp.ones(size, bool))
+        out.append(y)
+        at += size
+    return jnp.concatenate(out), state
+
+
+def close(a, b, atol=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@EVERY
+@pytest.mark.parametrize("sizes", [(1,) * ROWS, (2, 1, 9, 7), (16, 3)], ids=str)
+def test_any_cut_of_a_stream_is_one_pass(name, sizes):
+    mixer, weights, x = given(name)
+    whole = run(mixer, weights, x, (ROWS,))
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(whole))
+    close(run(mixer, weights, x, sizes), whole)
+
+
+@EVERY
+def test_padding_changes_no_bit_of_the_state_whatever_it_holds(name):
+    mixer, weights, x = given(name)
+    step = jax.jit(mixer.chunk)
+    _, before = run(mixer, weights, x, (ROWS,))
+    _, after = step(weights, before, x, jnp.zeros(ROWS, bool))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    real = jnp.arange(ROWS) < 11
+    y, state = step(weights, before, x, real)
+    other, same = step(weights, before, jnp.where(real[:, None], x, 1e4), real)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+    np.testing.assert_array_equal(other[:11], y[:11])
+    close(state, run(mixer, weights, x[:11], (11,), before)[1])
+
+
+@EVERY
+def test_states_keep_shapes_dtypes_and_bytes(name):
+    mixer, weights, x = given(name)
+    low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
+    y, state = jax.jit(mixer.chunk)(
+        low, mixer.init(WIDTH), x.astype(jnp.bfloat16), jnp.ones(ROWS, bool)
+    )
+    assert y.dtype == jnp.bfloat16
+    start = jax.tree.map(lambda v: (v.shape, v.dtype), mixer.init(WIDTH))
+    assert jax.tree.map(lambda v: (v.shape, v.dtype), state) == start
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state))
+    several = stacked(mixer, WIDTH, 3)
+    assert jax.tree.map(lambda v: v.shape[1:], several) == jax.tree.map(lambda v: v.shape, state)
+
+
+@EVERY
+def test_the_same_step_is_compiled_once(name):
+    mixer, weights, x = given(name, 8)
+    traced = []
+
+    @jax.jit
+    def step(state, x, count):
+        traced.append(x.shape)
+        return mixer.chunk(weights, state, x, jnp.arange(8) < count)
+
+    state = mixer.init(WIDTH)
+    for count in (8, 3, 0):
+        _, state = step(state, x, count)
+    assert len(traced) == 1
+
+
+@EVERY
+def test_gradients_in_float64_are_those_of_single_tokens_through_the_state(name):
+    with jax.enable_x64():
+        mixer, weights, x = given(name, 7)
+        state = jax.tree.map(lambda v: v.astype(np.float64) + 0.1, mixer.init(WIDTH))
+        weights, x = jax.tree.map(lambda v: v.astype(np.float64), (weights, x))
+
+        def whole(weights, state, x):
+            y, state = mixer.chunk(weights, state, x, jnp.ones(len(x), bool))
+            return jnp.sum(jnp.sin(y)) + sum(jnp.sum(jnp.cos(v)) for v in state)
+
+        def single(weights, state, x):
+            def body(state, row):
+                y, state = mixer.chunk(weights, state, row[None], jnp.ones(1, bool))
+                return state, y[0]
+
+            state, y = jax.lax.scan(body, state, x)
+            return jnp.sum(jnp.sin(y)) + sum(jnp.sum(jnp.cos(v)) for v in state)
+
+        one, two = (jax.jit(jax.grad(f, (0, 1, 2)))(weights, state, x) for f in (whole, single))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(one))
+    close(one, two, 1e-10)
+
+
+@EVERY
+def test_streams_side_by_side_are_the_streams_one_by_one(name):
+    mixer, weights, x = given(name)
+    both = jnp.stack([x, x[::-1]])
+    states = stacked(mixer, WIDTH, 2)
+    step = jax.vmap(mixer.chunk, (None, 0, 0, None))
+    got = jax.jit(step)(weights, states, both, jnp.ones(ROWS, bool))
+    for i in range(2):
+        mine = jax.tree.map(lambda v, i=i: v[i], got)
+        close(mine, run(mixer, weights, both[i], (ROWS,)))
+
+
+@pytest.mark.parametrize("make", [lambda: Mamba2(4, groups=3), lambda: GatedDelta(4, 3)])
+def test_groups_must_divide_heads(make):
+    with pytest.raises(ValueError, match="that divide"):
+        make()
