@@ -21,6 +21,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # of every operation; nobody reads them
+ROOM = 3 * 2**30
+"""Bytes that a process may grow by before programs, and what else is garbage, are dropped."""
 MODULES = 300
 """Programs that are lowered in one MLIR context."""
 
@@ -101,6 +103,9 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 1_000_000)
 
 
+floor = [0]  # bytes of this process when programs were dropped last
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Drop the compiled programs after a file, once they are many.
@@ -109,9 +114,10 @@ def forget_programs():
     starting other programs fails. Files share small programs, so few are dropped for nothing.
     """
     yield
-    if mappings() > MAPPINGS:
+    if mappings() > MAPPINGS or resident() > floor[0] + ROOM:
         jax.clear_caches()
         gc.collect()
+        floor[0] = resident()
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +132,12 @@ def mappings() -> int:
         return Path("/proc/self/maps").read_text().count("\n")
     except OSError:
         return MAPPINGS + 1
+
+
+def resident() -> int:
+    """Return the bytes of this process in memory; elsewhere than on Linux, none."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
