@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxmem as jm
 from jaxmem.compiled import Compiled
+from jaxmem.decoder.decoder import DecoderConfig, linear, logits
 from jaxmem.pieces import blank
 
 LAYERS, WIDTH = 16, 128
@@ -25,6 +27,30 @@ def arrays():
 def test_layers_are_not_all_converted_at_once(arrays):
     found = Compiled(through).lower(*arrays).compile().memory_analysis()
     assert found.temp_size_in_bytes < 3 * 4 * WIDTH * WIDTH  # of 16 layers
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="others multiply bfloat16 as it is")
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_one_row_need_no_copy_of_the_output_matrix(tied):
+    vocab = 4096
+    config = DecoderConfig(1, WIDTH, 2, 2, 64, WIDTH, vocab, jm.rope_1d(64), tied=tied)
+    matrix = jax.ShapeDtypeStruct((vocab, WIDTH) if tied else (WIDTH, vocab), jnp.bfloat16)
+    params = {"norm": {"scale": jnp.ones(WIDTH, "bfloat16")}}
+    params |= {"embedding": {"embedding": matrix}} if tied else {"head": {"kernel": matrix}}
+    program = Compiled(logits, static_argnums=1).lower(params, config, jnp.ones(WIDTH, "bfloat16"))
+    assert program.compile().memory_analysis().temp_size_in_bytes < vocab * WIDTH
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="others multiply bfloat16 as it is")
+def test_bfloat16_is_not_converted_to_be_multiplied():
+    """What is needed besides is no float32 copy of the matrix, and the result rounds one sum."""
+    draw = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(draw.standard_normal(s), "bfloat16") for s in ((8, 1024), (1024, 512)))
+    program = Compiled(linear).lower(x, {"kernel": kernel}).compile()
+    assert program.memory_analysis().temp_size_in_bytes < kernel.nbytes
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    close = np.abs(np.asarray(linear(x, {"kernel": kernel}), np.float64) - exact)
+    assert np.all(close <= 2**-8 * np.abs(exact) + 1e-4 * np.abs(exact).max())
 
 
 def test_it_is_called_inside_other_functions(arrays):

@@ -69,6 +69,7 @@ class Theirs:
         from transformers import AutoModelForImageTextToText, DynamicCache
 
         self.torch = torch
+        torch.set_num_threads(1)  # several would spin while they wait, which counts as CPU time
         kind = getattr(torch, dtype)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=kind).eval()
         self.decoder, self.head = model.model.language_model, model.lm_head

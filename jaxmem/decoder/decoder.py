@@ -259,7 +259,9 @@ def logits(params: Params, config: DecoderConfig, h: Float[Array, "*T E"]) -> Fl
     """Return float32 logits of the last layer's output."""
     x = rms_norm(h, params["norm"], config.norm_eps)
     table = params["embedding"]["embedding"].T if config.tied else params["head"]["kernel"]
-    if x.ndim == 1 and table.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        # Of one row XLA's CPU makes a loop, for which it converts the whole matrix to float32.
+    converts = table.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    if converts and x.ndim == 1 and not config.tied:
+        # Of one row XLA's CPU makes a loop, for which it converts the whole matrix to float32; a
+        # tied one it reads row by row, and would transpose for two.
         return _product(jnp.broadcast_to(x[None], (2, *x.shape)), table)[0]
     return jnp.einsum("...e,ev->...v", x, table, preferred_element_type=jnp.float32)
