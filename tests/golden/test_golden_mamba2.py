@@ -40,7 +40,9 @@ def scanned(z, implementation, x, dt, a, b, c, d, dt_bias, h0):
     return y + d[None, :, None] * x, h
 
 
-@pytest.mark.parametrize("implementation", ["xla", "xla_blocks"])
+@pytest.mark.parametrize(
+    "implementation", ["xla", pytest.param("xla_blocks", marks=pytest.mark.slow)]
+)
 def test_the_scan_its_state_and_its_gradients(scan, implementation):
     z = weights.read(scan)
     names = ("x", "dt", "A", "B", "C", "D", "dt_bias", "h0")

@@ -23,7 +23,9 @@ def truth(name, inputs):
 
 @EITHER
 @WAYS
-@pytest.mark.parametrize("rows", [1, 7, 16, 37])
+@pytest.mark.parametrize(
+    "rows", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 16)), 37]
+)
 def test_equals_the_loop_over_tokens(name, way, rows):
     kernel, make, _ = KERNELS[name]
     inputs = make(rows, groups=1 if rows == 7 else 2)

@@ -51,6 +51,7 @@ def small():
     return StepModel(SMALL, init_decoder(SMALL, jax.random.key(0)), "drawn")
 
 
+@pytest.mark.slow
 def test_dtypes_and_parts_are_told(capsys):
     argv = ["step", "--model", "tiny", "--memories", "tova", "--slots", "32", "--chunk", "16"]
     assert benchmark.main([*argv, "--rounds", "1", "--dtypes", "float32,bfloat16", "--json"]) == 0
