@@ -33,7 +33,7 @@ class AudioTrack:
     """Mono samples at one rate, by media time."""
 
     def __init__(self, packets: Packets, log: Log, rate: int, limit: float | None) -> None:
-        self.clock = Clock("audio", log, lambda: packets.timeline.end)
+        self.clock = Clock("audio", log, packets.beyond)
         self.decoder = Decoder(packets, "audio", lambda: self.end, log)
         self.stream = self.decoder.stream
         self.log = log

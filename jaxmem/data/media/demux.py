@@ -17,7 +17,7 @@ from av.stream import Disposition
 
 from jaxmem.data.media.events import Log
 from jaxmem.data.media.library import discard
-from jaxmem.data.media.timeline import AHEAD, Timeline
+from jaxmem.data.media.timeline import Timeline
 
 Kind = Literal["video", "audio"]
 
@@ -28,12 +28,12 @@ _MAX_BACK = 10.0  # s; a stamp that goes back further is a reset of the clock
 class Clock:
     """Media time of one stream's stamps: the common origin taken off, clock resets closed.
 
-    A frame may be `AHEAD` of all packets that were read, not more: its stamp is then damaged.
+    A frame may not be `beyond` all packets that were read: its stamp is then damaged.
     """
 
     kind: Kind
     log: Log
-    reach: Callable[[], float | None]  # where the packets end, seconds
+    beyond: Callable[[float], bool]  # whether a stamp is ahead of all packets
     origin: float = 0.0
     shift: float = 0.0
 
@@ -42,9 +42,8 @@ class Clock:
         if stamp is None:
             return 0.0 if expected is None else expected
         t = stamp - self.origin + self.shift
-        end = self.reach()
-        beyond = end is not None and stamp + self.shift - end > AHEAD
-        if expected is not None and (t - expected < -_MAX_BACK or beyond):
+        late = self.beyond(stamp + self.shift)
+        if expected is not None and (t - expected < -_MAX_BACK or late):
             jump = t - expected
             what = f"{self.kind} time stamps jump by {jump:.3f} s; jump closed"
             self.log(expected, "clock", what)
@@ -238,6 +237,10 @@ class Packets:
     def _queue(self, packet: Any | None) -> None:
         for ready in self.timeline(packet):
             self.queues[self._by_index[ready.stream_index]].push(ready, self.look_ahead / 2)
+
+    def beyond(self, time: float) -> bool:
+        """Whether a stamp is further ahead of all packets that were read than any pause."""
+        return self.timeline.beyond(time)
 
     def _fail(self, kind: str, reason: str) -> None:
         self.done = True

@@ -10,7 +10,6 @@ import numpy as np
 from jaxmem.data.media.audio import AudioTrack
 from jaxmem.data.media.demux import Packets
 from jaxmem.data.media.events import Event, Log
-from jaxmem.data.media.timeline import AHEAD
 from jaxmem.data.media.types import End, MediaInfo, Piece
 from jaxmem.data.media.video import EPS, Size, VideoTrack
 
@@ -95,9 +94,7 @@ class MediaReader:
         for track in self._tracks:
             stamp = stamps[id(track)]
             track.clock.origin = origin
-            end = self._packets.timeline.end
-            beyond = stamp is not None and end is not None and stamp - end > AHEAD
-            if stamp is not None and (stamp - origin > _FAR_APART or beyond):
+            if stamp is not None and (stamp - origin > _FAR_APART or self._packets.beyond(stamp)):
                 track.clock.origin = stamp
                 self._log(0.0, "clock", f"{track.decoder.kind} starts on a clock of its own")
         if self._video is not None:

@@ -112,6 +112,10 @@ class Timeline:
             packet.dts = None if packet.dts is None else packet.dts + ticks
             packet.pts = None if packet.pts is None else packet.pts + ticks
 
+    def beyond(self, time: float) -> bool:
+        """Return whether a frame's stamp is further ahead of all packets than any pause."""
+        return self.end is not None and time - self.end > AHEAD
+
     def _jumps(self, mine: _Stream, raw: float) -> bool:
         if raw - mine.last < -BACK:
             return True

@@ -68,7 +68,7 @@ class VideoTrack:
         size: Size | Callable[[int, int], Size] | None,
         limit: float | None,
     ) -> None:
-        self.clock = Clock("video", log, lambda: packets.timeline.end)
+        self.clock = Clock("video", log, packets.beyond)
         self.decoder = Decoder(packets, "video", lambda: self.end, log)
         self.stream = self.decoder.stream
         self.log = log
