@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxmem.kernels.dense import linear, product
 from jaxmem.memory.base import at_layer
 from jaxmem.mixers.base import Mixer
 from jaxmem.rope import Rope, scaled
@@ -190,24 +191,6 @@ def rms_norm(x: Float[Array, "*T E"], weight: Params, eps: float) -> Float[Array
     return (wide * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def linear(x: Float[Array, "*T E"], weight: Params) -> Float[Array, "*T F"]:
-    """Return x @ kernel (+ bias)."""
-    y = _product(x, weight["kernel"])
-    if "bias" in weight:
-        y = y + weight["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
-    return y.astype(jnp.result_type(x, weight["kernel"]))
-
-
-def _product(x: Float[Array, "*T E"], kernel: Float[Array, "E F"]) -> Float[Array, "*T F"]:
-    """Return x @ kernel; of bfloat16 on a CPU in float32.
-
-    XLA's CPU multiplies bfloat16 as it is where a float32 result is asked for; otherwise it
-    converts the weights first. Other devices sum in float32 all the same.
-    """
-    wide = jnp.result_type(x, kernel) == jnp.bfloat16 and jax.default_backend() == "cpu"
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32 if wide else None)
-
-
 def qkv(
     layer: Params, config: DecoderConfig, h: Float[Array, "*T E"]
 ) -> tuple[Float[Array, "*T H D"], Float[Array, "*T G D"], Float[Array, "*T G D"]]:
@@ -263,5 +246,5 @@ def logits(params: Params, config: DecoderConfig, h: Float[Array, "*T E"]) -> Fl
     if converts and x.ndim == 1 and not config.tied:
         # Of one row XLA's CPU makes a loop, for which it converts the whole matrix to float32; a
         # tied one it reads row by row, and would transpose for two.
-        return _product(jnp.broadcast_to(x[None], (2, *x.shape)), table)[0]
+        return product(jnp.broadcast_to(x[None], (2, *x.shape)), table)[0]
     return jnp.einsum("...e,ev->...v", x, table, preferred_element_type=jnp.float32)

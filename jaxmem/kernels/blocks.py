@@ -18,6 +18,11 @@ def wide(*arrays: Array) -> Any:
     return jnp.result_type(jnp.float32, *arrays)
 
 
+def grouped(x: Array, axis: int, groups: int) -> Array:
+    """Return heads at an axis as [groups, heads of each]."""
+    return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
+
+
 def decays(cum: Float[Array, "*H Q"]) -> Float[Array, "*H Q Q"]:
     """Return exp(cum_i - cum_j) for j <= i, else 0.
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.kernels.delta import delta
+from jaxmem.kernels.dense import linear
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import causal_conv, dense, linear
+from jaxmem.mixers.parts import causal_conv, dense
 from jaxmem.typing import Array, Bool, Float, Params
 
 UNIT = 1e-6

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmem.kernels.dense import linear
 from jaxmem.kernels.ssd import ssd
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import causal_conv, dense, linear
+from jaxmem.mixers.parts import causal_conv, dense
 from jaxmem.typing import Array, Bool, Float, Params
 
 STEPS = (1e-3, 1e-1, 1e-4)

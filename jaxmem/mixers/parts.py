@@ -1,4 +1,4 @@
-"""What mixers share: projections, and the causal convolution in front of a state."""
+"""What mixers share: initial projections, and the causal convolution in front of a state."""
 
 from __future__ import annotations
 
@@ -44,9 +44,3 @@ def dense(key: Array, fan_in: int, fan_out: int, bias: bool = False) -> Params:
     """Return the weights of a projection, with variance 1 / fan_in."""
     kernel = jax.random.truncated_normal(key, -2, 2, (fan_in, fan_out)) / 0.87962566 / fan_in**0.5
     return {"kernel": kernel} | ({"bias": jnp.zeros(fan_out, jnp.float32)} if bias else {})
-
-
-def linear(x: Float[Array, "T E"], weight: Params) -> Float[Array, "T F"]:
-    """Return x @ kernel (+ bias)."""
-    y = x @ weight["kernel"]
-    return y + weight["bias"][None] if "bias" in weight else y

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmem.kernels.blocks import decays, in_blocks, one_by_one, wide
+from jaxmem.kernels.blocks import decays, grouped, in_blocks, one_by_one, wide
 from jaxmem.typing import Array, Float
 
 Rows = tuple[Array, Array, Array, Array, Array]
@@ -126,12 +126,8 @@ def delta(
 ) -> tuple[Float[Array, "T H V"], Float[Array, "H K V"]]:
     """See `jaxmem.kernels.delta`."""
     groups, dtype = k.shape[1], wide(v, state)
-
-    def grouped(x: Array, axis: int) -> Array:
-        shape = (*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
-        return x.astype(dtype).reshape(shape)
-
-    rows = q.astype(dtype), k.astype(dtype), grouped(v, 1), grouped(g, 1), grouped(beta, 1)
+    q, k, values, g, beta, start = (x.astype(dtype) for x in (q, k, v, g, beta, state))
+    rows = q, k, grouped(values, 1, groups), grouped(g, 1, groups), grouped(beta, 1, groups)
     run = _at_once if at_once else partial(one_by_one, _block)
-    o, last = run(grouped(state, 0), rows, block)
+    o, last = run(grouped(start, 0, groups), rows, block)
     return o.reshape(v.shape).astype(v.dtype), last.reshape(state.shape).astype(state.dtype)

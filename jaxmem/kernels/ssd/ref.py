@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmem.kernels.blocks import decays, in_blocks, one_by_one, wide
+from jaxmem.kernels.blocks import decays, grouped, in_blocks, one_by_one, wide
 from jaxmem.typing import Array, Float
 
 Rows = tuple[Array, Array, Array, Array]
@@ -72,15 +72,9 @@ def ssd(
 ) -> tuple[Float[Array, "T H P"], Float[Array, "H P N"]]:
     """See `jaxmem.kernels.ssd`."""
     groups, dtype = b.shape[1], wide(x, state)
-
-    def grouped(v: Array, axis: int) -> Array:
-        shape = (*v.shape[:axis], groups, v.shape[axis] // groups, *v.shape[axis + 1 :])
-        return v.astype(dtype).reshape(shape)
-
-    rows = grouped(x, 1), grouped(dt, 1), b.astype(dtype), c.astype(dtype)
-    start, rates = grouped(state, 0), grouped(a, 0)
-    if at_once:
-        y, last = _at_once(rates, start, rows, block)
-    else:
-        y, last = one_by_one(partial(_block, rates), start, rows, block)
+    values, dt, a, b, c, start = (v.astype(dtype) for v in (x, dt, a, b, c, state))
+    rows = grouped(values, 1, groups), grouped(dt, 1, groups), b, c
+    rates = grouped(a, 0, groups)
+    run = partial(_at_once, rates) if at_once else partial(one_by_one, partial(_block, rates))
+    y, last = run(grouped(start, 0, groups), rows, block)
     return y.reshape(x.shape).astype(x.dtype), last.reshape(state.shape).astype(state.dtype)
