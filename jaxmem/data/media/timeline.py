@@ -48,6 +48,8 @@ class Timeline:
         A packet that jumps waits for the next one of its stream. If that goes on where the one
         before had been, the stamps of this one are damaged and are not used.
         """
+        if packet is not None:
+            self._agree(packet)
         if self.waiting:
             first = self.waiting[0]
             self.waiting += [] if packet is None else [packet]
@@ -59,11 +61,10 @@ class Timeline:
             ready, self.waiting = self.waiting, []
         elif packet is None:
             return
+        elif not -BACK <= self._step(packet) <= NEAR:
+            self.waiting = [packet]
+            return
         else:
-            self._agree(packet)
-            if not -BACK <= self._step(packet) <= NEAR:
-                self.waiting = [packet]
-                return
             ready = [packet]
         for one in ready:
             self._place(one)
