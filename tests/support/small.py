@@ -51,12 +51,26 @@ def options(size):
 
 
 def params(cfg, seed=0):
-    """Random weights, biases included, so that nothing is zero by accident."""
-    tree = dec.init_decoder(cfg, jax.random.key(seed))
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, noisy)
+    """Random weights, biases included, so that nothing is zero by accident.
+
+    They are drawn by NumPy: initialising a decoder operation by operation compiles each of them.
+    """
+    init, rng = partial(dec.init_decoder, cfg), np.random.default_rng(seed)
+    if cfg.stacks:  # a mixer's weights have ranges of their own
+        base = jax.jit(init)(jax.random.key(seed))
+        return jax.tree.map(
+            lambda x: x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), base
+        )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+
+    def draw(path, leaf):
+        name, noise = path[-1].key, rng.normal(size=leaf.shape)
+        if name == "scale":
+            return jnp.asarray(1 + 0.1 * noise, leaf.dtype)
+        fan = {"kernel": leaf.shape[-2], "embedding": leaf.shape[-1]}.get(name)
+        return jnp.asarray(np.hypot(fan**-0.5 if fan else 0, 0.1) * noise, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def stream_rows(cfg, chunks, size, *, seed=0, lengths=None):
