@@ -26,23 +26,25 @@ class Compiled:
     Nothing asks for the backend before the first call.
     """
 
-    def __init__(self, function: Callable[..., Any], **how: Any):
-        """Wrap a function; `how` are the options of `jax.jit`."""
+    def __init__(
+        self, function: Callable[..., Any], narrow: Callable[..., Any] | None = None, **how: Any
+    ):
+        """Wrap a function, and the one to run where `NARROW` applies; `how` is for `jax.jit`."""
         self._plain = jax.jit(function, **how)
-        self._narrow = jax.jit(function, compiler_options=NARROW, **how)
+        self._narrow = jax.jit(narrow or function, compiler_options=NARROW, **how)
         update_wrapper(self, function)
 
-    def _of(self, args: tuple[Any, ...]) -> Any:  # the weights come first
-        leaves = [x for x in jax.tree.leaves(args[:1]) if getattr(x, "dtype", None) in HALVES]
-        # `jax.jit` refuses compiler options where it is traced itself
-        traced = any(isinstance(x, Tracer) for x in leaves)
-        narrow = leaves and not traced and jax.default_backend() == "cpu"
+    def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # the weights come first
+        halves = any(getattr(x, "dtype", None) in HALVES for x in jax.tree.leaves(args[:1]))
+        # `jax.jit` refuses compiler options where it is traced itself; bits have no gradient
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((args, kwargs)))
+        narrow = halves and not traced and jax.default_backend() == "cpu"
         return self._narrow if narrow else self._plain
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
         try:
-            return self._of(args)(*args, **kwargs)
+            return self._of(args, kwargs)(*args, **kwargs)
         except ValueError as error:
             if "top-level" not in str(error):
                 raise
@@ -50,7 +52,7 @@ class Compiled:
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """Lower the function as it is compiled for such arguments (arrays or their shapes)."""
-        return self._of(args).lower(*args, **kwargs)
+        return self._of(args, kwargs).lower(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the compiled function has, such as `eval_shape`."""

@@ -24,6 +24,7 @@ from jaxmem.compiled import Compiled
 from jaxmem.decoder.checks import check_carry
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.decoder.step import chunk_step
+from jaxmem.memory.layout import as_bits, as_floats
 from jaxmem.typing import Params, PyTree
 
 
@@ -91,7 +92,24 @@ def _stream(
     Raises:
       ValueError: if rows, prefix or probes contradict the program.
     """
-    params, prefix, probes, _ = as_bound(bound)
+    _check(program, carry, chunks)
+    return _scan(bound, carry, chunks, program, remat)
+
+
+def _stream_in_bits(
+    bound: Bound | Params, carry: Carry, chunks: PyTree, *, program: Program, remat: bool = False
+) -> Carry:
+    """Do as `_stream`, without gradients; slots of layers are bits meanwhile, see `as_bits`."""
+    _check(program, carry, chunks)
+    if program.layout is None:
+        return _scan(bound, carry, chunks, program, remat)
+    kept = lambda carry, of: carry._replace(state=carry.state._replace(slots=of(carry.state.slots)))
+    carry = _scan(bound, kept(carry, as_bits), chunks, program, remat)
+    return kept(carry, as_floats)
+
+
+def _check(program: Program, carry: Carry, chunks: PyTree) -> None:
+    """Refuse chunks that are not stacked, and a carry of another program."""
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(chunks)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(
@@ -99,6 +117,13 @@ def _stream(
             "chunk give jax.tree.map(lambda x: x[None], chunk)."
         )
     check_carry(program, carry)
+
+
+def _scan(
+    bound: Bound | Params, carry: Carry, chunks: PyTree, program: Program, remat: bool
+) -> Carry:
+    """Return the carry after the last chunk."""
+    params, prefix, probes, _ = as_bound(bound)
 
     def body(carry: Carry, chunk: PyTree) -> tuple[Carry, None]:
         rows = program.encode(params, chunk)
@@ -108,8 +133,9 @@ def _stream(
     return jax.lax.scan(step, carry, chunks)[0]
 
 
-stream = FromCarry(_stream, static_argnames=("program", "remat"))
-advance = FromCarry(_stream, static_argnames=("program", "remat"), donate_argnames=("carry",))
+STATIC = ("program", "remat")
+stream = FromCarry(_stream, _stream_in_bits, static_argnames=STATIC)
+advance = FromCarry(_stream, _stream_in_bits, static_argnames=STATIC, donate_argnames=("carry",))
 """`stream` that takes the carry over: half the memory, and the carry that was given is gone."""
 
 

@@ -61,6 +61,15 @@ def test_it_is_called_inside_other_functions(arrays):
     assert slope.shape == arrays[0].shape
 
 
+def test_what_has_no_gradient_runs_alone_only(arrays):
+    """A function for bfloat16 on a CPU is not what is differentiated, by any argument."""
+    program = Compiled(lambda w, x: (w @ x).sum(), lambda w, x: jnp.zeros((), w.dtype))
+    w, x = (a.astype(jnp.bfloat16) for a in (jnp.ones((2, 2)), jnp.ones(2)))
+    assert program(w, x) == 0 and program(w.astype(jnp.float32), x.astype(jnp.float32)) == 4
+    assert all(jnp.all(jax.grad(program, n)(w, x) != 0) for n in (0, 1))
+    assert jax.jit(program)(w, x) == 4
+
+
 def test_it_is_called_inside_other_functions_with_constants_alone(arrays):
     """Nothing that it is given says that it is traced."""
     program = Compiled(through)

@@ -21,6 +21,7 @@ from jaxmem.loop import advance, branch, stream
 from jaxmem.memory.by_name import Budget, build, contestants
 from jaxmem.memory.flash_vstream.flash_vstream_qwen import QwenSizes
 from jaxmem.memory.flexmem.memindex import MemIndex
+from jaxmem.models.base import Fitted
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import PRESETS, embedded
 from jaxmem.programs import compile as program_of
@@ -450,7 +451,7 @@ def test_a_wrong_first_piece_does_not_decide_the_size_of_a_model(model):
 
     def fitted(size):
         asked.append(size)
-        return SimpleNamespace(tokens_per_piece=20, question_start=None, frame=(4, 4))
+        return Fitted(20, None, (4, 4))
 
     media = dataclasses.replace(model.media, size=lambda h, w: (h, w))
     open_ = model._replace(tokens_per_piece=0, for_frames=fitted, media=media)

@@ -114,6 +114,22 @@ def init(memory: Memory, spec: Spec, layout: Layout) -> State:
     return State(slots, aux)
 
 
+def as_bits(tree: PyTree) -> PyTree:
+    """Return a tree whose bfloat16 leaves are their bits, uint16.
+
+    XLA's CPU converts all of an array of bfloat16 to float32 and back to update a part of it; of
+    bits it writes the part. `read` and `write` take slots either way. Bits have no gradient.
+    """
+    narrow = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return jax.tree.map(lambda x: narrow(x) if x.dtype == jnp.bfloat16 else x, tree)
+
+
+def as_floats(tree: PyTree) -> PyTree:
+    """Return what `as_bits` was given."""
+    wide = lambda x: jax.lax.bitcast_convert_type(x, jnp.bfloat16)
+    return jax.tree.map(lambda x: wide(x) if x.dtype == jnp.uint16 else x, tree)
+
+
 def read(layout: Layout, state: State, layer: Int[Array, ""], window: int) -> State:
     """Return one layer's state as a window of `window` slots, empty beyond the layer's capacity."""
     offset = jnp.asarray(np.asarray(layout.offsets, np.int32))[layer]
@@ -125,7 +141,7 @@ def read(layout: Layout, state: State, layer: Int[Array, ""], window: int) -> St
         mask = inside.reshape((window,) + (1,) * (leaf.ndim - 1))
         return jnp.where(mask, rows, jnp.zeros((), leaf.dtype))
 
-    return State(jax.tree.map(one, state.slots), at_layer(state.aux, layer))
+    return State(as_floats(jax.tree.map(one, state.slots)), at_layer(state.aux, layer))
 
 
 def write(layout: Layout, state: State, layer: Int[Array, ""], new: State) -> State:
@@ -138,7 +154,8 @@ def write(layout: Layout, state: State, layer: Int[Array, ""], new: State) -> St
         old = jax.lax.dynamic_slice_in_dim(leaf, offset, window)
         inside = jnp.arange(window, dtype=jnp.int32) < capacity
         mask = inside.reshape((window,) + (1,) * (leaf.ndim - 1))
-        rows = jnp.where(mask, fresh.astype(leaf.dtype), old)
+        fresh = as_bits(fresh) if leaf.dtype == jnp.uint16 else fresh.astype(leaf.dtype)
+        rows = jnp.where(mask, fresh, old)
         return jax.lax.dynamic_update_slice_in_dim(leaf, rows, offset, 0)
 
     aux = jax.tree.map(

@@ -39,6 +39,8 @@ class Fitted(NamedTuple):
     tokens_per_piece: int
     question_start: Callable[[int], np.ndarray] | None
     frame: tuple[int, int] | None = None  # rows and columns of a frame's vision tokens
+    # A question -> token ids before and after a stream of sound alone, if this is one.
+    turn: Callable[[str], tuple[np.ndarray, np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,18 @@ def penalised_ids(
 def for_frames(model: Model, size: tuple[int, int]) -> Model:
     """Return the model for frames of one (height, width), which a stream's shapes depend on.
 
+    (0, 0) is a stream of sound alone: a model that hears then has its own prompt for it, without
+    vision tokens.
+
     Raises:
       ValueError: if the model does not take frames of that size.
     """
     if model.for_frames is None:
         return model
     found = model.for_frames(size)
+    if (turn := found.turn) is not None:
+        before, after = turn("?")[0], lambda question: turn(question)[1]
+        model = model._replace(prefix=before, tokenize=after, timestamps=False)
     return model._replace(
         tokens_per_piece=found.tokens_per_piece,
         question_start=found.question_start,

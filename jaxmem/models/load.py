@@ -19,6 +19,7 @@ from jaxmem.models.hf.config import read_json
 from jaxmem.models.hf.family import ANY_SIZE, Family, Files, Names, model_of, read_files
 from jaxmem.models.hf.published import names, published_config
 from jaxmem.models.hf.quantized import Stored, settings_of
+from jaxmem.models.hf.special import check_ids
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
 from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
@@ -127,6 +128,8 @@ def load(
         options["max_pixels"] = max_pixels
     family = read_family(made_by, files, name, fps=fps, **options)
     family.turn("?")  # errors of the template come before anything large is read
+    if files.chat.tokenizer is not None:
+        check_ids(files.chat.tokenizer, family.decoder.vocab, name)
     stored = [] if abstract else stored_of(directory, lora, family.names)
     if not abstract and own_head(stored, family.names):
         files = files._replace(config=untied(files.config))

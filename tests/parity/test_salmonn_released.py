@@ -6,6 +6,7 @@ loaded, streamed with sound through a `Session` and asked.
 
 import json
 import re
+import wave
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from passes import LOGITS, close, one_pass, pieces_of
 from safetensors.numpy import load_file, save_file
 
 import jaxmem as jm
+from jaxmem.experiments.stream.__main__ import main
+from jaxmem.feeding import open_for
 from jaxmem.kv import AUDIO, TEXT, VISION
 from jaxmem.memory.baselines import Full
 from jaxmem.models.base import for_frames
@@ -254,6 +257,19 @@ CASES = {
 }
 
 
+def check_rows(session, kinds, pos, seen):
+    """What every layer holds are the rows of a prompt, between its first text and `seen`."""
+    kv, layers = session.carry.state.slots.kv, session.model.decoder.layers
+    own = slice(len(session.model.prefix), seen)  # the text before the video is kept apart
+    for layer in range(layers):  # rows lie in the order of their arrival
+        held, kind = (
+            np.asarray(x).reshape(layers, -1, x.shape[-1])[layer]
+            for x in (kv.pos[:, 0], kv.modality)
+        )
+        np.testing.assert_array_equal(kind[kind[:, 0] != 0, 0], kinds[own])
+        np.testing.assert_array_equal(held[kind[:, 0] != 0], pos[own])
+
+
 @pytest.mark.parametrize("base, clips, options, expected", CASES.values(), ids=CASES)
 def test_a_stream_with_sound_is_the_released_prompt(folder, base, clips, options, expected):
     where, fps = folder(base), 2 / GAP
@@ -267,16 +283,8 @@ def test_a_stream_with_sound_is_the_released_prompt(folder, base, clips, options
 
     session = jm.Session(model, Full(clips * model.tokens_per_piece + 64), chunk_pieces=1)
     session.watch(pieces)
-    kv, layers = session.carry.state.slots.kv, model.decoder.layers
-    own = slice(len(model.prefix), seen)  # the text before the video is kept apart
-    for layer in range(layers):  # rows lie in the order of their arrival
-        held, kind = (
-            np.asarray(x).reshape(layers, -1, x.shape[-1])[layer]
-            for x in (kv.pos[:, 0], kv.modality)
-        )
-        np.testing.assert_array_equal(kind[kind[:, 0] != 0, 0], kinds[own])
-        np.testing.assert_array_equal(held[kind[:, 0] != 0], pos[own])
-    assert model.prefix.tolist() == ids[: own.start].tolist()
+    check_rows(session, kinds, pos, seen)
+    assert model.prefix.tolist() == ids[: len(model.prefix)].tolist()
     assert model.tokenize(QUESTION).tolist() == ids[seen:].tolist()
     reply = session.ask(QUESTION)
 
@@ -290,3 +298,70 @@ def test_a_stream_with_sound_is_the_released_prompt(folder, base, clips, options
         model.params["decoder"], model.decoder, whole, *features(config, model.params, pieces)
     )
     close(reply.logits, passed.logits[-1], LOGITS)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """A file of sound alone: a clip, and a third of one."""
+    path = tmp_path_factory.mktemp("sound") / "talk.wav"
+    samples = np.random.default_rng(5).normal(size=16_000 * (SECONDS + 1))
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes((3000 * samples).clip(-32768, 32767).astype(np.int16).tobytes())
+    return path
+
+
+def sound_alone(base):
+    """Rows of the prompt: one pair of vision tokens around all sound, padded to whole clips."""
+    before, after = [*ids_of(SYSTEM), START], [END, *ids_of(AFTER)]
+    begin, heard = len(before), 2 * SOUNDS
+    rows = [(t, TEXT, [i] * 3) for i, t in enumerate(before)]
+    last = 0 if base == "qwen2_5_vl" else 1  # there it stands like text
+    rows += [(AUDIO_PAD, AUDIO, [begin + j, begin + j, begin + last * j]) for j in range(heard)]
+    return rows + [(t, TEXT, [begin + heard + i] * 3) for i, t in enumerate(after)]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_file_of_sound_alone_is_the_released_prompt(folder, recording, base, tmp_path):
+    model = jm.load(folder(base), dtype="float32", fps=2 / GAP, max_new=2)
+    with open_for(model, recording) as reader:
+        pieces = list(reader)
+    assert [piece.frames.shape for piece in pieces] == [(2 * FRAMES, 0, 0, 3)] * 2
+    rows = sound_alone(base)
+    ids, kinds, pos = (np.array(x, np.int32) for x in zip(*rows, strict=True))
+    seen = len(rows) - 1 - len(ids_of(AFTER))
+    session = jm.Session(model, Full(64), chunk_pieces=1).watch(recording)
+    check_rows(session, kinds, pos, seen)
+    assert session.model.prefix.tolist() == ids[: len(ids_of(SYSTEM)) + 1].tolist()
+    assert session.model.tokenize(QUESTION).tolist() == ids[seen:].tolist()
+    reply = session.ask(QUESTION)
+    session.save(tmp_path / "saved")
+    again = jm.Session.restore(tmp_path / "saved", model, Full(64))
+    np.testing.assert_array_equal(again.ask(QUESTION).logits, reply.logits)
+
+    config = read_config(json.loads((folder(base) / "config.json").read_text()))
+    mel = np.stack([LogMel(16)(piece.samples, None) for piece in pieces])
+    heard = np.asarray(jax.jit(lambda p, x: hear(p, config, x))(model.params, mel))
+    place = np.where(kinds == AUDIO, np.cumsum(kinds == AUDIO) - 1, -1)
+    whole = Plan(ids, place, pos, kinds.astype(np.int8), pos.max(0) + 1)
+    heard = heard.reshape(-1, heard.shape[-1])
+    passed = one_pass(model.params["decoder"], model.decoder, whole, heard)
+    close(reply.logits, passed.logits[-1], LOGITS)
+
+
+@pytest.mark.parametrize("base", [BASES[0], pytest.param(BASES[1], marks=pytest.mark.slow)])
+def test_sound_alone_from_the_command_line(folder, recording, base, tmp_path):
+    words = ["--model", str(folder(base)), "--video", str(recording), "--fps", f"{2 / GAP}"]
+    words += ["--dtype", "float32", "--max-new", "2", "--no-prompt", "--out", str(tmp_path)]
+    assert main([*words, "--memory", "omnimem", "--budget", "40", "--ask", "end: what now?"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    (result,) = report["results"]
+    assert report["tokens"] == 2 * SOUNDS and report["compilations"]["streaming"] == 0
+    assert {kind for kind, count in result["kept"].items() if count} == {"audio"}
+
+
+def test_positions_of_generate_need_pictures(folder, recording):
+    more = {"dtype": "float32", "fps": 2 / GAP, "inference_frames": 4}
+    session = jm.Session(jm.load(folder("qwen2_5_vl"), **more), Full(64))
+    with pytest.raises(ValueError, match="inference_frames is 4, and this source has no pictures"):
+        session.watch(recording)

@@ -34,7 +34,7 @@ class AudioTrack:
 
     def __init__(self, packets: Packets, log: Log, rate: int, limit: float | None) -> None:
         self.clock = Clock("audio", log, packets.beyond)
-        self.decoder = Decoder(packets, "audio", lambda: self.end, log)
+        self.decoder = Decoder(packets, "audio", log)
         self.stream = self.decoder.stream
         self.log = log
         self.rate = rate
@@ -70,7 +70,7 @@ class AudioTrack:
 
     def prime(self) -> float | None:
         """Decodes the first frame; its raw stamp in seconds (0.0 without one), None if none."""
-        self._primed = self.decoder.next()
+        self._primed = self.decoder.next(self.end)
         if self._primed is None:
             return None
         stamp = self.decoder.stamp(self._primed)
@@ -105,7 +105,7 @@ class AudioTrack:
         """Takes in one decoded frame, or the rest of the resampler; False if there is none."""
         frame, self._primed = self._primed, None
         if frame is None:
-            frame = self.decoder.next()
+            frame = self.decoder.next(self.end)
         if frame is None:
             if self.decoder.ended:
                 self._flush()

@@ -251,11 +251,10 @@ class Packets:
 class Decoder:
     """Decoded frames of one stream, one at a time; decoding goes on after a damaged packet."""
 
-    def __init__(self, packets: Packets, kind: Kind, now: Callable[[], float], log: Log) -> None:
+    def __init__(self, packets: Packets, kind: Kind, log: Log) -> None:
         self.packets = packets
         self.kind: Kind = kind
         self.stream = packets.streams[kind]
-        self.now = now
         self.log = log
         self.restart()
 
@@ -270,8 +269,13 @@ class Decoder:
         """Whether no frame will come any more."""
         return self._drained and not self._frames
 
-    def next(self) -> Any:
-        """The next frame; None if the stream ended (`ended`) or lags behind the other one."""
+    def next(self, now: float) -> Any:
+        """The next frame; None if the stream ended (`ended`) or lags behind the other one.
+
+        Damage on the way is an event at media time `now`, in seconds. It is given with each call: a
+        decoder that asked its track would form a cycle with it, and a closed file would hold its
+        frames and buffers until Python collects cycles.
+        """
         while not self._frames:
             if self._drained:
                 return None
@@ -280,16 +284,16 @@ class Decoder:
                 return None
             self._drained = packet is None
             if packet is not None and packet.is_corrupt:
-                self._damage("data are missing or damaged")
+                self._damage("data are missing or damaged", now)
             try:
                 self._frames.extend(self.stream.codec_context.decode(packet))
             except EOFError:
                 pass
             except Exception as error:  # whatever the library makes of a damaged packet
-                self._damage(getattr(error, "strerror", None) or str(error))
+                self._damage(getattr(error, "strerror", None) or str(error), now)
         frame = self._frames.popleft()
         if frame.is_corrupt:
-            self._damage("a frame decoded with errors")
+            self._damage("a frame decoded with errors", now)
         elif self.kind == "audio" or frame.key_frame:
             # Errors of a picture run on in those that are built on it.
             self.broken = None
@@ -302,7 +306,7 @@ class Decoder:
         base = frame.time_base or self.stream.time_base
         return None if base is None else float(frame.pts * base)
 
-    def _damage(self, reason: str) -> None:
+    def _damage(self, reason: str, now: float) -> None:
         if self.broken is None:  # once per damaged stretch
-            self.log(self.now(), "damaged", f"{self.kind}: {reason}")
+            self.log(now, "damaged", f"{self.kind}: {reason}")
         self.broken = reason

@@ -23,7 +23,6 @@ from jaxmem.data.media.video import Size, VideoTrack, check_size
 __all__ = ["End", "Event", "LiveReader", "MediaInfo", "Piece", "open_media"]
 
 _KINDS: tuple[Kind, Kind] = ("video", "audio")
-_BLANK = (224, 224)  # native (h, w) that a function of the size is told where there are no pictures
 _MAX_BYTES = 64 << 20  # of compressed packets read ahead, per stream
 
 
@@ -56,7 +55,7 @@ def open_media(
       fps: frames per second to sample, whatever the source's own rate.
       piece_seconds: length of a piece in seconds; a whole number of samples.
       size: (h, w) of the frames; None: that of the first frame; a function: chosen from that.
-        The aspect ratio is not kept.
+        Without pictures both make frames of (0, 0). The aspect ratio is not kept.
       sample_rate: samples per second of the mono sound.
       video_stream: number among the video streams; None: the first that decodes, if any.
       audio_stream: the same for sound.
@@ -107,8 +106,6 @@ def open_media(
                 f"{describe_streams(container, 'video')}, {describe_streams(container, 'audio')}, "
                 f"{len(container.streams)} stream(s) in all"
             )
-        if callable(size) and "video" not in streams:
-            size = check_size(size(*_BLANK))
         limits = {"look_ahead": look_ahead, "max_bytes": _MAX_BYTES, "patience": timeout or 10.0}
         packets = Packets(container, streams, log=log, **limits)
         reader = LiveReader(
@@ -129,7 +126,8 @@ def open_media(
             seekable=found.seekable,
         )
         if reconnect:
-            reader.again = partial(open_media, source, **more, size=reader.info.size)
+            same = reader.info.size if any(reader.info.size) else None
+            reader.again = partial(open_media, source, **more, size=same)
         return reader
     except BaseException:
         if container is not None:

@@ -69,7 +69,7 @@ class VideoTrack:
         limit: float | None,
     ) -> None:
         self.clock = Clock("video", log, packets.beyond)
-        self.decoder = Decoder(packets, "video", lambda: self.end, log)
+        self.decoder = Decoder(packets, "video", log)
         self.stream = self.decoder.stream
         self.log = log
         self.limit = math.inf if limit is None else float(limit)
@@ -110,7 +110,7 @@ class VideoTrack:
 
     def prime(self) -> float | None:
         """Decodes the first frame; its raw stamp in seconds (0.0 without one), None if none."""
-        frame = self.decoder.next()
+        frame = self.decoder.next(self.end)
         if frame is None:
             return None
         stamp = self.decoder.stamp(frame)
@@ -127,7 +127,7 @@ class VideoTrack:
         """Decodes up to and with the first frame after `until`, as far as frames come."""
         while True:
             if self._next is None:
-                frame = self.decoder.next()
+                frame = self.decoder.next(self.end)
                 if frame is None:
                     return
                 shot = self._date(frame, self._end if self.first is not None else None)

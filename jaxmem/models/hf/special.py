@@ -3,6 +3,8 @@
 They lie in up to four files: tokenizer.json itself (if any), tokenizer_config.json
 (`added_tokens_decoder` and names such as `eos_token`), and in older directories
 special_tokens_map.json and added_tokens.json, which count only where the second is silent.
+transformers numbers a token that only they declare after all others, whatever they say; an id that
+this contradicts would pick another row of the embedding without a word, and is refused here.
 """
 
 from collections.abc import Mapping
@@ -26,6 +28,9 @@ def add_tokens(tokenizer: Any, folder: Path) -> None:
     Args:
       tokenizer: a `tokenizers.Tokenizer`; one that knows a token keeps its id.
       folder: the directory.
+
+    Raises:
+      ValueError: if a token has an id in one file and another one in the next.
     """
     from tokenizers import AddedToken
 
@@ -34,7 +39,8 @@ def add_tokens(tokenizer: Any, folder: Path) -> None:
     more = _extra(settings) if _declared(settings) else [*_extra(settings), *_extra_of_map(folder)]
     special |= {_text(token) for token in more}
     tokens: dict[str, Any] = {}
-    for _, token in sorted(_decoder(settings, folder, special).items()):
+    declared = sorted(_decoder(settings, folder, special).items())
+    for _, token in declared:
         flags = {key: bool(token[key]) for key in FLAGS if key in token}
         flags["special"] = flags.get("special", False) or token["content"] in special
         tokens[token["content"]] = AddedToken(token["content"], **flags)
@@ -45,6 +51,41 @@ def add_tokens(tokenizer: Any, folder: Path) -> None:
             flags = {k: bool(token[k]) for k in FLAGS[:-1] if k in token} if token != text else {}
             tokens[text] = AddedToken(text, special=True, **flags)
     tokenizer.add_tokens(list(tokens.values()))
+    own = optional_json(folder, "tokenizer.json").get("added_tokens") or []
+    older = "tokenizer_config.json" if _declared(settings) else "added_tokens.json"
+    for file, listed in (
+        ("tokenizer.json", [(token["id"], token) for token in own]),
+        (older, declared),
+    ):
+        for number, token in listed:
+            found = tokenizer.token_to_id(token["content"])
+            if found != number:
+                raise ValueError(
+                    f"the token {token['content']!r} has two ids in {folder}: {number} in {file}, "
+                    f"but {found} by the files before it; download all tokenizer files of one "
+                    "checkpoint again."
+                )
+
+
+def check_ids(tokenizer: Any, rows: int, name: str) -> None:
+    """Refuse a token beyond the rows of the embedding.
+
+    Args:
+      tokenizer: a `tokenizers.Tokenizer`, all tokens added.
+      rows: of the embedding.
+      name: of the checkpoint, for the error.
+
+    Raises:
+      ValueError: if there is one; it names the first.
+    """
+    beyond = [(i, text) for text, i in tokenizer.get_vocab().items() if i >= rows]
+    if beyond:
+        number, text = min(beyond)
+        raise ValueError(
+            f"the token {text!r} of {name} has id {number}, beyond the {rows} rows of the "
+            f"embedding (vocab_size of config.json), as have {len(beyond) - 1} more: download the "
+            "tokenizer files and config.json of one checkpoint again."
+        )
 
 
 def _declared(settings: Mapping[str, Any]) -> bool:

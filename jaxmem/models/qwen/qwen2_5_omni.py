@@ -5,7 +5,8 @@ their tokens are laid out in time is in `jaxmem.models.qwen.qwen2_5_omni_layout`
 
 The stream is a video with audio: pieces of `seconds_per_chunk` (2 s), in each the frames' tokens,
 then those of the audio. `<|vision_bos|><|audio_bos|>` end the prefix at one position, and
-`<|audio_eos|><|vision_eos|>` begin every question at another.
+`<|audio_eos|><|vision_eos|>` begin every question at another. Sound alone (frames of size (0, 0))
+is its tokens between `<|audio_bos|>` and `<|audio_eos|>`, numbered like text.
 """
 
 import math
@@ -34,7 +35,7 @@ from jaxmem.models.qwen.config import QWEN2_5_OMNI, TOKEN_IDS, read_decoder
 from jaxmem.models.qwen.qwen2_5_omni_layout import OmniLayout
 from jaxmem.models.qwen.qwen2_5_vision import Qwen25VisionConfig, encode_vision, vision_table
 from jaxmem.models.qwen.qwen2_5_vision import read_config as read_vision
-from jaxmem.models.qwen.stream import Features, QwenFamily
+from jaxmem.models.qwen.stream import Features, QwenFamily, sound_plan, without
 from jaxmem.typing import Array, Float, Int, Params
 
 MODEL_TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")
@@ -159,7 +160,15 @@ class Qwen25Omni(QwenFamily):
 
     def turn(self, question: str) -> Turn:
         # The audio within the video has two tokens of its own around it.
-        before, after = super().turn(question)
+        return self._heard(super().turn(question))
+
+    def alone(self, question: str) -> Turn:
+        pair = (self.tokens.vision_start, self.tokens.vision_end)
+        return self._heard(without(super().turn(question), pair))
+
+    def _heard(self, turn: Turn) -> Turn:
+        """Return a prompt with the two tokens that stand around audio."""
+        before, after = turn
         first, last = np.array([self.tokens.audio_start, self.tokens.audio_end], np.int32)
         return Turn(np.append(before, first), np.insert(after, 0, last))
 
@@ -181,6 +190,8 @@ class Qwen25Omni(QwenFamily):
         Questions begin after the audio, which lasts to a piece's end.
         """
         omni, (_, rows, columns) = self.tokens, self.clip.grid(size, 1)
+        if not any(size):
+            return sound_plan(omni.audio, real * self.rows(size))
         parts = [
             lay.video_chunk(
                 omni, start * self.turns + i, rows, columns, self.clip.seconds, omni.chunk_ticks
@@ -197,7 +208,7 @@ class Qwen25Omni(QwenFamily):
         before = [past if start else None, *samples[:-1]]
         return np.concatenate([self.mel(x, p) for x, p in zip(samples, before, strict=True)])
 
-    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
+    def features(self, params: Params, patches: Any, grids: Grids, mel: Any) -> Features:
         return encode(params, self.config, patches, grids, [jnp.asarray(mel)]), None
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.kv import VISION
+from jaxmem.kv import AUDIO, VISION
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import Fitted, MediaFormat
 from jaxmem.models.encoders.vision_parts import Grids
@@ -18,8 +18,11 @@ from jaxmem.models.hf.family import RATE, Family, Files
 from jaxmem.models.hf.prompt import Ids, Plan, fill, pad, plan
 from jaxmem.models.qwen.clip import FRAME_TOKENS, Clip, Size, read_clip
 from jaxmem.models.qwen.config import VLConfig
+from jaxmem.models.qwen.mrope import line
 from jaxmem.typing import Array, Float, Int, Params, UInt
 
+ALONE = (0, 0)
+"""Size of the frames of a stream of sound alone."""
 Features = tuple[Float[Array, "m E"], Float[Array, "d m E"] | None]
 """What stands at the placeholders, and what DeepStack adds there after the first d layers."""
 
@@ -65,15 +68,19 @@ class QwenFamily(Family):
         """Return the plan of a chunk.
 
         Args:
-          size: (height, width) of the frames.
+          size: (height, width) of the frames, or `ALONE`.
           pieces: that the chunk has room for, and features of.
           real: the first of them that are no padding, at least one.
           start: pieces before the chunk.
         """
 
     @abstractmethod
-    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
-        """Return the features of a chunk's patches, then those of its log-mel frames."""
+    def features(self, params: Params, patches: Any, grids: Grids, mel: Any) -> Features:
+        """Return the features of a chunk's patches (None: sound alone), then of its log-mel."""
+
+    def alone(self, question: str) -> Turn:
+        """Return the prompt around a stream of sound alone, of a model that hears."""
+        return self.turn(question)
 
     def question_start(self, size: Size, pieces: int) -> Int[np.ndarray, "3"]:
         """Return `Embeds.start` of a question after so many pieces: text goes on where they end."""
@@ -118,11 +125,17 @@ class QwenFamily(Family):
         return Inputs(part, frames, self.hear(samples, past, start))
 
     def encode(self, params: Params, inputs: Inputs) -> Embeds:
-        patches, grid = self.clip.patches(jnp.asarray(inputs.frames))
-        tokens, deep = self.features(params, patches, [grid], inputs.mel)
+        patches, grids = None, []
+        if inputs.frames.size:
+            patches, grid = self.clip.patches(jnp.asarray(inputs.frames))
+            grids = [grid]
+        tokens, deep = self.features(params, patches, grids, inputs.mel)
         return fill(params["decoder"], inputs.plan, tokens, deep)
 
     def for_frames(self, size: tuple[int, int]) -> Fitted:
+        if tuple(size) == ALONE and self.audio_tokens:
+            at_the_end = partial(QwenFamily.question_start, self, size)
+            return Fitted(self.rows(size), at_the_end, turn=self.alone)
         cell = self.clip.patch * self.clip.merge
         if len(size) != 2 or min(size) < cell or any(side % cell for side in size):
             raise ValueError(
@@ -131,6 +144,18 @@ class QwenFamily(Family):
             )
         start = partial(self.question_start, size)
         return Fitted(self.rows(size), start, self.clip.cells(size))
+
+
+def sound_plan(token: int, count: int, axes: Sequence[int] = (1, 1, 1)) -> Plan:
+    """Return the plan of a chunk of sound alone; features are those of its log-mel frames.
+
+    Args:
+      token: placeholder of sound.
+      count: tokens of the chunk.
+      axes: how far each of them advances every axis of the position.
+    """
+    step = np.asarray(axes)
+    return plan([token] * count, line(count) * step, count * step, {token: (AUDIO, 0)})
 
 
 def without(turn: Turn, pair: tuple[int, int]) -> Turn:

@@ -9,6 +9,9 @@ A frame is `temporal` pictures. Two bases, two layouts:
 * Qwen3-VL: the time in words, `<|vision_start|>`, the tokens of the frame (or of a group of frames,
   numbered within the group; the time is its first frame's), their sound, `<|vision_end|>`. Sound
   stands like text.
+
+Sound alone is inside one pair of vision tokens on either base. With Qwen2.5-VL its token j stands
+at (j, j, 0), and text goes on after the last; with Qwen3-VL it stands like text.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
 
 GROUPS = 256
 """Time stamps of a whole video at most (Qwen3-VL base)."""
+
+
+SOUND_AXES = (1, 1, 0)
+"""How far a token of sound alone advances the position (Qwen2.5-VL base)."""
 
 
 class Video(NamedTuple):

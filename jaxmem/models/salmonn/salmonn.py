@@ -9,6 +9,9 @@ Whisper hears a clip of 30 s at once, so a piece of the stream is 30 s of frames
 exactly what one prompt over the whole video holds. Shorter pieces (`piece_seconds`) answer sooner;
 each is then heard by itself with silence after it, as a short video is, and no longer what the
 prompt over the whole video holds.
+
+A stream of sound alone (frames of size (0, 0)) is its tokens of sound inside one pair of vision
+tokens, on both bases; the Qwen3-VL base then has no time stamps.
 """
 
 import math
@@ -22,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.decoder.decoder import linear
+from jaxmem.models.base import Fitted
 from jaxmem.models.encoders import qformer, whisper
 from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.encoders.whisper_mel import LogMel
@@ -32,7 +36,7 @@ from jaxmem.models.hf.prompt import Plan
 from jaxmem.models.qwen.clip import Size, read_clip
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VLConfig
 from jaxmem.models.qwen.qwen3_vl import Qwen3VLConfig, stamp_rows, stamps
-from jaxmem.models.qwen.stream import Features, QwenFamily
+from jaxmem.models.qwen.stream import ALONE, Features, QwenFamily, sound_plan, without
 from jaxmem.models.salmonn import layout as lay
 from jaxmem.models.salmonn.config import SalmonnConfig, names, read_config
 from jaxmem.typing import Array, Float, Int, Params
@@ -126,19 +130,30 @@ class Salmonn(QwenFamily):
         return math.ceil(self.config.per_second)
 
     def turn(self, question: str) -> Turn:
+        turn, tokens = self.alone(question), self.tokens
+        # With time stamps every frame brings a pair of vision tokens of its own.
+        return without(turn, (tokens.vision_start, tokens.vision_end)) if self.timestamps else turn
+
+    def alone(self, question: str) -> Turn:
         # As released: neither base's own template has this system message and this line break.
         check_question(question)
         before, after = self.chat.ids(BEFORE), self.chat.ids(AFTER.format(question))
         tokens = self.tokens
         if np.isin(after, (tokens.video, self.config.audio)).any():
             raise ValueError("the question holds the placeholder of video or sound; leave it out.")
-        if self.timestamps:  # every frame brings a pair of vision tokens of its own
-            return Turn(before, after)
         pair = np.array([[tokens.vision_start], [tokens.vision_end]], np.int32)
         return Turn(np.append(before, pair[0]), np.append(pair[1], after))
 
     def rows(self, size: Size) -> int:
         return super().rows(size) + self.sounds
+
+    def for_frames(self, size: Size) -> Fitted:
+        if tuple(size) == ALONE and self.inference_frames is not None:
+            raise ValueError(
+                f"inference_frames is {self.inference_frames}, and this source has no pictures: "
+                "leave it out."
+            )
+        return super().for_frames(size)
 
     def shares(self, ends: Sequence[int]) -> list[int]:
         """Return the tokens of sound of spans of frames that begin and end with a piece."""
@@ -164,6 +179,9 @@ class Salmonn(QwenFamily):
 
     def plan(self, size: Size, pieces: int, real: int, start: int) -> Plan:
         """Return the plan of a chunk; features are those of all frames, then of all audio."""
+        if not any(size):
+            axes = (1, 1, 1) if self.timestamps else lay.SOUND_AXES
+            return sound_plan(self.config.audio, real * self.sounds, axes)
         each = self.clip.per_piece
         video = self.video(size, start * each, real * each)
         return lay.video_plan(self.config, video, pieces * self.clip.tokens(size))
@@ -182,11 +200,13 @@ class Salmonn(QwenFamily):
         samples = np.pad(samples, ((0, 0), (0, whole - samples.shape[1])))
         return np.stack([self.mel(piece, None) for piece in samples])
 
-    def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
+    def features(self, params: Params, patches: Any, grids: Grids, mel: Any) -> Features:
         """Return the features of the frames, then of the audio; DeepStack adds to the frames."""
-        seen, deep = self.config.family.encode(params, self.config.base, patches, grids), None
         heard = hear(params, self.config, jnp.asarray(mel))[:, : self.sounds]
         heard = heard.reshape(-1, heard.shape[-1])
+        if patches is None:
+            return heard, None
+        seen, deep = self.config.family.encode(params, self.config.base, patches, grids), None
         if self.timestamps:
             seen, deep = seen.tokens, jnp.pad(seen.deep, ((0, 0), (0, len(heard)), (0, 0)))
         return jnp.concatenate([seen, heard.astype(seen.dtype)]), deep
@@ -217,7 +237,8 @@ class TimedSalmonn(Salmonn):
             )
 
     def rows(self, size: Size) -> int:
-        return super().rows(size) + self.clip.per_piece // self.group * stamp_rows(self.chat)
+        words = self.clip.per_piece // self.group * stamp_rows(self.chat) if any(size) else 0
+        return super().rows(size) + words
 
     def video(self, size: Size, first: int, frames: int) -> lay.Video:
         ends = lay.group_ends(first, frames, self.group)

@@ -167,9 +167,11 @@ def test_what_makes_no_sense_is_refused(ts):
         open_media("/dev/null")
 
 
-def test_sound_alone_has_the_size_that_a_model_would_choose(tmp_path):
+def test_sound_alone_has_no_pictures_to_choose_a_size_for(tmp_path):
     path = clip(tmp_path / "a.wav", None, np.ones(32000, np.float32) * 0.1)
     with open_media(path, size=lambda h, w: (h // 2, w // 4)) as reader:
+        assert reader.info.size == (0, 0) and next(reader).frames.shape == (1, 0, 0, 3)
+    with open_media(path, size=(112, 56)) as reader:  # blank, for a model of one size
         assert reader.info.size == (112, 56) and next(reader).frames.shape == (1, 112, 56, 3)
 
 

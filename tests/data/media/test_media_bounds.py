@@ -173,3 +173,19 @@ def test_closing_early(tmp_path):
     reader.close()
     assert list(reader) == []
     assert reader.end.kind == "stop"
+
+
+def test_a_closed_file_holds_nothing_until_cycles_are_collected(tmp_path):
+    """Frames, packets and decoders go as the reader does: hours of files leave no fragments."""
+    sound = np.full(48_000, 0.1, np.float32)
+    path = clip(tmp_path / "a.mp4", EVEN, sound, video={"codec": "mpeg4", "pix_fmt": "yuv420p"})
+    gc.collect()
+    gc.disable()
+    try:
+        with open_media(path) as reader:
+            parts = [weakref.ref(x) for x in (reader._video, reader._audio, reader._packets)]
+            assert len(list(reader)) == 3 and all(part() is not None for part in parts)
+        del reader
+        assert [part() for part in parts] == [None] * 3
+    finally:
+        gc.enable()

@@ -157,6 +157,7 @@ def test_refused_arguments(job, folder, words, message):
 
 
 def test_a_source_without_pictures(job, folder, tmp_path):
+    """Refused by a model that does not hear; one that does has no vision tokens in its prompt."""
     import wave
 
     with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
@@ -165,6 +166,20 @@ def test_a_source_without_pictures(job, folder, tmp_path):
     words = ["--model", str(folder("qwen2_5_vl")), "--video", str(tmp_path / "sound.wav")]
     _, captured = job(*words, status=3)
     assert "sound but no pictures" in captured.err
+    words[1], config = str(folder("qwen2_5_omni")), read_json(folder("qwen2_5_omni"))
+    fps = config["vision_config"]["temporal_patch_size"] / config["seconds_per_chunk"]
+    words += ["--memory", "omnimem", "--budget", "40", "--dtype", "float32", "--fps", str(fps)]
+    report, _ = job(*words, "--ask", "end: what is heard")
+    pieces = math.ceil(1 / config["seconds_per_chunk"])
+    assert report["tokens"] == pieces * round(25 * config["seconds_per_chunk"])
+    (result,) = report["results"]
+    assert {kind for kind, count in result["kept"].items() if count} == {"audio"}
+    model = load(words[1], dtype="float32", fps=fps)
+    alone, starts = for_frames(model, (0, 0)), ("vision_start_token_id", "vision_end_token_id")
+    pair = [config[key] for key in starts]
+    assert np.isin(pair, [*model.prefix, *model.tokenize("what")]).all()
+    assert not np.isin(pair, [*alone.prefix, *alone.tokenize("what")]).any()
+    assert alone.prefix[-1] == config["audio_start_token_id"]
 
 
 def test_unknown_family_and_dtype(folder, tmp_path):

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from jaxmem.experiments.stream.__main__ import main
 from jaxmem.models.hf.chat import read_chat
+from jaxmem.models.load import load
+from jaxmem.models.qwen.tiny_checkpoint import write_tiny
 
 pytest.importorskip("jinja2")
 tokenizers = pytest.importorskip("tokenizers")
@@ -32,8 +35,9 @@ def test_slow_files_are_a_byte_level_bpe(tmp_path):
 
 
 def test_tokenizer_json_wins(tmp_path):
+    (slow_files(tmp_path) / "added_tokens.json").unlink()
     model = tokenizers.models.WordLevel({"what": 0, "[unk]": 1}, unk_token="[unk]")
-    tokenizers.Tokenizer(model).save(str(slow_files(tmp_path) / "tokenizer.json"))
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
     assert read_chat(tmp_path).ids("what").tolist() == [0]
 
 
@@ -50,3 +54,75 @@ def test_a_file_that_is_cut_off_is_said(tmp_path, name):
     (tmp_path / name).write_text('{"w": 0, "h' if name != "merges.txt" else "w h\nw zzz\n")
     with pytest.raises(ValueError, match=f"{name}.* cannot be read .*download them again"):
         read_chat(tmp_path)
+
+
+def listed(**tokens):
+    """Added tokens as tokenizer_config.json has them."""
+    return {"added_tokens_decoder": {str(i): {"content": text} for text, i in tokens.items()}}
+
+
+def fast_files(folder):
+    """Slow files with the same tokenizer in one file beside them; "[b]" is added there, id 14."""
+    slow_files(folder)
+    model = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_special_tokens(["[b]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "added_tokens.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer_config": listed(**{"[b]": 15})}, r"'\[b\]' has two ids .*: 15 in tokenizer_c"),
+        (
+            {"added_tokens": {"[b]": 9}},
+            r"'\[b\]' has two ids .*: 9 in added_tokens.json, but 14",
+        ),
+        ({"added_tokens": {"[c]": 14}}, r"'\[c\]' has two ids .*: 14 in added_tokens.json, but 15"),
+        (
+            {"tokenizer_config": listed(**{"[c]": 20})},
+            r"'\[c\]' has two ids .*: 20 in .* but 15",
+        ),
+        ({"tokenizer_config": listed(what=30)}, "'what' has two ids .*: 30 in .*, but 10 by"),
+        # Read by neither: as in transformers, the list in tokenizer_config.json is asked alone.
+        ({"tokenizer_config": listed(**{"[b]": 14}), "added_tokens": {"[b]": 9}}, None),
+        ({"tokenizer_config": listed(**{"[c]": 15, "[b]": 14, "what": 10})}, None),
+    ],
+)
+def test_a_token_with_two_ids_is_refused_by_name(tmp_path, files, message):
+    fast_files(tmp_path)
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    if message is None:
+        assert read_chat(tmp_path).ids("what[b]").tolist() == [10, 14]
+        return
+    with pytest.raises(ValueError, match=message):
+        read_chat(tmp_path)
+
+
+def test_two_ids_within_one_file_are_refused(tmp_path):
+    slow_files(tmp_path)
+    added = {"<|im_end|>": 14, "<|audio_pad|>": 19}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(ValueError, match="'<|audio_pad|>' has two ids .*: 19 in added_tokens.json"):
+        read_chat(tmp_path)
+    found = json.loads((fast_files(tmp_path) / "tokenizer.json").read_text())
+    found["added_tokens"][0]["id"] = 3
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"'\[b\]' has two ids .*: 3 in tokenizer.json"):
+        read_chat(tmp_path)
+
+
+def test_a_token_beyond_the_embedding_is_refused_by_name(tmp_path, capsys):
+    """By `load` and by the command line, before any weight is read."""
+    found = json.loads((write_tiny(tmp_path) / "config.json").read_text())
+    found["text_config"]["vocab_size"] = 98
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="'w98' of .* has id 98, beyond the 98 rows .* 1 more"):
+        load(tmp_path)
+    words = ["--model", str(tmp_path), "--video", "x.mp4", "--out", str(tmp_path / "out")]
+    assert main(words) != 0
+    assert "has id 98, beyond the 98 rows" in " ".join(capsys.readouterr().err.split())
