@@ -37,6 +37,7 @@ _TABLE = {
     "flash_vstream_qwen": "flash_vstream.flash_vstream_qwen.FlashVStreamQwen",
     "moviechat": "features.moviechat.MovieChat",
     "ma_lmm": "features.ma_lmm.MALMM",
+    "memory_vla": "features.memory_vla.MemoryVLA",
 }
 """Name on the command line -> where the class is; a new memory is one line here."""
 

@@ -13,7 +13,7 @@ from jaxmem.rope import rope_1d
 
 FAST = ("recent", "omnimem", "hermes")
 CHUNK = 32
-REBUILT = {"moviechat", "ma_lmm"}
+REBUILT = {"moviechat", "ma_lmm", "memory_vla"}
 """They merge frames: their whole (small) arrays are made anew with every frame."""
 
 
