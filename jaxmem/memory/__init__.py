@@ -31,6 +31,7 @@ _TABLE = {
     "streammem": "video.streammem.StreamMem",
     "livevlm": "video.livevlm.LiveVLM",
     "flexmem": "flexmem.flexmem.FlexMem",
+    "pyramid": "video.pyramid.Pyramid",
     "streaming_vlm": "video.streaming_vlm.StreamingVLM",
     "streaming_llm": "baselines.StreamingLLM",
     "flash_vstream": "flash_vstream.flash_vstream.FlashVStream",
