@@ -7,7 +7,9 @@ import pytest
 
 from jaxmem.mixers.base import stacked
 from jaxmem.mixers.gated_delta import GatedDelta
+from jaxmem.mixers.linear import LinearAttention
 from jaxmem.mixers.mamba2 import Mamba2
+from jaxmem.mixers.mom import MoM
 
 WIDTH, ROWS = 12, 19
 MIXERS = {
@@ -15,6 +17,8 @@ MIXERS = {
     "mamba2_biases": Mamba2(2, 4, 3, kernel=2, bias=True, conv_bias=False, limit=(0.02, 0.3)),
     "mamba2_blocks": Mamba2(3, 4, 5, block=4, implementation="xla_blocks"),
     "gated_delta": GatedDelta(4, 2, 5, 6, block=8),
+    "linear": LinearAttention(2, 8, block=8),
+    "mom": MoM(2, 4, block=8),
     "gated_delta_blocks": GatedDelta(2, key_dim=4, block=4, implementation="xla_blocks"),
 }
 EVERY = pytest.mark.parametrize("name", MIXERS)
