@@ -10,6 +10,7 @@ from jaxmem.mixers.gated_delta import GatedDelta
 from jaxmem.mixers.linear import LinearAttention
 from jaxmem.mixers.mamba2 import Mamba2
 from jaxmem.mixers.mom import MoM
+from jaxmem.mixers.titans import Titans
 
 WIDTH, ROWS = 12, 19
 MIXERS = {
@@ -19,6 +20,7 @@ MIXERS = {
     "gated_delta": GatedDelta(4, 2, 5, 6, block=8),
     "linear": LinearAttention(2, 8, block=8),
     "mom": MoM(2, 4, block=8),
+    "titans": Titans(2, 4, 2, rows=4),
     "gated_delta_blocks": GatedDelta(2, key_dim=4, block=4, implementation="xla_blocks"),
 }
 EVERY = pytest.mark.parametrize("name", MIXERS)
