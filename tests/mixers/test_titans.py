@@ -45,7 +45,8 @@ def test_one_matrix_without_momentum_is_the_delta_rule():
     np.testing.assert_allclose(end, memory, atol=1e-5)
 
 
-@pytest.mark.parametrize("longest", [pytest.param(None, marks=pytest.mark.slow), 0.05])
+@pytest.mark.slow
+@pytest.mark.parametrize("longest", [None, 0.05])
 def test_gradients_are_those_of_differences(longest):
     """Through the gradient steps, with and without a limit of their length."""
     with jax.enable_x64():
@@ -57,7 +58,9 @@ def test_gradients_are_those_of_differences(longest):
         check_grads(run, (w, x), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"rate": 1.0, "max_grad_norm": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"rate": 1.0, "max_grad_norm": 1.0}, marks=pytest.mark.slow)]
+)
 def test_an_hour_stays_finite(options):
     """72,000 rows, at initial weights and at weights three times as large."""
     mixer, real = Titans(2, 8, 2, **options), jnp.ones(320, bool)

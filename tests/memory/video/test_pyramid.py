@@ -20,14 +20,17 @@ KINDS = (TEXT, VISION, VISION, AUDIO, VISION, VISION, VISION, VISION)
 LONG = tuple(np.random.default_rng(0).integers(0, 9, 60))
 
 
-@pytest.mark.parametrize("law", LAWS)
+AVERAGED = ("subset", "ample_budget")
+"""Laws of memories that keep tokens as they were written: those of whole frames alone."""
+
+
+@pytest.mark.parametrize("law", AVERAGED)
 def test_law_of_one_level(law):
     LAWS[law](Pyramid(16, levels=1, text=3, audio_share=0.25))
 
 
-@pytest.mark.parametrize("law", [n for n in LAWS if n not in ("subset", "ample_budget")])
+@pytest.mark.parametrize("law", [n for n in LAWS if n not in AVERAGED])
 def test_law(law):
-    """What is averaged is no token that was written."""
     LAWS[law](Pyramid(14, levels=2, text=3, audio_share=0.2))
 
 
