@@ -35,7 +35,7 @@ from jaxmem.decoder.program import init_carry
 from jaxmem.memory import MEMORIES
 
 CHUNKS = 3
-FEATURES = ("flash_vstream", "flash_vstream_qwen", "moviechat", "ma_lmm")
+FEATURES = ("flash_vstream", "flash_vstream_qwen", "moviechat", "ma_lmm", "memory_vla")
 NAMES = [name for name in MEMORIES if name not in FEATURES]
 ALONE = [
     name

@@ -200,8 +200,8 @@ def bare(name):
     return of_name(name, laws.BUDGET, laws.SPEC)
 
 
-OWN_FORM = ("adakv", "streammem", "streaming_vlm")
-"""Heads of several lengths, frames that stay whole, two streams: their files have laws for them."""
+OWN_FORM = ("adakv", "pyramid", "streammem", "streaming_vlm")
+"""Heads of several lengths, frames that stay whole, means, two streams: laws are in their files."""
 BARE = ("recorded", "recorder", *(n for n in LAYER if n not in OWN_FORM))
 COSTLY = {("recorder", "scan_vmap_and_loop"), ("recorder", "padding_and_room")}
 

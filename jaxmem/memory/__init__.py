@@ -31,12 +31,14 @@ _TABLE = {
     "streammem": "video.streammem.StreamMem",
     "livevlm": "video.livevlm.LiveVLM",
     "flexmem": "flexmem.flexmem.FlexMem",
+    "pyramid": "video.pyramid.Pyramid",
     "streaming_vlm": "video.streaming_vlm.StreamingVLM",
     "streaming_llm": "baselines.StreamingLLM",
     "flash_vstream": "flash_vstream.flash_vstream.FlashVStream",
     "flash_vstream_qwen": "flash_vstream.flash_vstream_qwen.FlashVStreamQwen",
     "moviechat": "features.moviechat.MovieChat",
     "ma_lmm": "features.ma_lmm.MALMM",
+    "memory_vla": "features.memory_vla.MemoryVLA",
 }
 """Name on the command line -> where the class is; a new memory is one line here."""
 

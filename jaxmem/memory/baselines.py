@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import numpy as np
 
 from jaxmem.memory.base import Spec
 from jaxmem.memory.parts import units
-from jaxmem.memory.parts.options import at_least
-from jaxmem.memory.parts.prioritized import ByAge, Drawn
+from jaxmem.memory.parts.options import at_least, one_of
+from jaxmem.memory.parts.prioritized import NONE, Aux, ByAge, Drawn
 from jaxmem.memory.parts.units import Number, Unit
-from jaxmem.typing import Array, PyTree, UInt
+from jaxmem.typing import Array, Bool, PyTree, UInt
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, rounded to the nearest odd number
 
@@ -145,13 +146,13 @@ class Uniform(Drawn):
 
 @dataclass(frozen=True)
 class RandomSample(Drawn):
-    """Holds a uniform random sample of everything seen so far (a reservoir).
+    """Holds a random sample of everything seen so far.
 
-    Each number draws random bits from the seed's key folded with that number, and the smallest are
-    held: every subset of the stream is equally likely at every length (up to ties of draws, of
-    which 24 to 32 bits are compared). The draw depends on the arrival number alone, not on chunks
-    or padding. The key is part of the state, so a state that is copied or restored goes on
-    identically.
+    Each number draws random bits from the seed's key folded with that number. As a reservoir the
+    smallest are held: every subset of the stream is equally likely at every length (up to ties of
+    draws, of which 24 to 32 bits are compared). The draw depends on the arrival number alone, not
+    on chunks or padding. The key is part of the state, so a state that is copied or restored goes
+    on identically.
 
     Attributes:
       budget: S, slots of every layer.
@@ -159,15 +160,48 @@ class RandomSample(Drawn):
       unit: sample single tokens or whole frames.
       tokens_per_frame: vision tokens of a frame, see `units.Frame`.
       per_layer: draw independently in each layer instead of holding the same tokens in all.
+      draw: "reservoir" holds all ages alike; "replace": a new token takes the slot of a random one,
+        so that ages fall off geometrically, the mean age being the budget (as in MAMBA's bank); for
+        single tokens.
       reindex: number what is held without gaps.
 
     Raises:
-      ValueError: if the budget is not positive or the unit is unknown.
+      ValueError: if the budget is not positive, the unit or the draw is unknown, or frames are to
+        be replaced.
     """
 
     _: KW_ONLY
     seed: int = 0
     per_layer: bool = False
+    draw: Literal["reservoir", "replace"] = "reservoir"
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of(self.name, ("reservoir", "replace"), draw=self.draw)
+        if self.draw == "replace" and self.unit != "token":
+            raise ValueError(
+                f'{self.name} replaces single tokens, got draw="replace" with unit="{self.unit}": '
+                'give unit="token", or draw="reservoir".'
+            )
+
+    def priority(self, number: Number, aux: Aux) -> UInt[Array, "T"]:
+        """Return the fraction's bits; where tokens are replaced, the number of the slot taken."""
+        if self.draw == "reservoir":
+            return super().priority(number, aux)
+        room = jnp.maximum(aux.capacity, 1).astype(jnp.uint32)
+        fills = (number.low < room) & (number.high == 0)
+        return jnp.where(fills, number.low, self.fraction(number, aux.seed).high % room)
+
+    def kept(
+        self, priority: UInt[Array, "N"], valid: Bool[Array, "N"], aux: Aux
+    ) -> tuple[Bool[Array, "N"], UInt[Array, ""]]:
+        if self.draw == "reservoir":
+            return super().kept(priority, valid, aux)
+        # A token stays until a later one takes its slot, however the stream is cut.
+        entry = jnp.arange(priority.shape[0], dtype=jnp.int32)
+        slot = jnp.where(valid, priority, NONE)
+        last = jnp.full(priority.shape, -1, jnp.int32).at[slot].max(entry, mode="drop")
+        return valid & (last[slot] == entry), aux.bar
 
     def seed_of(self, spec: Spec, layer: int) -> Array:
         key = jax.random.key(self.seed)

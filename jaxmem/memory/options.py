@@ -43,6 +43,7 @@ MORE: Mapping[str, Mapping[str, Option]] = {
     "flash_vstream_qwen": {"audio_tokens": _AUDIO},
     "moviechat": {"audio_tokens": _AUDIO},
     "ma_lmm": {"audio_tokens": _AUDIO},
+    "memory_vla": {"audio_tokens": _AUDIO},
 }  # fmt: skip
 """Options that a memory has by name only; None unless given."""
 _PLAIN = (bool, int, float, str, Path, type(None))

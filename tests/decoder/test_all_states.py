@@ -17,12 +17,16 @@ from jaxmem.loop import start, stream
 from jaxmem.memory.baselines import Recent
 from jaxmem.memory.by_name import build
 from jaxmem.mixers.gated_delta import GatedDelta
+from jaxmem.mixers.linear import LinearAttention
 from jaxmem.mixers.mamba2 import Mamba2
+from jaxmem.mixers.mom import MoM
+from jaxmem.mixers.titans import Titans
 from jaxmem.saving import restore, save
 
 SIZE, LENGTHS, PREFIX = 8, (8, 5, 0, 7), Text((3, 1, 4, 1, 5))
 ONE, OTHER = Mamba2(4, 6, 5, block=4), GatedDelta(2, key_dim=4, block=4)
 CFG = replace(small.config(layers=3, axes=1), mixers=(ONE, OTHER, ONE), mlp_width=0)
+REST = (LinearAttention(2, 6, block=4), MoM(2, 4, block=4), Titans(2, 4, rows=3))
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +39,27 @@ def rows():
     return small.stream_rows(CFG, len(LENGTHS), SIZE, lengths=LENGTHS)
 
 
-def one_pass(weights, x):
+def one_pass(weights, x, cfg=CFG):
     """The last layer's output [N, E] of everything at once, layers written out one by one."""
-    h, seen = x, {ONE: 0, OTHER: 0}
-    for kind in CFG.kinds:
+    h, seen = x, dict.fromkeys(cfg.kinds, 0)
+    for kind in cfg.kinds:
         number, seen[kind] = seen[kind], seen[kind] + 1
-        layer = jax.tree.map(lambda w, l=number: w[l], weights["mixers"][CFG.stacks.index(kind)])
+        layer = jax.tree.map(lambda w, l=number: w[l], weights["mixers"][cfg.stacks.index(kind)])
         inner = dec.rms_norm(h, layer["norm"], CFG.norm_eps)
         y, _ = kind.chunk(layer["mixer"], kind.init(CFG.width), inner, jnp.ones(len(h), bool))
         h = h + y
     return h
 
 
-def program_of(memory=None, prefix=PREFIX):
-    sizes = spec_of(CFG, chunk=SIZE, prefix=len(prefix.ids) if prefix else 0)
-    return make_program(CFG, memory or Recent(6), sizes, prefix=prefix)
+def program_of(memory=None, prefix=PREFIX, cfg=CFG):
+    sizes = spec_of(cfg, chunk=SIZE, prefix=len(prefix.ids) if prefix else 0)
+    return make_program(cfg, memory or Recent(6), sizes, prefix=prefix)
 
 
-def test_a_stream_a_question_and_its_answer_are_one_pass(weights, rows):
+@pytest.mark.parametrize("cfg", [CFG, replace(CFG, mixers=REST)], ids=["two", "others"])
+def test_a_stream_a_question_and_its_answer_are_one_pass(cfg, rows):
     """With a prompt in front, padding in between, and what is decoded at the end."""
-    program = program_of()
+    program, weights = program_of(cfg=cfg), small.params(cfg)
     bound = bind(program, weights)
     carry = stream(bound, start(program, bound), rows, program=program)
     before = jax.tree.map(np.array, carry)
@@ -63,8 +68,8 @@ def test_a_stream_a_question_and_its_answer_are_one_pass(weights, rows):
     scores = log_prob(bound, carry, question, answer, program=program)
     text = lambda ids: dec.embed(weights, jnp.asarray(ids))
     x = [text(PREFIX.ids), jnp.asarray(small.flat(rows)[0]), text([*words, *answer[:-1]])]
-    h = one_pass(weights, jnp.concatenate(x))[-len(answer) :]
-    want = jax.nn.log_softmax(dec.logits(weights, CFG, h))[jnp.arange(len(answer)), answer]
+    h = jax.jit(one_pass, static_argnums=2)(weights, jnp.concatenate(x), cfg)[-len(answer) :]
+    want = jax.nn.log_softmax(dec.logits(weights, cfg, h))[jnp.arange(len(answer)), answer]
     np.testing.assert_allclose(scores, want, atol=2e-4)
     assert np.all(np.isfinite(ask(bound, carry, question, program=program, max_new=3).first))
     jax.tree.map(np.testing.assert_array_equal, carry, before)

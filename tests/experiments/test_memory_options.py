@@ -28,6 +28,7 @@ OTHER = {
     ("omnimem", "profile"): "salmonn-8b",
     ("omnimem", "unit_dtype"): "bfloat16",
     ("infinipot_v", "grid"): (2, 8),
+    ("pyramid", "grid"): (2, 8),
     ("rekv", "topk"): 3,
     ("flexmem", "clip"): 40,
     ("flexmem", "reader_layers"): (1, 2),

@@ -195,13 +195,11 @@ def test_uniform_frames_are_whole_and_evenly_spaced():
             assert len(number) >= 5 and len(set(gaps)) <= 3 and gaps.max() <= 3 * gaps.min()
 
 
-def test_random_is_uniform_over_the_stream():
-    """Each token and each pair is held as often as in a uniform sample, within 4.5 sigma."""
-    keys, length, budget = 2000, 13, 4
-    chunks = cut(stream(length), [5, 3, 5], 5)
+def last_orders(memory, keys, length, cuts):
+    """Return the order numbers that are held at the end, drawn with so many keys."""
+    chunks = cut(stream(length), cuts, max(cuts))
 
     def sample(key):
-        memory = RandomSample(budget)
         start = memory.init(SPEC)
         start = start._replace(aux=start.aux._replace(seed=jax.random.key_data(key)))
         state, _ = laws.scan(memory, start, chunks)
@@ -209,13 +207,47 @@ def test_random_is_uniform_over_the_stream():
 
     order, kind = compiled(jax.vmap(sample))(jax.random.split(jax.random.key(0), keys))
     assert np.asarray(kind).all()
+    return np.asarray(order)
+
+
+def test_random_is_uniform_over_the_stream():
+    """Each token and each pair is held as often as in a uniform sample, within 4.5 sigma."""
+    keys, length, budget = 2000, 13, 4
+    order = last_orders(RandomSample(budget), keys, length, [5, 3, 5])
     held = np.zeros((keys, length), np.int64)
-    np.put_along_axis(held, (np.asarray(order) - 1) // 2, 1, axis=1)
+    np.put_along_axis(held, (order - 1) // 2, 1, axis=1)
     assert (held.sum(axis=1) == budget).all()
     pairs = held.T @ held
     one, two = budget / length, budget * (budget - 1) / (length * (length - 1))
     for count, p in [(np.diag(pairs), one), (pairs[~np.eye(length, dtype=bool)], two)]:
         assert np.abs(count - keys * p).max() < 4.5 * np.sqrt(keys * p * (1 - p))
+
+
+def test_random_replacement_is_a_loop_over_slots_whatever_the_cut():
+    """A new token takes the slot of a random one; the same key, the same result."""
+    memory, length = RandomSample(6, seed=5, draw="replace"), sum(CUTS)
+    flat = stream(length)
+    key, slots = jax.random.key(5), {}
+    for i in range(length):
+        bits = int(jax.random.bits(jax.random.fold_in(key, i), dtype="uint32"))
+        slots[i if i < 6 else bits % 6] = i
+    cuts = [CUTS, (1, 2, 7, 3, 8, 8, 8, 3), (0, 8, 6, 6, 8, 5, 1, 6)]
+    one, two, three = (watch(memory, flat, c)[-1] for c in cuts)
+    for kept in (one, two, three):
+        np.testing.assert_array_equal(kept, sorted(slots.values()))
+    other = watch(RandomSample(6, seed=6, draw="replace"), flat, CUTS)[-1]
+    assert not np.array_equal(other, one)
+
+
+def test_random_replacement_forgets_geometrically():
+    """A token of age a is held with probability (1 - 1/S)^a, within 4.5 sigma."""
+    keys, length, budget = 2000, 24, 4
+    order = last_orders(RandomSample(budget, draw="replace"), keys, length, [8, 8, 8])
+    age = length - 1 - (order - 1) // 2
+    counts = np.bincount(age.ravel(), minlength=length)[: length - budget]
+    p = (1 - 1 / budget) ** np.arange(length - budget)
+    assert np.abs(counts - keys * p).max() < 4.5 * np.sqrt(keys * 0.25)
+    assert counts[0] == keys  # the newest is always there
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
@@ -292,6 +324,8 @@ def test_one_slot_is_a_memory(kind, budget):
         (lambda: Uniform(8, unit="clip"), "'clip'"),
         (lambda: Uniform(8, tokens_per_frame=4), 'unit="frame"'),
         (lambda: RandomSample(-1), "got budget=-1"),
+        (lambda: RandomSample(8, draw="drop"), "'reservoir', 'replace'"),
+        (lambda: RandomSample(8, draw="replace", unit="frame"), 'give unit="token"'),
     ],
 )
 def test_wrong_sizes_are_refused(build, message):

@@ -1,5 +1,7 @@
 """Laws of every mixer: one pass, single tokens and any cut of a stream are the same; padding."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,10 @@ import pytest
 
 from jaxmem.mixers.base import stacked
 from jaxmem.mixers.gated_delta import GatedDelta
+from jaxmem.mixers.linear import LinearAttention
 from jaxmem.mixers.mamba2 import Mamba2
+from jaxmem.mixers.mom import MoM
+from jaxmem.mixers.titans import Titans
 
 WIDTH, ROWS = 12, 19
 MIXERS = {
@@ -15,6 +20,9 @@ MIXERS = {
     "mamba2_biases": Mamba2(2, 4, 3, kernel=2, bias=True, conv_bias=False, limit=(0.02, 0.3)),
     "mamba2_blocks": Mamba2(3, 4, 5, block=4, implementation="xla_blocks"),
     "gated_delta": GatedDelta(4, 2, 5, 6, block=8),
+    "linear": LinearAttention(2, 8, block=8),
+    "mom": MoM(2, 4, block=8),
+    "titans": Titans(2, 4, 2, rows=4),
     "gated_delta_blocks": GatedDelta(2, key_dim=4, block=4, implementation="xla_blocks"),
 }
 EVERY = pytest.mark.parametrize("name", MIXERS)
@@ -26,9 +34,15 @@ def given(name, rows=ROWS):
     return mixer, weights, jax.random.normal(jax.random.key(1), (rows, WIDTH))
 
 
+@cache
+def compiled(mixer):
+    """The mixer's chunk, compiled once for each number of rows."""
+    return jax.jit(mixer.chunk)
+
+
 def run(mixer, weights, x, sizes, state=None):
     """The outputs of chunks of these sizes, and the state after them."""
-    step, out, at = jax.jit(mixer.chunk), [], 0
+    step, out, at = compiled(mixer), [], 0
     state = mixer.init(WIDTH) if state is None else state
     for size in sizes:
         y, state = step(weights, state, x[at : at + size], jnp.ones(size, bool))
@@ -41,9 +55,13 @@ def close(a, b, atol=2e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
-@EVERY
-@pytest.mark.parametrize("sizes", [(1,) * ROWS, (2, 1, 9, 7), (16, 3)], ids=str)
-def test_any_cut_of_a_stream_is_one_pass(name, sizes):
+def at_leisure(*slow):
+    """Every mixer, those whose programs take long to compile with the slow tests."""
+    marked = [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in MIXERS]
+    return pytest.mark.parametrize("name", marked)
+
+
+def check_cut(name, sizes):
     mixer, weights, x = given(name)
     whole = run(mixer, weights, x, (ROWS,))
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(whole))
@@ -51,9 +69,20 @@ def test_any_cut_of_a_stream_is_one_pass(name, sizes):
 
 
 @EVERY
+@pytest.mark.parametrize("sizes", [(1,) * ROWS, (16, 3)], ids=str)
+def test_any_cut_of_a_stream_is_one_pass(name, sizes):
+    check_cut(name, sizes)
+
+
+@at_leisure("linear", "mom", "titans")
+def test_small_and_odd_cuts_are_one_pass(name):
+    check_cut(name, (2, 1, 9, 7))
+
+
+@EVERY
 def test_padding_changes_no_bit_of_the_state_whatever_it_holds(name):
     mixer, weights, x = given(name)
-    step = jax.jit(mixer.chunk)
+    step = compiled(mixer)
     _, before = run(mixer, weights, x, (ROWS,))
     _, after = step(weights, before, x, jnp.zeros(ROWS, bool))
     jax.tree.map(np.testing.assert_array_equal, after, before)
@@ -69,9 +98,7 @@ def test_padding_changes_no_bit_of_the_state_whatever_it_holds(name):
 def test_states_keep_shapes_dtypes_and_bytes(name):
     mixer, weights, x = given(name)
     low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
-    y, state = jax.jit(mixer.chunk)(
-        low, mixer.init(WIDTH), x.astype(jnp.bfloat16), jnp.ones(ROWS, bool)
-    )
+    y, state = compiled(mixer)(low, mixer.init(WIDTH), x.astype(jnp.bfloat16), jnp.ones(ROWS, bool))
     assert y.dtype == jnp.bfloat16
     start = jax.tree.map(lambda v: (v.shape, v.dtype), mixer.init(WIDTH))
     assert jax.tree.map(lambda v: (v.shape, v.dtype), state) == start
@@ -96,7 +123,7 @@ def test_the_same_step_is_compiled_once(name):
     assert len(traced) == 1
 
 
-@EVERY
+@at_leisure("mom", "titans")
 def test_gradients_in_float64_are_those_of_single_tokens_through_the_state(name):
     with jax.enable_x64():
         mixer, weights, x = given(name, 7)

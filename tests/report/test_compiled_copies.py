@@ -17,7 +17,7 @@ from jaxmem.rope import rope_1d
 
 FAST = ("recent", "omnimem", "hermes")
 CHUNK = 32
-REBUILT = {"moviechat", "ma_lmm"}
+REBUILT = {"moviechat", "ma_lmm", "memory_vla"}
 """They merge frames: their whole (small) arrays are made anew with every frame."""
 NO_BITS = {"flexmem", "flash_vstream", "flash_vstream_qwen"}
 """They hold the stack of all layers, or features: bfloat16 is copied once a chunk or more."""

@@ -148,6 +148,11 @@ def cosine(a: Float[Array, "P E"], b: Float[Array, "P E"]) -> Float[Array, ""]:
     return jnp.sum(a * b) / jnp.maximum(norm, 1e-8)
 
 
+def mean_cosine(a: Float[Array, "P E"], b: Float[Array, "P E"]) -> Float[Array, ""]:
+    """Return the mean over the P places of a frame of the cosines of their tokens (MemoryVLA)."""
+    return jnp.mean(jax.vmap(cosine)(a, b))
+
+
 def mean_dot(a: Float[Array, "P E"], b: Float[Array, "P E"]) -> Float[Array, ""]:
     """Return the mean over all P x P pairs of tokens of their dot product (MovieChat)."""
     return jnp.sum(a.astype(jnp.float32).mean(0) * b.astype(jnp.float32).mean(0))

@@ -158,8 +158,8 @@ class FrameByFrame(FeatureMemory):
         """Return the empty features held."""
         raise NotImplementedError(f"{self.name}.start")
 
-    def step(self, held: PyTree, frame: Float[Array, "P E"]) -> PyTree:
-        """Take one frame."""
+    def step(self, held: PyTree, frame: PyTree) -> PyTree:
+        """Take one frame [P, E] (with what goes along, where a memory's `write` gives more)."""
         raise NotImplementedError(f"{self.name}.step")
 
     def blocks(self, held: PyTree) -> list[Block]:
@@ -177,15 +177,18 @@ class FrameByFrame(FeatureMemory):
 
     def write(self, spec: Spec, state: State, embeds: Embeds) -> State:
         frames, n, cut = frames_of(embeds, self.tokens_of(spec), self.taken)
+        return State(self.taking(state.slots, frames, n), Aux(state.aux.dropped + cut))
 
-        def take(held: PyTree, item: tuple[Array, Array]) -> tuple[PyTree, None]:
+    def taking(self, held: PyTree, frames: PyTree, n: Int[Array, ""]) -> PyTree:
+        """Return what is held after the first `n` of F frames, one after another."""
+
+        def take(held: PyTree, item: tuple[PyTree, Array]) -> tuple[PyTree, None]:
             frame, comes = item
             new = self.step(held, frame)
             return jax.tree.map(lambda a, b: jnp.where(comes, a, b), new, held), None
 
-        comes = jnp.arange(frames.shape[0], dtype=jnp.int32) < n
-        held = jax.lax.scan(take, state.slots, (frames, comes))[0]
-        return State(held, Aux(state.aux.dropped + cut))
+        comes = jnp.arange(jax.tree.leaves(frames)[0].shape[0], dtype=jnp.int32) < n
+        return jax.lax.scan(take, held, (frames, comes))[0]
 
     def read(self, spec: Spec, state: State) -> Embeds:
         held = self.blocks(state.slots)

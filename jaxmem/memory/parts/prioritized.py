@@ -114,8 +114,7 @@ class Prioritized(Reindexed):
         fresh = Slots(chunk.kv, jnp.minimum(self.priority(number, aux), LAST))
         pool: Slots = append(held, fresh, count(held.kv))
         valid = pool.kv.modality[:, 0] != EMPTY
-        bar = jnp.minimum(aux.bar, _refused(pool.priority, valid, aux.capacity, self.most))
-        kept = valid & (pool.priority < bar)
+        kept, bar = self.kept(pool.priority, valid, aux)
         scores = jnp.where(kept, jnp.float32(0), -jnp.inf)
         index, found = select(scores[None], aux.capacity[None], slots=held.priority.shape[0])
         gone = jnp.sum(valid, dtype=jnp.int32) - jnp.sum(kept, dtype=jnp.int32)
@@ -127,6 +126,13 @@ class Prioritized(Reindexed):
             arrived=arrived,
         )
         return State(take(pool, index, found), self.moved(aux, chunk)), None
+
+    def kept(
+        self, priority: UInt[Array, "N"], valid: Bool[Array, "N"], aux: Aux
+    ) -> tuple[Bool[Array, "N"], UInt[Array, ""]]:
+        """Return which entries of memory and chunk, oldest first, stay; and the bar after them."""
+        bar = jnp.minimum(aux.bar, _refused(priority, valid, aux.capacity, self.most))
+        return valid & (priority < bar), bar
 
     def _arrived(self, held: KV, chunk: Chunk, aux: Aux) -> tuple[Num[Array, "A"] | None, KV]:
         """Return where the stream is after a chunk, and its tokens at the positions of arrival.

@@ -1,16 +1,18 @@
-"""MovieChat and MA-LMM against plain loops, and audio beside frames."""
+"""MovieChat, MA-LMM and MemoryVLA against plain loops, and audio beside frames."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from feature_streams import FRAMES, SPEC, E, P, chunk, merge_once, watch
 
-from jaxmem.kv import AUDIO
+from jaxmem.kv import AUDIO, VISION
 from jaxmem.memory.base import nbytes
 from jaxmem.memory.baselines import Recent
 from jaxmem.memory.features.ma_lmm import MALMM
+from jaxmem.memory.features.memory_vla import MemoryVLA
 from jaxmem.memory.features.moviechat import MovieChat
 from jaxmem.memory.features.with_audio import WithAudio
 
@@ -34,6 +36,31 @@ def test_ma_lmm_merges_every_place_by_itself():
                 merge_once(entries, sizes, cosine, weighted=True)
         np.testing.assert_allclose(slots.x[:, place], entries, atol=1e-5)
         np.testing.assert_array_equal(slots.size[:, place], sizes)
+
+
+def test_memory_vla_merges_frames_and_keeps_the_earlier_time():
+    memory, lengths = MemoryVLA(4), (3, 3, 2, 0, 3, 3)
+    entries, places, base, at = [], [], 0, 0
+    for n in lengths:
+        rows = chunk(FRAMES[at : at + n])
+        place = base + np.flatnonzero(np.asarray(rows.modality) == VISION).reshape(n, P)
+        for frame, here in zip(FRAMES[at : at + n], place, strict=True):
+            entries.append(frame.astype(np.float64))
+            places.append(here)
+            if len(entries) > 4:
+                near = [np.mean([*map(cosine, a, b)]) for a, b in pairwise(entries)]
+                i = int(np.argmax(near))
+                entries[i : i + 2] = [(entries[i] + entries[i + 1]) / 2]
+                del places[i + 1]
+        base, at = base + int(rows.advance[0]), at + n
+    state = watch(memory, lengths)[-1]
+    rows = memory.read(SPEC, state)
+    np.testing.assert_allclose(rows.x, np.concatenate(entries), atol=1e-5)
+    np.testing.assert_array_equal(rows.pos, np.concatenate(places)[:, None].repeat(3, 1))
+    np.testing.assert_array_equal(rows.advance, [base] * 3)
+    numbered = MemoryVLA(4, reindex=True).read(SPEC, state)
+    np.testing.assert_array_equal(numbered.pos[:, 0], np.arange(4 * P))
+    np.testing.assert_array_equal(numbered.advance, [4 * P] * 3)
 
 
 def test_moviechat_averages_fragments():

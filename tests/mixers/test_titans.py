@@ -1,0 +1,89 @@
+"""Titans against the delta rule in a loop, numerical gradients, and hours of stream."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxmem.mixers.titans import Titans
+
+WIDTH, ROWS = 6, 9
+
+
+@dataclass(frozen=True)
+class Plain(Titans):
+    """One matrix, without norm, residual or momentum."""
+
+    def _network(self, flat, x):
+        return x @ flat[self.head_dim :].reshape(self.head_dim, self.head_dim)
+
+    def weights(self, width, key):
+        found = super().weights(width, key)
+        found["momentum"]["bias"] -= 1e9
+        return found
+
+
+def test_one_matrix_without_momentum_is_the_delta_rule():
+    mixer, dim = Plain(1, 4, rows=1, rate=0.7), 4
+    w = mixer.weights(WIDTH, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (ROWS, WIDTH))
+    y, state = jax.jit(mixer.chunk)(w, mixer.init(WIDTH), x, jnp.ones(ROWS, bool))
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), w)
+    u = np.asarray(x) / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + mixer.eps)
+    sigmoid = lambda name: 1 / (1 + np.exp(-(u @ p[name]["kernel"] + p[name]["bias"])))
+    q, k, v = (u @ p[name]["kernel"] for name in "qkv")
+    beta, keep = 2 * 0.7 * sigmoid("step") / dim, 1 - sigmoid("forget")
+    memory, out = p["memory"]["kernel"][0, dim:].reshape(dim, dim), []
+    for t in range(ROWS):
+        out.append(q[t] @ memory)
+        memory = keep[t] * memory - beta[t] * np.outer(k[t], k[t] @ memory - v[t])
+    np.testing.assert_allclose(y, np.stack(out) @ p["out"]["kernel"], atol=1e-5)
+    end = (state.memory + w["memory"]["kernel"])[0, dim:].reshape(dim, dim)
+    np.testing.assert_allclose(end, memory, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("longest", [None, 0.05])
+def test_gradients_are_those_of_differences(longest):
+    """Through the gradient steps, with and without a limit of their length."""
+    with jax.enable_x64():
+        mixer = Titans(1, 6, 2, rows=3, read="released", max_grad_norm=longest)
+        w = mixer.weights(WIDTH, jax.random.key(0))
+        w, state = jax.tree.map(lambda a: a.astype(np.float64), (w, mixer.init(WIDTH)))
+        x = jax.random.normal(jax.random.key(1), (ROWS, WIDTH), np.float64)
+        run = jax.jit(lambda w, x: jnp.sin(mixer.chunk(w, state, x, jnp.ones(ROWS, bool))[0]))
+        check_grads(run, (w, x), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"rate": 1.0, "max_grad_norm": 1.0}, marks=pytest.mark.slow)]
+)
+def test_an_hour_stays_finite(options):
+    """72,000 rows, at initial weights and at weights three times as large."""
+    mixer, real = Titans(2, 8, 2, **options), jnp.ones(320, bool)
+    w = mixer.weights(WIDTH, jax.random.key(0))
+
+    def hour(scale):
+        scaled = jax.tree.map(lambda a: a * scale, w)
+
+        def step(state, key):
+            y, state = mixer.chunk(scaled, state, jax.random.normal(key, (320, WIDTH)), real)
+            return state, jnp.max(jnp.abs(y))
+
+        return jax.lax.scan(step, mixer.init(WIDTH), jax.random.split(jax.random.key(3), 225))
+
+    state, most = jax.jit(jax.vmap(hour))(jnp.asarray([1.0, 3.0]))
+    assert np.isfinite(most).all() and most.max() < 1e3 and np.abs(state.memory).max() < 1e3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"depth": 0}, "positive"), ({"rate": 0.0}, "positive"), ({"read": "after"}, "'after'"),
+     ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0")],
+)  # fmt: skip
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Titans(**{"heads": 2, **options})
