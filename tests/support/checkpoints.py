@@ -38,9 +38,12 @@ LLAVA = {"image": "<image>", "video": "<video>"}
 FAMILIES = {
     "qwen2_5_vl": ("qwen2_5_vl", QWEN, "<|vision_start|><|video_pad|><|vision_end|>"),
     "qwen3_vl": ("qwen3_vl", QWEN, "<|vision_start|><|video_pad|><|vision_end|>"),
+    "qwen3_5": ("qwen3_5", QWEN, "<|vision_start|><|video_pad|><|vision_end|>"),
     "qwen2_5_omni": ("qwen2_5_omni_thinker", OMNI, "<|vision_bos|><|VIDEO|><|vision_eos|>"),
     "llava_onevision": ("llava_onevision", LLAVA, "<video>\n"),
 }
+STAMPED = ("qwen3_vl", "qwen3_5")
+"""Families with time stamps; their settings are meant for whole videos."""
 MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]
 LEAST, MOST = 1, 10  # cells of a frame
 MAX_FRAMES = 100  # of a whole video, which the limits of Qwen3-VL are for
@@ -111,7 +114,7 @@ def write_files_of(config, family: str, target: Path, *, cells=(LEAST, MOST)) ->
     target.mkdir(parents=True, exist_ok=True)
     settings = {}
     if "qwen" in family:
-        settings = settings_of(config, whole_videos=family == "qwen3_vl", cells=cells)
+        settings = settings_of(config, whole_videos=family in STAMPED, cells=cells)
     return write_small_files(target, config, names, settings, video)
 
 
