@@ -57,7 +57,9 @@ def test_one_pass(ref, plan):
         within(layer, ref[f"lm{i}_out"][0], HIDDEN)
 
 
-@pytest.mark.parametrize("size", [3, CHUNK, 34])
+@pytest.mark.parametrize(
+    "size", [CHUNK, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 34))]
+)
 def test_stream(ref, plan, size):
     """Chunks that cut frames anywhere, through `full` memory: logits and states of the one pass."""
     starts, features = bounds(len(plan.ids), size), jnp.asarray(ref["video_features"])
