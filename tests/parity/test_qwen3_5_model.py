@@ -1,6 +1,10 @@
 """Qwen3.5 of two periods through `jm.load` and `Session`: every memory, saves, bad configs."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ from jaxmem.models.hf.config import read_json
 
 pytest.importorskip("jinja2")
 
-SIZE, QUESTION, FEW = (16, 24), "what is shown", ("rekv",)
+SIZE, QUESTION, FEW = (16, 24), "what is shown", ("recent",)
 OPTIONS = {
     "rekv": {"block": 4, "topk": 2, "sinks": 2},
     "flexmem": {"shallow": 1},
@@ -77,6 +81,39 @@ def test_norms_are_one_and_what_is_stored_beside_any_dtype(folder, model):
     np.testing.assert_array_equal(whole["mixers"][0]["mixer"]["norm"]["scale"], 0)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), jm.load(folder, abstract=True).params)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), half.params)
+
+
+SPLIT = """
+import sys, jax, numpy as np
+from jax.sharding import Mesh
+sys.path[:0] = {paths!r}
+from passes import pieces_of
+import jaxmem as jm
+from jaxmem.models.hf.weights import decoder_rules, mesh_rule
+place, found = mesh_rule(Mesh(np.array(jax.devices()), ("model",)), decoder_rules("model")), []
+for sharding in (None, place):
+    model = jm.load(sys.argv[1], dtype="float32", fps=2, max_new=2, sharding=sharding)
+    model = jm.for_frames(model, (16, 24))
+    session = jm.Session(model, jm.Full(99), chunk_pieces=2).watch(pieces_of(model, (16, 24), 3))
+    found.append(session.ask("what is shown").logits)
+decoder = model.params["decoder"]
+for leaf in (decoder["mixers"][0]["gate"], decoder["layers"]["q"], decoder["layers"]["attn_gate"]):
+    kernel = leaf["kernel"]
+    assert 2 * kernel.addressable_shards[0].data.size == kernel.size, kernel.sharding
+np.testing.assert_allclose(found[1], found[0], atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_weights_over_two_devices(folder):
+    """In a process of its own: heads, gates and the MLPs of all layers are split."""
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    here = Path(__file__).parent
+    code = SPLIT.format(paths=[str(here), str(here.parent / "support")])
+    words = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def refused(folder, tmp_path, part, **values):
