@@ -7,6 +7,7 @@ from passes import CHUNK, FEATURES, Reference, bounds, close, greedy, in_chunks,
 
 from jaxmem.models.qwen import qwen3_5 as family
 from jaxmem.models.qwen.qwen3_vision import encode_vision
+from jaxmem.models.qwen.qwen3_vl import positions, prompt_plan
 
 HIDDEN, LOGITS, STATES, TAILS = 1.8e-4, 1e-4, 8e-6, 4e-5
 """Absolute, from the stored features: twice what the file, float32, is from float64."""
@@ -19,7 +20,7 @@ def ref(golden):
 
 @pytest.fixture(scope="module")
 def plan(ref):
-    return family.prompt_plan(ref.config, ref.ids(0), videos=ref.grids("video_grid_thw"))
+    return prompt_plan(ref.config, ref.ids(0), videos=ref.grids("video_grid_thw"))
 
 
 def within(actual, expected, limit):
@@ -43,7 +44,7 @@ def test_vision(ref):
 
 def test_positions(ref):
     grids = ref.grids("video_grid_thw")
-    pos, after = family.positions(ref.config, ref.ids(0), videos=grids)
+    pos, after = positions(ref.config, ref.ids(0), videos=grids)
     np.testing.assert_array_equal(pos.T, ref["position_ids"][:, 0])
     assert after == len(pos) + int(ref["rope_deltas"][0, 0])
 

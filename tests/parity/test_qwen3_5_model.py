@@ -141,6 +141,7 @@ def test_kinds_of_layers_that_are_not_known_are_refused(folder, tmp_path):
     [
         ("text_config", {"full_attention_interval": 0}, "full_attention_interval is 0"),
         ("text_config", {"attention_bias": True}, "attention_bias is True"),
+        ("text_config", {"attn_output_gate": False}, "attn_output_gate is False"),
         ("text_config", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("text_config", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
         ("text_config", {"rope_parameters": {"mrope_section": [2, 1, 1]}}, "sections"),

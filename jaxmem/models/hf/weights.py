@@ -26,6 +26,7 @@ kernel [in * window, out] of flattened patches (channel first). "flat": to one a
 """
 
 Layers = int | tuple[int, ...] | None
+"""How many tensors are stacked, or the numbers in their names; None: one tensor, not stacked."""
 Place = Callable[[str], Sharding]
 """Tree path to the placement of the (stacked) leaf."""
 
@@ -37,9 +38,7 @@ class Weight:
     name: str  # of the stored tensor; with `{}` for the layer if `layers` is given
     shape: tuple[int, ...]  # of one stored tensor
     turn: Turn = "plain"  # its layout in the tree
-    # How many tensors to stack on a leading axis, or the numbers in their names; None: one tensor,
-    # no such axis.
-    layers: Layers = None
+    layers: Layers = None  # tensors to stack on a leading axis
     # (start, stop) on the stored tensor's first axis; None: all of it.
     rows: tuple[int, int] | None = None
 

@@ -20,21 +20,9 @@ from jaxmem.models.hf.weights import Weight, decoder_table, dense, layers_of, no
 from jaxmem.models.qwen.config import QWEN3_5, TOKENS, read_decoder
 from jaxmem.models.qwen.qwen3_vision import read_config as read_vision
 from jaxmem.models.qwen.qwen3_vision import vision_table
-from jaxmem.models.qwen.qwen3_vl import (
-    Qwen3VL,
-    Qwen3VLConfig,
-    encode,
-    positions,
-    prompt_plan,
-    video_chunk,
-)
+from jaxmem.models.qwen.qwen3_vl import Qwen3VL, Qwen3VLConfig
 from jaxmem.rope import Rope
 from jaxmem.typing import Int, Params
-
-__all__ = [
-    "Qwen35", "encode", "finalise", "positions", "prompt_plan", "read_config", "video_chunk",
-    "weight_table",
-]  # fmt: skip
 
 MODEL_TYPES = ("qwen3_5",)
 RENAMES = ()
@@ -45,7 +33,8 @@ TOKEN_IDS = {
     "vision_end_token_id": 248054,
 }  # fmt: skip
 """Of a config.json that does not say."""
-STATE, ATTENTION = KINDS = ("linear_attention", "full_attention")
+KINDS = ("linear_attention", "full_attention")
+"""Of layers: with a state, and with attention."""
 SIZES = {
     "heads": ("linear_num_value_heads", 32), "key_heads": ("linear_num_key_heads", 16),
     "key_dim": ("linear_key_head_dim", 128), "value_dim": ("linear_value_head_dim", 128),
@@ -60,12 +49,15 @@ def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
     names = TOKENS | {"text": "text_config", "vision": "vision_config"}
     parts = fields({**TOKEN_IDS, **config}, names)
     text = parts.pop("text")
-    check_value("attention_bias", text.get("attention_bias", False), False)
+    for key, known in (("attention_bias", False), ("attn_output_gate", True)):
+        check_value(key, text.get(key, known), known)
     vision = read_vision({"deepstack_visual_indexes": [], **parts.pop("vision")})
     check_value("deepstack_visual_indexes", list(vision.deep), [])
     decoder = read_decoder(config, QWEN3_5, qkv_bias=False, qk_norm=True)
     mixer = GatedDelta(**{field: text.get(key, usual) for field, (key, usual) in SIZES.items()})
-    mixers = tuple(mixer if kind == STATE else None for kind in layer_kinds(text, decoder.layers))
+    mixers = tuple(
+        mixer if kind == KINDS[0] else None for kind in layer_kinds(text, decoder.layers)
+    )
     return Qwen3VLConfig(
         decoder=replace(decoder, attn_gate=True, mixers=mixers), vision=vision, **parts
     )
