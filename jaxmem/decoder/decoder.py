@@ -43,6 +43,7 @@ class DecoderConfig:
       qkv_bias: biases on the q, k and v projections (Qwen2).
       qk_norm: RMS norm over each head of q and k (Qwen3).
       qk_norm_init: initial gain of that norm.
+      attn_gate: attention's output times the sigmoid of a projection of its input (Qwen3.5).
       tied: output matrix is the embedding.
       norm_eps: of every RMS norm.
       mixers: of every layer what mixes its tokens, None where it attends; empty: all attend.
@@ -60,6 +61,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     qk_norm_init: float = 1.0
+    attn_gate: bool = False
     tied: bool = False
     norm_eps: float = 1e-6
     mixers: tuple[Mixer | None, ...] = ()
@@ -109,6 +111,8 @@ class Layer(nnx.Module):
         self.k = nnx.Linear(width, kv, use_bias=bias, rngs=rngs)
         self.v = nnx.Linear(width, kv, use_bias=bias, rngs=rngs)
         self.o = nnx.Linear(q, width, use_bias=False, rngs=rngs)
+        if config.attn_gate:
+            self.attn_gate = nnx.Linear(width, q, use_bias=False, rngs=rngs)
         if config.qk_norm:
             gain = nnx.initializers.constant(config.qk_norm_init)
             self.q_norm = nnx.RMSNorm(config.head_dim, scale_init=gain, rngs=rngs)
@@ -221,7 +225,11 @@ def finish(
     layer: Params, config: DecoderConfig, h: Float[Array, "*T E"], attn: Float[Array, "*T H D"]
 ) -> Float[Array, "*T E"]:
     """Return the layer's output from its input and its attention output."""
-    return feed_forward(layer, config, h + linear(attn.reshape(*attn.shape[:-2], -1), layer["o"]))
+    attn = attn.reshape(*attn.shape[:-2], -1)
+    if config.attn_gate:
+        gate = linear(rms_norm(h, layer["attn_norm"], config.norm_eps), layer["attn_gate"])
+        attn = attn * jax.nn.sigmoid(gate)
+    return feed_forward(layer, config, h + linear(attn, layer["o"]))
 
 
 def feed_forward(

@@ -26,6 +26,7 @@ from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
 from jaxmem.models.qwen.qwen2_vl import Qwen2VL
+from jaxmem.models.qwen.qwen3_5 import Qwen35
 from jaxmem.models.qwen.qwen3_vl import Qwen3VL
 from jaxmem.models.salmonn.config import hears
 from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
@@ -39,6 +40,7 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen2_vl": Qwen2VL,
     "qwen2_5_vl": Qwen25VL,
     "qwen3_vl": Qwen3VL,
+    "qwen3_5": Qwen35,
     "qwen2_5_omni": Qwen25Omni,
     "qwen2_5_omni_thinker": Qwen25Omni,
     "smolvlm": SmolVLM,

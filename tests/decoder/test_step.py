@@ -224,6 +224,21 @@ def banked(capacity, question=None, found=None) -> Memory:
     return changed(Full(1), requires=Requires(question=question), **more)
 
 
+def test_a_gate_on_attention():
+    """The output projection takes attention's output times sigmoid(x W), x being normalised."""
+    cfg = dataclasses.replace(small.config(layers=1), attn_gate=True)
+    layer = dec.layer_at(small.params(cfg), 0)
+    h, attn = jax.random.normal(jax.random.key(3), (3, 24)), jnp.arange(192.0).reshape(3, 4, 16)
+    x = h / np.sqrt(np.mean(h**2, -1, keepdims=True) + cfg.norm_eps)
+    x = x * layer["attn_norm"]["scale"][None]
+    gate = 1 / (1 + np.exp(-x @ layer["attn_gate"]["kernel"]))
+    after = h + (attn.reshape(3, -1) * gate) @ layer["o"]["kernel"]
+    plain = dec.finish(layer, dataclasses.replace(cfg, attn_gate=False), h, attn)
+    found = dec.finish(layer, cfg, h, attn)
+    np.testing.assert_allclose(found, dec.feed_forward(layer, cfg, after), rtol=1e-4, atol=1e-4)
+    assert np.abs(found - plain).max() > 1
+
+
 @pytest.mark.parametrize("per", ["layer", "stack"])
 def test_a_bank_with_room_is_full_attention(per):
     memory = banked(16) if per == "layer" else stacked(banked(16))

@@ -14,11 +14,13 @@ import pytest
 from jaxmem.asking import ask
 from jaxmem.bound import question_rows
 from jaxmem.decoder.decoder import finish, layer_at, logits, qkv
-from jaxmem.decoder.layer import add_deepstack
-from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.decoder.layer import add_deepstack, state_step
+from jaxmem.decoder.program import init_carry, init_states, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
+from jaxmem.decoder.stretches import stretches, through
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
+from jaxmem.kv import EMPTY
 from jaxmem.memory.baselines import Full
 from jaxmem.models.encoders.vision_parts import as_grids
 from jaxmem.models.hf.checkpoint import load
@@ -48,6 +50,8 @@ class Reference:
         self.params = load(
             folder, table, dtype=jnp.float32, renames=family.RENAMES, ignore=family.IGNORE
         )
+        if hasattr(family, "finalise"):
+            self.params = family.finalise(self.params, self.config)
 
     def __getitem__(self, name):
         return self.arrays[name]
@@ -61,6 +65,8 @@ class Reference:
 
     def real(self, row: int) -> np.ndarray:
         """Which positions of a row are no padding."""
+        if "attention_mask" not in self:
+            return np.ones(self["input_ids"].shape[1], bool)
         return self["attention_mask"][row] == 1
 
     def at(self, name: str, row: int) -> np.ndarray:
@@ -141,14 +147,22 @@ def _one_pass(params, config, plan, features, deep):
     t = jnp.arange(rows.modality.shape[0], dtype=jnp.int32)
     valid = jnp.ones((len(t), 1), bool)
 
-    def layer(h, index):
-        weights = layer_at(params, index)
-        q, k, v = qkv(weights, config, h)
-        part = Segment(k, v, valid, rows.pos[:, None], rows.pos, last=t)
-        out = finish(weights, config, h, attend(q, [part], rope=config.rope)[0])
-        return add_deepstack(out, rows.deepstack, index), (h, out)
+    def layer(held, place, given):
+        h, states = held
+        if place.kind is None:
+            weights = layer_at(params, place.layer)
+            q, k, v = qkv(weights, config, h)
+            part = Segment(k, v, valid, rows.pos[:, None], rows.pos, last=t)
+            out = finish(weights, config, h, attend(q, [part], rope=config.rope)[0])
+        else:
+            out, states = state_step(params, config, place, h, states, rows.modality != EMPTY)
+        return (add_deepstack(out, rows.deepstack, place.number), states), (h, out)
 
-    h, (inputs, outputs) = jax.lax.scan(layer, rows.x, jnp.arange(config.layers))
+    order = stretches(config.kinds, (0,) * config.attends)
+    (h, _), found = through(order, layer, (rows.x, init_states(config)))
+    join = lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])
+    parts = [jax.tree.map(join, *out) for out in found]
+    inputs, outputs = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     return Passed(inputs, outputs, logits(params, config, h))
 
 

@@ -30,7 +30,7 @@ from jaxmem.models.hf.chat import Uncoded, read_chat
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.hf.preprocessor import Limits, Pixels, smart_resize
 from jaxmem.models.load import load
-from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_vl, qwen3_vl
+from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_vl, qwen3_5, qwen3_vl
 from jaxmem.models.qwen import qwen2_5_omni_layout as lay
 from jaxmem.models.qwen.clip import Clip
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
@@ -41,9 +41,13 @@ pytest.importorskip("jinja2")
 
 CELLS, QUESTION = (2, 5), "what is shown"  # tokens of a frame
 SEEN = CELLS[0] * CELLS[1]
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "qwen2_5_omni": qwen2_5_omni}
+FAMILIES = {
+    "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "qwen3_5": qwen3_5,
+    "qwen2_5_omni": qwen2_5_omni,
+}  # fmt: skip
 # Frames of patches in a second; of Omni, in a piece.
-RATES = {"qwen2_5_vl": Fraction(3, 2), "qwen3_vl": Fraction(1), "qwen2_5_omni": Fraction(2)}
+RATES = dict.fromkeys(FAMILIES, Fraction(1))
+RATES |= {"qwen2_5_vl": Fraction(3, 2), "qwen2_5_omni": Fraction(2)}
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,7 @@ def prompt_omni(ref, folder, model, pieces, answer):
 PROMPTS = {
     "qwen2_5_vl": ("qwen2_5_vl", prompt_2_5),
     "qwen3_vl": ("qwen3_vl", prompt_3),
+    "qwen3_5": ("qwen3_5", prompt_3),
     "qwen2_5_omni": ("qwen2_5_omni_thinker", prompt_omni),
 }
 

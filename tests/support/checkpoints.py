@@ -7,10 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxmem.models.qwen import qwen2_vl
+from jaxmem.models.qwen import qwen2_vl, qwen3_5
 from jaxmem.models.qwen.tiny_checkpoint import random_tensors
 from jaxmem.models.smolvlm import smolvlm, words
 
@@ -38,9 +39,12 @@ LLAVA = {"image": "<image>", "video": "<video>"}
 FAMILIES = {
     "qwen2_5_vl": ("qwen2_5_vl", QWEN, "<|vision_start|><|video_pad|><|vision_end|>"),
     "qwen3_vl": ("qwen3_vl", QWEN, "<|vision_start|><|video_pad|><|vision_end|>"),
+    "qwen3_5": ("qwen3_5", QWEN, "<|vision_start|><|video_pad|><|vision_end|>"),
     "qwen2_5_omni": ("qwen2_5_omni_thinker", OMNI, "<|vision_bos|><|VIDEO|><|vision_eos|>"),
     "llava_onevision": ("llava_onevision", LLAVA, "<video>\n"),
 }
+STAMPED = ("qwen3_vl", "qwen3_5")
+"""Families with time stamps; their settings are meant for whole videos."""
 MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]
 LEAST, MOST = 1, 10  # cells of a frame
 MAX_FRAMES = 100  # of a whole video, which the limits of Qwen3-VL are for
@@ -111,7 +115,7 @@ def write_files_of(config, family: str, target: Path, *, cells=(LEAST, MOST)) ->
     target.mkdir(parents=True, exist_ok=True)
     settings = {}
     if "qwen" in family:
-        settings = settings_of(config, whole_videos=family == "qwen3_vl", cells=cells)
+        settings = settings_of(config, whole_videos=family in STAMPED, cells=cells)
     return write_small_files(target, config, names, settings, video)
 
 
@@ -149,6 +153,33 @@ def write_qwen2_vl(target: Path) -> Path:
     tensors = random_tensors(qwen2_vl.weight_table(qwen2_vl.read_config(config)))
     save_file(tensors, target / "model.safetensors")
     settings, video = settings_of(config, whole_videos=False), FAMILIES["qwen2_5_vl"][2]
+    return write_small_files(target, config, QWEN, settings, video)
+
+
+def write_qwen3_5(target: Path) -> Path:
+    """Write a Qwen3.5 of two periods with weights of its own, and a head for further tokens."""
+    config = {
+        "model_type": "qwen3_5", "image_token_id": 3, "video_token_id": 4,
+        "vision_start_token_id": 5, "vision_end_token_id": 6,
+        "text_config": {
+            "hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 24,
+            "num_hidden_layers": 8, "num_key_value_heads": 2, "vocab_size": 100,
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8, "full_attention_interval": 4,
+            "rope_parameters": {"partial_rotary_factor": 0.25, "mrope_section": [1, 1, 1]},
+        },
+        "vision_config": {
+            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
+            "out_hidden_size": 48, "patch_size": 4, "num_position_embeddings": 36,
+        },
+    }  # fmt: skip
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = random_tensors(qwen3_5.weight_table(qwen3_5.read_config(config)))
+    tensors = {k: 0 * x if "norm" in k.split(".")[-2] else x for k, x in tensors.items()}
+    tensors |= {"mtp.fc.weight": np.ones((48, 96), np.float32)}
+    save_file(tensors, target / "model.safetensors")
+    config["vision_config"] |= {"temporal_patch_size": 2, "spatial_merge_size": 2}
+    settings, video = settings_of(config, whole_videos=True), FAMILIES["qwen3_5"][2]
     return write_small_files(target, config, QWEN, settings, video)
 
 

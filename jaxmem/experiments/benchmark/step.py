@@ -40,7 +40,7 @@ class StepConfig:
     """Time the chunk step of a decoder under several memories, and count what was compiled."""
 
     # smollm2 (its own weights with the extra real, else drawn), tiny, a .gguf file, or a directory
-    # or published family:size (weights are drawn)
+    # or published family:size (weights are drawn) whose layers all attend
     model: str = "smollm2"
     memories: str = "recent,keydiff,snapkv,omnimem,hermes"  # names
     slots: str = "256,1024"  # per layer

@@ -63,10 +63,21 @@ def use_threads(count: int | None) -> None:
 
 
 def decoder_of(name: str) -> DecoderConfig:
-    """Return the decoder of a model's name, of which only the sizes are read."""
+    """Return the decoder of a model's name, of which only the sizes are read.
+
+    Raises:
+      ValueError: if there is no such model, or some of its layers have a state.
+    """
     if name == "smollm2":
         return DecoderConfig(**SMOLLM2, rope=rope_1d(SMOLLM2["head_dim"], 100_000.0))
-    return embedded().decoder if name == "tiny" else load(name, abstract=True).decoder
+    decoder = embedded().decoder if name == "tiny" else load(name, abstract=True).decoder
+    if decoder.attends < decoder.layers:
+        raise ValueError(
+            f"benchmark step knows what layers that attend cost; of {name} "
+            f"{decoder.layers - decoder.attends} of {decoder.layers} have a state: benchmark price "
+            "counts those."
+        )
+    return decoder
 
 
 def model_of(name: str) -> StepModel:

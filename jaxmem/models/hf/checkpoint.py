@@ -282,7 +282,7 @@ def _placed(
     if weight.layers is None:
         return jax.block_until_ready(jax.device_put(part, place).astype(dtype))
     if leaf is None:
-        leaf = jnp.zeros((weight.layers, *part.shape), dtype, device=place)
+        leaf = jnp.zeros((len(weight.names), *part.shape), dtype, device=place)
     one = place
     if isinstance(place, NamedSharding):
         one = NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))

@@ -4,16 +4,21 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from jaxmem.models.hf.config import optional_json
+
 SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?LETTERS+|\p{N}"
+    r"| ?[^\s\p{L}OTHERS\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2's tokenizer cuts text into words; its slow files do not hold it."""
+"""How Qwen2's tokenizer cuts text into words; slow files do not hold it."""
+WORDS = SPLIT.replace("LETTERS", r"\p{L}").replace("OTHERS", "")
+MARKED_WORDS = SPLIT.replace("LETTERS", r"[\p{L}\p{M}]").replace("OTHERS", r"\p{M}")
+"""Likewise that of Qwen3.5, where combining marks belong to words."""
 SLOW = ("vocab.json", "merges.txt")
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of tokenizer.json, or of vocab.json and merges.txt as Qwen2 has them.
+    """Return the tokenizer of tokenizer.json, or of vocab.json and merges.txt as Qwen has them.
 
     Raises:
       ValueError: if the files are missing or cannot be read.
@@ -27,9 +32,12 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             f"no tokenizer.json in {folder}, nor vocab.json with merges.txt: download the "
             "tokenizer files of the checkpoint too."
         )
-    files = [str(folder / name) for name in names]
+    words = MARKED_WORDS if names == SLOW and _of_qwen3_5(folder) else WORDS
     try:
-        tokenizer = Tokenizer.from_file(*files) if len(files) == 1 else _from_slow_files(*files)
+        if names == SLOW:
+            tokenizer = _from_slow_files(folder, words)
+        else:
+            tokenizer = Tokenizer.from_file(str(folder / names[0]))
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(
             f"{' and '.join(names)} in {folder} cannot be read ({error}): download them again."
@@ -39,13 +47,20 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _from_slow_files(vocab: str, merges: str) -> Tokenizer:
-    """Return Qwen2's byte-level BPE."""
-    tokenizer = Tokenizer(models.BPE.from_file(vocab, merges))
+def _of_qwen3_5(folder: Path) -> bool:
+    """Return whether a directory is one of Qwen3.5, by its model or its tokenizer's class."""
+    kind = optional_json(folder, "tokenizer_config.json").get("tokenizer_class")
+    found = optional_json(folder, "config.json").get("model_type")
+    return kind == "Qwen3_5Tokenizer" or found == "qwen3_5"
+
+
+def _from_slow_files(folder: Path, words: str) -> Tokenizer:
+    """Return Qwen's byte-level BPE over words that an expression finds."""
+    tokenizer = Tokenizer(models.BPE.from_file(*(str(folder / name) for name in SLOW)))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(words), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.mixers.base import Mixer
 from jaxmem.typing import Params
 
 Turn = Literal["plain", "linear", "conv", "patch", "flat"]
@@ -24,6 +25,8 @@ Turn = Literal["plain", "linear", "conv", "patch", "flat"]
 kernel [in * window, out] of flattened patches (channel first). "flat": to one axis.
 """
 
+Layers = int | tuple[int, ...] | None
+"""How many tensors are stacked, or the numbers in their names; None: one tensor, not stacked."""
 Place = Callable[[str], Sharding]
 """Tree path to the placement of the (stacked) leaf."""
 
@@ -35,8 +38,7 @@ class Weight:
     name: str  # of the stored tensor; with `{}` for the layer if `layers` is given
     shape: tuple[int, ...]  # of one stored tensor
     turn: Turn = "plain"  # its layout in the tree
-    # How many tensors to stack on a leading axis; None: one tensor, no such axis.
-    layers: int | None = None
+    layers: Layers = None  # tensors to stack on a leading axis
     # (start, stop) on the stored tensor's first axis; None: all of it.
     rows: tuple[int, int] | None = None
 
@@ -52,14 +54,15 @@ class Weight:
         """Return the names of the stored tensors, in order of the layers."""
         if self.layers is None:
             return (self.name,)
-        return tuple(self.name.format(i) for i in range(self.layers))
+        numbers = range(self.layers) if isinstance(self.layers, int) else self.layers
+        return tuple(self.name.format(i) for i in numbers)
 
     @property
     def tree_shape(self) -> tuple[int, ...]:
         """Return the shape of the leaf."""
         first = self.shape[:1] if self.rows is None else (self.rows[1] - self.rows[0],)
         one = jax.ShapeDtypeStruct((*first, *self.shape[1:]), jnp.float32)
-        lead = () if self.layers is None else (self.layers,)
+        lead = () if self.layers is None else (len(self.names),)
         return (*lead, *jax.eval_shape(partial(turned, turn=self.turn), one).shape)
 
 
@@ -83,7 +86,7 @@ def under(path: str, table: Table) -> dict[str, Weight]:
 
 
 def dense(
-    path: str, name: str, fan_in: int, fan_out: int, *, bias: bool = True, layers: int | None = None
+    path: str, name: str, fan_in: int, fan_out: int, *, bias: bool = True, layers: Layers = None
 ) -> dict[str, Weight]:
     """Return the entries `{path}.kernel` and `.bias` of torch's Linear `name`."""
     table = {f"{path}.kernel": Weight(f"{name}.weight", (fan_out, fan_in), "linear", layers)}
@@ -93,7 +96,7 @@ def dense(
 
 
 def norm(
-    path: str, name: str, width: int, *, bias: bool = False, layers: int | None = None
+    path: str, name: str, width: int, *, bias: bool = False, layers: Layers = None
 ) -> dict[str, Weight]:
     """Return the entries `{path}.scale` (and `.bias`) of a norm `name`; layer norms have a bias."""
     table = {f"{path}.scale": Weight(f"{name}.weight", (width,), layers=layers)}
@@ -107,32 +110,52 @@ def decoder_table(
 ) -> dict[str, Weight]:
     """Return the table of `jaxmem.decoder.decoder`'s tree for Qwen2/Qwen3/Llama names.
 
+    What layers with a state hold beside their norms and MLP is the family's: `mixers.I.mixer`.
+
     Args:
       prefix: of `layers.0...`, `embed_tokens.weight` and `norm.weight`, with its dot.
       head: name of the output matrix. A tied decoder has none; put the name in `load`'s `ignore`,
         since some checkpoints store a copy.
     """
-    n, width, inner = config.layers, config.width, config.mlp_width
+    n, width = layers_of(config, None), config.width
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    at, bias = f"{prefix}layers.{{}}.", config.qkv_bias
-    table = norm("layers.attn_norm", f"{at}input_layernorm", width, layers=n)
-    table |= dense("layers.q", f"{at}self_attn.q_proj", width, q, bias=bias, layers=n)
-    table |= dense("layers.k", f"{at}self_attn.k_proj", width, kv, bias=bias, layers=n)
-    table |= dense("layers.v", f"{at}self_attn.v_proj", width, kv, bias=bias, layers=n)
-    table |= dense("layers.o", f"{at}self_attn.o_proj", q, width, bias=False, layers=n)
-    if config.qk_norm:
-        table |= norm("layers.q_norm", f"{at}self_attn.q_norm", config.head_dim, layers=n)
-        table |= norm("layers.k_norm", f"{at}self_attn.k_norm", config.head_dim, layers=n)
-    table |= norm("layers.mlp_norm", f"{at}post_attention_layernorm", width, layers=n)
-    if config.activation == "swiglu":
-        table |= dense("layers.gate", f"{at}mlp.gate_proj", width, inner, bias=False, layers=n)
-    table |= dense("layers.up", f"{at}mlp.up_proj", width, inner, bias=False, layers=n)
-    table |= dense("layers.down", f"{at}mlp.down_proj", inner, width, bias=False, layers=n)
+    at, bias, table = f"{prefix}layers.{{}}.", config.qkv_bias, {}
+    if n:
+        table |= norm("layers.attn_norm", f"{at}input_layernorm", width, layers=n)
+        table |= dense("layers.q", f"{at}self_attn.q_proj", width, q, bias=bias, layers=n)
+        table |= dense("layers.k", f"{at}self_attn.k_proj", width, kv, bias=bias, layers=n)
+        table |= dense("layers.v", f"{at}self_attn.v_proj", width, kv, bias=bias, layers=n)
+        table |= dense("layers.o", f"{at}self_attn.o_proj", q, width, bias=False, layers=n)
+        if config.qk_norm:
+            table |= norm("layers.q_norm", f"{at}self_attn.q_norm", config.head_dim, layers=n)
+            table |= norm("layers.k_norm", f"{at}self_attn.k_norm", config.head_dim, layers=n)
+        table |= _feed_forward("layers", at, config, n)
+    for i, mixer in enumerate(config.stacks):
+        path, mine = f"mixers.{i}", layers_of(config, mixer)
+        table |= norm(f"{path}.norm", f"{at}input_layernorm", width, layers=mine)
+        table |= _feed_forward(path, at, config, mine)
     table["embedding.embedding"] = Weight(f"{prefix}embed_tokens.weight", (config.vocab, width))
     table |= norm("norm", f"{prefix}norm", width)
     if not config.tied:
         table["head.kernel"] = Weight(head, (config.vocab, width), "linear")
     return table
+
+
+def layers_of(config: DecoderConfig, kind: Mixer | None) -> tuple[int, ...]:
+    """Return the numbers of the layers with a mixer; None: of those that attend."""
+    return tuple(i for i, found in enumerate(config.kinds) if found == kind)
+
+
+def _feed_forward(
+    path: str, at: str, config: DecoderConfig, layers: tuple[int, ...]
+) -> dict[str, Weight]:
+    """Return the entries of the norm and the MLP of some layers."""
+    width, inner, more = config.width, config.mlp_width, {"bias": False, "layers": layers}
+    table = norm(f"{path}.mlp_norm", f"{at}post_attention_layernorm", width, layers=layers)
+    if config.activation == "swiglu":
+        table |= dense(f"{path}.gate", f"{at}mlp.gate_proj", width, inner, **more)
+    table |= dense(f"{path}.up", f"{at}mlp.up_proj", width, inner, **more)
+    return table | dense(f"{path}.down", f"{at}mlp.down_proj", inner, width, **more)
 
 
 def nest(flat: Mapping[str, Any]) -> Params:
@@ -171,4 +194,6 @@ def decoder_rules(axis: str, at: str = "*") -> list[tuple[str, PartitionSpec]]:
     split = [(f"{at}layers.{name}.kernel", columns) for name in ("q", "k", "v", "gate", "up")]
     split += [(f"{at}layers.{name}.bias", rows) for name in ("q", "k", "v")]
     split += [(f"{at}layers.{name}.kernel", rows) for name in ("o", "down")]
+    split += [(f"{at}mixers.*.{name}.kernel", columns) for name in ("gate", "up")]
+    split.append((f"{at}mixers.*.down.kernel", rows))
     return [*split, (f"{at}head.kernel", rows)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.models.hf.config import check_keys, decoder_config, head_dim, rope_theta
+from jaxmem.models.hf.config import check_keys, check_value, decoder_config, head_dim, rope_theta
 from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
 
@@ -35,19 +35,32 @@ class Defaults(NamedTuple):
     text: Mapping[str, Any]  # keys of the text config
     sections: tuple[int, int, int]  # `mrope_section`
     interleaved: bool  # how the sections lie, whatever the file says
+    rotated: float | None = None  # part of a head that turns; None: all, whatever it says
 
 
 QWEN2_5_VL = Defaults({"rope_theta": 1e6, "rms_norm_eps": 1e-5}, (16, 24, 24), False)
 QWEN2_5_OMNI = Defaults({"rope_theta": 1e6}, (16, 24, 24), False)
 QWEN3_VL = Defaults({"rope_theta": 5e5, "head_dim": 128}, (24, 20, 20), True)
+QWEN3_5 = Defaults({"rope_theta": 1e4, "head_dim": 256}, (11, 11, 10), True, 0.25)
 
 
 def mrope(text: Mapping[str, Any], defaults: Defaults) -> Rope:
-    """Return the rotary embedding of a text config; ValueError if scaled in an unknown way."""
+    """Return the rotary embedding of a text config; ValueError if scaled in an unknown way.
+
+    Where only a part of a head is rotated, its pairs come first and the others have frequency 0.
+    """
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     make = mrope_interleaved if defaults.interleaved else mrope_sectioned
-    sections = tuple(rope.get("mrope_section", defaults.sections))
-    return make(head_dim(text), rope_theta(text), sections)
+    sections, width = tuple(rope.get("mrope_section", defaults.sections)), head_dim(text)
+    if defaults.rotated is None:
+        return make(width, rope_theta(text), sections)
+    check_value("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
+    key = "partial_rotary_factor"
+    part = make(
+        int(width * rope.get(key, text.get(key, defaults.rotated))), rope_theta(text), sections
+    )
+    rest = (width - part.head_dim) // 2
+    return Rope(part.inv_freq + (0.0,) * rest, part.axis + (0,) * rest)
 
 
 def read_decoder(

@@ -44,6 +44,11 @@ def test_a_published_decoder_is_known_by_its_name():
     assert decoder_of("smollm2").layers == 30 and decoder_of("qwen3-vl:2b").layers == 28
 
 
+def test_a_hybrid_is_refused(capsys):
+    assert benchmark.main(["step", "--model", "qwen3.5:9b"]) == 2
+    assert "of qwen3.5:9b 24 of 32 have a state: benchmark price" in capsys.readouterr().err
+
+
 SMALL = DecoderConfig(2, 16, 4, 2, 4, 24, 50, rope_1d(4))
 
 

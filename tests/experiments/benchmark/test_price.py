@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -37,6 +38,7 @@ PARAMETERS = {  # of the safetensors files' index, the model card, or transforme
     "qwen3-vl:4b": 4_437_815_808,
     "qwen3-vl:8b": 8_767_123_696,
     "qwen3-vl:32b": pytest.approx(33.4e9, rel=2e-3),
+    "qwen3.5:9b": 9_409_813_744,
     "qwen2.5-omni:3b": pytest.approx(4.70e9, rel=2e-3),
     "qwen2.5-omni:7b": pytest.approx(8.93e9, rel=2e-3),
     "llava-onevision:0.5b": pytest.approx(0.894e9, rel=2e-3),
@@ -65,7 +67,8 @@ def test_every_name_has_the_published_parameters():
         tied = any(x.get("tie_word_embeddings") for x in (raw, raw.get("text_config", {})))
         copied = tied and not model.decoder.tied and "head" in model.params["decoder"]
         copy = model.decoder.vocab * model.decoder.width if copied else 0
-        assert nbytes(model.params) / 2 - copy == expected, name
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(model.params))
+        assert count - copy == expected, name
     assert all(published.published(family)["source"] for family in published.FAMILIES)
 
 
@@ -145,18 +148,19 @@ def sides_of(config):
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_chunk_by_hand(tiny, name):
-    """Decoder, encoder and attention of a chunk and of a question, in closed form."""
+    """Decoder, encoder and attention of a chunk and of a question, in closed form.
+
+    Of layers with a state their kernel's operations are those of the layer by itself.
+    """
     config = tiny(name, memory="full")
     options = {"abstract": True, "dtype": "float32", "fps": config.fps}
     found, model = counted(config), load(config.model, **options)
     decoder, rows, slots = model.decoder, found.rows, config.budget + len(model.prefix)
-    kernels = sum(
-        leaf["kernel"].size
-        for leaf in model.params["decoder"]["layers"].values()
-        if "kernel" in leaf
-    )
-    wide = 4 * decoder.layers * decoder.heads * decoder.head_dim
-    expected = 2 * kernels * rows + wide * rows * (slots + rows)
+    stacks = [model.params["decoder"]["layers"], *model.params["decoder"].get("mixers", ())]
+    leaves = [leaf for stack in stacks for leaf in stack.values()]
+    kernels = sum(leaf["kernel"].size for leaf in leaves if "kernel" in leaf)
+    wide = 4 * decoder.attends * decoder.heads * decoder.head_dim
+    expected = 2 * kernels * rows + wide * rows * (slots + rows) + mixed(model, rows)
     assert expected < found.chunk.flops
     encoders = found.chunk.flops - expected
     parts = [v for k, v in model.params.items() if k not in ("decoder", "newline")]
@@ -167,8 +171,21 @@ def test_a_chunk_by_hand(tiny, name):
     question = config.question
     head = 2 * decoder.width * decoder.vocab
     asked = 2 * kernels * question + wide * question * (slots + question + 1) + head
+    asked += mixed(model, question)
     assert found.question.flops == asked
     assert found.flops_per_frame == found.chunk.flops / found.pictures
+
+
+def mixed(model, rows):
+    """Operations of all layers with a state, without norm and MLP."""
+    found, decoder = 0, model.decoder
+    for mixer, stack in zip(decoder.stacks, model.params["decoder"].get("mixers", ()), strict=True):
+        layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack["mixer"])
+        x = jax.ShapeDtypeStruct((rows, decoder.width), jnp.float32)
+        state = jax.eval_shape(lambda mixer=mixer: mixer.init(decoder.width))
+        one = _flops.count(mixer.chunk, layer, state, x, jax.ShapeDtypeStruct((rows,), bool))
+        found += decoder.kinds.count(mixer) * one
+    return found
 
 
 def test_encoder_by_hand(tiny):
@@ -260,6 +277,35 @@ def test_seven_billion_on_a_cpu(capsys):
     assert all(item["fits"] for item in found["bounds"])
     first = found["bounds"][-1]["first_bandwidth"]
     assert math.isclose(first, found["question"]["read_bytes"] / 4.8e12)
+
+
+def test_a_hybrid_holds_states_for_ever_and_keys_and_values_of_few_layers():
+    """Qwen3.5-9B: 24 states of 32 heads of 128 x 128, and 8 layers of 4 KV heads of 256."""
+    config = PriceConfig("qwen3.5:9b", memory="full", budget=4096)
+    found = _price.open_stream(config)
+    decoder, spec, (states,) = found.model.decoder, found.program.spec, found.carry.states
+    assert (decoder.layers, decoder.attends, spec.layers) == (32, 8, 8)
+    assert decoder.kinds[:4].index(None) == 3 and decoder.kinds == decoder.kinds[:4] * 8
+    assert nbytes(states.memory) == 24 * 32 * 128 * 128 * 4 == 48 * 2**20
+    # The last three inputs of the convolutions: in 16 bits the states would be 49 MiB.
+    assert nbytes(states.tail) == 24 * 3 * 8192 * 4
+    assert round((nbytes(states.memory) + nbytes(states.tail) / 2) / 2**20) == 49
+    token = 2 * spec.layers * spec.kv_heads * spec.head_dim * spec.dtype.itemsize
+    assert token == 32 * 2**10 and 3600 * 128 * token / 2**30 == pytest.approx(14, abs=0.1)
+    held = [x for x in jax.tree.leaves(found.carry.state) if x.shape[-1] == spec.head_dim]
+    assert nbytes(held) == 4096 * token == 128 * 2**20
+    longer = _price.open_stream(replace(config, hours=10.0, memory="recent"))
+    assert nbytes(longer.carry.states) == nbytes(states)
+    assert nbytes(longer.carry.state) < 1.1 * nbytes(held)
+
+
+@pytest.mark.slow
+def test_a_hybrid_on_the_command_line(capsys):
+    argv = ["price", "--model", "qwen3.5:9b", "--memory", "recent", "--json"]
+    assert benchmark.main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["parameters"].values()) == PARAMETERS["qwen3.5:9b"]
+    assert 178 * 2**20 < found["state_bytes"] < 190 * 2**20 and found["bounds"][-1]["fits"]
 
 
 def test_tables_and_errors(tiny, capsys):

@@ -2,7 +2,7 @@
 
 Numbers were computed with transformers 5.24 from the published config.json files, and agree with
 the published sizes of files; those of Qwen2-VL and SmolVLM2 from their sizes as publicly described,
-not compared with files.
+that of Qwen3.5 from transformers' defaults, not compared with files.
 """
 
 import math
@@ -29,6 +29,7 @@ PUBLISHED = {
     "qwen3-vl:2b": (625, 4_255_064_064),
     "qwen3-vl:4b": (713, 8_875_631_616),
     "qwen3-vl:8b": (750, 17_534_247_392),
+    "qwen3.5:9b": (760, 18_819_627_488),
     "llava-onevision:0.5b": (716, 1_787_351_104),
     "llava-onevision:7b": (765, 16_059_780_160),
     "smolvlm2:256m": (471, 512_969_856),
@@ -49,6 +50,7 @@ LAYOUTS = {
     "qwen2.5-vl": QWEN,
     "smolvlm2": (("model.", "model."), ("lm_head.", "lm_head.")),
     "qwen3-vl": (("model.", "model.", "model."), ("lm_head.", "lm_head.", "lm_head.")),
+    "qwen3.5": (("model.", "model.", "model."), ("lm_head.", "lm_head.", "lm_head.")),
     "llava-onevision": (
         ("vision_tower.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower."),
         ("language_model.model.",) * 3 + ("model.language_model.",),

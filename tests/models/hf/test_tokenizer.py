@@ -34,6 +34,24 @@ def test_slow_files_are_a_byte_level_bpe(tmp_path):
     assert chat.ids("e\u0301").tolist() == chat.ids("\u00e9").tolist() == [12, 13]  # composed first
 
 
+@pytest.mark.parametrize(
+    ("file", "value", "joined"),
+    [
+        ("config.json", {"model_type": "qwen3_5"}, True),
+        ("config.json", {"model_type": "qwen3_vl"}, False),
+        ("tokenizer_config.json", {"tokenizer_class": "Qwen3_5Tokenizer"}, True),
+    ],
+)
+def test_marks_belong_to_words_in_qwen3_5(tmp_path, file, value, joined):
+    """A merge over the mark on `w` is made only where letter and mark are of one word."""
+    folder = slow_files(tmp_path)
+    vocab = json.loads((folder / "vocab.json").read_text()) | {"Ì": 16, "ĥ": 17, "wÌ": 18}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\nw Ì\n")
+    (folder / file).write_text(json.dumps(value))
+    assert read_chat(folder).ids("w\u0303").tolist() == ([18, 17] if joined else [0, 16, 17])
+
+
 def test_tokenizer_json_wins(tmp_path):
     (slow_files(tmp_path) / "added_tokens.json").unlink()
     model = tokenizers.models.WordLevel({"what": 0, "[unk]": 1}, unk_token="[unk]")

@@ -6,6 +6,7 @@ import numpy as np
 
 NEW = 5  # tokens that are decoded
 WORDS = 10  # smaller ids are special
+AROUND_ONE = ("Qwen3_5RMSNorm",)  # norms that multiply by 1 + w
 SURE = 1e-3  # of the largest logit: a smaller lead of the best token is a tie
 
 
@@ -43,7 +44,7 @@ def spread(torch, model, seed):
             for own, weight in module.named_parameters(recurse=False):
                 noise = torch.randn(weight.shape, generator=draw)
                 if "Norm" in kind and own == "weight":
-                    noise = 1 + 0.1 * noise
+                    noise = (kind not in AROUND_ONE) + 0.1 * noise
                 elif kind == "Embedding":
                     noise = 0.5 * noise
                 elif weight.ndim > 1:

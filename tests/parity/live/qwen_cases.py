@@ -160,21 +160,65 @@ def qwen3_vl(hf, folder, seed):
         vision_start_token_id=START, vision_end_token_id=END,
         tie_word_embeddings=bool(rng.integers(2)),
     )  # fmt: skip
+    prompts = _stamped_prompts(hf.torch, rng, vision, text["vocab_size"])
+    model = hf.transformers.Qwen3VLForConditionalGeneration(config)
+    return saved(hf, model, folder, seed, prompts)
+
+
+def _stamped_prompts(torch, rng, vision, vocab):
+    """Two prompts with words before every frame of a video."""
     prompts = []
     for number in range(2):
-        kinds, ids = _kinds(rng, number), words(rng, text["vocab_size"])
+        kinds, ids = _kinds(rng, number), words(rng, vocab)
         media = _media(rng, vision, kinds)
         left = {IMAGE: list(media["images"]), VIDEO: list(media["videos"])}
         for kind in kinds:
             frames, rows, columns = left[kind].pop(0)
             for _ in range(frames):
-                stamp = words(rng, text["vocab_size"]) if kind == VIDEO else []
+                stamp = words(rng, vocab) if kind == VIDEO else []
                 ids += [*stamp, START, *[kind] * _tokens(vision, (1, rows, columns)), END]
-            ids += words(rng, text["vocab_size"])
-        inputs = _inputs(hf.torch, media)
-        inputs["mm_token_type_ids"] = _typed(hf.torch, np.array(ids))
+            ids += words(rng, vocab)
+        inputs = _inputs(torch, media)
+        inputs["mm_token_type_ids"] = _typed(torch, np.array(ids))
         prompts.append(Prompt(np.array(ids), media, inputs))
-    model = hf.transformers.Qwen3VLForConditionalGeneration(config)
+    return prompts
+
+
+def qwen3_5(hf, folder, seed):
+    """Layers with a state in any order, gated attention that rotates a part of every head."""
+    rng = np.random.default_rng(seed)
+    third = int(rng.integers(1, 4))
+    head_dim = 2 * 3 * third * int(rng.integers(1, 4))
+    text = text_config(rng, 2 * int(rng.integers(4, 9)))
+    key_heads, layers = int(rng.integers(1, 4)), int(rng.integers(2, 7))
+    rope = {
+        "rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": True,
+        "partial_rotary_factor": 6 * third / head_dim, "mrope_section": [third] * 3,
+    }  # fmt: skip
+    text |= {"head_dim": head_dim, "rope_parameters": rope, "num_hidden_layers": layers}
+    text |= {
+        "linear_num_key_heads": key_heads,
+        "linear_num_value_heads": key_heads * int(rng.integers(1, 4)),
+        "linear_key_head_dim": 2 * int(rng.integers(2, 7)),
+        "linear_value_head_dim": 2 * int(rng.integers(2, 7)),
+        "linear_conv_kernel_dim": int(rng.integers(2, 6)),
+    }
+    if seed % 2:  # any order, but both kinds
+        kinds = ["linear_attention", "full_attention", *[None] * (layers - 2)]
+        kinds = [kind or str(rng.choice(kinds[:2])) for kind in kinds]
+        text |= {"layer_types": rng.permutation(kinds).tolist()}
+    else:
+        text |= {"full_attention_interval": int(rng.integers(1, layers + 1))}
+    vision = _vision(rng, text["hidden_size"])
+    vision |= {"num_position_embeddings": int(rng.integers(2, 8)) ** 2}
+    config = hf.transformers.Qwen3_5Config(
+        text_config=text, vision_config=vision,
+        image_token_id=IMAGE, video_token_id=VIDEO,
+        vision_start_token_id=START, vision_end_token_id=END,
+        tie_word_embeddings=bool(rng.integers(2)),
+    )  # fmt: skip
+    prompts = _stamped_prompts(hf.torch, rng, vision, text["vocab_size"])
+    model = hf.transformers.Qwen3_5ForConditionalGeneration(config)
     return saved(hf, model, folder, seed, prompts)
 
 

@@ -5,12 +5,19 @@ template uses.
 """
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from checkpoints import write_qwen3_5
+from passes import pieces_of
 
+import jaxmem as jm
+from jaxmem.kv import EMPTY
 from jaxmem.models.hf.chat import read_chat
 from jaxmem.models.qwen.tiny_checkpoint import TEMPLATE, write_tiny
+from jaxmem.pieces import Preprocessor
 
 PAD, EXTRA = "<|video_pad|>", "<|other|>"
 FLAGS = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
@@ -136,20 +143,46 @@ SENTENCES = (
     " ",
     "\u2028x\u00a0y",
 )
+MARKS = "\u0939\u093f\u0928\u094d\u0926\u0940 \u0e17\u0e35\u0e48 q\u0303a\u0301\u0323 .\u0301"
+
+
+def trained(texts, folder):
+    """A byte-level BPE whose slow files lie in a folder."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    cut = tokenizers.pre_tokenizers
+    made.pre_tokenizer = cut.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330, initial_alphabet=cut.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    made.model.save(str(folder))
+    return made
+
+
+def test_slow_files_of_qwen3_5(hf, tmp_path):
+    """Words with combining marks; transformers takes vocabulary and merges by hand only."""
+    trained([*SENTENCES[:3], MARKS, MARKS], tmp_path)
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    lines = (tmp_path / "merges.txt").read_text().splitlines()[1:]
+    merges = [tuple(line.split(" ")) for line in lines]
+    theirs = hf.transformers.Qwen3_5Tokenizer(vocab=vocab, merges=merges)
+    files = {"config.json": {"model_type": "qwen3_5"}}
+    files["chat_template.json"] = {"chat_template": TEMPLATE}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    chat = read_chat(tmp_path)
+    texts = [*SENTENCES[:3], *SENTENCES[4:], MARKS]
+    ids = [theirs(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert [chat.ids(text).tolist() for text in texts] == ids
+    (tmp_path / "config.json").write_text("{}")
+    assert read_chat(tmp_path).ids(MARKS).tolist() != ids[-1]  # those of Qwen2
 
 
 @pytest.mark.parametrize("declared", ["added_tokens.json", "tokenizer_config.json", "map"])
 def test_slow_files(hf, tmp_path, declared):
     """Ids and text as Qwen2's tokenizer has them, of vocab.json and merges.txt."""
-    tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    cut = tokenizers.pre_tokenizers
-    made.pre_tokenizer = cut.ByteLevel(add_prefix_space=False)
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=cut.ByteLevel.alphabet(), show_progress=False
-    )
-    made.train_from_iterator(SENTENCES[:3] * 3, trainer)
-    made.model.save(str(tmp_path))
+    made = trained([*SENTENCES[:3] * 3], tmp_path)
     texts = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", PAD, "<|audio_pad|>", EXTRA)
     added = {text: made.get_vocab_size() + i for i, text in enumerate(texts)}
     named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
@@ -171,3 +204,36 @@ def test_slow_files(hf, tmp_path, declared):
         assert chat.ids(text).tolist() == ids, text
         assert chat.text(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert chat.ids("".join(texts)).tolist() == list(added.values())
+
+
+@pytest.mark.parametrize("fps", [2.0, 3.0, 0.7])
+def test_a_prompt_of_qwen3_5_with_its_frames(hf, tmp_path, fps):
+    """Template, words before every frame and placeholders, as the released processor joins them."""
+    folder, size, question, count = write_qwen3_5(tmp_path), (16, 24), "what is shown", 7
+    model = jm.for_frames(jm.load(folder, abstract=True, fps=fps), size)
+    pieces, pack = pieces_of(model, size, count), Preprocessor(model, 2)
+    plans = [pack(pieces[i : i + 2]).plan for i in range(0, count, 2)]
+    real = np.concatenate([plan.modality != EMPTY for plan in plans])
+    video = np.concatenate([plan.ids for plan in plans])[real]
+    processor = hf.transformers.models.qwen3_vl.processing_qwen3_vl.Qwen3VLProcessor
+    sides = {"merge_size": 2, "temporal_patch_size": 2}
+    theirs = SimpleNamespace(
+        video_processor=SimpleNamespace(**sides), video_token=PAD,
+        vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>",
+    )  # fmt: skip
+    theirs._calculate_timestamps = partial(processor._calculate_timestamps, theirs)
+    seen = {"fps": fps, "frames_indices": list(range(2 * count))}
+    grid = np.array([[count, size[0] // 4, size[1] // 4]])
+    inputs = {"video_grid_thw": grid, "video_metadata": [SimpleNamespace(**seen)]}
+    frames = processor.replace_video_token(theirs, inputs, 0)
+    tokenizer = hf.transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True,
+        chat_template=template,
+    )  # fmt: skip
+    text = text.replace(f"<|vision_start|>{PAD}<|vision_end|>", frames)
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert [*model.prefix, *video, *model.tokenize(question)] == expected
+    assert expected.count(4) == count * 6

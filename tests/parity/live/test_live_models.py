@@ -12,6 +12,7 @@ from passes import HIDDEN, LOGITS, bounds, close, greedy, in_chunks, one_pass
 from qwen_cases import qwen2_5_omni as make_omni
 from qwen_cases import qwen2_5_vl as make_qwen2_5
 from qwen_cases import qwen2_vl as make_qwen2
+from qwen_cases import qwen3_5 as make_qwen3_5
 from qwen_cases import qwen3_vl as make_qwen3
 from smolvlm_cases import smolvlm as make_smolvlm
 
@@ -19,7 +20,14 @@ from jaxmem.models.hf.checkpoint import load
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.llava import onevision as llava_onevision
 from jaxmem.models.llava import pictures
-from jaxmem.models.qwen import qwen2_5_omni, qwen2_5_omni_layout, qwen2_5_vl, qwen2_vl, qwen3_vl
+from jaxmem.models.qwen import (
+    qwen2_5_omni,
+    qwen2_5_omni_layout,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_5,
+    qwen3_vl,
+)
 from jaxmem.models.smolvlm import smolvlm
 
 SEEDS = range(int(os.environ.get("PARITY_SEEDS", "4")))
@@ -29,7 +37,8 @@ def opened(family, folder):
     config = family.read_config(read_json(folder))
     ignore = getattr(family, "ignored", lambda config: family.IGNORE)(config)
     table = family.weight_table(config)
-    return config, load(folder, table, renames=family.RENAMES, ignore=ignore)
+    params = load(folder, table, renames=family.RENAMES, ignore=ignore)
+    return config, family.finalise(params, config) if hasattr(family, "finalise") else params
 
 
 def seen(family, params, config, media):
@@ -90,6 +99,7 @@ FAMILIES = {
     "qwen2_vl": (qwen2_vl, make_qwen2, partial(plan_ticked, family=qwen2_vl)),
     "qwen2_5_vl": (qwen2_5_vl, make_qwen2_5, partial(plan_ticked, family=qwen2_5_vl)),
     "qwen3_vl": (qwen3_vl, make_qwen3, plan_qwen3),
+    "qwen3_5": (qwen3_5, make_qwen3_5, plan_qwen3),
     "qwen2_5_omni": (qwen2_5_omni, make_omni, plan_omni),
     "smolvlm": (smolvlm, make_smolvlm, plan_smolvlm),
 }
