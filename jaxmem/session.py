@@ -52,6 +52,11 @@ TOKENS_AT_ONCE = 4
 """Written between two looks at a growing answer: about a few words."""
 
 
+def _stops(model: Model) -> dict[str, Any]:
+    """Return what ends an answer of a model."""
+    return {"end": model.end, "stop_run": model.stop_run}
+
+
 @dataclass(frozen=True)
 class Reply:
     """An answer with what it cost.
@@ -152,7 +157,7 @@ class Session(Feeding):
         with self._lock:
             asked, more = self._asked(ids, draw)
             begin = time.perf_counter()
-            answer = ask(*asked, end=model.end, **more)
+            answer = ask(*asked, **_stops(model), **more)
         words = np.asarray(answer.ids)[: int(answer.length)]
         seconds, text = time.perf_counter() - begin, model.detokenize(words)
         self._note(question, text)
@@ -177,15 +182,16 @@ class Session(Feeding):
             begin = time.perf_counter()
             answer = begin_answer(*asked, **more)
         streamer, first = TextStreamer(model.detokenize), np.array(answer.first)
-        words, done = so_far(answer, model.end)
+        stops = _stops(model)
+        words, done = so_far(answer, **stops)
         check_answer(words, *asked, program=program)
         first_seconds = time.perf_counter() - begin
-        more = {"program": program, "steps": TOKENS_AT_ONCE, "end": model.end} | draw
+        more = {"program": program, "steps": TOKENS_AT_ONCE} | stops | draw
         # Also where the first token ends the answer: whoever ran this once compiled both programs.
         answer = continue_answer(bound, answer, **more)
         yield from streamer.push(words, done)
         while not done:
-            words, done = so_far(answer, model.end)
+            words, done = so_far(answer, **stops)
             check_answer(words, *asked, program=program)
             yield from streamer.push(words, done)
             answer = answer if done else continue_answer(bound, answer, **more)
@@ -239,11 +245,11 @@ class Session(Feeding):
         with self._lock:
             asked, more = self._asked(model.tokenize(question), draw)
         if model.max_new == 1:
-            ask.lower(*asked, end=model.end, **more).compile()
+            ask.lower(*asked, **_stops(model), **more).compile()
             return
         begin_answer.lower(*asked, **more).compile()
         begun = jax.eval_shape(lambda *a: begin_answer(*a, **more), *asked)
-        more = {"program": more["program"], "steps": TOKENS_AT_ONCE, "end": model.end} | draw
+        more = {"program": more["program"], "steps": TOKENS_AT_ONCE} | _stops(model) | draw
         continue_answer.lower(asked[0], begun, **more).compile()
 
     def rehearse_chunks(self, inputs: PyTree, *, open: bool = False) -> None:
@@ -268,8 +274,8 @@ class Session(Feeding):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of the memory's state, which never change."""
-        return nbytes(self.memory, self.spec)
+        """Return the bytes of the memory, and of layers with a state; they never change."""
+        return nbytes(self.memory, self.spec) + self.spec.state_bytes
 
     @property
     def footprint(self) -> Footprint:

@@ -70,8 +70,9 @@ class Program:
 
     @property
     def requires(self) -> Requires:
-        """Return what the memory requires of the forward pass."""
-        return self.memory.requires if isinstance(self.memory, Memory) else Requires()
+        """Return what the memory requires of the forward pass; nothing where no layer attends."""
+        asks = isinstance(self.memory, Memory) and self.config.attends
+        return self.memory.requires if asks else Requires()
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -160,7 +161,8 @@ def make_program(
     if not config.attends and getattr(memory, "per", None) != "layer":
         raise ValueError(
             f"no layer of the decoder attends, so memory {memory.name} has nothing to choose from; "
-            "take one that sees a layer at a time, such as recent: it holds nothing here."
+            "take one that sees a layer at a time (omnimem, recent): it holds nothing here, the "
+            "states hold the stream."
         )
     layout = None
     if isinstance(memory, Memory):
@@ -176,7 +178,9 @@ def make_program(
 
 def spec_of(config: DecoderConfig, *, chunk: int, **more: Any) -> Spec:
     """Return the `Spec` of a decoder for chunks of `chunk` tokens; `more` are further fields."""
-    more = {"axes": config.rope.axes, "rope": config.rope} | more
+    states = jax.eval_shape(lambda: init_states(config))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
+    more = {"axes": config.rope.axes, "rope": config.rope, "state_bytes": held} | more
     return Spec(
         layers=config.attends,
         kv_heads=config.kv_heads,

@@ -64,6 +64,7 @@ class Result:
     first_token_ms: tuple[float, float] | None  # median and worst; None: nothing asked
     answers: tuple[Answered, ...]  # in order of time
     host_nbytes: int = 0  # of its bank in host memory
+    state_nbytes: int = 0  # of `nbytes`: held by the layers with a state, whatever the memory
 
     @property
     def accuracy(self) -> Accuracy | None:

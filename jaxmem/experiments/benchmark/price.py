@@ -174,7 +174,7 @@ def _chunk_step(found: Stream) -> Step:
         advance.lower(*arguments, program=program),
         _flops.count(partial(advance, program=program), *arguments),
         held=nbytes(arguments),
-        read=nbytes(read) + nbytes(found.carry.state) + fresh,
+        read=nbytes(read) + nbytes((found.carry.state, found.carry.states)) + fresh,
     )
 
 
@@ -195,7 +195,7 @@ def _question_step(config: PriceConfig, found: Stream) -> Step:
         ask.lower(arrays, carry, rows, program=program, max_new=config.answer),
         _flops.count(first_token, arrays, carry, rows),
         held=nbytes((arrays, carry, rows)),
-        read=nbytes(decoder) + nbytes(carry.state),
+        read=nbytes(decoder) + nbytes((carry.state, carry.states)),
     )
 
 

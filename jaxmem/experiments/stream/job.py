@@ -36,7 +36,7 @@ from jaxmem.experiments.stream.segments import Segment, hold_frames, segments
 from jaxmem.experiments.stream.source import Source, UnreadableError, length_of
 from jaxmem.experiments.stream.terminal import Terminal
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import Spec, nbytes
+from jaxmem.memory.base import Spec
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.by_name import (
     Budget,
@@ -263,7 +263,7 @@ def _report(
         seconds=progress.time,
         chunk_seconds=job.chunk_pieces * model.media.piece_seconds,
         tokens=tokens,
-        full_bytes=nbytes(Full(tokens), plan.spec),
+        full_bytes=footprint(Full(tokens), plan.spec).device,
         wall_seconds=wall,
         compilations=compiled,
         end=_ending(progress, reader),

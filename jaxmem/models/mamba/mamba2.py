@@ -121,11 +121,14 @@ def _of_state_spaces(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def weight_table(config: DecoderConfig) -> dict[str, Weight]:
-    """Return the weight table of a decoder, for names after `RENAMES`; see `finalise`."""
+def weight_table(config: DecoderConfig, prefix: str = "") -> dict[str, Weight]:
+    """Return the weight table of a decoder, for names after `RENAMES`; see `finalise`.
+
+    Its tensors begin with `prefix`.
+    """
     (mixer,) = config.stacks
     assert isinstance(mixer, Mamba2)
-    n, at, own = config.layers, "backbone.layers.{}.", "mixers.0.mixer"
+    n, at, own = config.layers, f"{prefix}backbone.layers.{{}}.", "mixers.0.mixer"
     width, inner, wide = config.width, mixer.inner, mixer.inner + mixer.channels + mixer.heads
     table = norm("mixers.0.norm", f"{at}norm", width, layers=n)
     table |= dense(f"{own}.in", f"{at}mixer.in_proj", width, wide, bias=mixer.bias, layers=n)
@@ -137,10 +140,11 @@ def weight_table(config: DecoderConfig) -> dict[str, Weight]:
         table[f"{own}.{path}"] = Weight(f"{at}mixer.{name}", (mixer.heads,), layers=n)
     table |= norm(f"{own}.norm", f"{at}mixer.norm", inner, layers=n)
     table |= dense(f"{own}.out", f"{at}mixer.out_proj", inner, width, bias=mixer.bias, layers=n)
-    table["embedding.embedding"] = Weight("backbone.embeddings.weight", (config.vocab, width))
-    table |= norm("norm", "backbone.norm_f", width)
+    words = f"{prefix}backbone.embeddings.weight"
+    table["embedding.embedding"] = Weight(words, (config.vocab, width))
+    table |= norm("norm", f"{prefix}backbone.norm_f", width)
     if not config.tied:
-        table["head.kernel"] = Weight("lm_head.weight", (config.vocab, width), "linear")
+        table["head.kernel"] = Weight(f"{prefix}lm_head.weight", (config.vocab, width), "linear")
     return table
 
 
