@@ -149,8 +149,8 @@ class Session(Feeding):
           key: JAX key of the answer, with `sampling`.
 
         Raises:
-          ValueError: if the question has words that the model does not know, or there is `sampling`
-            without a key.
+          ValueError: if the question has words that the model does not know, there is `sampling`
+            without a key, or a state is not finite.
         """
         model, ids = self.model, self.model.tokenize(question)
         draw = self._drawing(sampling, key)
@@ -219,6 +219,11 @@ class Session(Feeding):
             start=None if model.question_start is None else model.question_start(self.pieces),
         )
         jax.block_until_ready((carry, rows))
+        if (broken := self._broken(carry)) is not None:
+            raise ValueError(
+                f"{broken.message} No answer can be given: begin anew (reset), or take another "
+                "checkpoint if this one's weights are not finite."
+            )
         repeated = penalised_ids(model, ids, draw["sampling"])
         more = {"program": program, "max_new": model.max_new, "repeated": repeated}
         return (bound, carry, rows), more | draw
@@ -283,14 +288,16 @@ class Session(Feeding):
         return footprint(self.memory, self.spec)
 
     def kept(self, seconds: float | None = None) -> list[Kept]:
-        """Return times and modalities of what every layer holds; nothing of features.
+        """Return times and modalities of what every layer that attends holds; nothing of features.
+
+        Where no layer attends that is one layer with nothing in it.
 
         Args:
           seconds: length of the stream; None: as the session counts it.
         """
         layers, ticks = self.layers(), self.model.ticks_per_second
         if not layers:
-            return [Kept(np.zeros(0), np.zeros(0, np.int8))] * self.spec.layers
+            return [Kept(np.zeros(0), np.zeros(0, np.int8))] * max(self.spec.layers, 1)
         length = self.seconds if seconds is None else seconds
         return kept(layers, seconds=length, seconds_per_tick=None if ticks is None else 1 / ticks)
 
@@ -364,6 +371,7 @@ class Session(Feeding):
             or another model, memory or options wrote it.
         """
         saved = saves.read(path)
+        saving.check_kinds(saved.head(name), model.decoder, saved.where)
         part = saved.part(name)
         if "pieces" not in part.numbers:
             raise ValueError(

@@ -71,8 +71,9 @@ class Program:
     @property
     def requires(self) -> Requires:
         """Return what the memory requires of the forward pass; nothing where no layer attends."""
-        asks = isinstance(self.memory, Memory) and self.config.attends
-        return self.memory.requires if asks else Requires()
+        if not isinstance(self.memory, Memory) or not self.config.attends:
+            return Requires()
+        return self.memory.requires
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -102,6 +103,8 @@ class Carry(NamedTuple):
     rejected: Rejected
     made_by: UInt[Array, "2"]  # hash of the program, see `description`
     states: tuple[PyTree, ...] = ()  # of the layers with a state, [l, ...] as `config.stacks`
+    # Of them, the first that was not finite: number of the chunk and of the layer; -1: all are.
+    broken: Int[Array, "2"] | None = None
 
 
 def description(program: Program) -> dict[str, str]:
@@ -207,7 +210,9 @@ def init_carry(program: Program, states: tuple[PyTree, ...] = ()) -> Carry:
     zero, none = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
     made_by = jnp.asarray(_hash(program))
     states = states or init_states(program.config)
-    carry = Carry(state, zero, None, zero, zero, Rejected(zero, none, none), made_by, states)
+    broken = jnp.full((2,), -1, jnp.int32) if program.config.stacks else None
+    rejected = Rejected(zero, none, none)
+    carry = Carry(state, zero, None, zero, zero, rejected, made_by, states, broken)
     # A session donates its carry, so no two leaves may be the same buffer.
     carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
     return settled(program, carry._replace(bank=init_bank(memory, spec)))

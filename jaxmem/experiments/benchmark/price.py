@@ -91,6 +91,10 @@ def price(config: PriceConfig) -> Price:
         model=found.model.name,
         memory=config.memory,
         budget=config.budget,
+        attends=spec.layers,
+        hours=config.hours,
+        tokens=int(config.hours * 3600 / found.model.media.piece_seconds)
+        * found.model.tokens_per_piece,
         size=found.size,
         pictures=pictures,
         chunk_seconds=config.chunk_seconds,
@@ -102,6 +106,7 @@ def price(config: PriceConfig) -> Price:
         weight_bytes=nbytes(params),
         state_bytes=nbytes(found.carry),
         bank_bytes=host,
+        mixer_bytes=spec.state_bytes,
         chunk=chunk,
         question=question,
         flops_per_frame=chunk.flops / pictures,

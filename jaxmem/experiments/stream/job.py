@@ -124,7 +124,7 @@ def prepare(config: StreamConfig, model: Model) -> Job:
         chunk_pieces=chunk_pieces,
         chunks=max(1, round(SEGMENT_SECONDS / chunk_seconds)),
         sampling=sampling_of(config, model.sampling),
-        resumed=resumed(config),
+        resumed=resumed(config, model.decoder),
     )
 
 

@@ -15,7 +15,13 @@ from jax.sharding import Sharding
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.mamba2 import Mamba2
 from jaxmem.models.hf import checkpoint
-from jaxmem.models.hf.config import check_family, check_keys, check_value, read_json
+from jaxmem.models.hf.config import (
+    check_family,
+    check_keys,
+    check_layer_types,
+    check_value,
+    read_json,
+)
 from jaxmem.models.hf.weights import Place, Weight, dense, norm
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.rope import rope_1d
@@ -26,6 +32,8 @@ RENAMES = (("backbone.embedding.", "backbone.embeddings."),)
 """Names of state-spaces, to those of transformers."""
 IGNORE = ("lm_head.weight",)
 """A copy of the embedding that tied checkpoints may hold."""
+KINDS = ("mamba2", "linear_attention")
+"""Words for its layers, where a config.json names each; the second one is transformers'."""
 DEFAULTS = {
     "num_heads": 128, "head_dim": 64, "state_size": 128, "n_groups": 8, "conv_kernel": 4,
     "expand": 2, "use_bias": False, "use_conv_bias": True, "layer_norm_epsilon": 1e-5,
@@ -66,6 +74,7 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     check_keys(config, ("hidden_size", "num_hidden_layers", "vocab_size"))
     found = {**DEFAULTS, **config}
     check_value("hidden_act", found["hidden_act"], "silu")
+    check_layer_types(config, KINDS, config["num_hidden_layers"])
     heads, width = found["num_heads"], found["hidden_size"]
     if heads * found["head_dim"] != found["expand"] * width:
         raise ValueError(
