@@ -11,6 +11,7 @@ import pytest
 from checkpoints import MEAN, STD, ids_of, write_ma2mba
 
 import jaxmem as jm
+from jaxmem import saves
 from jaxmem.data.world.files import held_out
 from jaxmem.decoder.decoder import embed, logits, rms_norm
 from jaxmem.decoder.generate import came_again
@@ -112,19 +113,26 @@ def test_saved_restored_and_branched(model, tmp_path):
     assert other.ask(QUESTION).text == session.ask(QUESTION).text
 
 
-def test_other_layers_are_refused_before_a_saved_stream_is_read(model, tmp_path):
-    jm.Session(model, jm.Recent(8)).save(tmp_path / "saved")
-    next((tmp_path / "saved").glob("*/arrays.bin")).write_bytes(b"")  # nothing of it is looked at
+def test_other_layers_are_refused_before_a_saved_stream_is_read(model, tmp_path, capsys):
+    session = jm.Session(model, jm.Recent(8))
+    session.save(tmp_path / "saved")
+    more = {"answers": {}}  # as the command line saves it
+    saves.write(tmp_path / "run", {"recent": session.part()}, more=more)
+    for name in ("saved", "run"):  # nothing of it is looked at
+        next((tmp_path / name).glob("*/arrays.bin")).write_bytes(b"")
     shape = jm.load("tiny")
     said = "decoder whose layers are 3 Mamba2, this one's are 8 attention: restore it"
-    with pytest.raises(ValueError, match=said.replace("8", str(shape.decoder.layers))):
+    said = said.replace("8", str(shape.decoder.layers))
+    with pytest.raises(ValueError, match=said):
         jm.Session.restore(tmp_path / "saved", shape, jm.Recent(8))
+    assert main(["--memory", "recent", "--resume", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
     with pytest.raises(ValueError, match="is damaged"):
         jm.Session.restore(tmp_path / "saved", model, jm.Recent(8))
 
 
 def test_a_state_that_is_not_finite_has_a_time_and_a_layer(model):
-    """Weights that are not, in the second layer, come in with the fourth second."""
+    """From the fifth second on the second layer puts out infinity: the state after it breaks."""
     session = jm.Session(model, jm.Recent(8)).watch(pieces(model, 4))
     assert session.ask(QUESTION).text and not session.events
     mixer = model.params["decoder"]["mixers"][0]["mixer"]
