@@ -53,9 +53,10 @@ def one_pass(model, x):
     return h
 
 
-def features(model, frames):
+def features(model, watched):
     """Cells of 2 x 2 patches, averaged after the block before the last, then projected."""
-    pixels = ((np.concatenate(frames) / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    frames = np.concatenate([piece.frames for piece in watched])
+    pixels = ((frames / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
     x, _ = clip.encode(model.params["vision"], model.encode.of.config.vision, jnp.asarray(pixels))
     x = x[:, 1:].reshape(len(frames), 2, 2, 2, 2, -1).mean((2, 4)).reshape(len(frames) * 4, -1)
     fc1, fc2 = (model.params["projector"][name] for name in ("fc1", "fc2"))
@@ -75,14 +76,14 @@ def test_a_stream_is_the_published_layout_in_one_pass(folder, model):
     front, back = ids_of(folder, text), ids_of(folder, f"{QUESTION}<|endoftext|><|assistant|>")
     assert model.prefix.tolist() == front and model.tokenize(QUESTION).tolist() == back
     assert session.tokens == 5 * 4 == 5 * model.tokens_per_piece and model.frame == (2, 2)
-    params, ids, made = model.params["decoder"], back, []
-    seen = [embed(params, jnp.asarray(front)), features(model, [p.frames for p in watched])]
-    for _ in range(model.max_new):
-        h = one_pass(model, jnp.concatenate([*seen, embed(params, jnp.asarray(ids + made))]))
-        scores = logits(params, model.decoder, h[-1])
-        if not made:
-            np.testing.assert_allclose(reply.logits, scores, atol=1e-4 * np.abs(scores).max())
-        made.append(int(jnp.argmax(scores)))
+    params, program = model.params["decoder"], session.program
+    rows = jm.question_rows(model.params, back, program=program)
+    made = jm.ask(session.bound, session.carry, rows, program=program, max_new=4).ids.tolist()
+    text = [embed(params, jnp.asarray(ids)) for ids in (front, back + made[:-1])]
+    h = one_pass(model, jnp.concatenate([text[0], features(model, watched), text[1]]))
+    scores = np.asarray(logits(params, model.decoder, h[-len(made) :]))
+    np.testing.assert_allclose(reply.logits, scores[0], atol=1e-4 * np.abs(scores[0]).max())
+    assert scores.argmax(1).tolist() == made
     end = made.index(0) if 0 in made else len(made)
     assert reply.text == model.detokenize(made[:end]) and reply.text
 
