@@ -221,8 +221,8 @@ class Session(Feeding):
         jax.block_until_ready((carry, rows))
         if (broken := self._broken(carry)) is not None:
             raise ValueError(
-                f"{broken.message} No answer can be given: begin anew (reset), or take another "
-                "checkpoint if this one's weights are not finite."
+                f"{broken.message} No answer can be given: begin anew, with bfloat16 or float32 in "
+                "place of float16 (--dtype, the dtype of load), or with weights that are finite."
             )
         repeated = penalised_ids(model, ids, draw["sampling"])
         more = {"program": program, "max_new": model.max_new, "repeated": repeated}

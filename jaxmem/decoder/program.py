@@ -181,17 +181,22 @@ def make_program(
 
 def spec_of(config: DecoderConfig, *, chunk: int, **more: Any) -> Spec:
     """Return the `Spec` of a decoder for chunks of `chunk` tokens; `more` are further fields."""
-    states = jax.eval_shape(lambda: init_states(config))
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
-    more = {"axes": config.rope.axes, "rope": config.rope, "state_bytes": held} | more
+    more = {"axes": config.rope.axes, "rope": config.rope} | more
     return Spec(
         layers=config.attends,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         width=config.width,
         chunk=chunk,
+        state_bytes=_state_bytes(config),
         **more,
     )
+
+
+def _state_bytes(config: DecoderConfig) -> int:
+    """Return what the layers with a state hold of one stream, in bytes."""
+    states = jax.eval_shape(lambda: init_states(config)) if config.stacks else ()
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
 
 
 def init_carry(program: Program, states: tuple[PyTree, ...] = ()) -> Carry:
