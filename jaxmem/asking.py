@@ -22,7 +22,7 @@ from jaxmem.compiled import Compiled
 from jaxmem.decoder.answer import decode, prefill
 from jaxmem.decoder.checks import check_carry
 from jaxmem.decoder.decoder import embed, logits
-from jaxmem.decoder.generate import Generation, begin, end_ids, extend
+from jaxmem.decoder.generate import Generation, begin, came_again, end_ids, extend
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.finite import check_answer
@@ -86,7 +86,7 @@ class _Checked(FromCarry):
         return answer
 
 
-@partial(_Checked, static_argnames=("program", "max_new", "end", "sampling"))
+@partial(_Checked, static_argnames=("program", "max_new", "end", "stop_run", "sampling"))
 def ask(
     bound: Bound | Params,
     carry: Carry,
@@ -95,6 +95,7 @@ def ask(
     program: Program,
     max_new: int = 1,
     end: int | tuple[int, ...] | None = None,
+    stop_run: int = 0,
     sampling: Sampling | None = None,
     key: Array | None = None,
     repeated: Bool[Array, "V"] | None = None,
@@ -108,6 +109,7 @@ def ask(
       program: static description.
       max_new: M, the largest number of answer tokens.
       end: token id that ends an answer, or several; None: always M tokens.
+      stop_run: the answer also ends where its last so many tokens are an earlier run of it.
       sampling: how tokens are drawn; None: greedily, always the likeliest.
       key: JAX key of the answer, with `sampling`; the same key gives the same answer.
       repeated: prompt tokens to which the repetition penalty applies (`penalised_ids`).
@@ -126,7 +128,8 @@ def ask(
     more = {"room": max_new, "repeated": repeated}
     begun = begin(weights, program, carry, question, **front, **more, **draw)
     ends = end_ids(end)
-    ids, written, first, *_ = extend(weights, program, begun, ends=ends, **draw)
+    stops = {"ends": ends, "stop_run": stop_run}
+    ids, written, first, *_ = extend(weights, program, begun, **stops, **draw)
     ended = jnp.sum(jnp.isin(ids, ends) & (jnp.arange(max_new) < written), dtype=jnp.int32)
     return Answer(ids, written - ended, first)
 
@@ -202,7 +205,7 @@ def begin_answer(
 
 @partial(
     Compiled,
-    static_argnames=("program", "steps", "end", "sampling"),
+    static_argnames=("program", "steps", "end", "stop_run", "sampling"),
     donate_argnames=("generation",),
 )
 def continue_answer(
@@ -212,6 +215,7 @@ def continue_answer(
     program: Program,
     steps: int,
     end: int | tuple[int, ...] | None = None,
+    stop_run: int = 0,
     sampling: Sampling | None = None,
     key: Array | None = None,
 ) -> Generation:
@@ -223,6 +227,7 @@ def continue_answer(
       program: static description.
       steps: tokens to add at most; shapes stay, one compilation per bucket of questions.
       end: as in `ask`.
+      stop_run: as in `ask`.
       sampling: as in `ask`.
       key: as in `ask`.
 
@@ -231,11 +236,12 @@ def continue_answer(
     """
     _check_end(end, program.config.vocab)
     weights, draw = decoder_of(as_bound(bound).params), {"sampling": sampling, "key": key}
-    return extend(weights, program, generation, ends=end_ids(end), most=steps, **draw)
+    stops = {"ends": end_ids(end), "stop_run": stop_run}
+    return extend(weights, program, generation, **stops, most=steps, **draw)
 
 
 def so_far(
-    generation: Generation, end: int | tuple[int, ...] | None = None
+    generation: Generation, end: int | tuple[int, ...] | None = None, stop_run: int = 0
 ) -> tuple[Int[np.ndarray, "m"], bool]:
     """Return the tokens of an answer up to now, without an end token, and whether it is over.
 
@@ -243,4 +249,5 @@ def so_far(
     """
     ids = np.array(generation.ids)[: int(generation.written)]
     ended = ids[-1] >= 0 and bool(np.isin(ids[-1], -1 if end is None else end))
-    return ids[: len(ids) - ended], ended or ids[-1] < 0 or len(ids) == len(generation.ids)
+    over = ended or ids[-1] < 0 or len(ids) == len(generation.ids)
+    return ids[: len(ids) - ended], over or bool(came_again(ids, np.int32(len(ids)), stop_run))

@@ -18,6 +18,7 @@ from jaxmem.bound import Bound, bind
 from jaxmem.data.samples import LOUDEST, plausible
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
+from jaxmem.finite import broken_state
 from jaxmem.loop import advance, start, stream
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec
 from jaxmem.models.base import Model, for_frames
@@ -276,12 +277,21 @@ class Feeding:
         assert self._peeked is not None
         return self._peeked
 
+    def _broken(self, carry: Carry) -> Event | None:
+        """Return which state is not finite, and from when on; None: all are finite."""
+        found = broken_state(carry, self.program)
+        if found is None:
+            return None
+        at = found[0] * self.chunk_pieces * self.model.media.piece_seconds
+        return Event(at, "not_finite", f"{found[1]} is not finite from {at:g} s on.")
+
     @property
     def events(self) -> list[Event]:
         """Return what happened to the stream: of its media, and rows that were not finite."""
         with self._lock:
             events = list(self._events)
             found = None if self._carry is None else jax.device_get(self._carry.rejected)
+            broken = None if self._carry is None else self._broken(self._carry)
         if found is not None:
             each = self.chunk_pieces * self.model.media.piece_seconds
             if found.rows:
@@ -290,4 +300,4 @@ class Feeding:
                     f"{found.first * each:g} s to {(found.last + 1) * each:g} s."
                 )
                 events.append(Event(float(found.first * each), "not_finite", message))
-        return events
+        return events if broken is None else [*events, broken]

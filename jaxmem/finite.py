@@ -48,6 +48,18 @@ def check_answer(
     )
 
 
+def broken_state(carry: Carry, program: Program) -> tuple[int, str] | None:
+    """Return the first chunk after which a state was not finite, and of which layer, in words.
+
+    None: all states are finite, or no layer has one.
+    """
+    if carry.broken is None:
+        return None
+    chunk, layer = np.asarray(carry.broken).tolist()
+    named = f"the state of decoder layer {layer + 1} of {program.config.layers}"
+    return None if chunk < 0 else (chunk, named)
+
+
 def _with(question: Embeds, bound: Bound | Params, ids: np.ndarray) -> Embeds:
     """Return a question's real rows and those of the tokens that were answered."""
     real = np.flatnonzero(np.asarray(question.modality) != EMPTY)
@@ -65,22 +77,11 @@ def _layer(bound: Bound, carry: Carry, question: Embeds, program: Program) -> st
         kept = [_broken(state) for state in layers_of(program, carry)]
         if any(kept):
             return _named(kept.index(True), layers, "while the stream was read")
-        if (first := _broken_state(program, carry)) is not None:
-            return f"the state of decoder layer {first + 1} of {layers}, while the stream was read,"
+        if (found := broken_state(carry, program)) is not None:
+            return f"{found[1]}, while chunk {found[0] + 1} of the stream was read,"
     q, kv, _ = alone(decoder_of(bound.params), program, question, bound.prefix, bound.states)
     bad = [_broken([x[i] for x in (q, kv.k, kv.v)]) for i in range(len(q))]
     return _named(bad.index(True) if any(bad) else layers, layers, "in the answer")
-
-
-def _broken_state(program: Program, carry: Carry) -> int | None:
-    """Return the number of the first layer whose state is not finite; None: all are."""
-    config, found = program.config, []
-    for mixer, states in zip(config.stacks, carry.states, strict=True):
-        numbers = [i for i, kind in enumerate(config.kinds) if kind == mixer]
-        for leaf in jax.tree.leaves(states):
-            layers = zip(numbers, np.asarray(leaf), strict=True)
-            found += [number for number, mine in layers if not np.isfinite(mine).all()]
-    return min(found, default=None)
 
 
 def _named(first: int, layers: int, when: str) -> str:

@@ -196,22 +196,35 @@ class Saved:
         """Return what else is known of the moment."""
         return self.document["more"]
 
+    def head(self, name: str | None = None) -> Part:
+        """Return a stream by name without its arrays: none of them is read.
+
+        Raises:
+          ValueError: if there is no such stream.
+        """
+        head = self.document["parts"][self._name(name)]
+        return Part(head["made"], head["numbers"], {})
+
     def part(self, name: str | None = None) -> Part:
         """Return a stream by name; None: the only one.
 
         Raises:
           ValueError: if there is no such stream, or an array is damaged.
         """
+        start = f"{self._name(name)}/"
+        mine = {k: v for k, v in self.document["arrays"].items() if k.startswith(start)}
+        arrays = {k.removeprefix(start): self._array(k, *v) for k, v in mine.items()}
+        return self.head(name)._replace(arrays=arrays)
+
+    def _name(self, name: str | None) -> str:
+        """Return the name of a stream that is there; None: of the only one."""
         names = list(self.document["parts"])
         name = names[0] if name is None and len(names) == 1 else name
-        if name not in names:
+        if name is None or name not in names:
             raise ValueError(
                 f"{self.where} holds the streams {', '.join(names)}, not {name}: name one of them."
             )
-        head, start = self.document["parts"][name], f"{name}/"
-        mine = {k: v for k, v in self.document["arrays"].items() if k.startswith(start)}
-        arrays = {k.removeprefix(start): self._array(k, *v) for k, v in mine.items()}
-        return Part(head["made"], head["numbers"], arrays)
+        return name
 
     def _array(self, name: str, dtype: str, shape: list[int], at: int, wanted: str) -> np.ndarray:
         kind = jnp.dtype(dtype)

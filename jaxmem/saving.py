@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.decoder.checks import arrays_of, difference
+from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.decoder.program import Carry, Program, description, init_carry, settled
 from jaxmem.saves import KEPT, Part, read, write
 from jaxmem.typing import Array, Params, UInt
@@ -19,8 +21,28 @@ from jaxmem.typing import Array, Params, UInt
 
 def made_by(program: Program, params: Params | None = None) -> dict[str, str]:
     """Return what a stream depends on, in words: memory and options, sizes, decoder, weights."""
-    made = description(program)
+    made = description(program) | {"layers": kinds_of(program.config)}
     return made if params is None else made | {"weights": fingerprint(params)}
+
+
+def kinds_of(config: DecoderConfig) -> str:
+    """Return in words how many layers of which kind a decoder has."""
+    names = ("attention" if kind is None else kind.name for kind in config.kinds)
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).items())
+
+
+def check_kinds(head: Part, config: DecoderConfig, source: Path) -> None:
+    """Refuse a saved stream of other layers than a decoder's, before its arrays are read.
+
+    Raises:
+      ValueError: naming the layers of both.
+    """
+    there, here = head.made.get("layers"), kinds_of(config)
+    if there not in (None, here):
+        raise ValueError(
+            f"the stream at {source} is of a decoder whose layers are {there}, this one's are "
+            f"{here}: restore it with the model that it was saved with."
+        )
 
 
 def fingerprint(params: Params) -> str:
@@ -111,6 +133,7 @@ def restore(path: str | Path, program: Program, *, params: Params | None = None)
         it was saved by another program, with another memory, other options or other weights.
     """
     saved = read(path)
+    check_kinds(saved.head(), program.config, saved.where)
     return carry_of(saved.part(), program, params, saved.where)
 
 

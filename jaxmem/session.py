@@ -52,6 +52,11 @@ TOKENS_AT_ONCE = 4
 """Written between two looks at a growing answer: about a few words."""
 
 
+def _stops(model: Model) -> dict[str, Any]:
+    """Return what ends an answer of a model."""
+    return {"end": model.end, "stop_run": model.stop_run}
+
+
 @dataclass(frozen=True)
 class Reply:
     """An answer with what it cost.
@@ -144,15 +149,15 @@ class Session(Feeding):
           key: JAX key of the answer, with `sampling`.
 
         Raises:
-          ValueError: if the question has words that the model does not know, or there is `sampling`
-            without a key.
+          ValueError: if the question has words that the model does not know, there is `sampling`
+            without a key, or a state is not finite.
         """
         model, ids = self.model, self.model.tokenize(question)
         draw = self._drawing(sampling, key)
         with self._lock:
             asked, more = self._asked(ids, draw)
             begin = time.perf_counter()
-            answer = ask(*asked, end=model.end, **more)
+            answer = ask(*asked, **_stops(model), **more)
         words = np.asarray(answer.ids)[: int(answer.length)]
         seconds, text = time.perf_counter() - begin, model.detokenize(words)
         self._note(question, text)
@@ -177,15 +182,16 @@ class Session(Feeding):
             begin = time.perf_counter()
             answer = begin_answer(*asked, **more)
         streamer, first = TextStreamer(model.detokenize), np.array(answer.first)
-        words, done = so_far(answer, model.end)
+        stops = _stops(model)
+        words, done = so_far(answer, **stops)
         check_answer(words, *asked, program=program)
         first_seconds = time.perf_counter() - begin
-        more = {"program": program, "steps": TOKENS_AT_ONCE, "end": model.end} | draw
+        more = {"program": program, "steps": TOKENS_AT_ONCE} | stops | draw
         # Also where the first token ends the answer: whoever ran this once compiled both programs.
         answer = continue_answer(bound, answer, **more)
         yield from streamer.push(words, done)
         while not done:
-            words, done = so_far(answer, model.end)
+            words, done = so_far(answer, **stops)
             check_answer(words, *asked, program=program)
             yield from streamer.push(words, done)
             answer = answer if done else continue_answer(bound, answer, **more)
@@ -213,6 +219,11 @@ class Session(Feeding):
             start=None if model.question_start is None else model.question_start(self.pieces),
         )
         jax.block_until_ready((carry, rows))
+        if (broken := self._broken(carry)) is not None:
+            raise ValueError(
+                f"{broken.message} No answer can be given: begin anew, with bfloat16 or float32 in "
+                "place of float16 (--dtype, the dtype of load), or with weights that are finite."
+            )
         repeated = penalised_ids(model, ids, draw["sampling"])
         more = {"program": program, "max_new": model.max_new, "repeated": repeated}
         return (bound, carry, rows), more | draw
@@ -239,11 +250,11 @@ class Session(Feeding):
         with self._lock:
             asked, more = self._asked(model.tokenize(question), draw)
         if model.max_new == 1:
-            ask.lower(*asked, end=model.end, **more).compile()
+            ask.lower(*asked, **_stops(model), **more).compile()
             return
         begin_answer.lower(*asked, **more).compile()
         begun = jax.eval_shape(lambda *a: begin_answer(*a, **more), *asked)
-        more = {"program": more["program"], "steps": TOKENS_AT_ONCE, "end": model.end} | draw
+        more = {"program": more["program"], "steps": TOKENS_AT_ONCE} | _stops(model) | draw
         continue_answer.lower(asked[0], begun, **more).compile()
 
     def rehearse_chunks(self, inputs: PyTree, *, open: bool = False) -> None:
@@ -268,8 +279,8 @@ class Session(Feeding):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of the memory's state, which never change."""
-        return nbytes(self.memory, self.spec)
+        """Return the bytes of the memory, and of layers with a state; they never change."""
+        return nbytes(self.memory, self.spec) + self.spec.state_bytes
 
     @property
     def footprint(self) -> Footprint:
@@ -277,14 +288,16 @@ class Session(Feeding):
         return footprint(self.memory, self.spec)
 
     def kept(self, seconds: float | None = None) -> list[Kept]:
-        """Return times and modalities of what every layer holds; nothing of features.
+        """Return times and modalities of what every layer that attends holds; nothing of features.
+
+        Where no layer attends that is one layer with nothing in it.
 
         Args:
           seconds: length of the stream; None: as the session counts it.
         """
         layers, ticks = self.layers(), self.model.ticks_per_second
         if not layers:
-            return [Kept(np.zeros(0), np.zeros(0, np.int8))] * self.spec.layers
+            return [Kept(np.zeros(0), np.zeros(0, np.int8))] * max(self.spec.layers, 1)
         length = self.seconds if seconds is None else seconds
         return kept(layers, seconds=length, seconds_per_tick=None if ticks is None else 1 / ticks)
 
@@ -358,6 +371,7 @@ class Session(Feeding):
             or another model, memory or options wrote it.
         """
         saved = saves.read(path)
+        saving.check_kinds(saved.head(name), model.decoder, saved.where)
         part = saved.part(name)
         if "pieces" not in part.numbers:
             raise ValueError(

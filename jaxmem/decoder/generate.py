@@ -6,10 +6,11 @@ whatever steps it is written.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmem import kv as tk
 from jaxmem.decoder.alone import States
@@ -82,17 +83,19 @@ def extend(
     generation: Generation,
     *,
     ends: Int[Array, "e"],
+    stop_run: int = 0,
     most: int | None = None,
     sampling: Sampling | None = None,
     key: Array | None = None,
 ) -> Generation:
-    """Write further tokens until one ends the answer, or there is no room.
+    """Write further tokens until one ends the answer, a run comes again, or there is no room.
 
     Args:
       params: decoder weights.
       program: static description.
       generation: the answer so far.
       ends: tokens that end it.
+      stop_run: it also ends after so many tokens that are an earlier run of it; 0: it does not.
       most: tokens to add at most; None: all there is room for.
       sampling: as in `begin`.
       key: as in `begin`.
@@ -103,7 +106,8 @@ def extend(
 
     def more(loop: PyTree) -> Array:
         i, ids = loop[:2]
-        return (i < until) & ~jnp.isin(ids[i - 1], ends) & (ids[i - 1] >= 0)
+        again = came_again(ids, i, stop_run)
+        return (i < until) & ~jnp.isin(ids[i - 1], ends) & (ids[i - 1] >= 0) & ~again
 
     def body(loop: PyTree) -> PyTree:
         i, ids, dialogue, repeated = loop
@@ -114,6 +118,19 @@ def extend(
     start = (generation.written, generation.ids, generation.dialogue, generation.repeated)
     written, ids, dialogue, repeated = jax.lax.while_loop(more, body, start)
     return Generation(ids, written, generation.first, dialogue, repeated)
+
+
+def came_again(ids: Any, written: Any, run: int) -> Any:
+    """Return whether the last `run` of the tokens `ids` [M] are an earlier run of them.
+
+    Runs may overlap. It takes NumPy and traced arrays alike; `run` 0: False.
+    """
+    starts = np.arange(len(ids) - run + 1)
+    if not run or not len(starts):
+        return np.zeros((), bool)
+    runs = ids[starts[:, None] + np.arange(run)[None]]
+    last = written - run
+    return ((runs == runs[last.clip(0)][None]).all(1) & (starts < last)).any()
 
 
 def _choose(

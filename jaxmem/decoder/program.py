@@ -70,8 +70,10 @@ class Program:
 
     @property
     def requires(self) -> Requires:
-        """Return what the memory requires of the forward pass."""
-        return self.memory.requires if isinstance(self.memory, Memory) else Requires()
+        """Return what the memory requires of the forward pass; nothing where no layer attends."""
+        if not isinstance(self.memory, Memory) or not self.config.attends:
+            return Requires()
+        return self.memory.requires
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:
@@ -101,6 +103,8 @@ class Carry(NamedTuple):
     rejected: Rejected
     made_by: UInt[Array, "2"]  # hash of the program, see `description`
     states: tuple[PyTree, ...] = ()  # of the layers with a state, [l, ...] as `config.stacks`
+    # Of them, the first that was not finite: number of the chunk and of the layer; -1: all are.
+    broken: Int[Array, "2"] | None = None
 
 
 def description(program: Program) -> dict[str, str]:
@@ -160,7 +164,8 @@ def make_program(
     if not config.attends and getattr(memory, "per", None) != "layer":
         raise ValueError(
             f"no layer of the decoder attends, so memory {memory.name} has nothing to choose from; "
-            "take one that sees a layer at a time, such as recent: it holds nothing here."
+            "take one that sees a layer at a time (omnimem, recent): it holds nothing here, the "
+            "states hold the stream."
         )
     layout = None
     if isinstance(memory, Memory):
@@ -183,8 +188,15 @@ def spec_of(config: DecoderConfig, *, chunk: int, **more: Any) -> Spec:
         head_dim=config.head_dim,
         width=config.width,
         chunk=chunk,
+        state_bytes=_state_bytes(config),
         **more,
     )
+
+
+def _state_bytes(config: DecoderConfig) -> int:
+    """Return what the layers with a state hold of one stream, in bytes."""
+    states = jax.eval_shape(lambda: init_states(config)) if config.stacks else ()
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states))
 
 
 def init_carry(program: Program, states: tuple[PyTree, ...] = ()) -> Carry:
@@ -203,7 +215,9 @@ def init_carry(program: Program, states: tuple[PyTree, ...] = ()) -> Carry:
     zero, none = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
     made_by = jnp.asarray(_hash(program))
     states = states or init_states(program.config)
-    carry = Carry(state, zero, None, zero, zero, Rejected(zero, none, none), made_by, states)
+    broken = jnp.full((2,), -1, jnp.int32) if program.config.stacks else None
+    rejected = Rejected(zero, none, none)
+    carry = Carry(state, zero, None, zero, zero, rejected, made_by, states, broken)
     # A session donates its carry, so no two leaves may be the same buffer.
     carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
     return settled(program, carry._replace(bank=init_bank(memory, spec)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmem import kv as kvs
 from jaxmem.decoder.alone import no_tokens
@@ -68,7 +69,7 @@ def chunk_step(
     carry = carry._replace(state=state, clock=clock)
     after, h = _through_layers(params, program, carry, embeds, prefix, probes)
     fresh = jnp.sum(embeds.modality != kvs.EMPTY, dtype=jnp.int32)
-    return _counted(after, fresh, bad), h
+    return _watched(program.config, _counted(after, fresh, bad), carry.chunks), h
 
 
 def _counted(carry: Carry, fresh: Int[Array, ""], bad: Int[Array, ""]) -> Carry:
@@ -85,6 +86,21 @@ def _counted(carry: Carry, fresh: Int[Array, ""], bad: Int[Array, ""]) -> Carry:
         tokens=jnp.where(carry.tokens > most - fresh, most, carry.tokens + fresh),
         rejected=rejected,
     )
+
+
+def _watched(config: DecoderConfig, carry: Carry, chunk: Int[Array, ""]) -> Carry:
+    """Return the carry after a chunk with the first state noted that is not finite."""
+    if carry.broken is None:
+        return carry
+    none = jnp.full((), config.layers, jnp.int32)
+    first = none
+    for mixer, states in zip(config.stacks, carry.states, strict=True):
+        numbers = np.flatnonzero([kind == mixer for kind in config.kinds]).astype(np.int32)
+        for leaf in jax.tree.leaves(states):
+            finite = jnp.all(jnp.isfinite(leaf).reshape(len(numbers), -1), axis=1)
+            first = jnp.minimum(first, jnp.min(jnp.where(finite, none, numbers)))
+    new = (first < none) & (carry.broken[0] < 0)
+    return carry._replace(broken=jnp.where(new, jnp.stack([chunk, first]), carry.broken))
 
 
 def finite_rows(embeds: Embeds) -> tuple[Embeds, Int[Array, ""]]:

@@ -40,6 +40,7 @@ class Spec:
       audio_tokens: audio tokens in a second of stream, rounded up; 0: the stream has no audio.
       timestamps: whether text tokens stand between the frames.
       max_position: the largest position that the model was trained with; None: unknown.
+      state_bytes: that the layers with a state hold beside any memory.
     """
 
     layers: int
@@ -57,6 +58,7 @@ class Spec:
     audio_tokens: int = 0
     timestamps: bool = False
     max_position: int | None = None
+    state_bytes: int = 0
 
     def __post_init__(self):
         if self.step is None:

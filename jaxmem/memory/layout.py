@@ -104,9 +104,7 @@ def layout_of(memory: Memory, spec: Spec, *, runs: int = 6) -> Layout:
 def init(memory: Memory, spec: Spec, layout: Layout) -> State:
     """Return the empty state of all layers: slots `[sum S_l, ...]`, aux `[L, ...]`."""
     if not spec.layers:
-        one = memory.init(spec, 0)
-        rows = jax.tree.map(lambda x: x[:0], one.slots)
-        return State(rows, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), one.aux))
+        return State((), ())
     states = [memory.init(spec, l) for l in range(spec.layers)]
     ascending = sorted(range(spec.layers), key=lambda l: layout.offsets[l])
     slots = jax.tree.map(lambda *x: jnp.concatenate(x), *[states[l].slots for l in ascending])

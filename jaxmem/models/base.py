@@ -72,6 +72,8 @@ class Model(NamedTuple):
     detokenize: Callable[[np.ndarray], str]
     end: int | tuple[int, ...] | None = None  # token or tokens that end an answer
     max_new: int = 1  # answer tokens at most
+    # An answer ends where its last so many tokens are an earlier run of it; 0: it does not.
+    stop_run: int = 0
     sampling: Sampling | None = None  # the checkpoint's own; used only where it is asked for
     pos_dtype: Any = jnp.int32
     text_step: tuple[int, ...] | None = None  # see Spec.step

@@ -23,6 +23,8 @@ from jaxmem.models.hf.special import check_ids
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
 from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
+from jaxmem.models.mamba import mamba2
+from jaxmem.models.mamba.ma2mba import VideoMa2mba
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
 from jaxmem.models.qwen.qwen2_vl import Qwen2VL
@@ -44,6 +46,7 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen2_5_omni": Qwen25Omni,
     "qwen2_5_omni_thinker": Qwen25Omni,
     "smolvlm": SmolVLM,
+    "video_ma2mba": VideoMa2mba,
 }
 """`model_type` of config.json to the class that reads such a checkpoint."""
 HEARING: dict[str, type[Family]] = {"qwen2_5_vl": Salmonn, "qwen3_vl": TimedSalmonn}
@@ -204,6 +207,11 @@ def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
       ValueError: if there is none; it says `where` the checkpoint is.
     """
     found = config.get("model_type")
+    if found in mamba2.MODEL_TYPES or "ssm_cfg" in config:
+        raise ValueError(
+            f"{where} is a Mamba-2 language model, which sees no video: load it with "
+            "jaxmem.models.mamba.mamba2.load, and stream its rows as docs/mixers.md says."
+        )
     if not isinstance(found, str) or found not in FAMILIES:
         raise ValueError(
             f"{where} has model_type {found!r} in its config.json; supported are "

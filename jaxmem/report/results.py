@@ -55,7 +55,7 @@ class Result:
     memory: str  # its name
     options: dict[str, Any]  # how it was set
     reference: bool  # it holds the whole stream, whatever the others may hold
-    slots: tuple[int, ...]  # of every layer; empty where features before the decoder are kept
+    slots: tuple[int, ...]  # of every layer that attends; empty: none does, or features are kept
     kept: dict[str, int]  # tokens held at the end by kind, all layers together
     nbytes: int  # held on the device at rest, which never change
     # Median time of one chunk at the start and at the end of the stream, measured over segments of
@@ -64,6 +64,7 @@ class Result:
     first_token_ms: tuple[float, float] | None  # median and worst; None: nothing asked
     answers: tuple[Answered, ...]  # in order of time
     host_nbytes: int = 0  # of its bank in host memory
+    state_nbytes: int = 0  # of `nbytes`: held by the layers with a state, whatever the memory
 
     @property
     def accuracy(self) -> Accuracy | None:

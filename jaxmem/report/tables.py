@@ -70,7 +70,7 @@ def summary(report: Report) -> Table:
         ("streamed", f"{clock(report.seconds)} at {report.speed:.1f}x real time"),
         ("ended", _ended(report)),
         ("tokens seen", f"{report.tokens:,} per layer"),
-        ("memory", slots_text(result.slots)),
+        ("memory", slots_text(result)),
         ("held at the end", ", ".join(f"{n:,} {kind}" for kind, n in result.kept.items()) or "-"),
         ("bytes at rest", _bytes(report, result)),
         (
@@ -109,7 +109,7 @@ def comparison(report: Report) -> Table:
             "-" if score is None else f"{score.share:.0%}",
             "-" if score is None else f"{score.low:.0%}-{score.high:.0%}",
             size(result.nbytes),
-            slots_text(result.slots, short=True),
+            slots_text(result, short=True),
             *_numbers(result.chunk_ms),
             *_numbers(result.first_token_ms),
         )
@@ -125,10 +125,12 @@ def pair(times: tuple[float, float] | None) -> str:
     return "-" if times is None else f"{milliseconds(times[0])}, {milliseconds(times[1])}"
 
 
-def slots_text(slots: Sequence[int], *, short: bool = False) -> str:
+def slots_text(result: Result, *, short: bool = False) -> str:
     """Return slots per layer in words; short: their number, or mean where layers differ."""
+    slots = result.slots
     if not slots:
-        return "-" if short else "features, no slots"
+        held = "states" if result.nbytes == result.state_nbytes else "features"
+        return "-" if short else f"{held}, no slots"
     if len(set(slots)) == 1:
         each = f"{slots[0]:,}"
         return each if short else f"{each} slots in each of {len(slots)} layers"
@@ -157,9 +159,12 @@ def _ended(report: Report) -> str:
 
 
 def _bytes(report: Report, result: Result) -> str:
+    if result.nbytes == result.state_nbytes:
+        return f"{size(result.nbytes)} of states, never changing"
     part = result.nbytes / report.full_bytes if report.full_bytes else 0.0
+    states = f" ({size(result.state_nbytes)} of it states)" if result.state_nbytes else ""
     return (
-        f"{size(result.nbytes)}, never changing; the whole stream would need "
+        f"{size(result.nbytes)}{states}, never changing; the whole stream would need "
         f"{size(report.full_bytes)}"
         + (f" ({part:.1%} of that)" if report.full_bytes else "")
         + (f"; {size(result.host_nbytes)} in host memory" if result.host_nbytes else "")

@@ -110,10 +110,30 @@ def test_memories_that_need_layers_that_attend_are_refused(name):
 
 
 def test_a_state_that_is_not_finite_is_reported_with_its_layer(weights, rows):
+    """And with the chunk after which it was so: the third holds padding alone."""
+    program = program_of(prefix=None)
+    first, rest = (jax.tree.map(lambda x, at=at: x[at], rows) for at in (slice(2, 3), slice(2, 4)))
+    mixer = weights["mixers"][0]["mixer"]  # of the second Mamba2, layer 3 of the decoder
+    mixer = mixer | {"dt_bias": mixer["dt_bias"].at[1].set(np.nan)}
+    stacks = (weights["mixers"][0] | {"mixer": mixer}, *weights["mixers"][1:])
+    broken = weights | {"mixers": stacks}
+    carry = stream(broken, start(program), first, program=program)
+    assert carry.broken.tolist() == [-1, -1]
+    carry = stream(weights, carry, rows, program=program)
+    carry = stream(broken, carry, rest, program=program)
+    assert carry.broken.tolist() == [3, 2]
+    question = question_rows(weights, [2, 7, 1], program=program)
+    said = "the state of decoder layer 3 of 3, while chunk 4 of the stream was read,"
+    with pytest.raises(ValueError, match=said):
+        ask(weights, carry, question, program=program)
+    with pytest.raises(ValueError, match=said):
+        check_answer(np.array([-1]), weights, carry, question, program=program)
+
+
+def test_an_answer_of_states_alone_that_is_not_finite(weights, rows):
     program = program_of(prefix=None)
     carry = stream(weights, start(program), rows, program=program)
-    ssm = carry.states[0].ssm.at[1].set(np.nan)  # the second Mamba2, layer 3 of the decoder
-    carry = carry._replace(states=(carry.states[0]._replace(ssm=ssm), *carry.states[1:]))
     question = question_rows(weights, [2, 7, 1], program=program)
-    with pytest.raises(ValueError, match="the state of decoder layer 3 of 3, while the stream"):
-        check_answer(np.array([-1]), weights, carry, question, program=program)
+    bad = weights | {"norm": {"scale": weights["norm"]["scale"] * np.nan}}
+    with pytest.raises(ValueError, match="the logits of token 1 of the answer are not finite"):
+        ask(bad, carry, question, program=program)

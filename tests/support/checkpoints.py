@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jaxmem.models.mamba import ma2mba
 from jaxmem.models.qwen import qwen2_vl, qwen3_5
 from jaxmem.models.qwen.tiny_checkpoint import random_tensors
 from jaxmem.models.smolvlm import smolvlm, words
@@ -211,6 +212,40 @@ def write_smolvlm(target: Path) -> Path:
     settings |= {"size": {"longest_edge": 96}}
     settings["video_sampling"] = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 24}}
     return write_small_files(target, config, SMOLVLM, settings, "<video>")
+
+
+MA2MBA = {
+    "end": "<|endoftext|>", "video": "<video>", "system": "<|system|>", "user": "<|user|>",
+    "assistant": "<|assistant|>",
+}  # fmt: skip
+
+
+def write_ma2mba(target: Path) -> Path:
+    """Write a Video-Ma2mba with weights of its own; frames are 16 x 16 pixels, 4 tokens each."""
+    config = {
+        "model_type": "video_ma2mba", "end_token_id": 0, "video_token_id": 3,
+        "system_token_id": 4, "user_token_id": 5, "assistant_token_id": 6,
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "mamba2", "hidden_size": 32, "num_hidden_layers": 3, "num_heads": 8,
+            "head_dim": 8, "state_size": 8, "n_groups": 1, "vocab_size": 100,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 40,
+            "num_attention_heads": 2, "num_hidden_layers": 3, "image_size": 16, "patch_size": 4,
+        },
+    }  # fmt: skip
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = random_tensors(ma2mba.weight_table(ma2mba.read_config(config)))
+    for name in ("encoder.layers.2.mlp.fc1.weight", "post_layernorm.weight"):  # which nobody reads
+        tensors[f"vision_tower.{name}"] = np.zeros((2, 3), np.float32)
+    save_file(tensors, target / "model.safetensors")
+    settings = {"image_mean": MEAN, "image_std": STD}
+    write_small_files(target, config, MA2MBA, settings, "")
+    template = {"chat_template": ma2mba.TEMPLATE}
+    (target / "chat_template.json").write_text(json.dumps(template))
+    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    return target
 
 
 def ids_of(folder: Path, text: str) -> list[int]:

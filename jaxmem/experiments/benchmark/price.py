@@ -91,6 +91,10 @@ def price(config: PriceConfig) -> Price:
         model=found.model.name,
         memory=config.memory,
         budget=config.budget,
+        attends=spec.layers,
+        hours=config.hours,
+        tokens=int(config.hours * 3600 / found.model.media.piece_seconds)
+        * found.model.tokens_per_piece,
         size=found.size,
         pictures=pictures,
         chunk_seconds=config.chunk_seconds,
@@ -102,6 +106,7 @@ def price(config: PriceConfig) -> Price:
         weight_bytes=nbytes(params),
         state_bytes=nbytes(found.carry),
         bank_bytes=host,
+        mixer_bytes=spec.state_bytes,
         chunk=chunk,
         question=question,
         flops_per_frame=chunk.flops / pictures,
@@ -174,7 +179,7 @@ def _chunk_step(found: Stream) -> Step:
         advance.lower(*arguments, program=program),
         _flops.count(partial(advance, program=program), *arguments),
         held=nbytes(arguments),
-        read=nbytes(read) + nbytes(found.carry.state) + fresh,
+        read=nbytes(read) + nbytes((found.carry.state, found.carry.states)) + fresh,
     )
 
 
@@ -195,7 +200,7 @@ def _question_step(config: PriceConfig, found: Stream) -> Step:
         ask.lower(arrays, carry, rows, program=program, max_new=config.answer),
         _flops.count(first_token, arrays, carry, rows),
         held=nbytes((arrays, carry, rows)),
-        read=nbytes(decoder) + nbytes(carry.state),
+        read=nbytes(decoder) + nbytes((carry.state, carry.states)),
     )
 
 

@@ -66,6 +66,9 @@ class Price:
     model: str
     memory: str
     budget: int  # slots per layer
+    attends: int  # layers that attend: those that have slots
+    hours: float  # length of the stream
+    tokens: int  # written to every layer in that time
     size: tuple[int, int]  # (height, width) of a picture after the family's rounding
     pictures: int  # of a chunk
     chunk_seconds: float
@@ -74,6 +77,7 @@ class Price:
     weight_bytes: int  # of all parts
     state_bytes: int  # of the stream on the device, its bank included
     bank_bytes: int  # of the bank alone
+    mixer_bytes: int  # of the layers with a state alone
     chunk: Step  # encoders and decoder over one chunk, and the memory's choice
     question: Step  # over what is recalled; its operations are those up to the first token
     flops_per_frame: float  # of a chunk for each of its pictures
@@ -97,7 +101,8 @@ def bound(gpu: Gpu, chunk: Step, question: Step, peak: int) -> Bound:
 
 def price_tables(result: Price) -> Group:
     """Return a price as tables: of the model, and of the GPUs."""
-    title = f"{result.model}, {result.memory} with {result.budget:,} slots per layer"
+    slots = f"{result.memory} with {result.budget:,} slots per layer"
+    title = f"{result.model}, {slots if result.attends else 'states alone: no layer attends'}"
     table = Table("figure", title=title)
     table.add_column("value", justify="right")
     height, width = result.size
@@ -111,8 +116,10 @@ def price_tables(result: Price) -> Group:
         ("", ", ".join(f"{part} {millions:,.1f} M" for part, millions in large.items())),
         ("weights", size(result.weight_bytes)),
         ("a chunk", chunk),
+        (f"a stream of {result.hours:g} h", f"{result.tokens:,} tokens"),
         ("state of the stream", size(result.state_bytes)),
         ("of it bank", size(result.bank_bytes)),
+        ("of it layers with a state", size(result.mixer_bytes)),
         ("peak of the chunk step", _peak(result.chunk)),
         ("peak of the question step", _peak(result.question)),
         ("resident memory on a CPU", size(result.resident_bytes)),

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from jaxmem import saves
 from jaxmem.data.media.reader import MediaReader
 from jaxmem.data.media.types import Piece
+from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.experiments.stream.config import StreamConfig
 from jaxmem.experiments.stream.questions import Planned
 from jaxmem.experiments.stream.run import Progress, Stream
@@ -15,16 +16,17 @@ from jaxmem.models.base import MediaFormat
 from jaxmem.pieces import Heard
 from jaxmem.report.results import Answered
 from jaxmem.resuming import Checkpoints, check_same, heard_of, held_of, identity, is_live, rest_of
+from jaxmem.saving import check_kinds
 
 
 class Resumed:
     """A saved moment of a run, which another run goes on from."""
 
-    def __init__(self, saved: saves.Saved):
-        """Read the streams of a save.
+    def __init__(self, saved: saves.Saved, decoder: DecoderConfig):
+        """Read the streams of a save, to go on with them in a decoder.
 
         Raises:
-          ValueError: if it is damaged, or no command line wrote it.
+          ValueError: if it is damaged, no command line wrote it, or its decoder has other layers.
         """
         if "answers" not in saved.more:
             raise ValueError(
@@ -32,6 +34,8 @@ class Resumed:
                 "(Session.restore)."
             )
         self.where, self.more = saved.where, saved.more
+        for name in saved.document["parts"]:
+            check_kinds(saved.head(name), decoder, saved.where)
         self.parts = {name: saved.part(name) for name in saved.document["parts"]}
         names = {field.name for field in fields(Answered)}
         self.answers = {
@@ -92,8 +96,8 @@ class Resumed:
             one.answers[:] = self.answers[one.contestant.name]
 
 
-def resumed(config: StreamConfig) -> Resumed | None:
-    """Return what `--resume` names; None: nothing, the stream begins anew.
+def resumed(config: StreamConfig, decoder: DecoderConfig) -> Resumed | None:
+    """Return what `--resume` names, for a decoder; None: nothing, the stream begins anew.
 
     A folder that is saved to as well may be empty: the command that begins is the one that goes on.
 
@@ -104,7 +108,7 @@ def resumed(config: StreamConfig) -> Resumed | None:
         return None
     if config.resume == config.checkpoint and not saves.numbered(config.resume):
         return None
-    return Resumed(saves.read(config.resume))
+    return Resumed(saves.read(config.resume), decoder)
 
 
 class Saver:

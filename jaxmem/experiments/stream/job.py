@@ -36,7 +36,7 @@ from jaxmem.experiments.stream.segments import Segment, hold_frames, segments
 from jaxmem.experiments.stream.source import Source, UnreadableError, length_of
 from jaxmem.experiments.stream.terminal import Terminal
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import Spec, nbytes
+from jaxmem.memory.base import Spec
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.by_name import (
     Budget,
@@ -124,7 +124,7 @@ def prepare(config: StreamConfig, model: Model) -> Job:
         chunk_pieces=chunk_pieces,
         chunks=max(1, round(SEGMENT_SECONDS / chunk_seconds)),
         sampling=sampling_of(config, model.sampling),
-        resumed=resumed(config),
+        resumed=resumed(config, model.decoder),
     )
 
 
@@ -263,7 +263,7 @@ def _report(
         seconds=progress.time,
         chunk_seconds=job.chunk_pieces * model.media.piece_seconds,
         tokens=tokens,
-        full_bytes=nbytes(Full(tokens), plan.spec),
+        full_bytes=footprint(Full(tokens), plan.spec).device,
         wall_seconds=wall,
         compilations=compiled,
         end=_ending(progress, reader),

@@ -51,11 +51,13 @@ def _figures(done: Done, held: Sequence[Sequence[Kept]]) -> Iterator[tuple[str, 
     """Yield the pictures of a run: what each is, its file name, and the figure."""
     report = done.report
     for one, layers, result in zip(done.streams, held, report.results, strict=True):
+        if not one.session.spec.layers:  # no layer attends, so none holds tokens
+            continue
         figure = memory_map(
             layers,
             seconds=report.seconds,
             title=f"{result.memory}: what is held after {clock(report.seconds)}",
-            subtitle=f"{tables.slots_text(result.slots)}, {size(result.nbytes)}; the whole stream "
+            subtitle=f"{tables.slots_text(result)}, {size(result.nbytes)}; the whole stream "
             f"would need {size(report.full_bytes)}",
             happened=done.source.happened,
             answers=one.answers,

@@ -229,6 +229,7 @@ def result_of(one: Stream, held: Sequence[Kept]) -> Result:
         kept=count_modalities(held),
         nbytes=bytes_.device,
         host_nbytes=bytes_.host,
+        state_nbytes=session.spec.state_bytes,
         chunk_ms=start_and_end(one.chunk_ms),
         first_token_ms=median_and_worst([a.first_token_ms for a in one.answers]),
         answers=tuple(one.answers),

@@ -11,7 +11,7 @@ read ever cross over (`jaxmem.memory.bank.host_memory`); the counts stay on the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def init_bank(memory: AnyMemory, spec: Spec, space: host_memory.Space | None = N
     Raises:
       ValueError: if the bank is wanted in host memory and the device has none.
     """
-    asked = None if isinstance(memory, FeatureMemory) else memory.bank(spec)
+    asked = _asked(memory, spec)
     if asked is None:
         return None
     capacity, one = asked.capacity, asked.evicted
@@ -97,13 +97,19 @@ def read(bank: Bank, at: Int[Array, "n"], size: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), bank.slots)
 
 
-def footprint(memory: AnyMemory, spec: Spec) -> Footprint:
-    """Return what a memory and its bank hold on the device and in host memory, in bytes.
+def _asked(memory: AnyMemory, spec: Spec) -> Any:
+    """Return the bank that a memory asks for; None: none, or no layer attends."""
+    return None if isinstance(memory, FeatureMemory) or not spec.layers else memory.bank(spec)
 
-    Nothing is allocated. `base.nbytes` is the state's part of it.
+
+def footprint(memory: AnyMemory, spec: Spec) -> Footprint:
+    """Return what a stream holds on the device and in host memory, in bytes.
+
+    That is a memory with its bank, and the states of layers that have one (`Spec.state_bytes`).
+    Nothing is allocated. `base.nbytes` is the memory's own part of it.
     """
-    state = base.nbytes(memory, spec)
-    asked = None if isinstance(memory, FeatureMemory) else memory.bank(spec)
+    state = base.nbytes(memory, spec) + spec.state_bytes
+    asked = _asked(memory, spec)
     if asked is None:
         return Footprint(state, 0)
     bank = jax.eval_shape(lambda: init_bank(memory, spec, "device"))

@@ -193,6 +193,8 @@ def slots_for_bytes(
         return footprint(factory(slots), spec).device
 
     least = price(smallest)
+    if not spec.layers and least <= budget_bytes:  # slots cost nothing
+        return smallest
     if least > budget_bytes:
         many = "one slot" if smallest == 1 else f"{smallest} slots"
         raise ValueError(

@@ -76,9 +76,11 @@ class Family(ABC):
       config: static description, with `decoder`.
       chat: tokenizer and chat template.
       timestamps: whether time stamps come between the frames.
+      stop_run: see `Model`.
     """
 
     timestamps: ClassVar[bool] = False
+    stop_run: ClassVar[int] = 0
     config: Any
     chat: Chat = field(compare=False)
 
@@ -178,6 +180,7 @@ def model_of(family: Family, files: Files, params: Params, *, name: str, max_new
         detokenize=lambda ids: family.chat.text(ids).strip(),
         end=family.chat.end,
         max_new=max_new,
+        stop_run=family.stop_run,
         sampling=files.sampling,
         probes=PROBES,
         prefix=family.turn("?").before,

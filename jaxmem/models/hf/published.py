@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 FAMILIES = tuple(
-    "qwen2-vl qwen2.5-vl qwen2.5-omni qwen3-vl qwen3.5 llava-onevision smolvlm2 salmonn".split()
+    "qwen2-vl qwen2.5-vl qwen2.5-omni qwen3-vl qwen3.5 llava-onevision smolvlm2 salmonn ma2mba".split()
 )
 """What stands before the colon."""
 

@@ -189,11 +189,23 @@ def mesh_rule(mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] = ()) -> Pl
 
 
 def decoder_rules(axis: str, at: str = "*") -> list[tuple[str, PartitionSpec]]:
-    """Return rules that split a decoder's heads and inner widths over a mesh axis."""
+    """Return rules that split a decoder's heads and inner widths over a mesh axis.
+
+    Also those of layers with a state, whose convolutions, rates and norms are on every device.
+    """
     columns, rows = PartitionSpec(None, None, axis), PartitionSpec(None, axis)
     split = [(f"{at}layers.{name}.kernel", columns) for name in ("q", "k", "v", "gate", "up")]
     split += [(f"{at}layers.{name}.bias", rows) for name in ("q", "k", "v")]
     split += [(f"{at}layers.{name}.kernel", rows) for name in ("o", "down")]
-    split += [(f"{at}mixers.*.{name}.kernel", columns) for name in ("gate", "up")]
-    split.append((f"{at}mixers.*.down.kernel", rows))
+    inner = ("mixer.in", "mixer.qkv", "mixer.z", "gate", "up")
+    split += [(f"{at}mixers.*.{name}.kernel", columns) for name in inner]
+    split += [(f"{at}mixers.*.{name}.kernel", rows) for name in ("mixer.out", "down")]
     return [*split, (f"{at}head.kernel", rows)]
+
+
+def state_rules(axis: str) -> list[tuple[str, PartitionSpec]]:
+    """Return rules that split the heads of a carry's states over a mesh axis.
+
+    Paths are those of the carry: `states.0.ssm` [l, H, P, N], `states.0.memory` [l, H, K, V].
+    """
+    return [(f"states.*.{name}", PartitionSpec(None, axis)) for name in ("ssm", "memory")]

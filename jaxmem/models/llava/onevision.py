@@ -197,15 +197,17 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class LlavaFamily(Family):
-    """A LLaVA whose frames have one size, one after the other on one axis; see `Family`."""
+    """A LLaVA whose frames have one size, one after the other on one axis; see `Family`.
 
-    config: LlavaConfig
+    Of its config are read `decoder`, `vision.side` and `frame_tokens`.
+    """
+
     fps: int  # pictures per second, a whole number
     pixels: Pixels  # normalisation of the frames
 
     @staticmethod
     @abstractmethod
-    def read_config(config: Mapping[str, Any]) -> LlavaConfig:
+    def read_config(config: Mapping[str, Any]) -> Any:
         """Return the model that a config.json describes."""
 
     @staticmethod
@@ -268,6 +270,7 @@ class LlavaOnevision(LlavaFamily):
     split off first: it keeps the placeholder's own row, and with it the checkpoint's logits.
     """
 
+    config: LlavaConfig
     read_config = staticmethod(read_config)
     frame_features = staticmethod(encode)
 

@@ -15,7 +15,13 @@ from jax.sharding import Sharding
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.mamba2 import Mamba2
 from jaxmem.models.hf import checkpoint
-from jaxmem.models.hf.config import check_family, check_keys, check_value, read_json
+from jaxmem.models.hf.config import (
+    check_family,
+    check_keys,
+    check_layer_types,
+    check_value,
+    read_json,
+)
 from jaxmem.models.hf.weights import Place, Weight, dense, norm
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.rope import rope_1d
@@ -26,6 +32,8 @@ RENAMES = (("backbone.embedding.", "backbone.embeddings."),)
 """Names of state-spaces, to those of transformers."""
 IGNORE = ("lm_head.weight",)
 """A copy of the embedding that tied checkpoints may hold."""
+KINDS = ("mamba2", "linear_attention")
+"""Words for its layers, where a config.json names each; the second one is transformers'."""
 DEFAULTS = {
     "num_heads": 128, "head_dim": 64, "state_size": 128, "n_groups": 8, "conv_kernel": 4,
     "expand": 2, "use_bias": False, "use_conv_bias": True, "layer_norm_epsilon": 1e-5,
@@ -66,6 +74,7 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     check_keys(config, ("hidden_size", "num_hidden_layers", "vocab_size"))
     found = {**DEFAULTS, **config}
     check_value("hidden_act", found["hidden_act"], "silu")
+    check_layer_types(config, KINDS, config["num_hidden_layers"])
     heads, width = found["num_heads"], found["hidden_size"]
     if heads * found["head_dim"] != found["expand"] * width:
         raise ValueError(
@@ -121,11 +130,14 @@ def _of_state_spaces(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def weight_table(config: DecoderConfig) -> dict[str, Weight]:
-    """Return the weight table of a decoder, for names after `RENAMES`; see `finalise`."""
+def weight_table(config: DecoderConfig, prefix: str = "") -> dict[str, Weight]:
+    """Return the weight table of a decoder, for names after `RENAMES`; see `finalise`.
+
+    Its tensors begin with `prefix`.
+    """
     (mixer,) = config.stacks
     assert isinstance(mixer, Mamba2)
-    n, at, own = config.layers, "backbone.layers.{}.", "mixers.0.mixer"
+    n, at, own = config.layers, f"{prefix}backbone.layers.{{}}.", "mixers.0.mixer"
     width, inner, wide = config.width, mixer.inner, mixer.inner + mixer.channels + mixer.heads
     table = norm("mixers.0.norm", f"{at}norm", width, layers=n)
     table |= dense(f"{own}.in", f"{at}mixer.in_proj", width, wide, bias=mixer.bias, layers=n)
@@ -137,10 +149,11 @@ def weight_table(config: DecoderConfig) -> dict[str, Weight]:
         table[f"{own}.{path}"] = Weight(f"{at}mixer.{name}", (mixer.heads,), layers=n)
     table |= norm(f"{own}.norm", f"{at}mixer.norm", inner, layers=n)
     table |= dense(f"{own}.out", f"{at}mixer.out_proj", inner, width, bias=mixer.bias, layers=n)
-    table["embedding.embedding"] = Weight("backbone.embeddings.weight", (config.vocab, width))
-    table |= norm("norm", "backbone.norm_f", width)
+    words = f"{prefix}backbone.embeddings.weight"
+    table["embedding.embedding"] = Weight(words, (config.vocab, width))
+    table |= norm("norm", f"{prefix}backbone.norm_f", width)
     if not config.tied:
-        table["head.kernel"] = Weight("lm_head.weight", (config.vocab, width), "linear")
+        table["head.kernel"] = Weight(f"{prefix}lm_head.weight", (config.vocab, width), "linear")
     return table
 
 

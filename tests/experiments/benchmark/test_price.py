@@ -53,6 +53,23 @@ PARAMETERS |= {  # and a projection to the width of the base
         ("qwen3-vl", "4b", 2560), ("qwen3-vl", "8b", 4096),
     )
 }  # fmt: skip
+MA2MBA = {
+    "370m": (1024, 48, 269_056), "1.3b": (2048, 48, 537_344), "2.7b": (2560, 64, 671_488),
+}  # fmt: skip
+"""Video-Ma2mba: width, layers, and numbers of a layer's state as the paper prints them (C_S)."""
+
+
+def ma2mba(width, layers):
+    """Parameters of Mamba-2, of 23 blocks of CLIP ViT-L/14-336 and of the projector, by hand."""
+    inner, heads = 2 * width, 2 * width // 64
+    channels = inner + 2 * 128
+    layer = width * (inner + channels + heads) + 5 * channels + 3 * heads + inner + inner * width
+    words = 50_288 * width + width + layers * (layer + width)
+    block = 4 * (1024**2 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024
+    return words + (14 * 14 * 3 + 1 + 577 + 2) * 1024 + 23 * block + (1024 + width + 2) * width
+
+
+PARAMETERS |= {f"ma2mba:{size}": ma2mba(*sizes[:2]) for size, sizes in MA2MBA.items()}
 SIDES = (4, 6)  # cells of a frame
 
 TINY = [name for name, *_ in FAMILIES.values()]
@@ -243,6 +260,38 @@ def test_any_memory_on_any_family(tiny, memory):
     for name in TINY:
         found = counted(tiny(name, memory=memory, budget=256, hours=0.01))
         assert found.question.flops > 0 and found.state_bytes > 0
+
+
+@pytest.mark.parametrize("size", MA2MBA)
+def test_states_of_video_ma2mba(size):
+    """Those of the paper's table, at two hours (1.04 M tokens) and at its 2 M tokens alike."""
+    width, layers, numbers = MA2MBA[size]
+    two, four = (
+        counted(PriceConfig(f"ma2mba:{size}", hours=hours)) for hours in (2, 2e6 / 144 / 3600)
+    )
+    assert (two.rows, two.size, two.tokens) == (288, (336, 336), 1_036_800)
+    assert abs(four.tokens - 2_000_000) <= 144 and two.attends == 0
+    assert two.mixer_bytes == 4 * layers * numbers
+    assert 0 < two.state_bytes - two.mixer_bytes < 64  # numbers that are counted
+    for name in ("state_bytes", "mixer_bytes", "bank_bytes", "chunk", "question"):
+        assert getattr(two, name) == getattr(four, name)
+    decoder = two.parameters["decoder"]
+    block = 2 * 577 * 12 * 1024**2 + 4 * 577**2 * 1024
+    known = 2 * 288 * (decoder - 50_288 * width) + 2 * (23 * block + 2 * 576 * 588 * 1024)
+    assert known < two.chunk.flops < 1.1 * known  # what is left are the scans, and the projector
+
+
+@pytest.mark.slow
+def test_two_hours_of_video_ma2mba_on_24_gigabytes(capsys):
+    """The whole command at full size; a carry is as small as the paper's 162 MiB."""
+    assert benchmark.main("price --model ma2mba:2.7b --hours 2 --json".split()) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert round(found["state_bytes"] / 2**20, 1) == 163.9
+    assert max(found[step]["peak_bytes"] for step in ("chunk", "question")) < 7 * 2**30
+    assert all(item["fits"] for item in found["bounds"])
+    assert benchmark.main("price --model ma2mba:370m --gpu rtx3090".split()) == 0
+    printed = capsys.readouterr().out
+    assert "states alone: no layer attends" in printed and "518,400 tokens" in printed
 
 
 def test_roofline():

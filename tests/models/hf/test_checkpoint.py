@@ -278,6 +278,53 @@ def test_placement_on_two_devices(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+STATES = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+sys.path.insert(0, {tests!r})
+from checkpoints import write_ma2mba
+import jaxmem as jm
+from jaxmem.models.hf import weights as ws
+folder = write_ma2mba(__import__("pathlib").Path(sys.argv[1]))
+mesh = Mesh(np.array(jax.devices()), ("model",))
+found = []
+for rules in ([], ws.decoder_rules("model")):
+    model = jm.load(folder, dtype="float32", sharding=ws.mesh_rule(mesh, rules))
+    program = jm.compile(model, jm.Recent(4), chunk_pieces=2)
+    bound = jm.bind(program, model.params)
+    place = ws.mesh_rule(mesh, ws.state_rules("model") if rules else [])
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    put = lambda path, x: jax.device_put(x, place(name(path)))
+    begun = jax.tree_util.tree_map_with_path(put, jm.start(program, bound))
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 1, 16, 16, 3), np.uint8)
+    samples, valid = np.zeros((2, 1), np.float32), np.ones(2, bool)
+    chunks = [model.preprocess(part, samples, valid, None, 0) for part in frames]
+    chunks = jax.tree.map(lambda *x: np.stack(x), *chunks)
+    carry = jm.stream(bound, begun, chunks, program=program)
+    found.append((model.params["decoder"]["mixers"][0]["mixer"], carry, begun))
+mixer, carry, begun = found[1]
+assert mixer["in"]["kernel"].addressable_shards[0].data.shape == (3, 32, 152 // 2)
+assert mixer["out"]["kernel"].addressable_shards[0].data.shape == (3, 64 // 2, 32)
+assert begun.states[0].ssm.addressable_shards[0].data.shape == (3, 8 // 2, 8, 8)
+assert mixer["a_log"].addressable_shards[0].data.shape == (3, 8)
+for one, other in zip(*(jax.tree.leaves(carry.states) for _, carry, _ in found), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+assert np.abs(found[0][1].states[0].ssm).max() > 0.1
+"""
+
+
+@pytest.mark.slow
+def test_layers_with_a_state_on_two_devices(tmp_path):
+    """Weights and states cut over two devices stream what uncut ones do."""
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    code = STATES.format(tests=str(Path(__file__).parents[2] / "support"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x")], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 PEAK = """
 import resource, sys, jax.numpy as jnp
 from jaxmem.models.hf import checkpoint as ck, weights as ws

@@ -1,4 +1,4 @@
-"""SigLIP and Whisper encoders of random sizes against the installed transformers."""
+"""SigLIP, CLIP and Whisper encoders of random sizes against the installed transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,11 @@ import pytest
 from cases import spread
 from passes import FEATURES, HIDDEN, close
 
-from jaxmem.models.encoders import siglip, whisper
+from jaxmem.models.encoders import clip, siglip, whisper
 from jaxmem.models.hf.checkpoint import load
 from jaxmem.models.hf.config import read_json
+
+CLIP = 1e-5
 
 
 def opened(family, folder):
@@ -50,6 +52,32 @@ def test_siglip(hf, tmp_path, seed):
         close(final, out.last_hidden_state.numpy(), FEATURES)
         if head:
             close(siglip.pool(params, config, final), out.pooler_output.numpy(), FEATURES)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clip(hf, tmp_path, seed):
+    """Every block, with the class token; the last but one is what Video-Ma2mba reads."""
+    rng, torch = np.random.default_rng(seed), hf.torch
+    heads, patch = int(rng.integers(1, 5)), int(rng.integers(2, 6))
+    raw = hf.transformers.CLIPVisionConfig(
+        hidden_size=4 * heads * int(rng.integers(1, 5)), intermediate_size=40,
+        num_hidden_layers=int(rng.integers(2, 5)), num_attention_heads=heads,
+        image_size=patch * int(rng.integers(2, 7)) + int(rng.integers(patch)), patch_size=patch,
+    )  # fmt: skip
+    model = hf.transformers.CLIPVisionModel(raw).float().eval()
+    spread(torch, model, seed)
+    model.save_pretrained(tmp_path)
+    config, params = opened(clip, tmp_path)
+    pixels = rng.normal(size=(2, raw.image_size, raw.image_size, 3)).astype(np.float32)
+    with torch.no_grad():
+        pictures = torch.tensor(pixels.transpose(0, 3, 1, 2).copy())
+        out = model(pictures, output_hidden_states=True)
+    taps = tuple(range(config.stack.depth))
+    run = jax.jit(lambda p, x: clip.encode(p, config, x, taps=taps))
+    last, tapped = run(params, jnp.asarray(pixels))
+    for mine, theirs in zip(tapped, out.hidden_states[1:], strict=True):
+        close(mine, theirs.numpy(), CLIP)
+    close(last, out.last_hidden_state.numpy(), CLIP)
 
 
 @pytest.mark.parametrize("seed", range(4))
