@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.memory.base import Memory, Spec, State, at_layer, kv_of, shapes
-from jaxmem.typing import Array, Int, PyTree
+from jaxmem.typing import Array, Int, PyTree, UInt
 
 
 @dataclass(frozen=True)
@@ -112,20 +113,27 @@ def init(memory: Memory, spec: Spec, layout: Layout) -> State:
     return State(slots, aux)
 
 
+class Bits(NamedTuple):
+    """An array of bfloat16 as its bits."""
+
+    of: UInt[Array, "..."]  # uint16
+
+
 def as_bits(tree: PyTree) -> PyTree:
-    """Return a tree whose bfloat16 leaves are their bits, uint16.
+    """Return a tree whose bfloat16 leaves are their `Bits`.
 
     XLA's CPU converts all of an array of bfloat16 to float32 and back to update a part of it; of
     bits it writes the part. `read` and `write` take slots either way. Bits have no gradient.
     """
-    narrow = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16)
+    narrow = lambda x: Bits(jax.lax.bitcast_convert_type(x, jnp.uint16))
     return jax.tree.map(lambda x: narrow(x) if x.dtype == jnp.bfloat16 else x, tree)
 
 
 def as_floats(tree: PyTree) -> PyTree:
     """Return what `as_bits` was given."""
-    wide = lambda x: jax.lax.bitcast_convert_type(x, jnp.bfloat16)
-    return jax.tree.map(lambda x: wide(x) if x.dtype == jnp.uint16 else x, tree)
+    held = lambda x: isinstance(x, Bits)
+    wide = lambda x: jax.lax.bitcast_convert_type(x.of, jnp.bfloat16) if held(x) else x
+    return jax.tree.map(wide, tree, is_leaf=held)
 
 
 def read(layout: Layout, state: State, layer: Int[Array, ""], window: int) -> State:
@@ -152,8 +160,7 @@ def write(layout: Layout, state: State, layer: Int[Array, ""], new: State) -> St
         old = jax.lax.dynamic_slice_in_dim(leaf, offset, window)
         inside = jnp.arange(window, dtype=jnp.int32) < capacity
         mask = inside.reshape((window,) + (1,) * (leaf.ndim - 1))
-        fresh = as_bits(fresh) if leaf.dtype == jnp.uint16 else fresh.astype(leaf.dtype)
-        rows = jnp.where(mask, fresh, old)
+        rows = jnp.where(mask, fresh.astype(leaf.dtype), old)
         return jax.lax.dynamic_update_slice_in_dim(leaf, rows, offset, 0)
 
     aux = jax.tree.map(
@@ -163,7 +170,9 @@ def write(layout: Layout, state: State, layer: Int[Array, ""], new: State) -> St
         state.aux,
         new.aux,
     )
-    return State(jax.tree.map(one, state.slots, new.slots), aux)
+    in_bits = jax.tree.structure(state.slots) != jax.tree.structure(new.slots)
+    fresh = as_bits(new.slots) if in_bits else new.slots
+    return State(jax.tree.map(one, state.slots, fresh), aux)
 
 
 Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]

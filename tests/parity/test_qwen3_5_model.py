@@ -129,11 +129,13 @@ def refused(folder, tmp_path, part, **values):
 def test_kinds_of_layers_that_are_not_known_are_refused(folder, tmp_path):
     kinds = ["linear_attention"] * 5 + ["sliding_attention", "mamba", "full_attention"]
     said = refused(folder, tmp_path, "text_config", layer_types=kinds)
-    assert said.startswith("layer 5 of config.json (layer_types) is 'sliding_attention'; the kinds")
+    assert said.startswith(
+        "layer 6 of 8 is 'sliding_attention' in config.json (layer_types); the kinds"
+    )
     assert "linear_attention and full_attention" in said and "mamba" not in said
     assert said.count(".") == 2  # of config.json and at the end: one sentence
     said = refused(folder, tmp_path, "text_config", layer_types=kinds[:5])
-    assert "names 5 layers but num_hidden_layers is 8" in said
+    assert "names 5 layers in config.json, but num_hidden_layers is 8" in said
 
 
 @pytest.mark.parametrize(

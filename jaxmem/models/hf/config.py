@@ -161,19 +161,18 @@ def check_family(
         )
 
 
-def check_layer_types(config: Mapping[str, Any], known: Sequence[str], layers: int) -> None:
+def check_layer_kinds(kinds: Sequence[str], known: Sequence[str], layers: int) -> None:
     """Raise a ValueError if `layer_types` names another number of layers, or an unknown kind."""
-    kinds = config.get("layer_types", [known[0]] * layers)
     if len(kinds) != layers:
         raise ValueError(
             f"layer_types names {len(kinds)} layers in config.json, but num_hidden_layers is "
-            f"{layers}: the two must be equal."
+            f"{layers}: use the config.json of the checkpoint."
         )
     for number, kind in enumerate(kinds, 1):
         if kind not in known:
             raise ValueError(
                 f"layer {number} of {layers} is {kind!r} in config.json (layer_types); the kinds "
-                f"that are known here are {', '.join(known)}."
+                f"that this family has are {' and '.join(known)}: use a checkpoint of these."
             )
 
 

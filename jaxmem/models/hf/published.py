@@ -6,8 +6,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-FAMILIES = tuple(
-    "qwen2-vl qwen2.5-vl qwen2.5-omni qwen3-vl qwen3.5 llava-onevision smolvlm2 salmonn ma2mba".split()
+FAMILIES = (
+    *("qwen2-vl", "qwen2.5-vl", "qwen2.5-omni", "qwen3-vl", "qwen3.5"),
+    *("llava-onevision", "smolvlm2", "salmonn", "ma2mba"),
 )
 """What stands before the colon."""
 

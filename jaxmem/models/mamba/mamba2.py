@@ -18,7 +18,7 @@ from jaxmem.models.hf import checkpoint
 from jaxmem.models.hf.config import (
     check_family,
     check_keys,
-    check_layer_types,
+    check_layer_kinds,
     check_value,
     read_json,
 )
@@ -74,7 +74,8 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     check_keys(config, ("hidden_size", "num_hidden_layers", "vocab_size"))
     found = {**DEFAULTS, **config}
     check_value("hidden_act", found["hidden_act"], "silu")
-    check_layer_types(config, KINDS, config["num_hidden_layers"])
+    layers = config["num_hidden_layers"]
+    check_layer_kinds(config.get("layer_types", KINDS[:1] * layers), KINDS, layers)
     heads, width = found["num_heads"], found["hidden_size"]
     if heads * found["head_dim"] != found["expand"] * width:
         raise ValueError(
@@ -92,7 +93,6 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         bias=found["use_bias"],
         conv_bias=found["use_conv_bias"],
     )
-    layers = found["num_hidden_layers"]
     return DecoderConfig(
         layers=layers,
         width=width,

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.gated_delta import GatedDelta
-from jaxmem.models.hf.config import check_family, check_value, fields
+from jaxmem.models.hf.config import check_family, check_layer_kinds, check_value, fields
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, layers_of, norm, under
 from jaxmem.models.qwen.config import QWEN3_5, TOKENS, read_decoder
@@ -76,17 +76,7 @@ def layer_kinds(text: Mapping[str, Any], layers: int) -> tuple[str, ...]:
             "on: use the config.json of the checkpoint."
         )
     kinds = text.get("layer_types", [KINDS[(i + 1) % every == 0] for i in range(layers)])
-    for i, kind in enumerate(kinds):
-        if kind not in KINDS:
-            raise ValueError(
-                f"layer {i} of config.json (layer_types) is {kind!r}; the kinds that this family "
-                f"has are {' and '.join(KINDS)}: use a checkpoint of these."
-            )
-    if len(kinds) != layers:
-        raise ValueError(
-            f"layer_types of config.json names {len(kinds)} layers but num_hidden_layers is "
-            f"{layers}: use the config.json of the checkpoint."
-        )
+    check_layer_kinds(kinds, KINDS, layers)
     return tuple(kinds)
 
 
