@@ -33,7 +33,7 @@ def layer(z):
     return MoM(heads, dim, memories=count, shared=shared), found
 
 
-@pytest.mark.parametrize("cuts", [(40,), (8,) * 5], ids=str)
+@pytest.mark.parametrize("cuts", [(40,), pytest.param((8,) * 5, marks=pytest.mark.slow)], ids=str)
 def test_outputs_in_one_pass_and_cut(file, cuts):
     z = weights.read(file)
     with jax.enable_x64():

@@ -34,7 +34,7 @@ def layer(z):
     return Titans(1, width, depth, **more), found
 
 
-@pytest.mark.parametrize("cuts", [(26,), (13, 13)], ids=str)
+@pytest.mark.parametrize("cuts", [(26,), pytest.param((13, 13), marks=pytest.mark.slow)], ids=str)
 def test_outputs_memory_and_momentum(file, cuts):
     z = weights.read(file)
     with jax.enable_x64():
