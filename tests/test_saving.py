@@ -41,6 +41,7 @@ def go_on(carry, program):
     return np.asarray(ask(weights, carry, question, program=program).first)
 
 
+@pytest.mark.slow  # as in experiments/stream/test_going_on.py
 def test_a_stream_goes_on_in_another_process(tmp_path):
     program, weights = program_of(), small.params(CFG)
     half = jax.tree.map(lambda x: x[:2], ROWS)

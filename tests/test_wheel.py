@@ -17,7 +17,7 @@ from jaxmem.memory import MEMORIES
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-FEW = ["random", "omnimem", "hermes", "flexmem", "rekv", "ma_lmm"]
+FEW = ["omnimem", "rekv"]
 """One of each machinery: a key, sketches, probes and a stack, banks, features."""
 EVERY_MEMORY = """
 import json, sys

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from golden_files import cases
 from weights import decoder_config, decoder_params, read
 
 from jaxmem import kv as tk
@@ -53,7 +54,7 @@ def pytest_generate_tests(metafunc):
     for name in metafunc.fixturenames:
         if name in kinds:
             files = sorted(Path(folder).glob(f"flexmem/{kinds[name]}*.npz"))
-            metafunc.parametrize(name, files, ids=[f.stem for f in files])
+            metafunc.parametrize(name, cases(files, given, ("schedule_std", "stream_fast")))
 
 
 def sizes(z):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from golden_files import cases
 from weights import read
 
 from jaxmem import kv as tk
@@ -32,6 +33,9 @@ PAD = 3  # padding rows after every chunk
 PROMPTS = ("local", "global", "mixed")
 
 
+SLOW = ("stream_llava_eager", "stream_llava_lazy", "stream_qwen_lazy", "stream_qwen_lazy_compact")
+
+
 def pytest_generate_tests(metafunc):
     """Every file of a kind is a case; weights lie beside the streams that they are of."""
     given = metafunc.config.getoption("--golden")
@@ -44,7 +48,7 @@ def pytest_generate_tests(metafunc):
             files = [f for f in files if not f.stem.endswith("_weights")]
             if name == "attended":
                 files = [f for f in files if attended_steps(read(f))]
-            metafunc.parametrize(name, files, ids=[f.stem for f in files])
+            metafunc.parametrize(name, cases(files, given, SLOW if name == "stream" else ()))
 
 
 def attended_steps(z):

@@ -215,7 +215,9 @@ def test_stream_has_the_positions_of_the_prompt(ref, seconds, frames, sounds):
     np.testing.assert_array_equal(after, pos[-2])
 
 
-@pytest.mark.parametrize("seconds", [Fraction(1), Fraction(2, 3)])
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(Fraction(1), marks=pytest.mark.slow), Fraction(2, 3)]
+)
 def test_ten_hours(ref, seconds):
     """Chunks of ten hours stand where one prompt over all of it would stand, in int32."""
     layout = replace(ref.config.layout, ticks_per_second=25, chunk_ticks=50)

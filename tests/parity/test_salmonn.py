@@ -236,7 +236,7 @@ def offline(folder, model, sizes, pieces, answer):
     return whole, jnp.concatenate([seen, heard]), deep
 
 
-@pytest.mark.parametrize("base", cfg.BASES)
+@pytest.mark.parametrize("base", [pytest.param("qwen2_5_vl", marks=pytest.mark.slow), "qwen3_vl"])
 def test_stream_is_the_offline_prompt(folder, model, sizes, base):
     """One clip and padding, then two clips: logits and tokens of one pass."""
     model, sizes = model(base), sizes(base)

@@ -250,7 +250,7 @@ CASES = {
     "generated": pytest.param(
         *("qwen2_5_vl", 2, {"inference_frames": 2 * FRAMES}, as_generated), marks=pytest.mark.slow
     ),
-    "timed": ("qwen3_vl", 2, {}, timed),
+    "timed": pytest.param("qwen3_vl", 2, {}, timed, marks=pytest.mark.slow),
     "steps": pytest.param(
         *("qwen3_vl", 2, {"group": 2}, lambda n: timed(n, group=2)), marks=pytest.mark.slow
     ),

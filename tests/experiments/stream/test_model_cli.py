@@ -73,7 +73,10 @@ def tokens_of(family, config, cells):
     return math.ceil(SECONDS / seconds) * (cells + round(25 * seconds))
 
 
-@pytest.mark.parametrize("family", STREAMED)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow if f == "qwen3_vl" else ()) for f in STREAMED],
+)
 def test_a_checkpoint_streams_a_clip_and_answers(job, folder, clip, frames, family):
     """Through OmniMem, also where nothing is heard: several tokens per answer, in the report and on
     the terminal; nothing compiles meanwhile."""

@@ -100,9 +100,10 @@ JUMPS = {
 @pytest.mark.parametrize(
     ("name", "jumps"),
     [
-        *[("recent", jumps) for jumps in JUMPS],
+        *[pytest.param(n, "once", marks=pytest.mark.slow) for n in ("recent", "omnimem")],
+        *[("recent", jumps) for jumps in JUMPS if jumps != "once"],
         *[pytest.param("evenly", jumps, marks=pytest.mark.slow) for jumps in JUMPS],
-        *[("omnimem", jumps) for jumps in ("once", "three times")],
+        ("omnimem", "three times"),
         ("omnimem, positions kept", "nine times"),
         ("recent in host memory", "three times"),
         ("in codes", "three times"),

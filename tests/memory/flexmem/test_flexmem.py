@@ -181,7 +181,11 @@ def reference(news, seen, own_audio, shallow, longs, topk, capacity):
 @pytest.mark.parametrize("news", [NEWS, SHORT], ids=["long", "short"])
 @pytest.mark.parametrize(
     ("own_audio", "long_term", "capacity"),  # 24 entries hold four full clips
-    [(True, True, 60), (False, True, 24), (True, False, 24)],
+    [
+        (True, True, 60),
+        pytest.param(False, True, 24, marks=pytest.mark.slow),
+        (True, False, 24),
+    ],
 )
 def test_is_the_plain_loop(own_audio, long_term, capacity, news):
     memory = known(own_audio=own_audio, long_term=long_term, capacity=capacity)

@@ -285,7 +285,10 @@ def test_frames_are_counted_by_arrival_where_positions_are_renumbered(name, widt
         np.testing.assert_array_equal(arrivals(states[1].slots.kv), np.arange(36, 48))
 
 
-@pytest.mark.parametrize("name", FRAMED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "last_frames" else ()) for n in FRAMED],
+)
 def test_frames_are_counted_by_arrival_in_the_loop(name):
     """Rows with several axes, a frame in each chunk."""
     cfg, frames, rng = small.config(), 12, np.random.default_rng(0)

@@ -100,7 +100,7 @@ def question(rows, seed=0):
 
 
 @pytest.mark.parametrize("name", MEMORIES)
-@pytest.mark.parametrize("chunks", [1, pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("chunks", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 8])
 def test_reading_against_a_plain_loop(name, chunks):
     memory, options, query = MEMORIES[name], OPTIONS[name], question(3)
     state = jax.device_get(laws.run(memory, memory.init(SPEC), standard())[0])
@@ -251,7 +251,7 @@ def test_equal_options_are_equal():
     assert LiveVLM(8) == LiveVLM(8) != LiveVLM(8, page=8) and len({LiveVLM(8), LiveVLM(8)}) == 1
 
 
-@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("per_head", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ample_budget_is_full_attention_in_the_decoder(per_head):
     memory = LiveVLM(64, ratio=1.0, audio_share=0.5, per_head=per_head)
     small.assert_full_attention(*small.streamed(memory))
