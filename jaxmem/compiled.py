@@ -35,11 +35,11 @@ class Compiled:
         update_wrapper(self, function)
 
     def _of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # the weights come first
-        halves = any(getattr(x, "dtype", None) in HALVES for x in jax.tree.leaves(args[:1]))
+        if not any(getattr(x, "dtype", None) in HALVES for x in jax.tree.leaves(args[:1])):
+            return self._plain
         # `jax.jit` refuses compiler options where it is traced itself; bits have no gradient
         traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((args, kwargs)))
-        narrow = halves and not traced and jax.default_backend() == "cpu"
-        return self._narrow if narrow else self._plain
+        return self._plain if traced or jax.default_backend() != "cpu" else self._narrow
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
