@@ -11,6 +11,7 @@ from jaxmem.typing import Array, Float
 _BACKENDS = {
     "xla": partial(ref.delta, at_once=False),
     "xla_blocks": partial(ref.delta, at_once=True),
+    **dispatch.pallas("jaxmem.kernels.delta.pallas", "delta"),
 }
 
 

@@ -8,7 +8,11 @@ from jaxmem.kernels import dispatch
 from jaxmem.kernels.ssd import ref
 from jaxmem.typing import Array, Float
 
-_BACKENDS = {"xla": partial(ref.ssd, at_once=False), "xla_blocks": partial(ref.ssd, at_once=True)}
+_BACKENDS = {
+    "xla": partial(ref.ssd, at_once=False),
+    "xla_blocks": partial(ref.ssd, at_once=True),
+    **dispatch.pallas("jaxmem.kernels.ssd.pallas", "ssd"),
+}
 
 
 def ssd(
