@@ -18,7 +18,8 @@ from jaxmem.kernels.delta import delta
 from jaxmem.kernels.delta import pallas as delta_pallas
 from jaxmem.kernels.ssd import pallas as ssd_pallas
 from jaxmem.kernels.ssd import ssd
-from jaxmem.mixers import GatedDelta, Mamba2
+from jaxmem.mixers.gated_delta import GatedDelta
+from jaxmem.mixers.mamba2 import Mamba2
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
 ROWS = 37  # two tiles of 16 and a short one
@@ -154,16 +155,9 @@ def test_a_layer_runs_on_the_kernel(mixer, way):
     )
     real = jnp.arange(20) < 17
 
-    def loss(weights, mixer):
-        y, state = mixer.chunk(weights, mixer.init(12), x, real)
-        return jnp.sum(jnp.where(real[:, None], y, 0) ** 2), state
-
-    ours, theirs = (
-        jax.jit(jax.value_and_grad(partial(loss, mixer=m), has_aux=True))(weights)
-        for m in (replace(mixer, implementation=way), mixer)
-    )
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max()))
+    run = lambda mixer: jax.jit(mixer.chunk)(weights, mixer.init(12), x, real)
+    (y, state), (want, end) = run(replace(mixer, implementation=way)), run(mixer)
+    close([y[:17], *state], [want[:17], *end], 2e-5)
 
 
 def test_what_the_kernels_do_not_do_is_said(monkeypatch):

@@ -48,7 +48,7 @@ def _kernel(tree: Any, y: Any, last: Any, *before: Any, form: ps.Form):
 
 
 def _form(x: Array, state: Array, block: int) -> ps.Form:
-    return ps.form_of(x.shape[0], *state.shape[1:], block)
+    return ps.form_of(x.shape[0], state.shape[1], state.shape[2], block)
 
 
 def _run(
