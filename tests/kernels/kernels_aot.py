@@ -160,6 +160,30 @@ def cases():
     for n in (12_288, 65_536):
         scores = jax.ShapeDtypeStruct((2, n), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
         yield f"select N={n}", lambda s, c, n=n: select(s, c, slots=n // 2, **how), scores
+    yield from scans()
+
+
+def scans():
+    """Yield the cases of the kernels that carry a state; "kept": the forward of reverse mode."""
+    import jax
+    import jax.numpy as jnp
+    from test_kernels_lowering import DELTA, SSD, delta_shapes, ssd_shapes
+
+    from jaxmem.kernels.delta import delta
+    from jaxmem.kernels.ssd import ssd
+
+    for name, kernel, shapes, sizes in (
+        ("ssd", ssd, ssd_shapes, SSD),
+        ("delta", delta, delta_shapes, DELTA),
+    ):
+        run = _with(kernel, implementation="pallas")
+        keep = lambda *given, run=run: jax.vjp(run, *given)[0]
+        for size in sizes:
+            for dtype in (jnp.float32, jnp.bfloat16):
+                kind = f"{name} {size[2]}x{size[4]} {jnp.dtype(dtype).name}"
+                yield kind, run, shapes(*size, dtype)
+                yield f"{kind}, kept", keep, shapes(*size, dtype)
+        yield f"{name} one row", run, shapes(1, *sizes[0][1:])
 
 
 def _with(function, **options):

@@ -6,6 +6,7 @@ come only when XLA compiles.
 
 import contextlib
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,19 @@ import pytest
 
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.attend import pallas as attend_pallas
+from jaxmem.kernels.delta import delta
 from jaxmem.kernels.received import mass, row_mass
 from jaxmem.kernels.segment import Segment
 from jaxmem.kernels.select import select, top_mask
+from jaxmem.kernels.ssd import ssd
 from jaxmem.rope import mrope_sectioned, rope_1d
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
 SHAPE = jax.ShapeDtypeStruct
 KERNEL = "__gpu$xla.gpu.triton"
 QWEN_7B = (1024, 28, 4, 128)  # T, H, G, D
+SSD = (1024, 80, 64, 1, 128), (1024, 16, 64, 16, 64)  # T, H, P, G, N: Mamba-2 2.7B; linear
+DELTA = (1024, 32, 128, 16, 128), (1024, 16, 64, 16, 64)  # T, H, V, G, K: Qwen3.5 9B; half the size
 
 
 def some_gpu():
@@ -57,6 +62,20 @@ def inputs(sizes, shape, memory, dtype=jnp.bfloat16, axes=1):
     segments = [segment(n, False) for n in (*sizes, memory)] + [segment(rows, True)]
     lse, counted = SHAPE((rows, heads), jnp.float32), SHAPE((rows,), bool)
     return SHAPE((rows, heads, dim), dtype), segments, lse, counted
+
+
+def ssd_shapes(rows, heads, dim, groups, size, dtype=jnp.float32):
+    """Return shapes of x, dt, a, b, c and state."""
+    x, along = SHAPE((rows, heads, dim), dtype), SHAPE((rows, groups, size), dtype)
+    dt, a = SHAPE((rows, heads), jnp.float32), SHAPE((heads,), jnp.float32)
+    return x, dt, a, along, along, SHAPE((heads, dim, size), jnp.float32)
+
+
+def delta_shapes(rows, heads, dim, groups, size, dtype=jnp.float32):
+    """Return shapes of q, k, v, g, beta and state."""
+    v, along = SHAPE((rows, heads, dim), dtype), SHAPE((rows, groups, size), dtype)
+    row = SHAPE((rows, heads), jnp.float32)
+    return along, along, v, row, row, SHAPE((heads, size, dim), jnp.float32)
 
 
 @pytest.mark.parametrize("memory", [4096, 8192])
@@ -155,3 +174,26 @@ def test_select_of_one_and_of_many_rows():
 def test_nothing_but_a_name_chooses_a_kernel():
     q, segments, _, _ = inputs((), (64, 4, 2, 64), 256)
     assert kernels_of(lambda q, s: attend(q, s, rope=rope_1d(64)), q, segments) == 0
+
+
+@pytest.mark.parametrize("size", SSD, ids=str)
+def test_ssd_forward_and_in_a_gradient(size):
+    run = partial(ssd, implementation="pallas")
+    assert kernels_of(run, *ssd_shapes(*size)) == 1
+    assert kernels_of(gradient(run), *ssd_shapes(*size, jnp.bfloat16)) == 1
+
+
+@pytest.mark.parametrize("size", DELTA, ids=str)
+def test_delta_forward_and_in_a_gradient(size):
+    run = partial(delta, implementation="pallas")
+    assert kernels_of(run, *delta_shapes(*size)) == 2
+    assert kernels_of(gradient(run), *delta_shapes(*size, jnp.bfloat16)) == 2
+
+
+def test_scans_of_many_streams_lower_too():
+    shapes = jax.tree.map(lambda x: SHAPE((3, *x.shape), x.dtype), ssd_shapes(*SSD[1]))
+    assert kernels_of(jax.vmap(partial(ssd, implementation="pallas")), *shapes) == 1
+
+
+def gradient(run):
+    return jax.grad(lambda *x: jnp.sum(run(*x)[0].astype(jnp.float32) ** 2), argnums=range(6))

@@ -11,6 +11,7 @@ from jaxmem.typing import Array, Float
 _BACKENDS = {
     "xla": partial(ref.delta, at_once=False),
     "xla_blocks": partial(ref.delta, at_once=True),
+    **dispatch.pallas("jaxmem.kernels.delta.pallas", "delta"),
 }
 
 
@@ -41,14 +42,15 @@ def delta(
       beta: shares of the difference that are written, 0 to 1.
       state: S before the first row.
       block: rows of a block, which changes rounding and speed only.
-      implementation: "xla" passes the blocks one by one, "xla_blocks" solves all systems at once;
-        None: "xla".
+      implementation: "xla" passes the blocks one by one, "xla_blocks" solves all systems at once,
+        "pallas" is kernels for GPUs; None: "xla".
 
     Returns:
       o, in v's dtype, and the state after the last row, in its dtype.
 
     Raises:
       ValueError: if shapes do not fit, or there is no such implementation.
+      NotImplementedError: of "pallas", for float64 and states larger than 128 by 128 a head.
     """
     rows, heads, dim = v.shape
     groups, size = k.shape[1:]

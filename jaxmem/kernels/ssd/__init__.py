@@ -8,7 +8,11 @@ from jaxmem.kernels import dispatch
 from jaxmem.kernels.ssd import ref
 from jaxmem.typing import Array, Float
 
-_BACKENDS = {"xla": partial(ref.ssd, at_once=False), "xla_blocks": partial(ref.ssd, at_once=True)}
+_BACKENDS = {
+    "xla": partial(ref.ssd, at_once=False),
+    "xla_blocks": partial(ref.ssd, at_once=True),
+    **dispatch.pallas("jaxmem.kernels.ssd.pallas", "ssd"),
+}
 
 
 def ssd(
@@ -38,13 +42,14 @@ def ssd(
       state: h before the first row.
       block: rows of a block, which changes rounding and speed only.
       implementation: "xla" passes the blocks one by one, "xla_blocks" all at once (3 to 5 times the
-        memory); None: "xla".
+        memory), "pallas" is a kernel for GPUs; None: "xla".
 
     Returns:
       y, in x's dtype, without the skip D x; and the state after the last row, in its dtype.
 
     Raises:
       ValueError: if shapes do not fit, or there is no such implementation.
+      NotImplementedError: of "pallas", for float64 and states larger than 128 by 128 a head.
     """
     rows, heads, dim = x.shape
     groups, size = b.shape[1:]

@@ -1,0 +1,195 @@
+"""What the Pallas kernels that carry a state share: tiles of rows, and gradients block by block.
+
+A program owns some columns of one head's state and walks the tiles of rows, the state in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from jaxmem.kernels.blocks import in_blocks
+from jaxmem.kernels.pallas_tiles import power_of_two
+from jaxmem.typing import Array, Float, PyTree
+
+MOST = 128  # largest side of a state that was compiled
+ROWS = 32  # of a tile
+COLUMNS = 32  # of the state, in a program
+PIECE = 32  # entries of the state's other axis that a product takes at a time
+WARPS = 8
+# One product of float32 holds its operands in registers. In tiles of these sizes, with keys loaded
+# piece by piece just before each use and none ahead, nothing spills (experiments/kernels_aot).
+
+Pieces = tuple[Array, ...]
+"""A program's columns of the state, [across, columns] in pieces of `PIECE` rows."""
+
+
+class Form(NamedTuple):
+    """Static sizes of a walk."""
+
+    count: int  # T
+    rows: int  # of a tile
+    across: int  # the state's other axis, padded
+    columns: int  # of the state, in a program
+    every: int  # tiles between two states that are kept
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of rows."""
+        return pl.cdiv(self.count, self.rows)
+
+    @property
+    def spans(self) -> list[Array]:
+        """Entries of the state's other axis that are in a piece."""
+        width = min(PIECE, self.across)
+        return [at + lax.iota(jnp.int32, width) for at in range(0, self.across, width)]
+
+    @property
+    def block(self) -> int:
+        """Rows between two states that are kept."""
+        return self.rows * self.every
+
+
+def form_of(count: int, across: int, columns: int, block: int) -> Form:
+    """Return the sizes for T rows and a state [across, columns]; every `block` rows one is kept."""
+    rows = min(ROWS, 1 << max(block.bit_length() - 1, 4), power_of_two(count))
+    every = max(1, min(block // rows, pl.cdiv(count, rows)))
+    return Form(count, rows, power_of_two(across), min(COLUMNS, power_of_two(columns)), every)
+
+
+def check(arrays: tuple[Array, ...], state: Array) -> None:
+    """Raise NotImplementedError for what no kernel does."""
+    for x in (*arrays, state):
+        if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+            raise NotImplementedError(f"kernels take 16 and 32-bit floats, got {x.dtype}.")
+    if max(state.shape[1:]) > MOST:
+        raise NotImplementedError(
+            f"kernels take states of at most {MOST} by {MOST} a head, got {state.shape[1:]}."
+        )
+    if not arrays[0].shape[0]:
+        raise NotImplementedError("kernels take at least one row.")
+
+
+def dot(a: Array, b: Array, over: tuple[int, int] = (1, 0)) -> Array:
+    """Return the product over an axis of each, exact to float32."""
+    if a.dtype != b.dtype or a.dtype == jnp.float32:
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    full = a.dtype == jnp.float32
+    return lax.dot_general(
+        a,
+        b,
+        (((over[0],), (over[1],)), ((), ())),
+        precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def load(ref: Any, rows: Array, columns: Array) -> Array:
+    """Return entries [rows, columns] of a matrix, 0 outside of it."""
+    i, j = rows[:, None], columns[None, :]
+    inside = (i < ref.shape[0]) & (j < ref.shape[1])
+    return pltriton.load(ref.at[i, j], mask=inside, other=jnp.zeros((), ref.dtype))
+
+
+def load_row(ref: Any, rows: Array) -> Float[Array, "Q"]:
+    """Return entries of a vector, 0 after its end."""
+    return pltriton.load(ref.at[rows], mask=rows < ref.shape[0], other=0.0)
+
+
+def store(ref: Any, rows: Array, columns: Array, x: Array, *which: Array) -> None:
+    """Write what lies inside of a matrix, or of the one that `which` names."""
+    i, j = rows[:, None], columns[None, :]
+    inside = (i < ref.shape[-2]) & (j < ref.shape[-1])
+    pltriton.store(ref.at[*which, i, j], x.astype(ref.dtype), mask=inside)
+
+
+def decays(log: Float[Array, "Q"]) -> tuple[Array, Array, Array]:
+    """Return the sums c of log decays [Q], the last one, and exp(c_i - c_j) for j <= i, else 0."""
+    rows = log.shape[0]
+    cum, at = jnp.cumsum(log), lax.iota(jnp.int32, rows)
+    # Masked before exp, which overflows above the diagonal.
+    between = jnp.where(at[:, None] >= at[None, :], cum[:, None] - cum[None, :], -jnp.inf)
+    return cum, jnp.sum(jnp.where(at == rows - 1, cum, 0.0)), jnp.exp(between)
+
+
+def load_state(form: Form, ref: Any, columns: Array) -> Pieces:
+    """Return a program's columns of the state."""
+    return tuple(load(ref, n, columns) for n in form.spans)
+
+
+def store_state(form: Form, ref: Any, columns: Array, state: Pieces, *which: Array) -> None:
+    """Write a program's columns of the state."""
+    for n, part in zip(form.spans, state, strict=True):
+        store(ref, n, columns, part, *which)
+
+
+def keep(form: Form, before: Any, i: Array, columns: Array, state: Pieces) -> None:
+    """Write the state before tile i where a block begins, and there is an output for it."""
+    if before:
+
+        @pl.when(lax.rem(i, jnp.int32(form.every)) == 0)
+        def _():
+            which = lax.div(i, jnp.int32(form.every))
+            store_state(form, before[0], columns, state, which)
+
+
+def written(
+    form: Form, along: Any, row: Array, state: Pieces, u: Array, cum: Array, total: Array
+) -> Pieces:
+    """Return the state after a tile of which u is written along the rows of `along`."""
+    u *= jnp.exp(total - cum)[:, None]
+    return tuple(
+        jnp.exp(total) * part + dot(load(along, row, n), u, (0, 0))
+        for n, part in zip(form.spans, state, strict=True)
+    )
+
+
+def of_head(x: Any, shared: int = 1) -> pl.BlockSpec:
+    """Return the spec of [T, heads, ...] of which a program sees its head's (grid axis 0)."""
+    shape = (x.shape[0], None, *x.shape[2:])
+    return pl.BlockSpec(shape, lambda h, *_: (0, h // shared, *(0,) * (x.ndim - 2)))
+
+
+def kept(form: Form, state: Array) -> jax.ShapeDtypeStruct:
+    """Return the shape of the states before every block, [blocks, *state]."""
+    return jax.ShapeDtypeStruct((pl.cdiv(form.tiles, form.every), *state.shape), jnp.float32)
+
+
+def backward(
+    body: Callable[..., tuple[Array, Array]],
+    fixed: PyTree,
+    rows: PyTree,
+    before: Float[Array, "blocks *state"],
+    up: tuple[Array, Array],
+    size: int,
+) -> tuple[PyTree, PyTree, Array]:
+    """Return gradients by what is fixed, by the rows and by the first state, in plain XLA.
+
+    Blocks are computed again one by one, from the last to the first.
+
+    Args:
+      body: from what is fixed, a block's rows and the state before it to outputs and state.
+      fixed: what all blocks share.
+      rows: of every leaf the leading axis T.
+      before: states that the kernel kept.
+      up: cotangents of the outputs and of the last state.
+      size: rows of a block.
+    """
+    count = jax.tree.leaves(rows)[0].shape[0]
+    blocks, dy = in_blocks((rows, up[0]), size)
+
+    def step(carry: Any, block: Any) -> tuple[Any, PyTree]:
+        state, rows, dy = block
+        more, drows, dstate = jax.vjp(body, fixed, rows, state)[1]((dy, carry[0]))
+        return (dstate, jax.tree.map(jnp.add, carry[1], more)), drows
+
+    start = up[1], jax.tree.map(jnp.zeros_like, fixed)
+    (dstate, dfixed), drows = lax.scan(step, start, (before, blocks, dy), reverse=True)
+    drows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], drows)
+    return dfixed, drows, dstate
