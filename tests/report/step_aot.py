@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/kernels"), str(ROOT)]
 from kernels_aot import NEEDS, missing, put_on  # noqa: E402, the script finds it there
 
-SLOTS, CHUNK = 1024, 512
+CHUNK = 512
+SLOTS = {"pallas": 1024, "xla": 8192}
+"""Of a layer; with XLA so many that the slots of all layers outgrow a tile of logits."""
 ENTRIES = CHUNK * CHUNK
 """Rows by rows, and less than rows by slots; no pool, weight or array of rows is as large."""
 FEW, MANY = 3, 12  # layers
@@ -23,12 +25,15 @@ BOTH = ((FEW, "bfloat16"), (FEW, "float32"))
 CASES = {
     ("sm_80", "pallas"): BOTH,
     ("sm_90", "pallas"): (*BOTH, (MANY, "bfloat16")),
-    ("sm_90", "xla"): BOTH,
+    ("sm_90", "xla"): ((MANY, "bfloat16"), (MANY, "float32")),
 }
 """Layers and dtypes that are compiled for a target and a back end of the kernels."""
 
+FLAGS = "--xla_backend_optimization_level=0 --xla_gpu_disable_gpuasm_optimizations=true"
+"""They spare work on what is inside of kernels; the text is the same."""
 
-def figures(name, layers, dtype, put):
+
+def figures(name, slots, layers, dtype, put):
     """Return what is known of the step with a memory."""
     import jax
 
@@ -42,7 +47,7 @@ def figures(name, layers, dtype, put):
 
     config = DecoderConfig(layers, 64, 4, 2, 16, 64, 50, rope_1d(16))
     params = jax.tree.map(lambda x: x.astype(dtype), init_decoder(config, jax.random.key(0)))
-    program = program_of(config, name, SLOTS, CHUNK, dtype)
+    program = program_of(config, name, slots, CHUNK, dtype)
     given = bind(program, params), init_carry(program), chunks_of(program)
     here, jax.default_backend = jax.default_backend, lambda: "gpu"  # traced as it is on a GPU
     try:
@@ -69,7 +74,7 @@ def main(target, kernels, *only):
     """Print a line per step; the kernels are those of `jaxmem.kernels.dispatch`."""
     if missing():
         sys.exit(f"missing: {NEEDS}.")
-    os.environ["XLA_FLAGS"] = ""  # those of the tests compile fast rather than well
+    os.environ["XLA_FLAGS"] = FLAGS
     put = put_on(target)
     from jaxmem.kernels import dispatch
     from jaxmem.memory import MEMORIES
@@ -78,7 +83,7 @@ def main(target, kernels, *only):
     for name in only or MEMORIES:
         for layers, dtype in CASES[target, kernels]:
             about = {"target": target, "back end": kernels}
-            print(json.dumps(about | figures(name, layers, dtype, put)), flush=True)
+            print(json.dumps(about | figures(name, SLOTS[kernels], layers, dtype, put)), flush=True)
 
 
 if __name__ == "__main__":

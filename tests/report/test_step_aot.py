@@ -13,7 +13,7 @@ pytestmark = pytest.mark.aot
 SCRIPT = Path(__file__).with_name("step_aot.py")
 REBUILT = {"moviechat", "ma_lmm", "memory_vla"}
 """They merge frames: their whole (small) arrays are made anew with every frame."""
-NO_LAYERS = REBUILT | {"flash_vstream_qwen"}
+NO_LAYERS = REBUILT | {"flash_vstream", "flash_vstream_qwen"}
 """They hold features: no layer runs while the stream is watched."""
 
 
@@ -61,6 +61,8 @@ def test_temporaries_are_those_of_one_layer(records):
         {r["memory"]: r for r in records if (r["layers"], r["dtype"]) == (layers, "bfloat16")}
         for layers in (FEW, MANY)
     )
+    if not few or not many:
+        pytest.skip("compiled with one number of layers here.")
     grown = {name: r["temporaries"] - few[name]["temporaries"] for name, r in many.items()}
     room = {name: 2 * (r["pool"] - few[name]["pool"]) for name, r in many.items()}
     assert {name: n for name, n in grown.items() if n >= room[name]} == {}

@@ -130,5 +130,5 @@ def expected_share(
 
     held = jnp.broadcast_to(real, (groups, real.shape[1]))
     # Keys with their heads in front would have XLA hold the slots of all layers so on a GPU, and
-    # transpose them with every chunk.
+    # transpose them before and after every call.
     return jax.lax.map(attention, (jnp.arange(groups, dtype=jnp.int32), mean, cov, held))
