@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from step_aot import CASES, FEW, MANY, NEEDS, missing
+from step_aot import CASES, CHUNK, FEW, MANY, NEEDS, missing
 
 pytestmark = pytest.mark.aot
 SCRIPT = Path(__file__).with_name("step_aot.py")
@@ -15,6 +15,9 @@ REBUILT = {"moviechat", "ma_lmm", "memory_vla"}
 """They merge frames: their whole (small) arrays are made anew with every frame."""
 NO_LAYERS = REBUILT | {"flash_vstream", "flash_vstream_qwen"}
 """They hold features: no layer runs while the stream is watched."""
+
+STACK = {"hermes", "flexmem"}
+"""They see a chunk of all layers at once, which is held until then: L T, not L S."""
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -63,6 +66,8 @@ def test_temporaries_are_those_of_one_layer(records):
     )
     if not few or not many:
         pytest.skip("compiled with one number of layers here.")
-    grown = {name: r["temporaries"] - few[name]["temporaries"] for name, r in many.items()}
-    room = {name: 2 * (r["pool"] - few[name]["pool"]) for name, r in many.items()}
-    assert {name: n for name, n in grown.items() if n >= room[name]} == {}
+    for name, r in many.items():
+        grown = r["temporaries"] - few[name]["temporaries"]
+        room = 2 * (r["pool"] - few[name]["pool"]) + 2**16
+        shown = (MANY - FEW) * CHUNK * 2 * 32 * 2  # bytes of keys and values of a chunk
+        assert grown < room + (shown if name in STACK else 0), name
