@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout as Order
+from jax.experimental.layout import with_layout_constraint
 
 from jaxmem.memory.base import Memory, Spec, State, at_layer, kv_of, shapes
 from jaxmem.typing import Array, Int, PyTree, UInt
@@ -136,6 +138,16 @@ def as_floats(tree: PyTree) -> PyTree:
     return jax.tree.map(wide, tree, is_leaf=held)
 
 
+def _as_held(x: Array) -> Array:
+    """Return x, whose readers may not choose the order in which the slots of all layers lie.
+
+    XLA would transpose these on a GPU, for products that want another order.
+    """
+    if jax.default_backend() == "cpu":
+        return x
+    return with_layout_constraint(x, Order(tuple(range(x.ndim))))
+
+
 def read(layout: Layout, state: State, layer: Int[Array, ""], window: int) -> State:
     """Return one layer's state as a window of `window` slots, empty beyond the layer's capacity."""
     offset = jnp.asarray(np.asarray(layout.offsets, np.int32))[layer]
@@ -143,7 +155,7 @@ def read(layout: Layout, state: State, layer: Int[Array, ""], window: int) -> St
     inside = jnp.arange(window, dtype=jnp.int32) < capacity
 
     def one(leaf: Array) -> Array:
-        rows = jax.lax.dynamic_slice_in_dim(leaf, offset, window)
+        rows = _as_held(jax.lax.dynamic_slice_in_dim(leaf, offset, window))
         mask = inside.reshape((window,) + (1,) * (leaf.ndim - 1))
         return jnp.where(mask, rows, jnp.zeros((), leaf.dtype))
 

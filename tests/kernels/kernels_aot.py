@@ -190,30 +190,34 @@ def _with(function, **options):
     return lambda *given, **more: function(*given, **options, **more)
 
 
+def put_on(target: str):
+    """Return what places the shape of an array on a described device; to be called before JAX."""
+    os.environ.pop("JAX_PLATFORMS", None)
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    import jax
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    device = topologies.get_topology_desc(
+        platform="cuda",
+        topology_name=target,
+        topology="1x1x1",
+        target_config=described(TARGETS[target]),
+    ).devices[0]
+    place = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
+    return lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
 def main(target: str, only: str = "") -> None:
     """Compile the cases whose name begins with `only` for a target; print a line per kernel."""
     if missing():
         sys.exit(f"missing: {NEEDS}.")
-    os.environ.pop("JAX_PLATFORMS", None)
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     with tempfile.TemporaryDirectory() as root:
         os.environ["XLA_FLAGS"] = f"--xla_dump_to={root}"
         import jax
-        import numpy as np
-        from jax.experimental import topologies
-        from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-        device = topologies.get_topology_desc(
-            platform="cuda",
-            topology_name=target,
-            topology="1x1x1",
-            target_config=described(TARGETS[target]),
-        ).devices[0]
-        place = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
-
-        def put(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
+        put = put_on(target)
         for name, function, shapes in cases():
             if not name.startswith(only):
                 continue

@@ -61,3 +61,13 @@ def test_read_is_empty_beyond_the_room():
 def test_a_layer_without_room_is_refused():
     with pytest.raises(ValueError, match="at least one slot"):
         make_layout([4, 0])
+
+
+def test_on_a_gpu_the_order_of_a_window_is_held(monkeypatch):
+    """Values and gradients are the same, also of several windows at once."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+    held = lambda x: jnp.sum(pool._as_held(x) ** 2)
+    assert "layout_constraint" in str(jax.make_jaxpr(held)(x))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(held))(x), [506.0, 3818.0])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(held))(x), 2 * x)

@@ -12,7 +12,7 @@ from jaxmem.experiments.benchmark.step_model import chunks_of, compiled_step, pr
 from jaxmem.loop import stream
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import kv_of
-from jaxmem.report.compiled import inspect
+from jaxmem.report.compiled import collectives, inspect, large
 from jaxmem.rope import rope_1d
 
 FAST = ("recent", "omnimem", "hermes")
@@ -92,3 +92,55 @@ def test_copies_are_counted():
     assert inspect(both.lower(x).compile(), x.size).copies >= 1
     assert inspect(place.lower(x).compile(), x.size).copies == 0
     assert inspect(both.lower(x).compile(), x.size + 1).copies == 0
+
+
+FUSED = """
+%update (a: f32[64,8], b: f32[8], c: s32[]) -> f32[64,8] {
+  %a = f32[64,8]{1,0} parameter(0)
+  %b = f32[8]{0} parameter(1)
+  %c = s32[] parameter(2)
+  %row = f32[1,8]{1,0} bitcast(%b)
+  %old = f32[1,8]{1,0} dynamic-slice(%a, %c, %READ), dynamic_slice_sizes={1,8}
+  %new = f32[1,8]{1,0} add(%old, %row)
+  ROOT %out = f32[64,8]{1,0} dynamic-update-slice(%a, %new, %c, %c)
+}
+
+ENTRY %main (x: f32[64,8], y: f32[8], i: s32[]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %i = s32[] parameter(2), metadata={op_name="copy(x)"}
+  %start = (f32[64,8]{1,0}, /*index=1*/f32[64,8]{1,0}, u32[]) copy-start(%x)
+  %done = f32[64,8]{1,0} copy-done(%start)
+  ROOT %fusion = f32[64,8]{1,0} fusion(%done, %y, %i), kind=kLoop, calls=%update
+}
+"""
+
+
+class Text:
+    """Stands for a program that was compiled for a GPU."""
+
+    def __init__(self, text):
+        self.as_text = lambda: text
+
+    def memory_analysis(self):
+        return type("Memory", (), {"temp_size_in_bytes": 0})
+
+
+def test_a_fusion_copies_unless_it_updates_in_place():
+    """It reads what it replaces, or another part, which the update may have reached before."""
+    place, other = (Text(FUSED.replace("%READ", at)) for at in ("%c", "%b"))
+    assert inspect(place, 512) == (1, 0, 0)  # the asynchronous copy
+    assert inspect(other, 512).rewritten == 1
+    assert inspect(Text(FUSED.replace("dynamic-update-slice(%a", "copy(%a")), 512)[::2] == (2, 0)
+    assert inspect(Text(FUSED.replace("dynamic-update-slice(%a", "tanh(%a")), 512).rewritten == 1
+    assert inspect(other, 513) == (0, 0, 0)
+    assert large(place, 512) == {"f32[64,8]": 7} and large(place, 513) == {}
+    assert collectives(place) == []
+    assert collectives(Text("  %r = (f32[8]) all-reduce-start(%x)\n")) == ["all-reduce"]
+
+
+def test_what_is_written_anew_is_counted():
+    x = jnp.zeros((64, 8))
+    whole = jax.jit(lambda x: jnp.tanh(x) + 1.0, donate_argnums=0).lower(x).compile()
+    assert inspect(whole, x.size).rewritten == 1
+    assert inspect(whole, x.size + 1).rewritten == 0

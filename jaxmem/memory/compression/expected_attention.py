@@ -119,7 +119,8 @@ def expected_share(
     cov = known.cov.reshape(groups, -1, dim, dim)
 
     def attention(item: tuple[Array, ...]) -> Float[Array, "N"]:
-        k, mu, sigma, there = item  # of one KV head
+        head, mu, sigma, there = item  # of one KV head
+        k = jax.lax.dynamic_index_in_dim(keys, head, 1, keepdims=False)
         z = jnp.einsum("rd,nd->rn", mu, k, precision=HIGHEST) / dim**0.5
         if covariance:
             spread = jnp.einsum("nd,rde->rne", k, sigma, precision=HIGHEST)
@@ -128,4 +129,6 @@ def expected_share(
         return jnp.mean(a, axis=0)
 
     held = jnp.broadcast_to(real, (groups, real.shape[1]))
-    return jax.lax.map(attention, (keys.swapaxes(0, 1), mean, cov, held))
+    # Keys with their heads in front would have XLA hold the slots of all layers so on a GPU, and
+    # transpose them before and after every call.
+    return jax.lax.map(attention, (jnp.arange(groups, dtype=jnp.int32), mean, cov, held))
