@@ -28,9 +28,6 @@ def call(
             raise ValueError(
                 f"implementation must be None or one of {sorted(backends)}, got {implementation!r}."
             )
-        capped = getattr(kwargs.get("rope"), "softcap", None) is not None
-        if capped and implementation not in DEFAULT:
-            raise NotImplementedError(f"{implementation!r} cannot cap logits (softcap); use 'xla'.")
         return backends[implementation](*args, **kwargs)
     reasons = []
     for name in DEFAULT:
@@ -49,6 +46,8 @@ def pallas(module: str, function: str) -> dict[str, Callable[..., Any]]:
     """
 
     def call(*args: Any, interpret: bool, **kwargs: Any) -> Any:
+        if getattr(kwargs.get("rope"), "softcap", None) is not None:
+            raise NotImplementedError("Pallas kernels cannot cap logits (softcap); use 'xla'.")
         try:
             kernel = getattr(import_module(module), function)
         except ImportError as error:

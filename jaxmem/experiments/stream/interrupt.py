@@ -102,12 +102,15 @@ def _cut_off(stop: Stop) -> Iterator[None]:
     left = threading.Event()
 
     def watch() -> None:
+        times = 0
         while came := os.read(out, 1):
             if came[0] != signal.SIGINT:
                 continue
+            times += 1
             if left.wait(PATIENCE):
                 break
-            if not (stop.wanted or stop.streamed):  # the handler has not even run
+            # The handler has not even run, or has run before and does not now.
+            if not stop.streamed and (times > 1 or not stop.wanted):
                 stop.tidy()
                 print(f"\n{NOTHING}", file=sys.stderr, flush=True)
                 os._exit(ABORTED)

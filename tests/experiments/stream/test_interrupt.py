@@ -89,22 +89,30 @@ def interrupted(address, out, folder, sign, delay):
 
 
 BUSY = """
-import hashlib, sys
+import hashlib, signal, sys
 from jaxmem.experiments.stream.interrupt import interruptible
 with interruptible() as stop:
+    if sys.argv[1:]:
+        signal.raise_signal(signal.SIGINT)
     stop.tidy = lambda: print("tidied", flush=True)
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"as deaf as", b"a compiler", 10**9)
 """
 
 
-def test_a_compiler_that_does_not_hear_is_cut_off(tmp_path):
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_compiler_that_does_not_hear_is_cut_off(noted, tmp_path):
+    """At once; or by a second signal, where the first was noted just before it began."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command, more = [sys.executable, "-c", BUSY], {"env": environment(tmp_path), **pipes}
-    with subprocess.Popen(command, **more) as process:
-        assert process.stdout.readline() == "busy\n"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+    command = [sys.executable, "-c", BUSY, *["noted"] * noted]
+    with subprocess.Popen(command, env=environment(tmp_path), **pipes) as process:
+        try:
+            assert process.stdout.readline() == "busy\n"
+            time.sleep(0.5)  # a signal that comes before the work begins is only noted
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 130 and out == "tidied\n"
     assert err.strip() == "interrupted before there was anything to report"
 
