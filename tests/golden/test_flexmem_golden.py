@@ -5,12 +5,11 @@ Index sets are the same; scores agree to 1e-5 with the released code without its
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden_files import cases
+from golden_files import cases, found
 from weights import decoder_config, decoder_params, read
 
 from jaxmem import kv as tk
@@ -46,15 +45,16 @@ RELEASED = (14, 22, 26)  # layers that the released code reads, whatever the mod
 KNOWN = Encoding("the rows of a probe stand in for its text")
 
 
+SLOW = ("schedule_std", "stream_fast")
+
+
 def pytest_generate_tests(metafunc):
-    given = metafunc.config.getoption("--golden")
-    folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
     kinds = {"scores": "scores", "schedule": "schedule", "memindex_file": "memindex",
              "stream": "stream"}  # fmt: skip
     for name in metafunc.fixturenames:
         if name in kinds:
-            files = sorted(Path(folder).glob(f"flexmem/{kinds[name]}*.npz"))
-            metafunc.parametrize(name, cases(files, given, ("schedule_std", "stream_fast")))
+            files = found(metafunc.config, f"flexmem/{kinds[name]}*.npz")
+            metafunc.parametrize(name, cases(metafunc.config, files, SLOW))
 
 
 def sizes(z):

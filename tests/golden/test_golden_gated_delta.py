@@ -1,22 +1,20 @@
 """The gated delta rule against transformers' two functions: chunks of 16, and token by token."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import weights
+from golden_files import cases, found
 
 from jaxmem.kernels.delta import delta
 from jaxmem.mixers.gated_delta import unit
 
 
 def pytest_generate_tests(metafunc):
-    given = metafunc.config.getoption("--golden")
-    folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
-    files = sorted(Path(folder).glob("gated_delta/*.npz"))
-    metafunc.parametrize("file", files, ids=[f.stem for f in files])
+    files = found(metafunc.config, "gated_delta/*.npz")
+    metafunc.parametrize("file", cases(metafunc.config, files))
 
 
 @pytest.mark.parametrize("implementation", ["xla", "xla_blocks"])

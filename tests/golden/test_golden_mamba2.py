@@ -2,13 +2,13 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import weights
+from golden_files import cases, found
 
 from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.program import init_carry, make_program, spec_of
@@ -24,13 +24,11 @@ VALUES, STATES, GRADIENTS = 5e-5, 2e-5, 5e-5
 
 
 def pytest_generate_tests(metafunc):
-    given = metafunc.config.getoption("--golden")
-    folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
     for name, pattern in (("model", "mamba2/mamba2_*.npz"), ("scan", "mamba2/mamba2_scan_*.npz")):
         if name in metafunc.fixturenames:
-            files = sorted(Path(folder).glob(pattern))
+            files = found(metafunc.config, pattern)
             files = [f for f in files if ("_scan_" in f.name) == (name == "scan")]
-            metafunc.parametrize(name, files, ids=[f.stem for f in files])
+            metafunc.parametrize(name, cases(metafunc.config, files))
 
 
 def scanned(z, implementation, x, dt, a, b, c, d, dt_bias, h0):

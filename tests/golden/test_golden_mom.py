@@ -1,21 +1,18 @@
 """Mixture of memories against flash-linear-attention's layer, its sort made stable."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import weights
+from golden_files import cases, found
 
 from jaxmem.mixers.mom import MoM
 
 
 def pytest_generate_tests(metafunc):
-    given = metafunc.config.getoption("--golden")
-    folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
-    files = sorted(Path(folder).glob("mom/*.npz"))
-    metafunc.parametrize("file", files, ids=[f.stem for f in files])
+    files = found(metafunc.config, "mom/*.npz")
+    metafunc.parametrize("file", cases(metafunc.config, files))
 
 
 def layer(z):

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden_files import cases
+from golden_files import cases, found
 from weights import read
 
 from jaxmem import kv as tk
@@ -38,17 +37,17 @@ SLOW = ("stream_llava_eager", "stream_llava_lazy", "stream_qwen_lazy", "stream_q
 
 def pytest_generate_tests(metafunc):
     """Every file of a kind is a case; weights lie beside the streams that they are of."""
-    given = metafunc.config.getoption("--golden")
-    folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
     kinds = {"prune": "prune", "shrink_file": "shrink", "stream": "stream",
              "attended": "stream", "exact_attention": "exact_attention"}  # fmt: skip
     for name, kind in kinds.items():
         if name in metafunc.fixturenames:
-            files = sorted(Path(folder).glob(f"hermes/{kind}_*.npz"))
+            files = found(metafunc.config, f"hermes/{kind}_*.npz")
             files = [f for f in files if not f.stem.endswith("_weights")]
             if name == "attended":
                 files = [f for f in files if attended_steps(read(f))]
-            metafunc.parametrize(name, cases(files, given, SLOW if name == "stream" else ()))
+            metafunc.parametrize(
+                name, cases(metafunc.config, files, SLOW if name == "stream" else ())
+            )
 
 
 def attended_steps(z):

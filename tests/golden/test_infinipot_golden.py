@@ -1,12 +1,11 @@
 """InfiniPot-V against the released code: kept sets, scores, keys and values of one compression."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import weights
+from golden_files import cases, found
 
 from jaxmem import kv as tk
 from jaxmem.kv import KV
@@ -19,12 +18,8 @@ BASELINES = ("uniform", "swa")
 
 def pytest_generate_tests(metafunc):
     if "file" in metafunc.fixturenames:
-        given = metafunc.config.getoption("--golden")
-        folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
-        files = [
-            f for f in sorted(Path(folder).glob("infinipot_v/*.npz")) if f.stem not in BASELINES
-        ]
-        metafunc.parametrize("file", files, ids=[f.stem for f in files])
+        files = [f for f in found(metafunc.config, "infinipot_v/*.npz") if f.stem not in BASELINES]
+        metafunc.parametrize("file", cases(metafunc.config, files))
 
 
 def seen_of(z, groups: int) -> Chunk:

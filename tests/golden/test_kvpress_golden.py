@@ -1,12 +1,11 @@
 """Scores and kept sets of kvpress on its own models: one chunk through each memory's `write`."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import weights
+from golden_files import cases, found
 
 from jaxmem import kv as tk
 from jaxmem.kernels.attend import attend
@@ -27,10 +26,8 @@ EXTRA = 3  # rows of padding
 
 def pytest_generate_tests(metafunc):
     if "file" in metafunc.fixturenames:
-        given = metafunc.config.getoption("--golden")
-        folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
-        files = sorted(Path(folder).glob("kvpress/*.npz"))
-        metafunc.parametrize("file", files, ids=[f.stem for f in files])
+        files = found(metafunc.config, "kvpress/*.npz")
+        metafunc.parametrize("file", cases(metafunc.config, files))
 
 
 def memories(z) -> dict[str, Memory]:

@@ -2,13 +2,13 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import weights
+from golden_files import cases, found
 
 from jaxmem import kv as tk
 from jaxmem.decoder.layer import layer_step
@@ -38,11 +38,9 @@ def pytest_generate_tests(metafunc):
     }
     for argument, pattern in patterns.items():
         if argument in metafunc.fixturenames:
-            given = metafunc.config.getoption("--golden")
-            folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
-            files = sorted(Path(folder).glob(f"omnimem/{pattern}"))
+            files = found(metafunc.config, f"omnimem/{pattern}")
             files = [file for file in files if "quirk" not in file.stem]
-            metafunc.parametrize(argument, files, ids=[f.stem for f in files])
+            metafunc.parametrize(argument, cases(metafunc.config, files))
 
 
 def options(z) -> dict:

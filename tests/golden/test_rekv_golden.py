@@ -5,12 +5,12 @@ recall run with the loop's own attention and bank, without projections.
 """
 
 from functools import cache, partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import weights
+from golden_files import found
 
 from jaxmem import kv as tk
 from jaxmem.decoder import answer
@@ -30,9 +30,7 @@ LAYER, WIDTH = np.zeros((), np.int32), 8
 
 def pytest_generate_tests(metafunc):
     if "file" in metafunc.fixturenames:
-        given = metafunc.config.getoption("--golden")
-        folder = metafunc.config.rootpath / "tests/golden/data" if given is None else given
-        files = sorted(Path(folder).glob("rekv/*.npz"))
+        files = found(metafunc.config, "rekv/*.npz")
         cases = [(f, b) for f in files for b in range(int(weights.read(f)["batch"]))]
         metafunc.parametrize("file,entry", cases, ids=[f"{f.stem}-{b}" for f, b in cases])
 
