@@ -93,6 +93,10 @@ class DecoderConfig:
         """L, the number of layers that attend: those that a memory knows of."""
         return self.kinds.count(None)
 
+    def numbers(self, kind: Mixer | None) -> tuple[int, ...]:
+        """Return the numbers of the layers with a mixer; None: of those that attend."""
+        return tuple(i for i, found in enumerate(self.kinds) if found == kind)
+
     @property
     def stacks(self) -> tuple[Mixer, ...]:
         """The mixers that differ, in the order of `params["mixers"]` and of a carry's states."""

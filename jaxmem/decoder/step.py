@@ -95,7 +95,7 @@ def _watched(config: DecoderConfig, carry: Carry, chunk: Int[Array, ""]) -> Carr
     none = jnp.full((), config.layers, jnp.int32)
     first = none
     for mixer, states in zip(config.stacks, carry.states, strict=True):
-        numbers = np.flatnonzero([kind == mixer for kind in config.kinds]).astype(np.int32)
+        numbers = np.asarray(config.numbers(mixer), np.int32)
         for leaf in jax.tree.leaves(states):
             finite = jnp.all(jnp.isfinite(leaf).reshape(len(numbers), -1), axis=1)
             first = jnp.minimum(first, jnp.min(jnp.where(finite, none, numbers)))

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.mixers.base import Mixer
 from jaxmem.typing import Params
 
 Turn = Literal["plain", "linear", "conv", "patch", "flat"]
@@ -117,7 +116,7 @@ def decoder_table(
       head: name of the output matrix. A tied decoder has none; put the name in `load`'s `ignore`,
         since some checkpoints store a copy.
     """
-    n, width = layers_of(config, None), config.width
+    n, width = config.numbers(None), config.width
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     at, bias, table = f"{prefix}layers.{{}}.", config.qkv_bias, {}
     if n:
@@ -131,7 +130,7 @@ def decoder_table(
             table |= norm("layers.k_norm", f"{at}self_attn.k_norm", config.head_dim, layers=n)
         table |= _feed_forward("layers", at, config, n)
     for i, mixer in enumerate(config.stacks):
-        path, mine = f"mixers.{i}", layers_of(config, mixer)
+        path, mine = f"mixers.{i}", config.numbers(mixer)
         table |= norm(f"{path}.norm", f"{at}input_layernorm", width, layers=mine)
         table |= _feed_forward(path, at, config, mine)
     table["embedding.embedding"] = Weight(f"{prefix}embed_tokens.weight", (config.vocab, width))
@@ -139,11 +138,6 @@ def decoder_table(
     if not config.tied:
         table["head.kernel"] = Weight(head, (config.vocab, width), "linear")
     return table
-
-
-def layers_of(config: DecoderConfig, kind: Mixer | None) -> tuple[int, ...]:
-    """Return the numbers of the layers with a mixer; None: of those that attend."""
-    return tuple(i for i, found in enumerate(config.kinds) if found == kind)
 
 
 def _feed_forward(

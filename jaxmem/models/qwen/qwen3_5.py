@@ -16,7 +16,7 @@ from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.gated_delta import GatedDelta
 from jaxmem.models.hf.config import check_family, check_layer_kinds, check_value, fields
 from jaxmem.models.hf.family import Names
-from jaxmem.models.hf.weights import Weight, decoder_table, dense, layers_of, norm, under
+from jaxmem.models.hf.weights import Weight, decoder_table, dense, norm, under
 from jaxmem.models.qwen.config import QWEN3_5, TOKENS, read_decoder
 from jaxmem.models.qwen.qwen3_vision import read_config as read_vision
 from jaxmem.models.qwen.qwen3_vision import vision_table
@@ -85,13 +85,13 @@ def weight_table(config: Qwen3VLConfig) -> dict[str, Weight]:
     decoder, prefix = config.decoder, "model.language_model."
     at, width = f"{prefix}layers.{{}}.", decoder.width
     table = decoder_table(decoder, prefix)
-    if attends := layers_of(decoder, None):
+    if attends := decoder.numbers(None):
         inner = 2 * decoder.heads * decoder.head_dim  # of every head the query, then the gate
         name = f"{at}self_attn.q_proj"
         table |= dense("layers.q", name, width, inner, bias=False, layers=attends)
     for i, mixer in enumerate(decoder.stacks):
         assert isinstance(mixer, GatedDelta)
-        own, theirs, n = f"mixers.{i}.mixer", f"{at}linear_attn.", layers_of(decoder, mixer)
+        own, theirs, n = f"mixers.{i}.mixer", f"{at}linear_attn.", decoder.numbers(mixer)
         inner = mixer.heads * mixer.width
         outputs = {"qkv": mixer.channels, "z": inner, "a": mixer.heads, "b": mixer.heads}
         for name, size in outputs.items():
