@@ -6,8 +6,8 @@ pieces of P tokens), and gives rows back that are prefilled in front of a questi
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ import numpy as np
 
 from jaxmem.kv import EMPTY, VISION
 from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
+from jaxmem.memory.features.clusters import Merged
+from jaxmem.memory.parts.options import at_least
 from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
 
 Block = tuple[Float[Array, "n P E"], Bool[Array, "n"]]
@@ -193,3 +195,24 @@ class FrameByFrame(FeatureMemory):
     def read(self, spec: Spec, state: State) -> Embeds:
         held = self.blocks(state.slots)
         return rows_of(spec, held, modalities=(self.taken,) * len(held))
+
+
+@dataclass(frozen=True)
+class Entries(FrameByFrame):
+    """A memory of `frames` entries of a frame each, some of them empty at first."""
+
+    sized: ClassVar[tuple[str, ...]] = ("frames",)
+    """What `resized` decides."""
+
+    frames: int = 1
+
+    def __post_init__(self):
+        at_least(self.name, 1, frames=self.frames, tokens=self.tokens)
+
+    def resized(self, slots: int, spec: Spec) -> Self:
+        """Return the same memory in so many rows."""
+        return replace(self, frames=max(1, slots // self.tokens_of(spec)))
+
+    def entries(self, held: Merged) -> Block:
+        """Return the entries, and which of them hold something."""
+        return held.x, jnp.arange(self.frames, dtype=jnp.int32) < held.count

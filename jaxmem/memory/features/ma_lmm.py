@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar
+from dataclasses import KW_ONLY, dataclass
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +10,14 @@ import jax.numpy as jnp
 from jaxmem.kv import VISION
 from jaxmem.memory.base import Spec
 from jaxmem.memory.features.clusters import Merged, add
-from jaxmem.memory.features.frames import Block, FrameByFrame
-from jaxmem.memory.parts.options import at_least
+from jaxmem.memory.features.frames import Block, Entries
 from jaxmem.typing import Array, Float
 
 ENTRIES = Merged(1, 1, None)  # type: ignore[arg-type]  # the axis of a frame's places
 
 
 @dataclass(frozen=True)
-class MALMM(FrameByFrame):
+class MALMM(Entries):
     """MA-LMM's bank of `frames` entries of a frame each.
 
     A frame is appended; if the bank was full, then at each of the P places of a frame the adjacent
@@ -38,23 +36,13 @@ class MALMM(FrameByFrame):
         frame.
     """
 
-    sized: ClassVar[tuple[str, ...]] = ("frames",)
-    """What `resized` decides."""
-
     frames: int = 20
     _: KW_ONLY
     modality: int = VISION
 
-    def __post_init__(self):
-        at_least(self.name, 1, frames=self.frames, tokens=self.tokens)
-
     @property
     def taken(self) -> int:
         return self.modality
-
-    def resized(self, slots: int, spec: Spec) -> MALMM:
-        """Return the same memory in so many rows."""
-        return replace(self, frames=max(1, slots // self.tokens_of(spec)))
 
     def start(self, spec: Spec) -> Merged:
         tokens = self.tokens_of(spec)
@@ -69,4 +57,4 @@ class MALMM(FrameByFrame):
         return jax.vmap(place, (ENTRIES, 0), ENTRIES)(held, frame)
 
     def blocks(self, held: Merged) -> list[Block]:
-        return [(held.x, jnp.arange(self.frames, dtype=jnp.int32) < held.count)]
+        return [self.entries(held)]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from jaxmem.memory.base import Embeds, Spec, State
 from jaxmem.memory.features.clusters import Merged, add, empty_merged, mean_cosine
-from jaxmem.memory.features.frames import Block, FrameByFrame, frames_of, rows_of
-from jaxmem.memory.parts.options import at_least
+from jaxmem.memory.features.frames import Block, Entries, frames_of, rows_of
 from jaxmem.typing import Array, Float, Int, Num
 
 
@@ -29,7 +28,7 @@ class Aux(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MemoryVLA(FrameByFrame):
+class MemoryVLA(Entries):
     """MemoryVLA's bank of `frames` entries of a frame each.
 
     A frame is appended; if the bank was full, the adjacent pair with the largest mean, over the P
@@ -47,19 +46,9 @@ class MemoryVLA(FrameByFrame):
         frame.
     """
 
-    sized: ClassVar[tuple[str, ...]] = ("frames",)
-    """What `resized` decides."""
-
     frames: int = 16
     _: KW_ONLY
     reindex: bool = False
-
-    def __post_init__(self):
-        at_least(self.name, 1, frames=self.frames, tokens=self.tokens)
-
-    def resized(self, slots: int, spec: Spec) -> MemoryVLA:
-        """Return the same memory in so many rows."""
-        return replace(self, frames=max(1, slots // self.tokens_of(spec)))
 
     def start(self, spec: Spec) -> Held:
         tokens = self.tokens_of(spec)
@@ -87,7 +76,7 @@ class MemoryVLA(FrameByFrame):
         return Held(frames, pos[index + ((right >= 0) & (index >= right))])
 
     def blocks(self, held: Held) -> list[Block]:
-        return [(held.frames.x, jnp.arange(self.frames, dtype=jnp.int32) < held.frames.count)]
+        return [self.entries(held.frames)]
 
     def read(self, spec: Spec, state: State) -> Embeds:
         if self.reindex:
