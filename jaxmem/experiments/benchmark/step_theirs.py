@@ -109,6 +109,10 @@ class Theirs:
         place = self.torch.arange(begin, begin + rows.shape[1])[None]
         self.model.model(inputs_embeds=rows, past_key_values=cache, position_ids=place)
 
+    def _cut(self, cache: Any) -> None:
+        """Cut a cache back to its slots: told what to remove, which every version understands."""
+        cache.crop(self.slots - cache.get_seq_length())
+
     def prefill(self) -> Any:
         """Return what passes chunks over a full cache, which is cut back after each."""
         cache = self.filled()
@@ -118,7 +122,7 @@ class Theirs:
                 begin = self.now()
                 for rows in self.x[:PER_CALL]:
                     self._chunk(cache, rows)
-                    cache.crop(self.slots)
+                    self._cut(cache)
                 return (self.now() - begin) / PER_CALL
 
         return run
@@ -169,7 +173,7 @@ class Theirs:
                     given = out.logits[:, -1:].argmax(-1)
                 given.item()
                 took = self.now() - begin
-                cache.crop(self.slots)
+                self._cut(cache)
             return took
 
         return run
