@@ -30,7 +30,13 @@ ROWS = small.stream_rows(CFG, CHUNKS, SIZE, lengths=[10, 10, 7, 10])
 SPEC = small.small_spec(CFG, SIZE)
 
 
-@pytest.fixture(scope="module", params=sorted(ALL_MEMORIES))
+FEW = ("omnimem", "recent")  # of the others these laws are slow tests
+
+
+@pytest.fixture(
+    scope="module",
+    params=[n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in ALL_MEMORIES],
+)
 def program(request):
     return make_program(CFG, memory_of(request.param), SPEC)
 

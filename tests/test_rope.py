@@ -1,10 +1,11 @@
 """Rotary embeddings: which axis a pair reads, and angles that stay exact for hours."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.rope import angles, mrope_interleaved, mrope_sectioned, rope, rope_1d, rotate
+from jaxmem.rope import angles, cos_sin, mrope_interleaved, mrope_sectioned, rope, rope_1d, rotate
 
 THETA = 1e6
 
@@ -49,3 +50,17 @@ def test_errors_name_the_repair():
         rope_1d(7)
     with pytest.raises(ValueError, match="2 axes"):
         angles(mrope_sectioned(16, THETA, (4, 2, 2)), jnp.zeros((5, 2)))
+
+
+def test_cosines_and_sines_are_exact_to_float32():
+    spread = np.concatenate([np.linspace(-1e4, 1e4, 400_001), np.arange(-64, 65) * np.pi / 4])
+    x = spread.astype(np.float32)
+    cos, sin = jax.jit(cos_sin)(x)
+    np.testing.assert_allclose(cos, np.cos(x.astype(np.float64)), rtol=0, atol=1.5e-7)
+    np.testing.assert_allclose(sin, np.sin(x.astype(np.float64)), rtol=0, atol=1.5e-7)
+
+
+def test_cosines_and_sines_have_their_gradients():
+    x = np.linspace(-9, 9, 101, dtype=np.float32)
+    slope = jax.grad(lambda x: jnp.sum(jnp.stack(cos_sin(x)) * jnp.array([[2.0], [3.0]])))(x)
+    np.testing.assert_allclose(slope, -2 * np.sin(x) + 3 * np.cos(x), rtol=0, atol=2e-6)

@@ -12,7 +12,7 @@ from jaxmem.memory.base import Requires
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.scored import Candidates, Scored
-from jaxmem.rope import Rope, angles, rope
+from jaxmem.rope import Rope, angles, cos_sin, rope
 from jaxmem.typing import Array, Bool, Float
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -103,7 +103,7 @@ def averaged_keys(candidates: Candidates, rotary: Rope, future: int) -> Float[Ar
     first, second = jnp.split(rope(kv.k.astype(jnp.float32), away, rotary), 2, axis=-1)
     stride = jnp.asarray(candidates.spec.step, jnp.float32)[None]
     turn = angles(rotary, jnp.arange(future, dtype=jnp.float32)[:, None] * stride)
-    cos, sin = (jnp.mean(f(turn), axis=0)[None, None] for f in (jnp.cos, jnp.sin))
+    cos, sin = (jnp.mean(x, axis=0)[None, None] for x in cos_sin(turn))
     return jnp.concatenate([cos * first + sin * second, cos * second - sin * first], axis=-1)
 
 
