@@ -135,7 +135,7 @@ def train(
     """Train from nothing or from the last checkpoint in `folder`.
 
     Writes `metrics.jsonl` (a line per 10 steps), `checkpoints/` (the last two) and, with every
-    checkpoint, the weights as `tiny.safetensors`.
+    checkpoint, the weights as `tiny.safetensors` (or what else `tiny.name_of` says).
 
     The result of a run that was resumed is that of one that was never stopped. `report` is called
     after every step with the step's number (from 1) and its metrics.
@@ -145,6 +145,7 @@ def train(
     """
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"{tiny.name_of(config.model)}.safetensors"
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
         state, last = start(config), manager.latest_step()
@@ -172,6 +173,6 @@ def train(
                 recent = []
             if done % config.save_every == 0 or done == config.steps:
                 manager.save(done, args=ocp.args.StandardSave(state))
-                tiny.save(folder / "tiny.safetensors", state.params["model"], config.model)
+                tiny.save(weights, state.params["model"], config.model)
         manager.wait_until_finished()
     return state
