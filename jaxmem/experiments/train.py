@@ -17,6 +17,7 @@ from rich.table import Table
 
 from jaxmem.experiments.parsing import read, refusing
 from jaxmem.models.tiny import tiny
+from jaxmem.models.tiny.embedded import weights_of
 from jaxmem.report.results import Accuracy
 from jaxmem.training.evaluation import evaluate
 from jaxmem.training.loop import TrainConfig, scaled, train
@@ -89,7 +90,7 @@ def _table(scores: dict[int, dict[str, Accuracy]]) -> Table:
 
 
 def _evaluate(options: Options, console: Console) -> None:
-    params, config = tiny.load(options.weights)
+    params, config = tiny.load(weights_of(options.weights))
     scores = {
         seconds: evaluate(params, config, seconds, options.questions, options.difficulty)
         for seconds in options.seconds

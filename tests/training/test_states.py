@@ -9,7 +9,7 @@ from jaxmem.data.world import synthetic as sy
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import Inputs, embedded
 from jaxmem.models.tiny.mixers import MIXERS
-from jaxmem.training import batches, loop, losses
+from jaxmem.training import batches, losses
 
 SMALL = tiny.TinyConfig(
     width=32, layers=4, heads=2, kv_heads=1, head_dim=16, mlp_width=128, stem_width=16

@@ -55,7 +55,7 @@ class StreamConfig:
     seed: int = 0  # Which synthetic video, and of drawn answers.
     questions: int = 24  # How many about the synthetic video.
     weights: File = None  # Of a model like the embedded one.
-    # Checkpoint for --video: directory or organisation/name on Hugging Face.
+    # Checkpoint for --video: directory or organisation/name on Hugging Face. Or as --weights.
     model: Text = None
     adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
@@ -98,12 +98,12 @@ def check(config: StreamConfig) -> None:
         if name not in (*NAMES, "bank"):
             raise ValueError(f"unknown memory {name!r}: use {', '.join(NAMES)}, or bank.")
         check_options(name, {key: None for key in options})
+    if config.model is not None and config.weights is not None:
+        raise ValueError("--model and --weights are two models; give one of them.")
     if config.model is not None and config.video is None:
         raise ValueError(
             f"--model {config.model} knows nothing of the synthetic world: give it a --video FILE."
         )
-    if config.model is not None and config.weights is not None:
-        raise ValueError("--model and --weights are two models; give one of them.")
     _refuse_idle(config)
     media_options(config)
     if config.max_new < 1:
