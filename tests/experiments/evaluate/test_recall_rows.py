@@ -1,0 +1,72 @@
+"""Models with a state in the comparison: rows of their own, at their own bytes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmem.experiments.evaluate import __main__ as evaluate
+from jaxmem.models.tiny import tiny
+
+SMALL = tiny.TinyConfig(  # of four layers the last may attend
+    width=32, layers=4, heads=2, kv_heads=1, head_dim=16, mlp_width=128, stem_width=16
+)
+SIZES = "--seconds 4 --streams 2 --questions 6 --moments 2 --chunk-seconds 1 --timed 1KiB"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Weights files of untrained models: all layers attend, none does, one of four does."""
+    rng = np.random.default_rng(0)
+    folder, out = tmp_path_factory.mktemp("weights"), []
+    for config in (SMALL, *(tiny.sized("mamba2", a, SMALL) for a in ("none", "one_in_four"))):
+        out.append(folder / f"{tiny.name_of(config)}.safetensors")
+        shapes = jax.eval_shape(lambda c=config: tiny.init(c, jax.random.key(0)))
+        drawn = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape), shapes)
+        tiny.save(out[-1], drawn, config)
+    return out
+
+
+def test_states_are_rows_at_their_own_bytes(files, tmp_path):
+    plain, states, hybrid = files
+    words = f"recall --weights {plain} --memories recent --budgets 40KiB {SIZES} "
+    words += f"--states {states},{hybrid}+recent --out {tmp_path}"
+    assert evaluate.main(words.split()) == 0
+    document = json.loads((tmp_path / "results.json").read_text())
+    cells = {(c["memory"], c["budget"]): c for c in document["cells"]}
+    alone = cells["tiny-mamba2", "39.5KiB"]
+    assert alone["nbytes"] == alone["states_nbytes"] == 39.5 * 1024
+    assert alone["all"]["asked"] == 12 and alone["chunk_ms"] > 0
+    both = cells["tiny-mamba2-hybrid+recent", "40KiB"]
+    assert 0 < both["states_nbytes"] < both["nbytes"] <= 40 * 1024
+    assert cells["recent", "40KiB"]["states_nbytes"] == 0 and len(cells) == 3
+    tables = (tmp_path / "tables.txt").read_text()
+    assert "39.5 KiB" in tables and tables.count("tiny-mamba2 ") == 3  # also by type and by age
+
+
+def test_a_budget_below_the_states_is_refused(files, tmp_path, capsys):
+    words = f"recall --memories= --budgets 16KiB {SIZES} --states {files[2]}+recent"
+    assert evaluate.main([*words.split(), "--out", str(tmp_path)]) == 2
+    assert "16384 bytes hold no memory" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_model_of_states_alone_is_one_row(files, tmp_path):
+    words = f"recall --weights {files[1]} {SIZES} --out {tmp_path}"
+    assert evaluate.main(words.split()) == 0
+    (cell,) = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert (cell["memory"], cell["budget"]) == ("tiny-mamba2", "39.5KiB")
+
+
+def test_rows_say_what_does_not_fit(files, capsys):
+    plain, states, hybrid = files
+    for named, message in (
+        (plain, "all its layers attend; give it as --weights"),
+        (f"{states}+recent", "0 of its layers attend; leave the memory out"),
+        (hybrid, "1 of its layers attend; say with what memory"),
+        (f"{hybrid}+elephant", "unknown memory 'elephant'"),
+        (f"{states},{states}", "tiny-mamba2 is there twice"),
+        ("nowhere", "no weights at nowhere"),
+    ):
+        assert evaluate.main(["recall", "--memories", "recent", "--states", str(named)]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
