@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from embedded_states import SMALL
 
 import jaxmem as jm
 from jaxmem.data.world import synthetic as sy
@@ -14,9 +15,6 @@ from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.mixers import MIXERS
 from jaxmem.training import batches, loop, losses
 
-SMALL = tiny.TinyConfig(
-    width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=128, stem_width=16
-)
 START = jax.jit(tiny.init, static_argnums=0)
 SECONDS, COUNT = 5, 6
 CASES = [

@@ -54,8 +54,8 @@ class StreamConfig:
     chunk_seconds: Number = None  # Seconds written at once; one piece of the model.
     seed: int = 0  # Which synthetic video, and of drawn answers.
     questions: int = 24  # How many about the synthetic video.
-    weights: File = None  # Of a model like the embedded one.
-    # Checkpoint for --video: directory or organisation/name on Hugging Face. Or as --weights.
+    weights: File = None  # Of a model like the embedded one, or its name.
+    # Checkpoint for --video: directory or organisation/name on Hugging Face.
     model: Text = None
     adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.

@@ -137,8 +137,9 @@ def is_embedded(where: str | Path) -> bool:
 
 def weights_of(where: str | Path | None) -> Path | None:
     """Return the file of a name in `shipped`; any other path, and None, as it is."""
-    known = where is not None and str(where) in shipped()
-    return _ASSETS / f"{where}.safetensors" if known else where and Path(where)
+    if where is None:
+        return None
+    return _ASSETS / f"{where}.safetensors" if str(where) in shipped() else Path(where)
 
 
 def embedded(where: str | Path | None = None) -> Model:

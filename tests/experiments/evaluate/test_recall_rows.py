@@ -2,30 +2,21 @@
 
 import json
 
-import jax
-import numpy as np
 import pytest
+from embedded_states import SMALL, STATES, write
 
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.models.tiny import tiny
 
-SMALL = tiny.TinyConfig(  # of four layers the last may attend
-    width=32, layers=4, heads=2, kv_heads=1, head_dim=16, mlp_width=128, stem_width=16
-)
 SIZES = "--seconds 4 --streams 2 --questions 6 --moments 2 --chunk-seconds 1 --timed 1KiB"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Weights files of untrained models: all layers attend, none does, one of four does."""
-    rng = np.random.default_rng(0)
-    folder, out = tmp_path_factory.mktemp("weights"), []
-    for config in (SMALL, *(tiny.sized("mamba2", a, SMALL) for a in ("none", "one_in_four"))):
-        out.append(folder / f"{tiny.name_of(config)}.safetensors")
-        shapes = jax.eval_shape(lambda c=config: tiny.init(c, jax.random.key(0)))
-        drawn = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape), shapes)
-        tiny.save(out[-1], drawn, config)
-    return out
+    folder = tmp_path_factory.mktemp("weights")
+    states = (tiny.sized("mamba2", attend, SMALL) for attend in ("none", "one_in_four"))
+    return [write(folder, config) for config in (SMALL, *states)]
 
 
 def test_states_are_rows_at_their_own_bytes(files, tmp_path):
@@ -36,7 +27,7 @@ def test_states_are_rows_at_their_own_bytes(files, tmp_path):
     document = json.loads((tmp_path / "results.json").read_text())
     cells = {(c["memory"], c["budget"]): c for c in document["cells"]}
     alone = cells["tiny-mamba2", "39.5KiB"]
-    assert alone["nbytes"] == alone["states_nbytes"] == 39.5 * 1024
+    assert alone["nbytes"] == alone["states_nbytes"] == STATES
     assert alone["all"]["asked"] == 12 and alone["chunk_ms"] > 0
     both = cells["tiny-mamba2-hybrid+recent", "40KiB"]
     assert 0 < both["states_nbytes"] < both["nbytes"] <= 40 * 1024
