@@ -13,7 +13,7 @@ from jaxmem.data.world import synthetic as sy
 from jaxmem.experiments import train as command
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.mixers import MIXERS
-from jaxmem.training import batches, loop, losses
+from jaxmem.training import batches, loop, losses, optimizers
 
 START = jax.jit(tiny.init, static_argnums=0)
 SECONDS, COUNT = 5, 6
@@ -71,6 +71,18 @@ def test_every_mixer_has_a_model_of_tinys_size(mixer, attend):
     assert abs(count(config) / count(tiny.TinyConfig()) - 1) < 0.005
     kinds = tiny.decoder_config(config).kinds
     assert [kind is None for kind in kinds] == [False] * 3 + [attend == "one_in_four"]
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_muon_turns_the_projections_of_mixers_only(mixer):
+    config = tiny.sized(mixer, "none")
+    shapes = jax.eval_shape(lambda: tiny.init(config, jax.random.key(0)))
+    chosen = optimizers.matrices(shapes)["decoder"]["mixers"][0]
+    kernels = {n: leaf["kernel"] for n, leaf in chosen["mixer"].items() if "kernel" in (leaf or {})}
+    turned = {name for name, found in kernels.items() if found is not None}
+    expected = {"mamba2": {"in"}, "gated_delta": {"qkv", "z"}, "mom": {"q", "k", "v", "z"}}
+    assert turned == expected.get(mixer, {"q", "k", "v"}) | {"out"}
+    assert chosen["up"]["kernel"].reduction_axis == 1 and chosen["norm"]["scale"] is None
 
 
 RECIPE = """
