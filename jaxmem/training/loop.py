@@ -141,7 +141,8 @@ def train(
     after every step with the step's number (from 1) and its metrics.
 
     Raises:
-        ValueError: `folder` holds a run and `resume` is False, or there is nothing to resume.
+        ValueError: `folder` holds a run and `resume` is False, or there is nothing to resume, or
+            the run is of another model.
     """
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +154,11 @@ def train(
             raise ValueError(f"{folder} has no checkpoint to resume: start without --resume")
         if not resume and last is not None:
             raise ValueError(f"{folder} holds a run of {last} steps: use --resume or another --out")
+        if last is not None and not weights.is_file():
+            found = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+            raise ValueError(
+                f"{folder} is a run of {found}, not of {weights.name}: name its model."
+            )
         if last is not None:
             state = manager.restore(last, args=ocp.args.StandardRestore(state))
         update, began = make_update(config), time.monotonic()

@@ -112,6 +112,9 @@ def test_command_trains_stops_resumes_and_measures(tmp_path, monkeypatch, capsys
         patch.setattr(loop, "batch_of", broken)
         command.main([*words, str(parts)])
     assert command.main([*words, str(parts)]) == 2 and "--resume" in capsys.readouterr().err
+    other = [word.replace("mamba2", "linear") for word in words]
+    assert command.main([*other, str(parts), "--resume"]) == 2
+    assert "a run of tiny-mamba2.safetensors, not of" in " ".join(capsys.readouterr().err.split())
     assert command.main([*words, str(parts), "--resume"]) == 0
     both = [folder / "tiny-mamba2.safetensors" for folder in (whole, parts)]
     (first, config), (second, _) = map(tiny.load, both)

@@ -49,6 +49,11 @@ def test_a_model_of_states_alone_is_one_row(files, tmp_path):
     assert (cell["memory"], cell["budget"]) == ("tiny-mamba2", "39.5KiB")
 
 
+def test_diagnosis_needs_layers_that_attend(files, capsys):
+    assert evaluate.main(["diagnose", "--weights", str(files[1])]) == 2
+    assert "no layer of tiny-mamba2 attends" in " ".join(capsys.readouterr().err.split())
+
+
 def test_rows_say_what_does_not_fit(files, capsys):
     plain, states, hybrid = files
     for named, message in (
