@@ -1,6 +1,7 @@
 """Embedded models with a state: one pass computes what streaming and asking do, and they train."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
@@ -90,18 +91,16 @@ from jaxmem.models.tiny.tiny import TinyConfig
 from jaxmem.training.loop import Stage, TrainConfig
 
 def get_config():
-    model = TinyConfig(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=128,
+    model = TinyConfig(width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_width=128,
                        stem_width=16)
     return TrainConfig(model=model, stages=(Stage(3, 2, 3, 3),), save_every=2)
 """
 
 
 def test_command_trains_stops_resumes_and_measures(tmp_path, monkeypatch, capsys):
-    """From nothing to a file that other commands take; a broken run ends as an unbroken one."""
+    """From nothing to a file that other commands take; what broke off goes on."""
     (tmp_path / "recipe.py").write_text(RECIPE)
-    words = ["--config", str(tmp_path / "recipe.py"), "--mixer", "mamba2", "--out"]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert command.main([*words, str(whole)]) == 0
+    words = ["--config", str(tmp_path / "recipe.py"), "--mixer", "mamba2", "--out", str(tmp_path)]
 
     def broken(config, step, made=loop.batch_of):
         if step == 2:
@@ -110,17 +109,20 @@ def test_command_trains_stops_resumes_and_measures(tmp_path, monkeypatch, capsys
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="went away"):
         patch.setattr(loop, "batch_of", broken)
-        command.main([*words, str(parts)])
-    assert command.main([*words, str(parts)]) == 2 and "--resume" in capsys.readouterr().err
+        command.main(words)
+    weights = tmp_path / "tiny-mamba2.safetensors"
+    before, config = tiny.load(weights)
+    assert (config.mixer, config.attend, config.layers) == ("mamba2", "none", 1)
+    assert command.main(words) == 2 and "--resume" in capsys.readouterr().err
     other = [word.replace("mamba2", "linear") for word in words]
-    assert command.main([*other, str(parts), "--resume"]) == 2
+    assert command.main([*other, "--resume"]) == 2
     assert "a run of tiny-mamba2.safetensors, not of" in " ".join(capsys.readouterr().err.split())
-    assert command.main([*words, str(parts), "--resume"]) == 0
-    both = [folder / "tiny-mamba2.safetensors" for folder in (whole, parts)]
-    (first, config), (second, _) = map(tiny.load, both)
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    assert (config.mixer, config.attend, config.layers) == ("mamba2", "none", 2)
-    measure = ["--evaluate", "--weights", str(both[0]), "--seconds", "3", "--questions", "48"]
+    assert command.main([*words, "--resume"]) == 0
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 3
+    same = jax.tree.map(np.array_equal, before, tiny.load(weights)[0])
+    assert not any(jax.tree.leaves(same["decoder"]["mixers"][0]["mixer"]["in"]))
+    measure = ["--evaluate", "--weights", str(weights), "--seconds", "3", "--questions", "48"]
     assert command.main(measure) == 0
     assert "n=48" in capsys.readouterr().out
 

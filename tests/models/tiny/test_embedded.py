@@ -11,7 +11,9 @@ from jaxmem.experiments.stream.__main__ import main
 from jaxmem.models.tiny import embedded, tiny
 
 
-@pytest.fixture(scope="module", params=["none", "one_in_four"])
+@pytest.fixture(
+    scope="module", params=["none", pytest.param("one_in_four", marks=pytest.mark.slow)]
+)
 def weights(request, tmp_path_factory):
     return write(tmp_path_factory.mktemp("weights"), tiny.sized("mamba2", request.param, SMALL))
 
