@@ -2,11 +2,13 @@
 
 python -m jaxmem.experiments.train --out runs/tiny
 python -m jaxmem.experiments.train --evaluate --weights runs/tiny/tiny.safetensors
+python -m jaxmem.experiments.train --mixer mamba2 --attend none --out runs/tiny-mamba2
 """
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.table import Table
 
 from jaxmem.experiments.parsing import read, refusing
 from jaxmem.models.tiny import tiny
+from jaxmem.models.tiny.embedded import weights_of
 from jaxmem.report.results import Accuracy
 from jaxmem.training.evaluation import evaluate
 from jaxmem.training.loop import TrainConfig, scaled, train
@@ -27,6 +30,10 @@ class Options:
     # Python file whose `get_config()` makes a `TrainConfig`. Default: the shipped recipe.
     config: Path | None = None
     out: Path = Path("runs/tiny")  # Folder for checkpoints, metrics and weights.
+    # Layers with a state in place of attention: mamba2, gated_delta, linear, mom or
+    # titans. As many weights as without. Default: all layers attend.
+    mixer: str | None = None
+    attend: Literal["none", "one_in_four"] = "none"  # With --mixer: which layers attend.
     seed: int | None = None  # Seed of weights and data. Default: the config's.
     # Factor on the steps of every stage, e.g. 0.01 to try the machinery.
     steps_scale: float = 1.0
@@ -42,6 +49,11 @@ def _train(options: Options, console: Console) -> None:
     config = TrainConfig() if options.config is None else read(TrainConfig, options.config)
     if options.seed is not None:
         config = dataclasses.replace(config, seed=options.seed)
+    if options.mixer is not None:
+        made = tiny.sized(options.mixer, options.attend, config.model)
+        config = dataclasses.replace(config, model=made)
+    elif options.attend != Options.attend:
+        raise ValueError(f"--attend {options.attend} has no effect without --mixer; leave it out.")
     config = scaled(config, options.steps_scale)
     columns = [
         TextColumn("training"),
@@ -60,7 +72,7 @@ def _train(options: Options, console: Console) -> None:
             progress.update(task, completed=step, loss=smooth["loss"], accuracy=smooth["accuracy"])
 
         train(config, options.out, options.resume, report)
-    console.print(f"weights: {options.out / 'tiny.safetensors'}")
+    console.print(f"weights: {options.out / tiny.name_of(config.model)}.safetensors")
 
 
 def _table(scores: dict[int, dict[str, Accuracy]]) -> Table:
@@ -78,7 +90,7 @@ def _table(scores: dict[int, dict[str, Accuracy]]) -> Table:
 
 
 def _evaluate(options: Options, console: Console) -> None:
-    params, config = tiny.load(options.weights)
+    params, config = tiny.load(weights_of(options.weights))
     scores = {
         seconds: evaluate(params, config, seconds, options.questions, options.difficulty)
         for seconds in options.seconds

@@ -33,7 +33,7 @@ from jaxmem.models.qwen.qwen3_vl import Qwen3VL
 from jaxmem.models.salmonn.config import hears
 from jaxmem.models.salmonn.salmonn import Salmonn, TimedSalmonn
 from jaxmem.models.smolvlm.smolvlm import SmolVLM
-from jaxmem.models.tiny.embedded import embedded
+from jaxmem.models.tiny.embedded import embedded, is_embedded, shipped
 
 FAMILIES: dict[str, type[Family]] = {
     "llava_onevision": LlavaOnevision,
@@ -72,16 +72,17 @@ def load(
     max_pixels: int | None = None,
     **options: Any,
 ) -> Model:
-    """Return the embedded model, or that of a checkpoint of any supported family.
+    """Return an embedded model, or that of a checkpoint of any supported family.
 
     Give `base.for_frames` the size of the frames before a stream.
 
     Args:
-      where: "tiny" for the embedded model, which takes no other argument; or a directory as
-        `save_pretrained` writes it, or "organisation/name" on Hugging Face: with
-        config.json, safetensors, a tokenizer, a chat template and preprocessor settings. An
-        abstract model can also be one of `published.names` ("qwen2.5-vl:7b"). The directory of an
-        adapter stands for its base, if that is a local folder, with the adapter.
+      where: "tiny" for the embedded model, another name in `tiny.embedded.shipped`, or a file of
+        weights that training such a model wrote; these take no other argument. Or a directory as
+        `save_pretrained` writes it, or "organisation/name" on Hugging Face: with config.json,
+        safetensors, a tokenizer, a chat template and preprocessor settings. An abstract model can
+        also be one of `published.names` ("qwen2.5-vl:7b"). The directory of an adapter stands for
+        its base, if that is a local folder, with the adapter.
       adapter: directory or "organisation/name" of a LoRA adapter as PEFT writes it, which is merged
         into the weights while they are read (in float32, then `dtype`).
       abstract: the same model with shapes (`jax.ShapeDtypeStruct`) for weights. No weights are
@@ -98,10 +99,10 @@ def load(
       ValueError: if there is no such checkpoint, its family is not supported, or something of it is
         missing or does not fit; nothing large is read before that is known.
     """
-    if where == "tiny":
+    if is_embedded(where):
         if adapter is not None:
             raise ValueError(f"the embedded model takes no adapter: leave {adapter} out.")
-        model = embedded()
+        model = embedded(where)
         return model._replace(params=jax.eval_shape(lambda: model.params)) if abstract else model
     kind = as_dtype(dtype)
     wanted = SMALL if abstract else FILES
@@ -246,8 +247,8 @@ def find(where: str | Path, files: Sequence[str] = FILES) -> Path:
     name = str(where)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise ValueError(
-            f"no directory {name}: give a checkpoint's directory, or organisation/name of a "
-            "repository on Hugging Face."
+            f"no directory {name}: give a checkpoint's directory, organisation/name of a "
+            f"repository on Hugging Face, or a model of the package ({', '.join(shipped())})."
         )
     try:
         from huggingface_hub import snapshot_download

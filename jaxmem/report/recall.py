@@ -41,10 +41,16 @@ class Outcome(NamedTuple):
     right: np.ndarray  # bool
     type: np.ndarray  # str
     age: np.ndarray  # seconds since the evidence ended, -1: it was never there
-    nbytes: int
+    nbytes: int  # on the device, with the states of layers that have one
     bank_nbytes: int
+    states_nbytes: int = 0  # those states alone
     chunk_ms: float | None = None
     first_token_ms: float | None = None
+
+
+def shown_at(one: Outcome, budget: str) -> bool:
+    """Return whether an outcome is compared at a budget: its own, any, or states alone."""
+    return one.budget in (budget, "all") or one.nbytes == one.states_nbytes
 
 
 def share(
@@ -102,7 +108,8 @@ def plain_share(value: Share | None) -> dict[str, float] | None:
 
 def as_dict(one: Outcome) -> dict[str, Any]:
     """Return the shares of an outcome as plain data."""
-    names = ("memory", "budget", "seconds", "nbytes", "bank_nbytes", "chunk_ms", "first_token_ms")
+    names = ("memory", "budget", "seconds", "nbytes", "bank_nbytes", "states_nbytes", "chunk_ms")
+    names = (*names, "first_token_ms")
     return {
         **{name: getattr(one, name) for name in names},
         "all": plain_share(share(one.right)),
@@ -121,14 +128,17 @@ def table(outcomes: Sequence[Outcome], seconds: int) -> Table:
     """Return right answers by memory and budget on streams of one length."""
     here = [o for o in outcomes if o.seconds == seconds]
     budgets = list(dict.fromkeys(o.budget for o in here))
-    out = Table("memory", *budgets, "bank", "chunk", "first token", title=f"{seconds} s streams")
+    more = ("states", "bank", "chunk", "first token")
+    out = Table("memory", *budgets, *more, title=f"{seconds} s streams")
     for name in dict.fromkeys(o.memory for o in here):
         mine = {o.budget: o for o in here if o.memory == name}
         timed = next((o for o in mine.values() if o.chunk_ms is not None), None)
         bank = max(o.bank_nbytes for o in mine.values())
+        states = max(o.states_nbytes for o in mine.values())
         out.add_row(
             name,
             *(_cell(share(mine[b].right)) if b in mine else "-" for b in budgets),
+            size(states) if states else "-",
             size(bank) if bank else "-",
             milliseconds(timed.chunk_ms if timed else None),
             milliseconds(timed.first_token_ms if timed else None),
@@ -177,7 +187,7 @@ def plot_budgets(outcomes: Sequence[Outcome]) -> Figure:
 
 def plot_ages(outcomes: Sequence[Outcome], seconds: int, budget: str) -> Figure:
     """Draw right answers against the age of the evidence, at one length and budget."""
-    here = [o for o in outcomes if o.seconds == seconds and o.budget in (budget, "all")]
+    here = [o for o in outcomes if o.seconds == seconds and shown_at(o, budget)]
     fig = figure(8.4, 5.2)
     titles(fig, "Recall by age of the evidence", f"{seconds} s streams, {budget}")
     axes = _panel(fig, 0.08, 0.66)

@@ -135,16 +135,18 @@ def train(
     """Train from nothing or from the last checkpoint in `folder`.
 
     Writes `metrics.jsonl` (a line per 10 steps), `checkpoints/` (the last two) and, with every
-    checkpoint, the weights as `tiny.safetensors`.
+    checkpoint, the weights as `tiny.safetensors` (or what else `tiny.name_of` says).
 
     The result of a run that was resumed is that of one that was never stopped. `report` is called
     after every step with the step's number (from 1) and its metrics.
 
     Raises:
-        ValueError: `folder` holds a run and `resume` is False, or there is nothing to resume.
+        ValueError: `folder` holds a run and `resume` is False, or there is nothing to resume, or
+            the run is of another model.
     """
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"{tiny.name_of(config.model)}.safetensors"
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
         state, last = start(config), manager.latest_step()
@@ -152,6 +154,11 @@ def train(
             raise ValueError(f"{folder} has no checkpoint to resume: start without --resume")
         if not resume and last is not None:
             raise ValueError(f"{folder} holds a run of {last} steps: use --resume or another --out")
+        if last is not None and not weights.is_file():
+            found = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+            raise ValueError(
+                f"{folder} is a run of {found}, not of {weights.name}: name its model."
+            )
         if last is not None:
             state = manager.restore(last, args=ocp.args.StandardRestore(state))
         update, began = make_update(config), time.monotonic()
@@ -172,6 +179,6 @@ def train(
                 recent = []
             if done % config.save_every == 0 or done == config.steps:
                 manager.save(done, args=ocp.args.StandardSave(state))
-                tiny.save(folder / "tiny.safetensors", state.params["model"], config.model)
+                tiny.save(weights, state.params["model"], config.model)
         manager.wait_until_finished()
     return state

@@ -2,7 +2,8 @@
 
 Stream tokens attend to earlier stream tokens and never see a question. A question's words attend
 to the stream up to the question's time and to its own earlier words. That is exactly what the
-streaming path computes with a memory that keeps everything, with the same layer functions.
+streaming path computes with a memory that keeps everything, with the same layer functions. Where a
+layer has a state, a question goes on from a copy of the state at its time.
 """
 
 from typing import NamedTuple
@@ -11,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.decoder.decoder import embed, finish, linear, logits, qkv, rms_norm
+from jaxmem.decoder.decoder import embed, finish, layer_at, linear, logits, qkv, rms_norm
+from jaxmem.memory.base import at_layer
 from jaxmem.models.tiny import tiny
 from jaxmem.rope import angles, rotate
 from jaxmem.training.batches import Batch
+from jaxmem.training.states import through_state
 from jaxmem.typing import Array, Float, Params
 
 CHUNK = 160  # rows of causal attention done at once: later keys are never touched
@@ -163,8 +166,14 @@ def forward(
         x = x.reshape(b, -1, *x.shape[1:])
         return _heads_first(x if angle is None else rotate(x, angle), groups)
 
-    for index in range(config.layers):
-        layer = jax.tree.map(lambda leaf: leaf[index], weights["layers"])  # noqa: B023
+    for index, kind in enumerate(decoder.kinds):
+        number = decoder.kinds[:index].count(kind)
+        if kind is not None:
+            layer = at_layer(weights["mixers"][decoder.stacks.index(kind)], number)
+            after, q_h = through_state(layer, decoder, kind, h, q_h, batch.time, f)
+            h = after if index + 1 < config.layers else h
+            continue
+        layer = layer_at(weights, number)
         q, k, v = qkv(layer, decoder, h)
         k, v = side(k, turn)[:, :, 0], side(v)[:, :, 0]
         own_q, own_k, own_v = qkv(layer, decoder, q_h)

@@ -8,7 +8,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxmem.typing import Params
 
-_MATRICES = ("q", "k", "v", "o", "up", "down", "gate")  # parents of kernels that Muon may turn
+# Parents of kernels that Muon may turn; the last four are of mixers.
+_MATRICES = ("q", "k", "v", "o", "up", "down", "gate", "in", "qkv", "z", "out")
 
 
 def schedule(
@@ -35,7 +36,7 @@ def matrices(params: Params) -> Params:
     """Which leaves Muon turns, as `MuonDimensionNumbers` (stacked layers are a batch) or None."""
 
     def which(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
-        names = [str(k.key) for k in path]
+        names = [str(getattr(k, "key", "")) for k in path]
         if len(names) < 2 or names[-2] not in _MATRICES or names[-1] != "kernel":
             return None
         return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)

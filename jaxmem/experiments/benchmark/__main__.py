@@ -61,6 +61,7 @@ class ConstancyConfig:
     video: str | None = None
     hours: float = 10.0  # length of the stream
     early_minute: float = 10.0  # the moment to compare with
+    weights: Path | None = None  # of a model like the embedded one; None: the embedded one
     memory: str = "omnimem"  # its name; set it with --NAME.OPTION and --bank.OPTION
     budget: str = "64"  # slots per layer, or bytes over all layers (64KiB)
     # Tokens per layer of `full`, and of banks of rekv and flexmem whose options do not say.
@@ -89,7 +90,7 @@ def constancy(config: ConstancyConfig) -> Constancy | Soak:
     Raises:
       ValueError: if the memory is unknown, does not fit its budget or its options do not fit.
     """
-    model = embedded()
+    model = embedded(config.weights)
     spec = model_spec(model, config.chunk_seconds)
     names = parse_names(config.memory)
     if len(names) > 1:

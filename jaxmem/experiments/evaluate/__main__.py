@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import measure_times, run_cell
+from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing
@@ -52,6 +53,9 @@ class RecallConfig(StreamsConfig):
 
     # Names, comma-separated; `full` is the reference and has no budget.
     memories: str = ",".join(NAMES)
+    # Further models, whose layers have states: MODEL, or MODEL+MEMORY where some of them attend.
+    # Names or files as for --weights, comma-separated. A state is its own budget.
+    states: str = ""
     # Bytes of the state over all layers, from starving to ample.
     budgets: tuple[str, ...] = ("32KiB", "128KiB", "512KiB", "2MiB")
     seconds: tuple[int, ...] = (64, 128, 256)  # Lengths of the streams.
@@ -66,7 +70,7 @@ class RecallConfig(StreamsConfig):
 class Plan:
     """One cell that is to be measured."""
 
-    name: str
+    name: str  # of its row
     budget: str
     seconds: int
 
@@ -76,21 +80,22 @@ class Plan:
         return f"{self.name}_{self.budget}_{self.seconds}s"
 
 
-def plans(config: RecallConfig) -> list[Plan]:
+def plans(config: RecallConfig, rows: Sequence[Row]) -> list[tuple[Plan, Row]]:
     """Return all cells, those that share compiled programs one after the other."""
-    out = []
-    for name in parse_names(config.memories):
-        budgets = ("all",) if name == "full" else config.budgets
-        out += [Plan(name, b, s) for b in budgets for s in config.seconds]
-    return out
+    return [
+        (Plan(row.name, budget, seconds), row)
+        for row in rows
+        for budget in budgets_of(row, config.budgets)
+        for seconds in config.seconds
+    ]
 
 
 def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
-    """Return what tells results of other settings or weights from these."""
+    """Return what tells results of other settings or weights from these; `name` of a memory."""
     keys = ("streams", "questions", "moments", "chunk_seconds", "difficulty")
     settings: dict[str, Any] = {key: getattr(config, key) for key in keys}
     own = {**model.presets.get(name, {}), **config.options.get(name, {})}
-    settings["options"] = plain_options(name, own)
+    settings["options"] = plain_options(name, own) if name else {}
     settings |= {"bank": dict(config.options.get("bank", {})), "bits": config.bits}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for leaf in jax.tree.leaves(model.params):
@@ -98,33 +103,35 @@ def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def chosen_for(config: RecallConfig, model: Model, plan: Plan, tokens: int) -> Contestant:
-    """Return the memory of a cell within its budget.
+def chosen_for(config: RecallConfig, row: Row, budget: str, tokens: int) -> Contestant:
+    """Return the memory of a row within a budget.
 
     Raises:
       ValueError: if the budget holds no such memory.
     """
+    name, model = row.memory, row.model
+    if not name:
+        return alone(row)
     # A bank and `full` hold the longest stream, so that all lengths share one program.
-    budget = parse_budget("1" if plan.budget == "all" else plan.budget)
-    taken = {around for around in ("bits", "bank") if not why_bare(plan.name, around)}
-    options = {k: v for k, v in config.options.items() if k == plan.name or k in taken}
+    allowed = parse_budget("1" if budget == "all" else budget)
+    taken = {around for around in ("bits", "bank") if not why_bare(name, around)}
+    options = {k: v for k, v in config.options.items() if k == name or k in taken}
     more = {"presets": model.presets, "bits": config.bits if "bits" in taken else None}
     spec = model_spec(model, config.chunk_seconds)
-    (chosen,) = contestants((plan.name,), options, budget, spec, tokens, **more)
+    (chosen,) = contestants((name,), options, allowed, spec, tokens, **more)
     return chosen
 
 
 def measure(
-    config: RecallConfig, model: Model, made: Callable[[int], Streams]
-) -> Iterator[tuple[Plan, dict[str, Any]]]:
+    config: RecallConfig, rows: Sequence[Row], made: Callable[[int], Streams]
+) -> Iterator[tuple[Plan, Row, dict[str, Any]]]:
     """Measure every cell that has no file yet, and yield all of them in order.
 
     `made` returns the streams of a length, and is called when they are first needed.
     """
-    marks = {name: fingerprint(config, model, name) for name in parse_names(config.memories)}
+    marks = {row.name: fingerprint(config, row.model, row.memory) for row in rows}
     chosen: dict[tuple[str, str], Contestant] = {}  # one for all lengths: compiled once
-    tokens = max(config.seconds) * model.tokens_per_piece
-    for plan in plans(config):
+    for plan, row in plans(config, rows):
         path = config.out / "cells" / f"{plan.stem}.json"
         mark = marks[plan.name]
         cell = json.loads(path.read_text()) if path.is_file() else {}
@@ -132,30 +139,32 @@ def measure(
             if config.measured_only:
                 continue
             cell = {"fingerprint": mark, **asdict(plan)}
+            tokens = max(config.seconds) * row.model.tokens_per_piece
             try:
                 key = plan.name, plan.budget
-                chosen[key] = chosen.get(key) or chosen_for(config, model, plan, tokens)
+                chosen[key] = chosen.get(key) or chosen_for(config, row, plan.budget, tokens)
             except ValueError as error:  # not to fit its budget is a result, too
                 cell |= {"refused": str(error)}
             else:
-                cell |= measure_one(config, model, plan, chosen[key], made(plan.seconds))
+                cell |= measure_one(config, row, plan, chosen[key], made(plan.seconds))
             write_json(path, cell)
-        yield plan, cell
+        yield plan, row, cell
 
 
 def measure_one(
-    config: RecallConfig, model: Model, plan: Plan, chosen: Contestant, made: Streams
+    config: RecallConfig, row: Row, plan: Plan, chosen: Contestant, made: Streams
 ) -> dict[str, Any]:
     """Measure one cell."""
     between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
-    spec = model_spec(model, config.chunk_seconds)
-    cell = run_cell(model, chosen, spec, made, segment=math.gcd(*between))
-    if plan.seconds == max(config.seconds) and plan.budget in (config.timed, "all"):
-        cell["times"] = measure_times(model, chosen, spec, made)
+    spec = model_spec(row.model, config.chunk_seconds)
+    cell = run_cell(row.model, chosen, spec, made, segment=math.gcd(*between))
+    timed = not row.memory or plan.budget in (config.timed, "all")
+    if plan.seconds == max(config.seconds) and timed:
+        cell["times"] = measure_times(row.model, chosen, spec, made)
     return cell
 
 
-def outcome(plan: Plan, cell: dict[str, Any], made: Streams) -> report.Outcome:
+def outcome(plan: Plan, row: Row, cell: dict[str, Any], made: Streams) -> report.Outcome:
     """Return a cell with what was asked."""
     times = cell.get("times") or {}
     return report.Outcome(
@@ -167,6 +176,7 @@ def outcome(plan: Plan, cell: dict[str, Any], made: Streams) -> report.Outcome:
         age=made.asked.age,
         nbytes=cell["nbytes"],
         bank_nbytes=cell["bank_nbytes"],
+        states_nbytes=row.states,
         chunk_ms=times.get("chunk"),
         first_token_ms=times.get("first_token"),
     )
@@ -177,7 +187,7 @@ def write(config: RecallConfig, outcomes: Sequence[report.Outcome], console: Con
     longest = max(config.seconds)
     budget = config.timed if config.timed in config.budgets else config.budgets[-1]
     tables = [report.table(outcomes, seconds) for seconds in config.seconds]
-    here = [o for o in outcomes if o.seconds == longest and o.budget in (budget, "all")]
+    here = [o for o in outcomes if o.seconds == longest and report.shown_at(o, budget)]
     for title, split in (("type of question", report.by_type), ("age of evidence", report.by_age)):
         parts = {o.memory: split(o) for o in here}
         tables.append(report.split_table(here, parts, f"{longest} s streams, {budget}: {title}"))
@@ -205,29 +215,33 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
     """Measure, print and write the comparison.
 
     Raises:
-      ValueError: for unknown names, budgets that hold no memory, or lengths that cannot be cut.
+      ValueError: for unknown names, budgets in slots, lengths that cannot be cut, or if no memory
+        fits its budget.
     """
     for budget in config.budgets:
         if parse_budget(budget).nbytes is None:
             raise ValueError(f"--budgets are bytes over all layers (64KiB), got {budget!r}.")
     around = Wrapped(config.bits, config.options.get("bank", {}))
-    for note in check_around(parse_names(config.memories), around):
-        console.print(note, markup=False)
     model = embedded(config.weights)
+    rows = rows_of(model, config.memories, config.states)
+    for note in check_around([row.memory for row in rows if row.memory], around):
+        console.print(note, markup=False)
     made = functools.cache(lambda seconds: streams_of(config, model, seconds))
     cells = []
     columns = [TextColumn("{task.fields[at]:<28}"), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("cells", total=len(plans(config)), at="")
-        for plan, cell in measure(config, model, made):
-            cells.append((plan, cell))
+        task = progress.add_task("cells", total=len(plans(config, rows)), at="")
+        for plan, row, cell in measure(config, rows, made):
+            cells.append((plan, row, cell))
             progress.update(task, advance=1, at=plan.stem)
     outcomes = []
-    for plan, cell in cells:
+    for plan, row, cell in cells:
         if "refused" in cell:
             console.print(f"{plan.stem}: {cell['refused']}", markup=False)
         else:
-            outcomes.append(outcome(plan, cell, made(plan.seconds)))
+            outcomes.append(outcome(plan, row, cell, made(plan.seconds)))
+    if not outcomes:
+        raise ValueError("nothing was measured, so there is nothing to compare.")
     write(config, outcomes, console)
     return outcomes
 
@@ -242,8 +256,9 @@ def _run(argv: Sequence[str]) -> None:
     commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
     config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, description=__doc__)
     options = read_options(words, {})
-    idle = set(options) - {*parse_names(config.memories), "bank"}
-    if idle:
+    beside = [text.partition("+")[2] for text in getattr(config, "states", "").split(",")]
+    named = parse_names(config.memories) if config.memories else ()
+    if idle := set(options) - {*named, *(name.strip() for name in beside), "bank"}:
         raise ValueError(f"--{min(idle)}.* has no effect: it is not among --memories.")
     config = replace(config, options=options)
     if isinstance(config, DiagnoseConfig):

@@ -163,6 +163,8 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
     if "bank" in config.options:
         raise ValueError("--bank.* has no effect on diagnose, which looks at what memories hold.")
     model, names = embedded(config.weights), parse_names(config.memories)
+    if not model.decoder.attends:
+        raise ValueError(f"no layer of {model.name} attends, so no memory holds any of its tokens.")
     spec = model_spec(model, config.chunk_seconds)
     tokens = config.seconds * model.tokens_per_piece
     chosen = [_contestant(config, model, name, spec, tokens) for name in names]

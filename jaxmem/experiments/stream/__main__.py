@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from jax.errors import JaxRuntimeError
 from rich.console import Console
@@ -36,6 +37,7 @@ from jaxmem.experiments.stream.output import collect, prompt, show, show_files, 
 from jaxmem.experiments.stream.questions import AT_THE_END
 from jaxmem.experiments.stream.source import UnreadableError, find_model, find_source, open_source
 from jaxmem.experiments.stream.terminal import typed_lines
+from jaxmem.models.tiny.embedded import is_embedded
 from jaxmem.report.results import as_dict
 
 STREAMED, BAD_ARGUMENTS, UNREADABLE, UNWRITTEN, UNREAD = 0, 2, 3, 4, 141
@@ -129,6 +131,8 @@ def configured(argv: Sequence[str]) -> StreamConfig:
         help_of(next(iter(argv[argv.index("--help-memory") + 1 :]), "").replace("-", "_"))
     rest, words = split_options(argv)
     config = parse(StreamConfig, rest, prog="python -m jaxmem.experiments.stream")
+    if config.model is not None and config.weights is None and is_embedded(config.model):
+        config = replace(config, model=None, weights=Path(config.model))
     return replace(config, memories=read_options(words, config.memories))
 
 

@@ -54,7 +54,7 @@ class StreamConfig:
     chunk_seconds: Number = None  # Seconds written at once; one piece of the model.
     seed: int = 0  # Which synthetic video, and of drawn answers.
     questions: int = 24  # How many about the synthetic video.
-    weights: File = None  # Of a model like the embedded one.
+    weights: File = None  # Of a model like the embedded one, or its name.
     # Checkpoint for --video: directory or organisation/name on Hugging Face.
     model: Text = None
     adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
@@ -98,12 +98,12 @@ def check(config: StreamConfig) -> None:
         if name not in (*NAMES, "bank"):
             raise ValueError(f"unknown memory {name!r}: use {', '.join(NAMES)}, or bank.")
         check_options(name, {key: None for key in options})
+    if config.model is not None and config.weights is not None:
+        raise ValueError("--model and --weights are two models; give one of them.")
     if config.model is not None and config.video is None:
         raise ValueError(
             f"--model {config.model} knows nothing of the synthetic world: give it a --video FILE."
         )
-    if config.model is not None and config.weights is not None:
-        raise ValueError("--model and --weights are two models; give one of them.")
     _refuse_idle(config)
     media_options(config)
     if config.max_new < 1:

@@ -29,6 +29,7 @@ PROBES = ("Which shape, which sound, where?", "Which shape, which sound, which c
 was trained with."""
 
 
+_ASSETS = Path(__file__).parents[2] / "assets"
 HALF: Mapping[str, Any] = MappingProxyType({"audio_share": 0.5})
 SCORED = (
     "infinipot_v", "snapkv", "h2o", "tova", "knorm", "keydiff", "expected_attention", "criticalkv",
@@ -62,7 +63,7 @@ Its audio matters as much as its pictures, and it reads its clock from positions
 
 
 def presets_of(layers: int) -> Mapping[str, Mapping[str, Any]]:
-    """Return the presets for a model of so many layers: the index of FlexMem reads its middle."""
+    """Return the presets for so many layers that attend: the index of FlexMem reads its middle."""
     flexmem = PRESETS["flexmem"]
     reader = replace(flexmem["reader"], layers=(layers // 2,))
     return MappingProxyType({**PRESETS, "flexmem": {**flexmem, "reader": reader}})
@@ -122,21 +123,41 @@ class Tiny:
         return " ".join(self.config.words[int(i)] for i in ids)
 
 
-def embedded(path: str | Path | None = None) -> Model:
-    """Return the embedded model, or one of its kind from a weights file.
+def shipped() -> tuple[str, ...]:
+    """Return the names of the models of this kind that come with the package."""
+    return tuple(sorted(path.stem for path in _ASSETS.glob("tiny*.safetensors")))
+
+
+def is_embedded(where: str | Path) -> bool:
+    """Return whether that is a name in `shipped`, or a file of weights."""
+    return str(where) in shipped() or (
+        str(where).endswith(".safetensors") and Path(where).is_file()
+    )
+
+
+def weights_of(where: str | Path | None) -> Path | None:
+    """Return the file of a name in `shipped`; any other path, and None, as it is."""
+    if where is None:
+        return None
+    return _ASSETS / f"{where}.safetensors" if str(where) in shipped() else Path(where)
+
+
+def embedded(where: str | Path | None = None) -> Model:
+    """Return the embedded model, or one of its kind.
 
     Args:
-      path: safetensors written by `python -m jaxmem.experiments.train`; None: the shipped one.
+      where: a name in `shipped`, or safetensors written by `python -m jaxmem.experiments.train`;
+        None: "tiny".
 
     Raises:
       ValueError: if the file is missing or was not written by this project.
     """
-    params, config = tiny.load(path)
-    mine = Tiny(config)
+    params, config = tiny.load(weights_of(where))
+    mine, decoder = Tiny(config), tiny.decoder_config(config)
     return Model(
-        name="tiny" if path is None else Path(path).stem,
+        name="tiny" if where is None else Path(where).name.removesuffix(".safetensors"),
         params=params,
-        decoder=tiny.decoder_config(config),
+        decoder=decoder,
         media=MediaFormat(1.0, (config.side, config.side), RATE, 1.0, past_samples=PAST),
         tokens_per_piece=config.tokens,
         preprocess=mine.preprocess,
@@ -149,5 +170,5 @@ def embedded(path: str | Path | None = None) -> Model:
         note=NOTE,
         audio_tokens=config.pieces,
         frame=config.frame,
-        presets=presets_of(config.layers),
+        presets=presets_of(decoder.attends),
     )

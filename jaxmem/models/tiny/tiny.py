@@ -23,6 +23,7 @@ from jaxmem.data.world.scene import COLOURS, DECOYS, QUADRANTS, SHAPES, SOUNDS
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder, linear, rms_norm
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.hf.weights import nest
+from jaxmem.models.tiny.mixers import mixers_of
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Int, Params
 
@@ -62,6 +63,8 @@ class TinyConfig:
     slowest: float = 1 / 375  # rad/s of the last one
     spatial_pairs: int = 1  # each for row and column
     words: tuple[str, ...] = WORDS
+    mixer: str = ""  # of the layers that do not attend, see `jaxmem.models.tiny.mixers`
+    attend: str = "all"  # which layers attend: "all", "none", or the last of four: "one_in_four"
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -82,6 +85,12 @@ class TinyConfig:
     def tokens(self) -> int:
         """Tokens per second."""
         return self.patches + self.pieces
+
+
+def name_of(config: TinyConfig) -> str:
+    """What a model is called that training writes: "tiny", "tiny-mamba2", "tiny-mamba2-hybrid"."""
+    hybrid = ("hybrid",) if config.attend == "one_in_four" else ()
+    return "-".join(("tiny", *filter(None, (config.mixer,)), *hybrid))
 
 
 def decoder_config(config: TinyConfig) -> DecoderConfig:
@@ -105,7 +114,33 @@ def decoder_config(config: TinyConfig) -> DecoderConfig:
         activation="relu2",
         qk_norm=True,
         qk_norm_init=1.5,
+        mixers=mixers_of(config),
     )
+
+
+def sized(mixer: str, attend: str, like: TinyConfig | None = None) -> TinyConfig:
+    """The config of a model with a mixer, with about as many weights as where all layers attend.
+
+    Its MLPs take what the layers' mixers leave or need; the difference is below 0.5 %.
+
+    Raises:
+        ValueError: see `mixers_of`; or the mixers leave no weights for MLPs.
+    """
+    like = like or TinyConfig()
+
+    def count(config: TinyConfig) -> int:
+        made = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+        return sum(leaf.size for leaf in jax.tree.leaves(made))
+
+    made = dataclasses.replace(like, mixer=mixer, attend=attend)
+    room = (count(like) - count(made)) / (2 * like.width * like.layers)
+    found = 8 * round((like.mlp_width + room) / 8)
+    if found < 8:
+        raise ValueError(
+            f"mixer {mixer} leaves no weights for MLPs beside it: give a larger mlp_width than "
+            f"{like.mlp_width}, or a smaller head_dim than {like.head_dim}."
+        )
+    return dataclasses.replace(made, mlp_width=found)
 
 
 def init(config: TinyConfig, key: Array) -> Params:
@@ -235,8 +270,9 @@ def tokenize(text: str, words: tuple[str, ...] = WORDS) -> Int[np.ndarray, "Q"]:
 
 def save(path: str | Path, params: Params, config: TinyConfig) -> None:
     """Write weights as float16 safetensors with the config in the metadata."""
+    name = lambda k: str(k.idx if isinstance(k, jax.tree_util.SequenceKey) else k.key)
     flat = {
-        ".".join(str(k.key) for k in keys): np.asarray(leaf, np.float16)
+        ".".join(map(name, keys)): np.asarray(leaf, np.float16)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     save_file(flat, path, metadata={"config": json.dumps(dataclasses.asdict(config))})
@@ -268,4 +304,7 @@ def load(path: str | Path | None = None) -> tuple[Params, TinyConfig]:
         raise ValueError(
             f"{path} is no file of weights that `python -m jaxmem.experiments.train` wrote: {error}"
         ) from error
-    return nest(leaves), config
+    params = nest(leaves)
+    if "mixers" in (decoder := params.get("decoder", {})):  # a stack for each that differs
+        decoder["mixers"] = tuple(decoder["mixers"].values())
+    return params, config

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from embedded_states import SMALL, STATES, write
 
 from jaxmem.experiments import calibrate
 from jaxmem.experiments.benchmark import __main__ as benchmark
@@ -12,6 +13,7 @@ from jaxmem.experiments.benchmark.constancy import measure
 from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.memory.omnimem.budgets import load_table
 from jaxmem.memory.options import NAMES
+from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
 
@@ -90,6 +92,15 @@ def test_constancy_command_of_a_memory_with_a_bank_of_its_own(capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["memory"] == "rekv" and printed["recompilations"] == 0
     assert printed["host_bytes"] == 0 and len(set(printed["state_bytes"])) == 1
+
+
+def test_constancy_command_of_states(tmp_path, capsys):
+    weights = write(tmp_path, tiny.sized("mamba2", "none", SMALL))
+    argv = f"constancy --weights {weights} --hours 0.05 --early-minute 1 --pairs 1 --json"
+    assert benchmark.main(argv.split()) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["memory_bytes"] == STATES and printed["recompilations"] == 0
+    assert len(set(printed["state_bytes"])) == 1 and printed["state_bytes"][0] > STATES
 
 
 def test_bad_arguments_are_status_2(capsys):
