@@ -22,6 +22,7 @@ import jaxmem.memory
 from jaxmem.asking import ask
 from jaxmem.bound import Bound, probe_rows, question_rows
 from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.decoder.scorer import add_scorer, init_scorer
 from jaxmem.loop import stream
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.with_bank import WithBank
@@ -82,7 +83,7 @@ def program_of(name, size=SIZE):
 
 @cache
 def weights():
-    return small.params(CFG)
+    return add_scorer(small.params(CFG), init_scorer(CFG, jax.random.key(0)))
 
 
 def bound(name, program):

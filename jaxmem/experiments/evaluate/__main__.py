@@ -38,7 +38,6 @@ from jaxmem.memory.by_name import (
 )
 from jaxmem.memory.options import NAMES, plain_options
 from jaxmem.models.base import Model
-from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
 from jaxmem.report import recall as report
 from jaxmem.report.files import write_json, write_picture
@@ -213,7 +212,7 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
     around = Wrapped(config.bits, config.options.get("bank", {}))
     for note in check_around(parse_names(config.memories), around):
         console.print(note, markup=False)
-    model = embedded(config.weights)
+    model = config.model
     made = functools.cache(lambda seconds: streams_of(config, model, seconds))
     cells = []
     columns = [TextColumn("{task.fields[at]:<28}"), BarColumn(), MofNCompleteColumn()]

@@ -11,6 +11,7 @@ import tyro
 
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import MemoryOptions
+from jaxmem.memory.by_name import parse_names
 from jaxmem.memory.options import NAMES, check_options
 from jaxmem.resuming import EVERY
 from jaxmem.saves import check_target
@@ -57,6 +58,7 @@ class StreamConfig:
     weights: File = None  # Of a model like the embedded one.
     # Checkpoint for --video: directory or organisation/name on Hugging Face.
     model: Text = None
+    scorer: File = None  # Learned weights of --memory retention.
     adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
     max_new: int = 128  # Tokens of an answer of --model, at most.
@@ -139,6 +141,7 @@ def _try_folder(name: str, folder: Path) -> None:
 def _refuse_idle(config: StreamConfig) -> None:
     """Refuse options that the others leave without an effect."""
     synthetic = (config.video is None, "without --video")
+    names = parse_names(config.compare or config.memory)
     idle = {
         **dict.fromkeys(("format", "option", "timeout", "reconnect", "follow"), synthetic),
         **dict.fromkeys(
@@ -147,6 +150,7 @@ def _refuse_idle(config: StreamConfig) -> None:
         ),
         "questions": (config.video is not None or bool(config.ask), "beside --video or --ask"),
         "memory": (bool(config.compare), "beside --compare"),
+        "scorer": ("retention" not in names, "without --memory retention"),
         "every": (config.checkpoint is None, "without --checkpoint"),
     }
     for name, (unused, why) in idle.items():

@@ -109,6 +109,11 @@ class WithBank(Around):
         if not isinstance(self.recall_by, retrieval.Recall):
             one_of(self.name, tuple(retrieval.RULES), recall_by=self.recall_by)
         one_of(self.name, get_args(Space), space=self.space)
+        if self.memory.requires.retention == "logits":
+            raise ValueError(
+                f"memory {self.memory.name} is exact for its decoder, which sees nothing that was "
+                "evicted: WithBank takes it with logits=False."
+            )
         has_bank = type(_innermost(self.memory)).bank is not Memory.bank
         if has_bank or self.memory.requires.window is not None:
             raise ValueError(

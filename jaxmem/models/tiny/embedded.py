@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from jaxmem.kv import EMPTY
 from jaxmem.memory.base import Embeds
 from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.models.base import Encode, MediaFormat, Model
+from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.tiny import TinyConfig
 from jaxmem.typing import Bool, Float, Params, UInt
@@ -42,6 +44,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "snapkv": {**HALF, "window": 20},
         "criticalkv": {**HALF, "window": 20},
         "adakv": {**HALF, "window": 20},
+        "retention": {**HALF, "logits": False},
         "expected_attention": {**HALF, "future": 64, "sinks": 0},
         "livevlm": {**HALF, "page": 8},
         "rekv": {"block": 80, "topk": None, "reindex": False},
@@ -133,7 +136,7 @@ def embedded(path: str | Path | None = None) -> Model:
     """
     params, config = tiny.load(path)
     mine = Tiny(config)
-    return Model(
+    model = Model(
         name="tiny" if path is None else Path(path).stem,
         params=params,
         decoder=tiny.decoder_config(config),
@@ -151,3 +154,7 @@ def embedded(path: str | Path | None = None) -> Model:
         frame=config.frame,
         presets=presets_of(config.layers),
     )
+    if path is not None:
+        return model
+    with resources.as_file(resources.files("jaxmem") / "assets" / "tiny_scorer.safetensors") as own:
+        return with_scorer(model, own)
