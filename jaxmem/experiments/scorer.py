@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from jaxmem.bound import decoder_of
-from jaxmem.decoder.program import Program, init_carry, layers_of, make_program
+from jaxmem.decoder.program import Program, init_carry, layers_of
 from jaxmem.decoder.scorer import init_scorer
 from jaxmem.experiments.evaluate.recall import question_of
 from jaxmem.experiments.evaluate.recall_streams import Streams, streams
@@ -28,12 +28,12 @@ from jaxmem.memory.base import kv_of
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.parts.scored import split
 from jaxmem.models.base import Model
-from jaxmem.models.scorer import save_scorer, with_scorer
+from jaxmem.models.scorer import save_scorer
 from jaxmem.models.tiny.embedded import Inputs, embedded
 from jaxmem.programs import compile
 from jaxmem.training.optimizers import schedule
-from jaxmem.training.scorer import Examples, Shadow, fit
-from jaxmem.typing import Array, Params
+from jaxmem.training.scorer import Examples, fit
+from jaxmem.typing import Params
 
 CHUNK = 4  # seconds written at once
 
@@ -47,9 +47,7 @@ class Options:
     streams: int = 96  # Training streams.
     seconds: int = 64  # Length of each.
     questions: int = 24  # About each, at four moments.
-    # Steps of the optimizer: over streams as full attention makes them, then, round after round,
-    # as they are watched with what was learned so far.
-    steps: tuple[int, ...] = (200, 100, 100)
+    steps: int = 300  # Of the optimizer.
     batch: int = 4  # Streams of a step.
     slots: tuple[int, int] = (12, 320)  # A step's budget per layer is drawn between these.
     audio_share: float = 0.5  # Audio's part of a budget.
@@ -59,8 +57,8 @@ class Options:
     seed: int = 0  # Of first weights, order and budgets.
 
     def __post_init__(self):
-        (low, high), steps = self.slots, min(self.steps, default=0)
-        if not 1 < low <= high or not 1 <= self.batch <= self.streams or steps < 1:
+        low, high = self.slots
+        if not 1 < low <= high or not 1 <= self.batch <= self.streams or self.steps < 1:
             raise ValueError(
                 "needs 1 < slots[0] <= slots[1], 1 <= batch <= streams and steps of at least 1, "
                 f"got slots={self.slots}, batch={self.batch}, streams={self.streams}, "
@@ -68,95 +66,82 @@ class Options:
             )
 
 
-def asked_of(model: Model, made: Streams, program: Program) -> Examples:
-    """Return the questions about streams [B, ...]; their tokens are None."""
+def examples_of(model: Model, made: Streams) -> Examples:
+    """Return streams with their questions [B, ...]."""
     moments, count = made.asked.answer.shape[:2]
+    tokens = made.seconds * model.tokens_per_piece
+    program = compile(model, Full(tokens), chunk_pieces=CHUNK)
     ids, answer = (x.swapaxes(0, 1) for x in (made.asked.ids, made.asked.answer))  # [B, M, n, ...]
     ids = ids[..., : np.max((ids >= 0).sum(-1))]
     many = jax.vmap(jax.vmap(jax.vmap(lambda ids: question_of(model.params, ids, program=program))))
     last = np.arange(ids.shape[-1]) == (ids >= 0).sum(-1, keepdims=True) - 1
     share = np.arange(1, moments + 1)
-    step = np.eye(program.spec.axes, dtype=np.int32)[0]
+    clock = np.eye(program.spec.axes, dtype=np.int32)[0]
     ticks = round(made.seconds * (model.ticks_per_second or 1.0))
     spread = lambda x: np.broadcast_to(x, (count, *x.shape))
     return Examples(
-        tokens=None,  # type: ignore[arg-type]
-        seen=spread((made.seconds * model.tokens_per_piece * share // moments).astype(np.int32)),
-        begin=spread((ticks * share // moments)[:, None] * step),
+        tokens=watched(model, made, program),
+        seen=spread((tokens * share // moments).astype(np.int32)),
+        begin=spread((ticks * share // moments)[:, None] * clock),
         rows=jax.device_get(jax.jit(many)(jnp.asarray(ids))),
         target=np.where(last, answer[..., None], -1).astype(np.int32),
     )
 
 
-def tokens_of(
-    model: Model, made: Streams, program: Program, quotas: Iterator[np.ndarray] | None = None
-) -> KV:
-    """Return the tokens of streams [B, L, S], watched in the parts of a budget if there are any."""
-    inputs = jax.tree.map(lambda x: np.concatenate(list(x), axis=1), made.inputs)
+def watched(model: Model, made: Streams, program: Program) -> KV:
+    """Return all tokens of streams, [B, L, S]."""
 
     @jax.jit
-    def watched(params: Params, inputs: Inputs, quotas: Array | None) -> KV:
-        carry = init_carry(program)
-        if quotas is not None:
-            aux = carry.state.aux
-            aux = aux._replace(quotas=jnp.broadcast_to(quotas, aux.quotas.shape))
-            carry = carry._replace(state=carry.state._replace(aux=aux))
-        carry = stream(params, carry, inputs, program=program)
+    def one(params: Params, inputs: Inputs) -> KV:
+        carry = stream(params, init_carry(program), inputs, program=program)
         kept = [kv_of(state.slots) for state in layers_of(program, carry)]
         return jax.tree.map(lambda *x: jnp.stack(x), *kept)
 
-    def one(i: int) -> KV:
-        mine = jax.tree.map(lambda x: x[i], inputs)
-        return jax.device_get(watched(model.params, mine, next(quotas) if quotas else None))
-
-    each = [one(i) for i in range(made.asked.answer.shape[1])]
-    return jax.tree.map(lambda *x: np.stack(x), *each)
+    inputs = jax.tree.map(lambda x: np.concatenate(list(x), axis=1), made.inputs)
+    count = made.asked.answer.shape[1]
+    each = [one(model.params, jax.tree.map(lambda x, i=i: x[i], inputs)) for i in range(count)]
+    return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(each))
 
 
-def budgets(options: Options, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield parts of budgets, evenly drawn by their logarithms."""
-    while True:
-        slots = round(float(np.exp(rng.uniform(*np.log(options.slots)))))
-        yield np.asarray(split(slots, options.audio_share), np.int32)
-
-
-def drawn(
-    options: Options, examples: Examples, steps: int, rng: np.random.Generator
-) -> Iterator[tuple[Examples, np.ndarray]]:
-    """Yield the streams and the budget of every step."""
-    for _, quotas in zip(range(steps), budgets(options, rng), strict=False):
+def drawn(options: Options, examples: Examples) -> Iterator[tuple[Examples, np.ndarray]]:
+    """Yield the streams and the parts of the budget of every step."""
+    rng = np.random.default_rng(options.seed)
+    for _ in range(options.steps):
         chosen = np.sort(rng.choice(options.streams, options.batch, replace=False))
+        slots = round(float(np.exp(rng.uniform(*np.log(options.slots)))))
+        quotas = np.asarray(split(slots, options.audio_share), np.int32)
         yield jax.tree.map(lambda x, at=chosen: x[at], examples), quotas
 
 
 def learn(options: Options, console: Console) -> None:
     """Learn a scorer and write it."""
-    model, rng = embedded(options.weights), np.random.default_rng(options.seed)
-    scorer = init_scorer(model.decoder, jax.random.key(options.seed))
-    more = {"moments": 4, "chunk_seconds": CHUNK, "difficulty": options.difficulty}
-    more |= {"seconds": options.seconds, "questions": options.questions, "split": "train"}
-    made = streams(model, count=options.streams, **more)
-    tokens = options.seconds * model.tokens_per_piece
-    full = compile(model, Full(tokens), chunk_pieces=CHUNK)
-    sizes = {"audio_share": options.audio_share, "shown": options.slots[1]}
-    shadow = make_program(model.decoder, Shadow(tokens, **sizes), full.spec, encode=model.encode)
-    examples, done, recent = asked_of(model, made, full), 0, []
+    model, recent = embedded(options.weights), []
+    made = streams(
+        model,
+        count=options.streams,
+        seconds=options.seconds,
+        moments=4,
+        questions=options.questions,
+        chunk_seconds=CHUNK,
+        difficulty=options.difficulty,
+        split="train",
+    )
 
     def report(step: int, loss: float, right: float) -> None:
         recent.append((loss, right))
-        if step % 50 == 0:
+        if step % 50 == 0 or step == options.steps:
             mean = np.mean(recent[-50:], axis=0)
-            console.print(f"step {done + step}: loss {mean[0]:.3f}, right {100 * mean[1]:.1f} %")
+            console.print(f"step {step}: loss {mean[0]:.3f}, right {100 * mean[1]:.1f} %")
 
-    for i, steps in enumerate(options.steps):
-        with_it = with_scorer(model, scorer)
-        program, quotas = (shadow, budgets(options, rng)) if i else (full, None)
-        held = tokens_of(with_it, made, program, quotas)
-        given = drawn(options, examples._replace(tokens=held), steps, rng)
-        optimizer = optax.adam(schedule(options.rate / (1 + i), steps, warmup=20))
-        decoder, how = decoder_of(model.params), {"temperature": options.temperature}
-        scorer = fit(scorer, decoder, model.decoder, given, optimizer, report=report, **how)
-        done += steps
+    scorer = fit(
+        init_scorer(model.decoder, jax.random.key(options.seed)),
+        decoder_of(model.params),
+        model.decoder,
+        drawn(options, examples_of(model, made)),
+        optax.adam(schedule(options.rate, options.steps, warmup=20)),
+        temperature=options.temperature,
+        report=report,
+    )
     save_scorer(options.out, scorer)
     console.print(f"scorer: {options.out}")
 

@@ -31,6 +31,19 @@ def with_scorer(model: Model, scorer: Params | str | Path) -> Model:
     return model._replace(params=add_scorer(model.params, scorer))
 
 
+def without_scorer(model: Model) -> Params:
+    """Return a model's weights without those of its scorer, which no other memory reads."""
+
+    def bare(params: Params) -> Params:
+        if "layers" not in params:
+            return params
+        layers = {name: x for name, x in params["layers"].items() if name != "retention"}
+        return {**params, "layers": layers}
+
+    params = model.params
+    return {**params, "decoder": bare(params["decoder"])} if "decoder" in params else bare(params)
+
+
 def save_scorer(path: str | Path, scorer: Params) -> None:
     """Write a scorer's weights as float16 safetensors."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,12 @@
 
 Every question is answered over the tokens that the score would have kept of the stream before it;
 the choice is a straight-through gate (`kernels.select.gate`), so what was dropped has a gradient,
-too. The stream itself is watched beforehand, once for many steps: with full attention first, then
-with what the score of that time would have kept (`Shadow`).
+too. The stream itself is taken as full attention makes it: one pass over it serves all steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,51 +17,17 @@ import optax
 
 from jaxmem.decoder.decoder import DecoderConfig, finish, logits, qkv
 from jaxmem.kernels.select import gate
-from jaxmem.kv import EMPTY, KV, append, count
-from jaxmem.memory.base import Chunk, Embeds, Spec, State, View
-from jaxmem.memory.compression.retention import Retention, Slots
-from jaxmem.memory.parts.scored import Aux, choose, competition, split, take
+from jaxmem.kv import EMPTY, KV
+from jaxmem.memory.base import Embeds
+from jaxmem.memory.parts.scored import competition
 from jaxmem.rope import rope
-from jaxmem.typing import Array, Float, Int, Num, Params, PyTree
-
-
-@dataclass(frozen=True)
-class Shadow(Retention):
-    """Holds all of a stream of `budget` tokens, and shows what a smaller `Retention` would hold.
-
-    How much that is, is data: `aux.quotas` of the state, `shown` together at most.
-
-    Attributes:
-      shown: slots that a chunk attends to.
-    """
-
-    _: KW_ONLY
-    logits: bool = False
-    shown: int = 64
-
-    def aux(self, spec: Spec) -> Aux:
-        """Return the numbers of a stream that has not begun."""
-        quotas = jnp.asarray(split(self.shown, self.audio_share), jnp.int32)
-        return super().aux(spec)._replace(quotas=quotas)
-
-    def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
-        """Return the best of what is held."""
-        kv, score = state.slots
-        best = choose(score.T, kv.modality, state.aux.quotas, self.shown)
-        return View(take(kv, *best), state.aux.next_pos)
-
-    def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
-        """Take all of a chunk."""
-        n, size = count(state.slots.kv), len(state.slots.score)
-        new = Slots(chunk.kv, chunk.retention)  # type: ignore[arg-type]
-        held = jax.tree.map(lambda x: x[:size], append(state.slots, new, n))
-        return State(held, self.moved(state.aux, chunk)), None
+from jaxmem.typing import Array, Float, Int, Num, Params
 
 
 class Examples(NamedTuple):
     """One stream, and n questions at each of M moments; more streams are a leading axis."""
 
-    tokens: KV  # [L, S] of the stream
+    tokens: KV  # [L, S] of the stream, as full attention makes them
     seen: Int[Any, "M"]  # how many of them came before the moment
     begin: Num[Any, "M A"]  # position where its questions begin
     rows: Embeds  # questions, and answers but for their last token [M, n, R, ...]

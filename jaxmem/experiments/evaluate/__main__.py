@@ -38,6 +38,7 @@ from jaxmem.memory.by_name import (
 )
 from jaxmem.memory.options import NAMES, plain_options
 from jaxmem.models.base import Model
+from jaxmem.models.scorer import without_scorer
 from jaxmem.programs import model_spec
 from jaxmem.report import recall as report
 from jaxmem.report.files import write_json, write_picture
@@ -92,7 +93,8 @@ def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     settings["options"] = plain_options(name, own)
     settings |= {"bank": dict(config.options.get("bank", {})), "bits": config.bits}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for leaf in jax.tree.leaves(model.params):
+    weights = model.params if name == "retention" else without_scorer(model)
+    for leaf in jax.tree.leaves(weights):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 

@@ -42,7 +42,7 @@ class StreamConfig:
     format: Text = None  # Of --video, where its content does not tell: v4l2, lavfi, rawvideo...
     # KEY=VALUE, passed on to the device or demuxer of --video.
     option: Annotated[tuple[str, ...], Append] = ()
-    timeout: float = 10.0  # Seconds that a --video other than a file may keep silent.
+    timeout: float = 10.0  # Seconds that a --video that is no file may be silent.
     reconnect: Annotated[bool, Flag] = False  # Open a lost address or device again.
     follow: Annotated[bool, Flag] = False  # Wait at the end of the file for more.
     ask: Annotated[tuple[str, ...], Append] = ()  # "TIME: question"; TIME: seconds, mm:ss or end.

@@ -186,7 +186,7 @@ def test_what_does_not_go_together_is_refused():
         jm.Retention(8, newest=2)
     with pytest.raises(ValueError, match="newest=0, per_head=False"):
         jm.Retention(8, per_head=False)
-    with pytest.raises(ValueError, match="WithBank takes it with logits=False"):
+    with pytest.raises(ValueError, match="takes it with logits=False"):
         jm.WithBank(jm.Retention(8), 64)
     jm.WithBank(jm.Retention(8, logits=False), 64)
     program = make_program(CFG, jm.Retention(8), spec_of(CFG, chunk=SIZE))
