@@ -62,7 +62,7 @@ class StreamConfig:
     adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
     max_new: int = 128  # Tokens of an answer of --model, at most.
-    # Draw answers as the checkpoint says. Without this and the next four: greedy.
+    # Draw answers as the checkpoint says, not greedily.
     sample: Annotated[bool, Flag] = False
     temperature: Number = None  # Draw answers with this temperature (1).
     top_p: Number = None  # Draw from the smallest set of this probability (1).
