@@ -22,7 +22,6 @@ import jaxmem.memory
 from jaxmem.asking import ask
 from jaxmem.bound import Bound, probe_rows, question_rows
 from jaxmem.decoder.program import init_carry, make_program, spec_of
-from jaxmem.decoder.scorer import add_scorer, init_scorer
 from jaxmem.loop import stream
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.with_bank import WithBank
@@ -83,7 +82,7 @@ def program_of(name, size=SIZE):
 
 @cache
 def weights():
-    return add_scorer(small.params(CFG), init_scorer(CFG, jax.random.key(0)))
+    return small.scored(small.params(CFG), CFG)
 
 
 def bound(name, program):

@@ -16,7 +16,6 @@ import small
 import jaxmem as jm
 from jaxmem.bound import Bound
 from jaxmem.decoder.program import init_carry, make_program, spec_of
-from jaxmem.decoder.scorer import add_scorer, init_scorer
 from jaxmem.experiments.stream.segments import segments
 from jaxmem.loop import advance, branch, stream
 from jaxmem.memory.by_name import Budget, build, contestants
@@ -44,9 +43,8 @@ def weights(tmp_path_factory):
         width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=32, stem_width=16
     )
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    params, decoder = tiny.init(config, jax.random.key(0)), tiny.decoder_config(config)
-    scorer = init_scorer(decoder, jax.random.key(1))
-    params["decoder"] = add_scorer(params["decoder"], scorer)
+    params = tiny.init(config, jax.random.key(0))
+    params["decoder"] = small.scored(params["decoder"], tiny.decoder_config(config))
     tiny.save(path, params, config)
     return path
 
