@@ -90,6 +90,7 @@ def needs(memory: AnyMemory) -> str:
         "hidden": "layer inputs",
         "queries": "queries",
         "output": "output projection",
+        "retention": "a score of values",
     }
     found += [words for field, words in names.items() if getattr(wants, field)]
     if wants.probes is not None:

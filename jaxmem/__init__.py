@@ -47,6 +47,7 @@ _WHERE = {
     "saving": "save restore",
     # Models.
     "models.base": "Model MediaFormat for_frames",
+    "models.scorer": "with_scorer",
     "models.load": "load",
 }
 

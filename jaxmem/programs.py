@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmem.bound import decoder_of
 from jaxmem.decoder.program import Program, Text, make_program, spec_of
+from jaxmem.decoder.scorer import check_scorer
 from jaxmem.memory.base import AnyMemory, Memory, Prompt, Spec
 from jaxmem.memory.by_name import contestants, parse_budget
 from jaxmem.models.base import Model
@@ -100,8 +101,10 @@ def compile(
       spec: sizes; None: those of the model.
 
     Raises:
-      ValueError: if the memory does not fit the model.
+      ValueError: if the memory does not fit the model, or reads weights that it lacks.
     """
+    if model.decoder.attends:
+        check_scorer(memory, decoder_of(model.params))
     spec = model_spec(model, chunk_pieces) if spec is None else spec
     prefix = None
     if model.prefix is not None and len(model.prefix):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import small
 from jax.errors import JaxRuntimeError
 
 from jaxmem.data.media.media import open_media
@@ -37,6 +38,7 @@ from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import nbytes
 from jaxmem.memory.by_name import Budget, build, contestants
 from jaxmem.models.load import load as load_model
+from jaxmem.models.scorer import save_scorer
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
@@ -53,7 +55,9 @@ def weights(tmp_path_factory) -> Path:
         width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=32, stem_width=16
     )
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    tiny.save(path, tiny.init(config, jax.random.key(0)), config)
+    params = tiny.init(config, jax.random.key(0))
+    params["decoder"] = small.scored(params["decoder"], tiny.decoder_config(config))
+    tiny.save(path, params, config)
     return path
 
 
@@ -392,6 +396,21 @@ def test_all_memories_compare_within_the_same_bytes(job, clip):
         assert result["reference"] or result["nbytes"] <= 48 * 1024, result["memory"]
         assert len(result["answers"]) == 1 and result["answers"][0]["answer"]
     assert report["compilations"]["streaming"] == 0
+
+
+def test_retention_takes_a_scorer_and_says_where_one_comes_from(weights, clip, tmp_path, capsys):
+    params, config = tiny.load(weights)
+    scorer = params["decoder"]["layers"].pop("retention")
+    tiny.save(tmp_path / "bare", params, config)
+    words = ["--weights", str(tmp_path / "bare"), "--video", str(clip), "--seconds", "2"]
+    words += ["--ask", "end: which was the last shape?", "--no-prompt", "--memory", "retention"]
+    words += ["--retention.no-logits", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "python -m jaxmem.experiments.scorer" in capsys.readouterr().err.replace("\n", " ")
+    save_scorer(tmp_path / "scorer", scorer)
+    assert main([*words, "--scorer", str(tmp_path / "scorer")]) == 0
+    assert main([*words[:-5], "--scorer", str(tmp_path / "scorer")]) == 2
+    assert "--scorer has no effect without --memory retention" in capsys.readouterr().err
 
 
 def test_segments_are_cut_where_questions_are_due(weights, clip):

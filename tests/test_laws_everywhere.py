@@ -82,7 +82,7 @@ def program_of(name, size=SIZE):
 
 @cache
 def weights():
-    return small.params(CFG)
+    return small.scored(small.params(CFG), CFG)
 
 
 def bound(name, program):

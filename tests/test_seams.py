@@ -43,7 +43,9 @@ def weights(tmp_path_factory):
         width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=32, stem_width=16
     )
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    tiny.save(path, tiny.init(config, jax.random.key(0)), config)
+    params = tiny.init(config, jax.random.key(0))
+    params["decoder"] = small.scored(params["decoder"], tiny.decoder_config(config))
+    tiny.save(path, params, config)
     return path
 
 

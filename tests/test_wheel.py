@@ -24,6 +24,7 @@ import json, sys
 import jax, numpy as np
 import jaxmem as jm
 from jaxmem.data.world.files import held_out
+from jaxmem.decoder.scorer import init_scorer
 from jaxmem.memory.by_name import build
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
@@ -33,6 +34,7 @@ config = tiny.TinyConfig(
 )
 tiny.save("small.safetensors", tiny.init(config, jax.random.key(0)), config)
 model = embedded("small.safetensors")
+model = jm.with_scorer(model, init_scorer(model.decoder, jax.random.key(1)))
 video, _ = held_out(3, 4, ".", count=1, scale=1)
 question = "what was the last shape?"
 found = {}

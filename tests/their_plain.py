@@ -17,7 +17,8 @@ def output_of(weights, cfg, layer):
 def block(weights, cfg, layer, x, attend):
     """Pass rows through one block, with an attention from outside."""
     mine = layer_at(weights, layer)
-    y = attend(*qkv(mine, cfg, x), output=output_of(weights, cfg, layer))
+    more = {"output": output_of(weights, cfg, layer), "retention": mine.get("retention")}
+    y = attend(*qkv(mine, cfg, x), **more)
     return finish(mine, cfg, x, y)
 
 
@@ -27,6 +28,7 @@ def watch(weights, cfg, memory, spec, states, clock, rows, banks):
     x, held = rows.x, []
     for layer, (state, bank) in enumerate(zip(states, banks, strict=True)):
         mine, more = layer_at(weights, layer), {"output": output_of(weights, cfg, layer)}
+        more["retention"] = mine.get("retention")
         args = (memory, spec, state, *qkv(mine, cfg, x), rows, clock)
         y, *new = jm.attend(*args, hidden=x, bank=bank, **more)
         x = finish(mine, cfg, x, y)
@@ -42,7 +44,8 @@ def ask(weights, cfg, memory, spec, states, rows, banks):
     for layer, (state, bank) in enumerate(zip(states, banks, strict=True)):
         mine = layer_at(weights, layer)
         args = (memory, spec, state, *qkv(mine, cfg, x), rows)
-        x = finish(mine, cfg, x, jm.attend_question(*args, bank=bank))
+        more = {"bank": bank, "retention": mine.get("retention")}
+        x = finish(mine, cfg, x, jm.attend_question(*args, **more))
     return x
 
 

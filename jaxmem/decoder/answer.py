@@ -21,9 +21,10 @@ from jaxmem.decoder.step import zero_padding
 from jaxmem.decoder.stretches import Place, through
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
-from jaxmem.kv import KV
-from jaxmem.memory.attention import begin_of, segment
+from jaxmem.kv import EMPTY, KV, TEXT
+from jaxmem.memory.attention import begin_of, biases, prefix_bias, segment
 from jaxmem.memory.base import Embeds, View, at_layer
+from jaxmem.memory.parts.retained import Held, held_of, retention
 from jaxmem.rope import angles, rotate
 from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree
 
@@ -37,6 +38,7 @@ class Context(NamedTuple):
     recalled: Segment  # rotated likewise
     sinks: Segment | None  # rotated to their own positions; their queries are all at `sinks_pos`
     sinks_pos: Num[Array, "l A"] | None
+    held: Held | None = None  # what is said of what was recalled beside keys and values
 
 
 class Tail(NamedTuple):
@@ -44,6 +46,7 @@ class Tail(NamedTuple):
 
     k: Float[Array, "l R G D"]
     v: Float[Array, "l R G D"]
+    scored: Float[Array, "l R G"] | None = None  # scores of values, where they are added to logits
 
 
 class Dialogue(NamedTuple):
@@ -63,8 +66,9 @@ def _attend(
     context: Context,
     tail: Tail,
     first: Int[Array, ""],
+    rows: Int[Array, ""],
 ) -> Float[Array, "Q H D"]:
-    """Attend queries in rows `first`, `first` + 1, ... to context and tail.
+    """Attend queries in rows `first`, `first` + 1, ... to context and tail, of `rows` real rows.
 
     With a sliding window the pool index of a row is the number of recalled tokens plus its slot;
     the sinks then begin where the window ends.
@@ -75,19 +79,21 @@ def _attend(
     after = None
     if window is not None:
         after = jnp.sum(recalled.valid[:, 0], dtype=jnp.int32) + slot
+    real = jnp.arange(len(tail.k), dtype=jnp.int32) < rows
+    theirs, own = biases(context.held, tail.scored, jnp.where(real, TEXT, EMPTY), slot)
     # Slots after a row's own are later rows, or padding that a later row will be written over.
-    own = Segment(tail.k, tail.v, jnp.ones((len(tail.k), groups), bool), last=slot)
-    rows = rotate(q, turn)
-    parts = [recalled._replace(last=after), own]
+    own = Segment(tail.k, tail.v, jnp.ones((len(tail.k), groups), bool), last=slot, **own)
+    turned = rotate(q, turn)
+    parts = [recalled._replace(last=after, **theirs), own]
     parts += [] if context.pinned is None else [context.pinned]
     if context.sinks is None or context.sinks_pos is None:
-        return attend(rows, parts, rope=rope, window=window)[0]
+        return attend(turned, parts, rope=rope, window=window)[0]
     # Each segment turns the queries its own way: here all but the sinks by the row's position.
     place = jnp.broadcast_to(context.sinks_pos[None], (q.shape[0], context.sinks_pos.shape[0]))
     sinks = context.sinks
     if after is not None and window is not None:
         sinks = sinks._replace(last=after - window, first=jnp.zeros_like(after))
-    near = attend(rows, parts, rope=rope, window=window)
+    near = attend(turned, parts, rope=rope, window=window)
     away = attend(q, [sinks._replace(q_pos=place)], rope=rope)
     return _merge(*near, *away)
 
@@ -103,21 +109,31 @@ def _merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Float[Array, "Q H 
     return mixed.astype(a.dtype)
 
 
-def _context(view: View, prefix: KV | None, program: Program) -> Context:
+def _context(view: View, prefix: KV | None, program: Program, scorer: Params | None) -> Context:
     """Rotate what was recalled, once, relative to the position where the question begins."""
-    rope = program.config.rope
+    rope, held = program.config.rope, held_of(view)
 
     def turned(kv: KV, origin: Array) -> Segment:
         part = segment(kv, origin, None)
         return Segment(rotated_keys(part, rope), part.v, part.valid)
 
-    sinks = view.sinks
+    sinks, pinned = view.sinks, None
+    if prefix is not None:
+        pinned = turned(prefix, view.base)._replace(bias=prefix_bias(held, scorer, prefix))
     return Context(
-        pinned=None if prefix is None else turned(prefix, view.base),
+        pinned=pinned,
         recalled=turned(view.kv, view.base),
         sinks=None if sinks is None else turned(sinks.kv, jnp.zeros_like(view.base)),
         sinks_pos=None if sinks is None else sinks.pos,
+        held=held,
     )
+
+
+def _scored(
+    program: Program, weights: Params, v: Float[Array, "Q G D"]
+) -> Float[Array, "Q G"] | None:
+    """Return the scores of rows where they are added to logits."""
+    return retention(weights["retention"], v) if program.requires.retention == "logits" else None
 
 
 def prefill(
@@ -153,6 +169,8 @@ def prefill(
     asking = driver.ask(params, carry, zero_padding(rows), prefix, states)
     rows, real = asking.rows, asking.real
     turn = angles(config.rope, rows.pos)[:, None]
+    # An answer is written over the question's padding, which comes after its last real row.
+    used = jnp.sum(real, dtype=jnp.int32)
 
     def layer(held: PyTree, place: Place, given: None) -> tuple[PyTree, PyTree]:
         del given
@@ -164,15 +182,18 @@ def prefill(
         view = driver.recall(asking, place, q)
         view = view._replace(base=begin_of(view.base, rows))
         dtype, extra = view.kv.k.dtype, ((0, room), (0, 0), (0, 0))
-        tail = Tail(jnp.pad(rotate(k, turn).astype(dtype), extra), jnp.pad(v.astype(dtype), extra))
-        context = _context(view, at_layer(prefix, place.layer), program)
-        out = _attend(program, q, turn, context, tail, jnp.zeros((), jnp.int32))
+        scored, scorer = _scored(program, weights, v), weights.get("retention")
+        tail = Tail(
+            jnp.pad(rotate(k, turn).astype(dtype), extra),
+            jnp.pad(v.astype(dtype), extra),
+            None if scored is None else jnp.pad(scored, extra[:2]),
+        )
+        context = _context(view, at_layer(prefix, place.layer), program, scorer)
+        out = _attend(program, q, turn, context, tail, jnp.zeros((), jnp.int32), used)
         return (finish(weights, config, h, out), states), (context, tail)
 
     (h, states), found = through(program.stretches, layer, (rows.x, asking.states))
     contexts, tails = (tuple(tuple(x and x[i] for x in out) for out in found) for i in (0, 1))
-    # An answer is written over the question's padding, which comes after its last real row.
-    used = jnp.sum(real, dtype=jnp.int32)
     return Dialogue(contexts, tails, states, used, rows.advance), h
 
 
@@ -196,11 +217,15 @@ def decode(
         q, k, v = qkv(weights, config, h)
         zero = jnp.zeros_like(dialogue.rows)  # one dtype, also where Python's numbers have 64 bits
         at = (dialogue.rows, zero, zero)
+        scored = _scored(program, weights, v)
+        if tail.scored is not None and scored is not None:
+            scored = jax.lax.dynamic_update_slice(tail.scored, scored, at[:2])
         tail = Tail(
             jax.lax.dynamic_update_slice(tail.k, rotate(k, turn).astype(tail.k.dtype), at),
             jax.lax.dynamic_update_slice(tail.v, v.astype(tail.v.dtype), at),
+            scored,
         )
-        out = _attend(program, q, turn, context, tail, dialogue.rows)
+        out = _attend(program, q, turn, context, tail, dialogue.rows, dialogue.rows + 1)
         return (finish(weights, config, h, out), states), tail
 
     both = zip(dialogue.context, dialogue.tail, strict=True)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.decoder.program import Carry, Program, init_carry
+from jaxmem.decoder.scorer import check_scorer
 from jaxmem.kv import KV
 from jaxmem.memory.base import Embeds
 from jaxmem.typing import Params, PyTree
@@ -69,7 +70,7 @@ def _check_positions(program: Program, embeds: Embeds) -> None:
 
 
 def check_weights(program: Program, params: Params) -> None:
-    """Raise ValueError where weights are not of the program's decoder, by the number of layers."""
+    """Raise ValueError where weights are not the program's: other layers, or no scorer."""
     stack = jax.tree.leaves(params.get("layers"))
     given, wanted = stack[0].shape[0] if stack else 0, program.config.attends
     if given != wanted:
@@ -77,6 +78,8 @@ def check_weights(program: Program, params: Params) -> None:
             f"the weights have {given} layers that attend but the decoder has {wanted}: give those "
             "of the model that the program was made for."
         )
+    if wanted:
+        check_scorer(program.memory, params)
 
 
 def check_carry(program: Program, carry: Carry) -> None:

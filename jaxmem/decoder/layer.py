@@ -61,7 +61,7 @@ def layer_step(
     weights = layer_at(params, layer)
     q, k, v = qkv(weights, config, h)
     output = weights["o"]["kernel"].reshape(config.heads, config.head_dim, config.width)
-    more = {"prefix": prefix, "hidden": h, "output": output}
+    more = {"prefix": prefix, "hidden": h, "output": output, "scorer": weights.get("retention")}
     out, chunk = attend_view(requires, config.rope, view, q, k, v, embeds, clock, **more)
     after = None
     if requires.probes is not None and probes is not None:

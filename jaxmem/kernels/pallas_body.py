@@ -68,12 +68,24 @@ def product(q: tuple[Array, Array], k: tuple[Array, Array]) -> Float[Array, "BQ 
 
 def load_seen(part: Part, index: Array, start: Array, form: Form) -> Array:
     """Return which rows of the tile at `start` see which keys, [BQ, BK]."""
-    n = part.valid.shape[0]
-    flag = pltriton.load(part.valid.at[index], mask=index < n, other=jnp.zeros((), jnp.int8))
+    flag = load_numbers(part.valid, index)
     seen = jnp.broadcast_to((flag != 0)[None, :], (form.tile.rows, form.tile.keys))
     rows = pl.ds(start, form.tile.rows)
     if part.last is not None:
         seen &= index[None, :] <= part.last[rows][:, None]
     if part.first is not None:
         seen &= index[None, :] >= part.first[rows][:, None]
+    if part.until is not None and part.row is not None:
+        seen &= part.row[rows][:, None] < load_numbers(part.until, index)[None, :]
     return seen
+
+
+def load_numbers(ref: Any, index: Array) -> Array:
+    """Return a number of each key, 0 where there are none."""
+    zero = jnp.zeros((), ref.dtype)
+    return pltriton.load(ref.at[index], mask=index < ref.shape[0], other=zero)
+
+
+def with_bias(s: Float[Array, "BQ BK"], part: Part, index: Array) -> Float[Array, "BQ BK"]:
+    """Return logits in units of log 2 with what is added to those of a key."""
+    return s if part.bias is None else s + load_numbers(part.bias, index)[None, :]

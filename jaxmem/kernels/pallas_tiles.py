@@ -96,6 +96,9 @@ class Part(NamedTuple):
     sin: Any | None
     last: Any | None  # [padded rows] int32
     first: Any | None
+    bias: Any | None  # [Gm, N] float32, in units of log 2
+    until: Any | None  # [Gm, N] int32
+    row: Any | None  # [padded rows] int32
 
 
 def check(q: Array, segments: Sequence[Segment]) -> None:
@@ -151,6 +154,9 @@ def part_of(segment: Segment, rope: Rope, form: Form, *, values: bool) -> Part:
         x = jnp.repeat(x.astype(jnp.int32), form.rows // x.shape[0])
         return pad(x, 0, form.padded, value)
 
+    bias = segment.bias
+    if bias is not None and form.joint:
+        bias = jnp.mean(bias, axis=1, keepdims=True)
     return Part(
         k=segment.k.reshape(n, -1),
         valid=segment.valid.T.astype(jnp.int8),
@@ -159,6 +165,9 @@ def part_of(segment: Segment, rope: Rope, form: Form, *, values: bool) -> Part:
         sin=sin,
         last=rows(segment.last, -1),
         first=rows(segment.first, FAR),
+        bias=None if bias is None else bias.T.astype(jnp.float32) * LOG2E,
+        until=None if segment.until is None else segment.until.T.astype(jnp.int32),
+        row=rows(segment.row, FAR),
     )
 
 
@@ -184,19 +193,24 @@ def part_specs(part: Part, form: Form) -> Part:
             return whole(x)
         return pl.BlockSpec((x.shape[0], width), lambda c, *_: (0, c // shared))
 
-    n = part.valid.shape[1]
-    if part.valid.shape[0] == 1:
-        valid = pl.BlockSpec((None, n), lambda *_: (0, 0))
-    else:
-        valid = pl.BlockSpec((None, n), lambda c, *_: (c // shared, 0))
+    def keys(x: Array | None) -> pl.BlockSpec | None:
+        """A row of numbers of keys: the owner's KV head's, or that of all."""
+        if x is None:
+            return None
+        own = lambda c, *_: (0 if x.shape[0] == 1 else c // shared, 0)
+        return pl.BlockSpec((None, x.shape[1]), own)
+
     return Part(
         k=columns(part.k, form.dim),
-        valid=valid,
+        valid=keys(part.valid),
         v=columns(part.v, form.dim),
         cos=columns(part.cos, form.half),
         sin=columns(part.sin, form.half),
         last=None if part.last is None else whole(part.last),
         first=None if part.first is None else whole(part.first),
+        bias=keys(part.bias),
+        until=keys(part.until),
+        row=None if part.row is None else whole(part.row),
     )
 
 

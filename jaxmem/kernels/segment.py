@@ -26,6 +26,9 @@ class Segment(NamedTuple):
     q_pos: Num[Array, "Q A"] | None = None  # None: the queries are already rotated for it
     last: Int[Array, "Q"] | None = None  # row t sees index <= last[t]; None: every index
     first: Int[Array, "Q"] | None = None  # row t sees index >= first[t]; None: a window decides
+    bias: Float[Array, "N Gm"] | None = None  # added to a key's logits, in float32
+    until: Int[Array, "N Gm"] | None = None  # rows see a key if their `row` is below; None: all do
+    row: Int[Array, "Q"] | None = None  # number of each row; goes with `until`
 
 
 def rotated_keys(segment: Segment, rope: Rope) -> Float[Array, "N G D"]:
@@ -72,6 +75,8 @@ def visible(segment: Segment) -> Bool[Array, "Gm Q N"]:
         mask = mask & (index <= segment.last[None, :, None])
     if segment.first is not None:
         mask = mask & (index >= segment.first[None, :, None])
+    if segment.until is not None and segment.row is not None:
+        mask = mask & (segment.row[None, :, None] < segment.until.T[:, None, :])
     return mask
 
 
@@ -87,12 +92,13 @@ def key_block(segment: Segment, start: Int[Array, ""], size: int) -> Segment:
         return lax.dynamic_slice_in_dim(x, begin, size)
 
     fresh = begin + jnp.arange(size, dtype=jnp.int32) >= start
-    return Segment(
+    return segment._replace(
         k=cut(segment.k),
         v=cut(segment.v),
         valid=cut(segment.valid) & fresh[:, None],
         pos=None if segment.pos is None else cut(segment.pos),
-        q_pos=segment.q_pos,
+        bias=None if segment.bias is None else cut(segment.bias),
+        until=None if segment.until is None else cut(segment.until),
         last=None if segment.last is None else segment.last - begin,
         first=None if segment.first is None else segment.first - begin,
     )
@@ -104,6 +110,7 @@ def map_rows(segment: Segment, function: Any) -> Segment:
         q_pos=None if segment.q_pos is None else function(segment.q_pos),
         last=None if segment.last is None else function(segment.last),
         first=None if segment.first is None else function(segment.first),
+        row=None if segment.row is None else function(segment.row),
     )
 
 
@@ -134,7 +141,15 @@ def check(q: Float[Array, "Q H D"], segments: Sequence[Segment], rope: Rope) -> 
             raise ValueError(
                 f"segment {i} has positions {s.pos.shape}; expected [{n}, 1 or {groups}, A]."
             )
-        for name in ("q_pos", "last", "first"):
+        for name in ("bias", "until"):
+            x = getattr(s, name)
+            if x is not None and x.shape not in ((n, 1), (n, groups)):
+                raise ValueError(
+                    f"segment {i} has {name} {x.shape}; expected {(n, 1)} or {(n, groups)}."
+                )
+        if (s.until is None) != (s.row is None):
+            raise ValueError(f"segment {i} needs both `until` and `row`, or neither.")
+        for name in ("q_pos", "last", "first", "row"):
             x = getattr(s, name)
             if x is not None and x.shape[0] != rows:
                 raise ValueError(

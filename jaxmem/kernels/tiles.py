@@ -73,6 +73,10 @@ def logits(
     s = s * dim**-0.5
     if rope.softcap is not None:
         s = rope.softcap * jnp.tanh(s / rope.softcap)
+    if segment.bias is not None:
+        bias = segment.bias.astype(jnp.float32)
+        bias = jnp.mean(bias, axis=1, keepdims=True) if joint else bias
+        s = s + bias.T[:, None, None, :]
     return jnp.where(visible(segment)[:, None], s, -jnp.inf)
 
 

@@ -26,6 +26,7 @@ _TABLE = {
     "knorm": "compression.knorm.Knorm",
     "keydiff": "compression.keydiff.KeyDiff",
     "expected_attention": "compression.expected_attention.ExpectedAttention",
+    "retention": "compression.retention.Retention",
     "criticalkv": "compression.criticalkv.CriticalKV",
     "adakv": "compression.adakv.AdaKV",
     "streammem": "video.streammem.StreamMem",

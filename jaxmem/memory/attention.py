@@ -18,8 +18,9 @@ from jaxmem.kernels.segment import Segment, map_rows, prerotated
 from jaxmem.kernels.select.ref import compact
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Embeds, Received, Requires, View
+from jaxmem.memory.parts.retained import Held, held_of, retention, until
 from jaxmem.rope import Rope
-from jaxmem.typing import Array, Bool, Float, Hidden, Int, Num
+from jaxmem.typing import Array, Bool, Float, Hidden, Int, Num, Params
 
 
 def segment(
@@ -81,6 +82,7 @@ def attend_view(
     prefix: KV | None = None,
     hidden: Hidden | None = None,
     output: Float[Array, "H D E"] | None = None,
+    scorer: Params | None = None,
 ) -> tuple[Float[Array, "T H D"], Chunk]:
     """Attend a chunk's rows to what a memory shows, and report what the memory requires.
 
@@ -96,16 +98,20 @@ def attend_view(
       prefix: this layer's pinned tokens [P], or None.
       hidden: the layer's input, if `requires.hidden`.
       output: the layer's output projection, if `requires.output`.
+      scorer: weights of the score of values, if `requires.retention`.
     """
     # Row t comes after the n valid slots: pool entry n + t. Only a sliding window cares.
     n, t = kvs.count(view.kv), jnp.arange(embeds.modality.shape[0], dtype=jnp.int32)
     fresh = fresh_kv(k, v, view, embeds, clock)
+    scored = None if requires.retention is None or scorer is None else retention(scorer, v)
+    held, own = biases(held_of(view), scored, embeds.modality, t)
     segments = [
-        segment(view.kv, view.base, embeds.pos, last=n + t if requires.window else None),
-        segment(one_place(fresh), view.base, embeds.pos, last=t),
+        segment(view.kv, view.base, embeds.pos, last=n + t if requires.window else None, **held),
+        segment(one_place(fresh), view.base, embeds.pos, last=t, **own),
     ]
     if prefix is not None:
-        segments.append(segment(prefix, view.base, embeds.pos))
+        bias = prefix_bias(held_of(view), scorer, prefix)
+        segments.append(segment(prefix, view.base, embeds.pos, bias=bias))
     if view.sinks is not None:
         place = jnp.broadcast_to(view.sinks.pos[None], embeds.pos.shape)
         segments.append(segment(view.sinks.kv, jnp.zeros_like(view.base), place))
@@ -129,8 +135,39 @@ def attend_view(
         given=given,
         queries=q if requires.queries else None,
         output=output if requires.output else None,
+        retention=scored,
     )
     return out, chunk
+
+
+def biases(
+    held: Held | None,
+    scored: Float[Array, "T G"] | None,
+    modality: Int[Array, "T"],
+    row: Int[Array, "Q"],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return what is said of the keys that are held, and of rows' own, as fields of `Segment`.
+
+    Args:
+      held: what is held.
+      scored: scores of values of the rows' own tokens.
+      modality: of these tokens.
+      row: which of them the queries are.
+    """
+    if held is None:
+        return {}, {}
+    if held.quotas is None or scored is None:
+        return {"bias": held.bias}, {}
+    ends = until(held, scored, modality)
+    both = zip((held.bias, scored), ends, strict=True)
+    theirs, own = ({"bias": bias, "until": end, "row": row} for bias, end in both)
+    return theirs, own
+
+
+def prefix_bias(held: Held | None, scorer: Params | None, prefix: KV) -> Float[Array, "P G"] | None:
+    """Return what is added to the logits of pinned tokens, which compete with none."""
+    competes = held is not None and held.quotas is not None and scorer is not None
+    return retention(scorer, prefix.v) if competes else None
 
 
 def counted_rows(requires: Requires, embeds: Embeds) -> Array:

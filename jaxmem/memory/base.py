@@ -141,6 +141,9 @@ class View(NamedTuple):
     sinks: Sinks | None = None
     probing: Bool[Array, "n"] | None = None  # which probes pass through this layer; None: all
     counted: Bool[Array, "S"] | None = None  # slots whose attention `given` adds up; None: all
+    bias: Float[Array, "S Gm"] | None = None  # added to the logits of what is held
+    # Rows see the so many best of their past by score, in each part of the budget; None: all of it.
+    quotas: Int[Array, "C"] | None = None
 
 
 class Received(NamedTuple):
@@ -168,6 +171,7 @@ class Chunk(NamedTuple):
     probed: Probed | None = None
     queries: Float[Array, "T H D"] | None = None  # the chunk's, before rotation
     output: Float[Array, "H D E"] | None = None  # the layer's output projection
+    retention: Float[Array, "T G"] | None = None  # a score read off the values, float32
 
 
 class Question(NamedTuple):
@@ -230,6 +234,8 @@ class Requires(NamedTuple):
       output: report the layer's output projection, what every query head does to its values.
       probes: let probes follow each chunk.
       window: rows see at most this many pool entries back.
+      retention: report scores that the layer's weights read off values ("score"); rows also see no
+        more than the best of their past, the score added to its logits ("logits").
       question: a question's queries are needed to recall: each layer's own, in the same pass
         ("layer"), or those of a first pass over [prefix | question] ("pass").
     """
@@ -241,6 +247,7 @@ class Requires(NamedTuple):
     output: bool = False
     probes: Probes | None = None
     window: int | None = None
+    retention: Literal["score", "logits"] | None = None
     question: Literal["layer", "pass"] | None = None
 
 

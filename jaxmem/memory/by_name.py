@@ -257,6 +257,8 @@ def why_bare(name: str, around: str) -> str:
         return "keeps the whole stream as it is"
     if issubclass(MEMORIES[name], FeatureMemory):
         return "keeps features before the decoder, no keys and values"
+    if around == "bank" and getattr(MEMORIES[name], "logits", False):
+        return "is what its decoder attends to, and what it drops is not seen again"
     own = around == "bank" and _has_bank(name)
     return f"has a bank of its own (--{name}.capacity)" if own else ""
 

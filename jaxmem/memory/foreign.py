@@ -19,7 +19,7 @@ from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.base import AnyMemory, Embeds, Spec, State
 from jaxmem.memory.foreign_blocks import Block, Blocks, of_decoder, of_one_block
 from jaxmem.rope import Rope
-from jaxmem.typing import Array, Float, Hidden, Int, Num, PyTree
+from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree
 
 
 def embeds(
@@ -64,6 +64,7 @@ def attend(
     rope: Rope | None = None,
     hidden: Hidden | None = None,
     output: Float[Array, "H D E"] | None = None,
+    retention: Params | None = None,
     prefix: KV | None = None,
     bank: Bank | None = None,
 ) -> Any:
@@ -81,6 +82,8 @@ def attend(
       rope: rotary embedding of width D, with scale and soft cap of the logits; None: `spec.rope`.
       hidden: the block's input, before its norm; needed by memories that require it (OmniMem).
       output: the block's output projection; needed by memories that require it (CriticalKV).
+      retention: weights {"kernel": [G D, G], "a": [G]} of the block's score of values; needed by
+        memories that require it (Retention).
       prefix: this layer's pinned tokens [P], `spec.prefix` of them.
       bank: of this layer alone, from `init_bank(memory, replace(spec, layers=1))`; needed by
         memories that evict to one (ReKV, WithBank).
@@ -92,7 +95,7 @@ def attend(
       ValueError: for a memory that one block cannot serve by itself or that lacks what it requires,
         and for rows that contradict the spec.
     """
-    block: Block = lambda layer, x, attend: attend(q, k, v, output=output)
+    block: Block = lambda layer, x, attend: attend(q, k, v, output=output, retention=retention)
     pinned = jax.tree.map(lambda x: x[None], prefix)
     blocks = Blocks(of_one_block(memory), spec, (state,), block, rope, pinned, bank)
     y, (state,), *kept = blocks.watch(hidden, embeds, clock)
@@ -109,6 +112,7 @@ def attend_question(
     embeds: Embeds,
     *,
     rope: Rope | None = None,
+    retention: Params | None = None,
     prefix: KV | None = None,
     bank: Bank | None = None,
 ) -> Float[Array, "Q H D"]:
@@ -116,7 +120,7 @@ def attend_question(
 
     The arguments and errors are those of `attend`, the rows those of the question.
     """
-    block: Block = lambda layer, x, attend: attend(q, k, v)
+    block: Block = lambda layer, x, attend: attend(q, k, v, retention=retention)
     pinned = jax.tree.map(lambda x: x[None], prefix)
     return Blocks(of_one_block(memory), spec, (state,), block, rope, pinned, bank).ask(q, embeds)
 
@@ -154,8 +158,8 @@ def attend_stack(
       spec: of the decoder.
       state: of all layers, from `init_stack`.
       block: (layer, its input [T, E], attend) -> its output [T, E]. It calls `attend(q, k, v)` once
-        in place of its attention, with `output=` for memories that require it. It is called from
-        Python, inside no transformation, so it may belong to any module system.
+        in place of its attention, with `output=` or `retention=` for memories that require it. It
+        is called from Python, inside no transformation, so it may belong to any module system.
       x: the first block's input [T, E].
       embeds: positions and modalities of the chunk's rows.
       clock: as in `attend`.

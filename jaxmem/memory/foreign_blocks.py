@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,20 @@ from jaxmem.memory.base import (
     at_layer,
 )
 from jaxmem.rope import Rope, scaled
-from jaxmem.typing import Array, Float, Hidden, Int, PyTree
+from jaxmem.typing import Array, Float, Hidden, Int, Params, PyTree
 
 Block = Callable[[int, Hidden, Callable[..., Array]], Hidden]
 """(layer, the layer's input [T, E], attend) -> its output [T, E]."""
 
 QKV = tuple[Array, Array, Array]
 """Queries [T, H, D], which carry the scale of the logits, keys and values [T, G, D]."""
+
+
+class Own(NamedTuple):
+    """What a block gives of its weights, for memories that require it."""
+
+    output: Float[Array, "H D E"] | None
+    scorer: Params | None
 
 
 @dataclass
@@ -75,10 +82,11 @@ class Blocks:
         self._need("probes", requires.probes is not None, probes)
         clock, views = jnp.asarray(clock, jnp.int32), self._views(embeds)
 
-        def attention(layer: int, x: Hidden, qkv: QKV, output: Array | None):
+        def attention(layer: int, x: Hidden, qkv: QKV, own: Own):
             self._need("hidden", requires.hidden, x)
-            self._need("output", requires.output, output)
-            more = {"prefix": at_layer(self.prefix, layer), "hidden": x, "output": output}
+            self._need("output", requires.output, own.output)
+            self._need("retention", requires.retention is not None, own.scorer)
+            more = {"prefix": at_layer(self.prefix, layer), "hidden": x, **own._asdict()}
             return attend_view(requires, self.turn, views[layer], *qkv, embeds, clock, **more)
 
         y, chunks = self._run(x, embeds, attention)
@@ -91,18 +99,20 @@ class Blocks:
         """Pass a question; return the last block's output."""
         memory, real, whole = self.memory, embeds.modality != kvs.EMPTY, None
         asks, window = memory.requires.question, memory.requires.window
+        scores = memory.requires.retention == "logits"
         queries = self._first_pass(x, embeds) if asks == "pass" else None
         if memory.per == "stack":
             question = None if queries is None else Question(queries, real, self.prefix)
             whole = memory.recall(self.spec, self.state, question, self.bank)
 
-        def attention(layer: int, x: Hidden, qkv: QKV, output: Array | None):
+        def attention(layer: int, x: Hidden, qkv: QKV, own: Own):
             if whole is not None:
                 return self._read(layer, at_layer(whole, layer), qkv, embeds, window), None
+            self._need("retention", scores, own.scorer)
             asked = qkv[0] if queries is None else queries[layer]
-            own = None if asks is None else Question(asked, real, at_layer(self.prefix, layer))
-            view = memory.recall(self.spec, self.state[layer], own, self._bank_of(layer))
-            return self._read(layer, view, qkv, embeds, window), None
+            mine = None if asks is None else Question(asked, real, at_layer(self.prefix, layer))
+            view = memory.recall(self.spec, self.state[layer], mine, self._bank_of(layer))
+            return self._read(layer, view, qkv, embeds, window, own.scorer), None
 
         return self._run(x, embeds, attention)[0]
 
@@ -118,10 +128,12 @@ class Blocks:
         for layer in self.layers:
 
             def mine(
-                q: Array, k: Array, v: Array, *, output: Any = None, layer: Any = layer, x: Any = x
-            ) -> Array:
+                q: Array, k: Array, v: Array, *, output: Any = None, retention: Any = None,
+                layer: Any = layer, x: Any = x,
+            ) -> Array:  # fmt: skip
                 _check_rows(self.spec, q, k, v, embeds)
-                y, report = attention(layer, x, (scaled(q, self.turn), k, v), output)
+                own = Own(output, retention)
+                y, report = attention(layer, x, (scaled(q, self.turn), k, v), own)
                 reports.append(report)
                 return y
 
@@ -132,19 +144,26 @@ class Blocks:
         return x, reports
 
     def _read(
-        self, layer: int, view: View, qkv: QKV, embeds: Embeds, window: int | None
+        self,
+        layer: int,
+        view: View,
+        qkv: QKV,
+        embeds: Embeds,
+        window: int | None,
+        scorer: Params | None = None,
     ) -> Float[Array, "Q H D"]:
         """Attend rows that are not written to [prefix | view | themselves]."""
         view, pinned = view._replace(base=begin_of(view.base, embeds)), at_layer(self.prefix, layer)
-        asked = Requires(window=window)
-        return attend_view(asked, self.turn, view, *qkv, embeds, jnp.int32(0), prefix=pinned)[0]
+        asked = Requires(window=window, retention=self.memory.requires.retention)
+        more = {"prefix": pinned, "scorer": scorer}
+        return attend_view(asked, self.turn, view, *qkv, embeds, jnp.int32(0), **more)[0]
 
     def _first_pass(self, x: Hidden, embeds: Embeds) -> Float[Array, "L Q H D"]:
         """Return every layer's queries of a question that sees only [prefix | itself]."""
         begin = jnp.full((self.spec.axes,), self.spec.prefix, self.spec.pos_dtype)
         nothing, embeds = View(self.spec.empty(1), begin), embeds._replace(start=None)
 
-        def attention(layer: int, x: Hidden, qkv: QKV, output: Array | None):
+        def attention(layer: int, x: Hidden, qkv: QKV, own: Own):
             return self._read(layer, nothing, qkv, embeds, None), qkv[0]
 
         return jnp.stack(self._run(x, embeds, attention)[1])
@@ -189,9 +208,7 @@ class Blocks:
             probe = at_layer(probes, i)
             passes = [jnp.bool_(True) if v.probing is None else v.probing[i] for v in views]
 
-            def attention(
-                layer: int, x: Hidden, qkv: QKV, output: Array | None, probe: Any = probe
-            ):
+            def attention(layer: int, x: Hidden, qkv: QKV, own: Own, probe: Any = probe):
                 args = (views[layer], chunks[layer].kv, embeds.advance, probe, *qkv)
                 return attend_probe(asked.form, self.turn, *args, at_layer(self.prefix, layer))
 

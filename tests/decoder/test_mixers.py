@@ -65,7 +65,7 @@ def spec(**more):
 
 @pytest.fixture(scope="module")
 def weights():
-    return small.params(CFG)
+    return small.scored(small.params(CFG), CFG)
 
 
 @pytest.fixture(scope="module")

@@ -101,10 +101,10 @@ def program_of(z) -> Program:
 @partial(jax.jit, static_argnames=("program", "first"))
 def asked(program, view, tail, q, first: int):
     """Return the attention of a tail's rows from `first` on over a recalled view."""
-    context = answer._context(view, None, program)
+    context, rows = answer._context(view, None, program, None), jnp.int32(len(tail.k))
     at = first + jnp.arange(q.shape[0], dtype=jnp.int32)
     turn = angles(program.config.rope, at[:, None])[:, None]
-    out = answer._attend(program, q, turn, context, tail, jnp.asarray(first, jnp.int32))
+    out = answer._attend(program, q, turn, context, tail, jnp.asarray(first, jnp.int32), rows)
     return out.reshape(q.shape[0], -1)
 
 

@@ -32,6 +32,7 @@ class Case:
     window: int | None = None
     axes: int = 1
     turned: bool = False  # keys and queries come rotated
+    scored: bool = False  # keys have a bias and a row that no longer sees them
     scale: float = 1.0
     dtype: Any = np.float32
     tile: tuple[int, int] | None = None  # None: the default, one tile at these sizes
@@ -56,6 +57,7 @@ CASES = [
     Case("nothing", fill="nothing"),
     Case("no_slots", sizes=(0, 21)),
     Case("extreme", scale=60.0),
+    Case("scored", groups=2, scored=True, tile=(8, 16)),
 ]
 
 
@@ -84,6 +86,7 @@ def build(case: Case) -> tuple[np.ndarray, list[Segment], np.ndarray]:
         pos = begin + np.arange(n, dtype=np.int32)[:, None, None]
         pos = pos + rng.integers(0, 3, (n, case.groups, case.axes)).astype(np.int32)
         last = np.arange(case.rows, dtype=np.int32) + n - case.rows
+        scored = _scored(case, n) if case.scored else {}
         segments.append(
             Segment(
                 k=normal(n, case.kv_heads, case.dim),
@@ -92,10 +95,20 @@ def build(case: Case) -> tuple[np.ndarray, list[Segment], np.ndarray]:
                 pos=None if case.turned else pos,
                 q_pos=None if case.turned else q_pos,
                 last=last if chunk else (last + case.rows if case.window else None),
+                **scored,
             )
         )
         begin += n
     return q, segments, counted
+
+
+def _scored(case: Case, n: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(n)
+    return {
+        "bias": rng.normal(size=(n, case.kv_heads)).astype(np.float32),
+        "until": rng.integers(0, 2 * case.rows, (n, case.kv_heads), dtype=np.int32),
+        "row": np.arange(case.rows, dtype=np.int32),
+    }
 
 
 def _valid(case: Case, rng: np.random.Generator, n: int, chunk: bool) -> np.ndarray:
@@ -144,6 +157,9 @@ def dense_logits(case: Case, q: np.ndarray, segments: list[Segment]) -> np.ndarr
             seen &= (distance >= 0)[None]
             if case.window is not None:
                 seen &= (distance < case.window)[None]
+        if s.until is not None:
+            z = z + s.bias.T.repeat(shared, axis=0)[:, None]
+            seen &= s.row[None, :, None] < s.until.T.repeat(shared, axis=0)[:, None]
         parts.append(np.where(seen, z, -np.inf))
     return np.concatenate(parts, axis=-1)
 

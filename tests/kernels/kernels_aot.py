@@ -108,7 +108,7 @@ def cases():
     """Yield (name, function, shapes) of what is compiled: the shapes of the lowering tests."""
     import jax
     import jax.numpy as jnp
-    from test_kernels_lowering import QWEN_7B, inputs
+    from test_kernels_lowering import QWEN_7B, inputs, scored
 
     from jaxmem.kernels.attend import attend
     from jaxmem.kernels.attend import pallas as attend_pallas
@@ -155,6 +155,9 @@ def cases():
                 yield f"mass mean_logit {kind}", _with(sums, form="mean_logit"), given
     eight = inputs((), (1024, 32, 8, 128), 4096)
     yield "mass mean_logit D=128 bfloat16, 8 KV heads", _with(sums, form="mean_logit"), eight
+    q, segments = inputs((13,), QWEN_7B, 4096)[:2]
+    scores = scored(segments, QWEN_7B[0], QWEN_7B[2])
+    yield "attend with scores", lambda q, s: attend(q, s, rope=rope_1d(128), **how), (q, scores)
     one = inputs((), (1, *QWEN_7B[1:]), 4096)[:2]
     yield "attend one row", lambda q, s: attend(q, s, rope=rope_1d(128), **how), one
     for n in (12_288, 65_536):

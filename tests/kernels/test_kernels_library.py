@@ -53,6 +53,9 @@ def test_what_cannot_be_expressed_is_said():
         jax.eval_shape(
             lambda *x: attend(*x, rope=rope_1d(128), implementation="jax_nn"), q, segments
         )
+    with pytest.raises(NotImplementedError, match="no number per key"):
+        biased = [s._replace(bias=s.valid.update(dtype=jnp.float32)) for s in segments]
+        jax.eval_shape(cudnn, q, biased)
     other = q.update(dtype=jnp.float16)
     with pytest.raises(NotImplementedError, match="of one type"):
         jax.eval_shape(cudnn, other, segments)

@@ -102,6 +102,23 @@ def test_attend_of_other_heads(shape, dtype):
     assert kernels_of(lambda q, s: attend(q, s, rope=rope, implementation="pallas"), q, segments)
 
 
+def scored(segments, rows, groups):
+    """Return segments whose keys have a number for their logits, and a row that they end at."""
+    of = lambda s, kind: SHAPE((s.valid.shape[0], groups), kind)
+    row = SHAPE((rows,), jnp.int32)
+    more = lambda s: {"bias": of(s, jnp.float32), "until": of(s, jnp.int32), "row": row}
+    return [s._replace(**more(s)) for s in segments]
+
+
+def test_attend_with_scores_of_a_7b_model():
+    q, segments, lse, counted = inputs((13,), QWEN_7B, 4096)
+    segments = scored(segments, QWEN_7B[0], QWEN_7B[2])
+    how = {"rope": rope_1d(128), "implementation": "pallas"}
+    assert kernels_of(lambda q, s: attend(q, s, **how), q, segments) == 1
+    sums = lambda q, s, lse, c: mass(q, s, lse, rows=c, **how)
+    assert kernels_of(sums, q, segments, lse, counted) == len(segments)
+
+
 def test_attend_inside_grad_vmap_and_scan():
     q, segments, _, _ = inputs((), (64, 4, 2, 64), 256)
     q, segments = jax.tree.map(lambda x: SHAPE((3, 2, *x.shape), x.dtype), (q, segments))

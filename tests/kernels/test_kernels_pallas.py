@@ -79,6 +79,7 @@ def both(case, functions):
         ("window", True),
         ("extreme", True),
         ("nothing", True),
+        ("scored", True),
     ],
 )
 def test_attend_equals_the_reference(name, on_load, interpret):
@@ -104,7 +105,7 @@ def test_default_tiles_and_a_pool_without_slots(interpret):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["grouped", "nothing"])
+@pytest.mark.parametrize("name", ["scored", "nothing"])
 def test_gradient_of_attend_equals_that_of_the_reference(name, interpret):
     case = of(name)
 
@@ -113,15 +114,16 @@ def test_gradient_of_attend_equals_that_of_the_reference(name, interpret):
             return lambda *given: jax.tree.map(jnp.zeros_like, arrays_of(*given))
 
         def loss(arrays, segments):
-            q, k, v = arrays
-            parts = [s._replace(k=a, v=b) for s, a, b in zip(segments, k, v, strict=True)]
+            q, *kvb = arrays
+            given = zip(segments, *kvb, strict=True)
+            parts = [s._replace(k=k, v=v, bias=b) for s, k, v, b in given]
             out, lse = function(q, parts)
             return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0.0))
 
         return lambda *given: jax.grad(loss)(arrays_of(*given), given[1])
 
     def arrays_of(q, segments, _):
-        return q, [s.k for s in segments], [s.v for s in segments]
+        return q, [s.k for s in segments], [s.v for s in segments], [s.bias for s in segments]
 
     def kernel(q, segments):
         more = {"tile": SMALL, "interpret": interpret}
@@ -142,6 +144,7 @@ def test_gradient_of_attend_equals_that_of_the_reference(name, interpret):
         slow("dim80", "head_mean", "softmax"),
         ("own_sets", "kv_head", "softmax"),
         ("window", "head", "softmax"),
+        ("scored", "kv_head", "softmax"),
         ("mrope", "head_mean", "mean_logit"),
         ("nothing", "head_mean", "mean_logit"),
     ],
@@ -199,7 +202,7 @@ def test_weighted_mass_equals_the_reference(name, reduce, weights, interpret, mo
 
 
 @pytest.mark.parametrize(
-    "name", ["dim128_bf16", slow("own_sets"), slow("window"), "nothing", "no_slots"]
+    "name", ["dim128_bf16", slow("own_sets"), slow("scored"), slow("window"), "nothing", "no_slots"]
 )
 def test_row_mass_equals_the_reference(name, interpret):
     case = of(name)

@@ -14,6 +14,7 @@ from checkpoints import write_qwen3_5
 from passes import pieces_of
 
 import jaxmem as jm
+from jaxmem.decoder.scorer import init_scorer
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import FeatureMemory
 from jaxmem.models.hf.config import read_json
@@ -35,7 +36,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return jm.for_frames(jm.load(folder, dtype="float32", fps=2, max_new=3), SIZE)
+    found = jm.for_frames(jm.load(folder, dtype="float32", fps=2, max_new=3), SIZE)
+    return jm.with_scorer(found, init_scorer(found.decoder, jax.random.key(0)))
 
 
 @pytest.mark.parametrize(

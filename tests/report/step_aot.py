@@ -40,13 +40,16 @@ def figures(name, slots, layers, dtype, put):
     from jaxmem.bound import bind
     from jaxmem.decoder.decoder import DecoderConfig, init_decoder
     from jaxmem.decoder.program import init_carry
+    from jaxmem.decoder.scorer import add_scorer, init_scorer
     from jaxmem.experiments.benchmark.step_model import chunks_of, program_of
     from jaxmem.loop import advance
     from jaxmem.report.compiled import collectives, inspect, large, pool_size
     from jaxmem.rope import rope_1d
 
     config = DecoderConfig(layers, 64, 4, 2, 16, 64, 50, rope_1d(16))
-    params = jax.tree.map(lambda x: x.astype(dtype), init_decoder(config, jax.random.key(0)))
+    key = jax.random.key(0)
+    params = add_scorer(init_decoder(config, key), init_scorer(config, key))
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
     program = program_of(config, name, slots, CHUNK, dtype)
     given = bind(program, params), init_carry(program), chunks_of(program)
     here, jax.default_backend = jax.default_backend, lambda: "gpu"  # traced as it is on a GPU

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 
 from jaxmem.bound import bind
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder
@@ -26,7 +27,7 @@ EVERY = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ME
 
 def decoder(layers, dtype):
     config = DecoderConfig(layers, 64, 4, 2, 16, 96, 50, rope_1d(16))
-    params = init_decoder(config, jax.random.key(0))
+    params = small.scored(init_decoder(config, jax.random.key(0)), config)
     return config, jax.tree.map(lambda x: x.astype(dtype), params)
 
 

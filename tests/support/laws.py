@@ -148,6 +148,7 @@ def see(memory: Memory, state: State, chunk: Stream) -> Chunk:
         one = lambda t: jnp.where(tk.valid(t), noise(t.index + head, salt), 0.0).T
         return Received(one(held), one(tokens))
 
+    scored = tokens.index + 977 * jnp.arange(tokens.index.shape[1], dtype=jnp.int32)[None]
     probed = None
     if requires.probes:
         probed = Probed(jax.tree.map(lambda x: x[None], received(salt + 2)), jnp.ones((1,), int))
@@ -158,6 +159,7 @@ def see(memory: Memory, state: State, chunk: Stream) -> Chunk:
         received=received(salt) if requires.attention else None,
         given=noise(tokens.index[:, 0], salt + 1) if requires.given else None,
         probed=probed,
+        retention=noise(scored, jnp.uint32(7)) if requires.retention else None,
         queries=project(chunk.hidden, HEADS, SPEC.head_dim) if requires.queries else None,
         output=project(np.eye(SPEC.width), HEADS, SPEC.head_dim).transpose(1, 2, 0)
         if requires.output

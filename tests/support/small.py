@@ -10,6 +10,7 @@ from jaxmem import rope as rp
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.decoder.scorer import add_scorer, init_scorer
 from jaxmem.loop import stream
 from jaxmem.memory.base import Embeds, Spec
 from jaxmem.models.tiny import tiny
@@ -71,6 +72,11 @@ def params(cfg, seed=0):
         return jnp.asarray(np.hypot(fan**-0.5 if fan else 0, 0.1) * noise, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def scored(weights, cfg, seed=0):
+    """Weights with a random scorer, for the memories that read one."""
+    return add_scorer(weights, init_scorer(cfg, jax.random.key(seed)))
 
 
 def stream_rows(cfg, chunks, size, *, seed=0, lengths=None):

@@ -15,16 +15,18 @@ from jaxmem.bound import Bound, bind, question_rows
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import logits
 from jaxmem.decoder.program import Carry, Program
+from jaxmem.decoder.scorer import init_scorer
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price_table import GPUS, PROCESS, Price, Step, bound
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.loop import advance, start
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Spec
+from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Memory, Spec
 from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.base import Model, for_frames
 from jaxmem.models.load import load
+from jaxmem.models.scorer import with_scorer
 from jaxmem.pieces import blank
 from jaxmem.programs import compile, model_spec, stream_tokens
 from jaxmem.typing import PyTree
@@ -145,6 +147,8 @@ def open_stream(config: PriceConfig) -> Stream:
     model = for_frames(model, size)
     spec = model_spec(model, pieces)
     memory = _memory(config, model, spec)
+    if isinstance(memory, Memory) and memory.requires.retention:  # it may be learned later
+        model = with_scorer(model, _scorer_of(model))
     program = compile(model, memory, chunk_pieces=pieces, spec=spec)
     chunk = blank(model, size, pieces)
     return Stream(
@@ -155,6 +159,11 @@ def open_stream(config: PriceConfig) -> Stream:
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), chunk),
         size,
     )
+
+
+def _scorer_of(model: Model) -> PyTree:
+    """Return the shapes of a scorer's weights."""
+    return jax.eval_shape(lambda: init_scorer(model.decoder, jax.random.key(0)))
 
 
 def _memory(config: PriceConfig, model: Model, spec: Spec) -> AnyMemory:

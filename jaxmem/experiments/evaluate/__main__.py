@@ -39,7 +39,7 @@ from jaxmem.memory.by_name import (
 )
 from jaxmem.memory.options import NAMES, plain_options
 from jaxmem.models.base import Model
-from jaxmem.models.tiny.embedded import embedded
+from jaxmem.models.scorer import without_scorer
 from jaxmem.programs import model_spec
 from jaxmem.report import recall as report
 from jaxmem.report.files import write_json, write_picture
@@ -98,7 +98,8 @@ def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     settings["options"] = plain_options(name, own) if name else {}
     settings |= {"bank": dict(config.options.get("bank", {})), "bits": config.bits}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for leaf in jax.tree.leaves(model.params):
+    weights = model.params if name == "retention" else without_scorer(model)
+    for leaf in jax.tree.leaves(weights):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 
@@ -222,7 +223,7 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
         if parse_budget(budget).nbytes is None:
             raise ValueError(f"--budgets are bytes over all layers (64KiB), got {budget!r}.")
     around = Wrapped(config.bits, config.options.get("bank", {}))
-    model = embedded(config.weights)
+    model = config.model
     rows = rows_of(model, config.memories, config.states)
     for note in check_around([row.memory for row in rows if row.memory], around):
         console.print(note, markup=False)

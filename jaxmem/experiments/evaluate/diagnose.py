@@ -25,7 +25,6 @@ from jaxmem.memory.baselines import Full
 from jaxmem.memory.by_name import Contestant, contestants, parse_budget, parse_names
 from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.models.base import Model
-from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import compile, model_spec
 from jaxmem.report import diagnostics as report
 from jaxmem.report.diagnostics import Diagnosis, Whole
@@ -162,7 +161,7 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
     """
     if "bank" in config.options:
         raise ValueError("--bank.* has no effect on diagnose, which looks at what memories hold.")
-    model, names = embedded(config.weights), parse_names(config.memories)
+    model, names = config.model, parse_names(config.memories)
     if not model.decoder.attends:
         raise ValueError(f"no layer of {model.name} attends, so no memory holds any of its tokens.")
     spec = model_spec(model, config.chunk_seconds)

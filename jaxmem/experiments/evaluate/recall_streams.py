@@ -14,7 +14,8 @@ from jaxmem.data.world import synthetic
 from jaxmem.data.world.features import log_mel
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.models.base import Model
-from jaxmem.models.tiny.embedded import Inputs
+from jaxmem.models.scorer import with_scorer
+from jaxmem.models.tiny.embedded import Inputs, embedded
 
 
 class Asked(NamedTuple):
@@ -88,7 +89,14 @@ class StreamsConfig:
     chunk_seconds: int = 4  # Seconds written at once.
     difficulty: str = "standard"  # Level of the world.
     weights: Path | None = None  # Of a model like the embedded one; None: the embedded one.
+    scorer: Path | None = None  # Learned weights of `retention`; None: the model's own.
     options: MemoryOptions = field(default_factory=dict)
+
+    @property
+    def model(self) -> Model:
+        """Return the model that is asked."""
+        model = embedded(self.weights)
+        return model if self.scorer is None else with_scorer(model, self.scorer)
 
 
 def streams_of(config: StreamsConfig, model: Model, seconds: int) -> Streams:

@@ -11,6 +11,7 @@ import tyro
 
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.memories import MemoryOptions
+from jaxmem.memory.by_name import parse_names
 from jaxmem.memory.options import NAMES, check_options
 from jaxmem.resuming import EVERY
 from jaxmem.saves import check_target
@@ -41,7 +42,7 @@ class StreamConfig:
     format: Text = None  # Of --video, where its content does not tell: v4l2, lavfi, rawvideo...
     # KEY=VALUE, passed on to the device or demuxer of --video.
     option: Annotated[tuple[str, ...], Append] = ()
-    timeout: float = 10.0  # Seconds that a --video other than a file may keep silent.
+    timeout: float = 10.0  # Seconds that a --video that is no file may be silent.
     reconnect: Annotated[bool, Flag] = False  # Open a lost address or device again.
     follow: Annotated[bool, Flag] = False  # Wait at the end of the file for more.
     ask: Annotated[tuple[str, ...], Append] = ()  # "TIME: question"; TIME: seconds, mm:ss or end.
@@ -57,10 +58,11 @@ class StreamConfig:
     weights: File = None  # Of a model like the embedded one, or its name.
     # Checkpoint for --video: directory or organisation/name on Hugging Face.
     model: Text = None
+    scorer: File = None  # Learned weights of --memory retention.
     adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
     max_new: int = 128  # Tokens of an answer of --model, at most.
-    # Draw answers as the checkpoint says. Without this and the next four: greedy.
+    # Draw answers as the checkpoint says, not greedily.
     sample: Annotated[bool, Flag] = False
     temperature: Number = None  # Draw answers with this temperature (1).
     top_p: Number = None  # Draw from the smallest set of this probability (1).
@@ -139,6 +141,7 @@ def _try_folder(name: str, folder: Path) -> None:
 def _refuse_idle(config: StreamConfig) -> None:
     """Refuse options that the others leave without an effect."""
     synthetic = (config.video is None, "without --video")
+    names = parse_names(config.compare or config.memory)
     idle = {
         **dict.fromkeys(("format", "option", "timeout", "reconnect", "follow"), synthetic),
         **dict.fromkeys(
@@ -147,6 +150,7 @@ def _refuse_idle(config: StreamConfig) -> None:
         ),
         "questions": (config.video is not None or bool(config.ask), "beside --video or --ask"),
         "memory": (bool(config.compare), "beside --compare"),
+        "scorer": ("retention" not in names, "without --memory retention"),
         "every": (config.checkpoint is None, "without --checkpoint"),
     }
     for name, (unused, why) in idle.items():

@@ -20,6 +20,7 @@ from jaxmem.feeding import open_for
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.base import Model
 from jaxmem.models.load import load
+from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.maps import Span
 from jaxmem.report.numbers import clock
@@ -50,7 +51,7 @@ def find_model(config: StreamConfig, console: Console) -> Model:
     """
     check(config)
     if config.model is None:
-        return embedded(config.weights)
+        return _scored(config, embedded(config.weights))
     begin = time.perf_counter()
     with console.status(f"loading {config.model}"):
         model = load(
@@ -62,7 +63,12 @@ def find_model(config: StreamConfig, console: Console) -> Model:
             max_pixels=config.max_pixels,
         )
     console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
-    return model
+    return _scored(config, model)
+
+
+def _scored(config: StreamConfig, model: Model) -> Model:
+    """Return the model with the weights of `--scorer`."""
+    return model if config.scorer is None else with_scorer(model, config.scorer)
 
 
 def find_source(

@@ -32,6 +32,8 @@ Library = Literal["cudnn", "xla", "tokamax"]
 def _check(q: Float[Array, "Q H D"], segments: Sequence[Segment], implementation: Library) -> None:
     """Raise NotImplementedError for what a call cannot express, or not without large arrays."""
     rows, heads, dim = q.shape
+    if any(s.bias is not None for s in segments):
+        raise NotImplementedError(f"{implementation} adds no number per key to logits; use 'xla'.")
     if any(x.dtype != q.dtype for s in segments for x in (s.k, s.v)):
         raise NotImplementedError(f"{implementation} takes queries, keys and values of one type.")
     keys = max(s.k.shape[0] for s in segments)
@@ -41,7 +43,8 @@ def _check(q: Float[Array, "Q H D"], segments: Sequence[Segment], implementation
             f"cuDNN takes 16-bit floats and heads of 8, 16, ... 128, got {q.dtype}, {dim}."
         )
     if implementation != "xla":
-        masks = rows * keys * (1 if all(s.valid.shape[1] == 1 for s in segments) else heads)
+        alike = all(s.valid.shape[1] == 1 and s.until is None for s in segments)
+        masks = rows * keys * (1 if alike else heads)
         if masks > q.size + sum(s.k.size + s.v.size for s in segments):
             raise NotImplementedError(
                 f"the mask of {rows} rows by {keys} keys would be larger than all operands."

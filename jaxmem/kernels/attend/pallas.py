@@ -53,7 +53,7 @@ def _kernel(tree: Any, *outputs: Any, form: pt.Form, which: Sequence[int], value
                 q = held or pb.load_queries(ref, start, form, j)
                 s += pb.product(q, pb.load_keys(part, index, form, j))
             seen = pb.load_seen(part, index, start, form)
-            s = jnp.where(seen, s * form.to_log2, pt.LOWEST)
+            s = jnp.where(seen, pb.with_bias(s * form.to_log2, part, index), pt.LOWEST)
             high = jnp.maximum(top, jnp.max(s, axis=1))
             # Masked again: a row that has seen nothing has s = high.
             p = jnp.where(seen, jnp.exp2(s - high[:, None]), 0.0)

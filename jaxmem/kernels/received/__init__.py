@@ -117,7 +117,7 @@ def _check_options(
                 f'form "mean_logit" has one head and sums weights only; got reduce={reduce!r}, '
                 f'weights={weights!r}. Use form="softmax" for these.'
             )
-        if any(s.valid.shape[1] != 1 for s in segments):
+        if any(x is not None and x.shape[1] != 1 for s in segments for x in (s.valid, s.until)):
             raise ValueError(
                 'form "mean_logit" averages the logits of all heads, so every head must hold the '
                 'same tokens (Gm = 1); use form="softmax" with reduce="kv_head".'

@@ -79,7 +79,8 @@ def _kernel(tree: Any, partial_ref: Any, *, form: pt.Form, splits: int, weights:
             s += pb.product(pb.load_queries(q_ref, start, form, j), keys)
         shift = shift_ref[pl.ds(start, form.tile.rows)]
         seen = pb.load_seen(part, index, start, form)
-        p = jnp.where(seen, jnp.exp2(s * form.to_log2 - shift[:, None]), 0.0)
+        s = pb.with_bias(s * form.to_log2, part, index)
+        p = jnp.where(seen, jnp.exp2(s - shift[:, None]), 0.0)
         if weights == "A2v2":  # |v|^2 is a factor of the whole column
             p = p * p
         elif out_ref is not None and values is not None:

@@ -10,16 +10,17 @@ from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import AUDIO, EMPTY, KV, VISION
-from jaxmem.memory.base import Chunk, Spec, State, tupled
+from jaxmem.memory.base import Chunk, Embeds, Spec, State, View, tupled
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.positions import Reindexed, start
 from jaxmem.memory.parts.scored import AUDIO_SHARE, check_budget, length
-from jaxmem.typing import Array, Bool, Int, Num
+from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree
 
 TEXT_SHARE = 16
 """Of the budget, a part of this is for text, where time stamps come with the stream."""
@@ -66,6 +67,8 @@ class Pyramid(Reindexed):
       audio_share: audio's part of the budget, where the stream has audio.
       text: slots of text; None: a sixteenth of the budget, where time stamps come with the stream.
       grid: rows and columns of a frame; None: those of `Spec.frame`.
+      count: the logarithm of the number of tokens that a mean stands for is added to its logit, so
+        that it attracts the attention of so many equal ones.
       reindex: number what is held without gaps.
 
     Raises:
@@ -78,6 +81,7 @@ class Pyramid(Reindexed):
     audio_share: float = AUDIO_SHARE
     text: int | None = None
     grid: tuple[int, int] | None = None
+    count: bool = False
 
     def __post_init__(self):
         tupled(self, "grid")
@@ -115,6 +119,14 @@ class Pyramid(Reindexed):
         none = jnp.zeros((self.budget,), jnp.int32)
         return State(Slots(spec.empty(self.budget), none, none, none), aux)
 
+    def view(self, spec: Spec, state: State, embeds: Embeds | None, bank: PyTree = None) -> View:
+        view, slots = super().view(spec, state, embeds, bank), state.slots
+        if not self.count:
+            return view
+        several = jnp.asarray(np.log(parts_of(self.steps(spec)))).at[slots.level, slots.place].get()
+        vision = slots.kv.modality[:, 0] == VISION
+        return view._replace(bias=jnp.where(vision, several, 0.0)[:, None])
+
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
         aux, steps = state.aux, self.steps(spec)
         (rows, columns), _ = steps[0]
@@ -143,6 +155,18 @@ class Pyramid(Reindexed):
         kept = select(ranked, aux.quotas, slots=length(state))
         aux = aux._replace(frame=aux.frame + number[-1] // size, place=next_place)
         return State(kvs.take(pool, *kept), self.moved(aux, chunk)), None
+
+
+def parts_of(steps: list[tuple[Grid, int]]) -> Float[np.ndarray, "levels P"]:
+    """Return how many tokens of a whole frame each token of every level stands for."""
+    whole = steps[0][0]
+    found = np.ones((len(steps), whole[0] * whole[1]), np.float32)
+    for level, (grid, _) in enumerate(steps):
+        edge = [
+            np.minimum(np.arange(n + 1) << level, size) for n, size in zip(grid, whole, strict=True)
+        ]
+        found[level, : grid[0] * grid[1]] = np.outer(*map(np.diff, edge)).ravel()
+    return found
 
 
 def halved(grid: Grid) -> Grid:

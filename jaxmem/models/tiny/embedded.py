@@ -15,6 +15,7 @@ from jaxmem.kv import EMPTY
 from jaxmem.memory.base import Embeds
 from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.models.base import Encode, MediaFormat, Model
+from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.tiny import TinyConfig
 from jaxmem.typing import Bool, Float, Params, UInt
@@ -43,6 +44,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "snapkv": {**HALF, "window": 20},
         "criticalkv": {**HALF, "window": 20},
         "adakv": {**HALF, "window": 20},
+        "retention": {**HALF, "logits": False},
         "expected_attention": {**HALF, "future": 64, "sinks": 0},
         "livevlm": {**HALF, "page": 8},
         "rekv": {"block": 80, "topk": None, "reindex": False},
@@ -125,7 +127,7 @@ class Tiny:
 
 def shipped() -> tuple[str, ...]:
     """Return the names of the models of this kind that come with the package."""
-    return tuple(sorted(path.stem for path in _ASSETS.glob("tiny*.safetensors")))
+    return ("tiny", *sorted(path.stem for path in _ASSETS.glob("tiny-*.safetensors")))
 
 
 def is_embedded(where: str | Path) -> bool:
@@ -154,7 +156,7 @@ def embedded(where: str | Path | None = None) -> Model:
     """
     params, config = tiny.load(weights_of(where))
     mine, decoder = Tiny(config), tiny.decoder_config(config)
-    return Model(
+    model = Model(
         name="tiny" if where is None else Path(where).name.removesuffix(".safetensors"),
         params=params,
         decoder=decoder,
@@ -172,3 +174,5 @@ def embedded(where: str | Path | None = None) -> Model:
         frame=config.frame,
         presets=presets_of(decoder.attends),
     )
+    ours = where is None or str(where) == "tiny"
+    return with_scorer(model, _ASSETS / "tiny_scorer.safetensors") if ours else model

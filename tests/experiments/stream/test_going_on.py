@@ -9,6 +9,7 @@ import jax
 import killing
 import numpy as np
 import pytest
+import small
 
 from jaxmem import saves
 from jaxmem.data.world.files import held_out
@@ -53,7 +54,9 @@ def little(tmp_path_factory):
     config = tiny.TinyConfig(
         width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=32, stem_width=16
     )
-    tiny.save(folder / "weights", tiny.init(config, jax.random.key(0)), config)
+    params = tiny.init(config, jax.random.key(0))
+    params["decoder"] = small.scored(params["decoder"], tiny.decoder_config(config))
+    tiny.save(folder / "weights", params, config)
     return folder / "weights", held_out(2, 20, folder, count=1)[0]
 
 

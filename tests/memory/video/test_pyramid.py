@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from laws import CUTS, LAWS, SPEC, cut, pick, stream
 
+import jaxmem as jm
 from jaxmem.kv import AUDIO, TEXT, VISION
 from jaxmem.memory.baselines import LastFrames
-from jaxmem.memory.video.pyramid import Pyramid
+from jaxmem.memory.video.pyramid import Pyramid, halved, parts_of
+from jaxmem.rope import Rope
 
 GRID, P = (3, 2), 6
 SIZES = {"grid": GRID, "text": 3, "audio_share": 4 / 44}
@@ -98,6 +100,33 @@ def test_equal_keys_pool_to_themselves():
     n = int(np.sum(state.slots.kv.modality != 0))
     assert int(state.slots.level.max()) == 2 and n == 6 + 3 * 2 + 6 * 1
     np.testing.assert_allclose(state.slots.kv.k[:n], same[:n], atol=1e-6)
+
+
+def test_count_gives_a_mean_the_attention_of_its_parts():
+    """With equal keys a question reads the mean value of all tokens, however few are held."""
+    flat = stream(128, kinds=np.full(128, VISION))
+    same = np.repeat(flat.tokens.k[:1], 128, axis=0)
+    chunks = cut(flat._replace(tokens=flat.tokens._replace(k=same)), [8] * 16, 8)
+    spec, own = replace(SPEC, rope=Rope((0.0, 0.0), (0, 0))), jm.embeds(np.zeros((1, 6)), axes=3)
+    want = flat.tokens.v.mean(0).repeat(2, axis=0)
+    # What the question says of itself is far below the rest.
+    row = np.ones((1, 4, 4), np.float32), np.full((1, 2, 4), -100.0), np.zeros((1, 2, 4))
+
+    def away(count):
+        memory = Pyramid(72, grid=(4, 4), audio_share=0.0, count=count)
+        assert memory.steps(spec) == [((4, 4), 1), ((2, 2), 7), ((1, 1), 28)]
+        state = laws.run(memory, memory.init(SPEC), chunks)[0]
+        assert np.sum(state.slots.kv.modality != 0) == 16 + 7 * 4
+        got = jm.attend_question(memory, spec, state, *map(jnp.float32, row), own)
+        return np.abs(got[0] - want).max()
+
+    assert away(True) < 1e-5 < 1e-2 < away(False)
+    for grid, counts in (((3, 2), ([1] * 6, [4, 2], [6])), ((5, 1), ([1] * 5, [2, 2, 1], [4, 1]))):
+        steps = [(grid, 1), (halved(grid), 1), (halved(halved(grid)), 1)]
+        for found, many in zip(parts_of(steps), counts, strict=True):
+            np.testing.assert_array_equal(found[: len(many)], many)
+    with pytest.raises(ValueError, match="takes it with count=False"):
+        jm.WithBank(Pyramid(72, grid=(4, 4), count=True), 64)
 
 
 def test_each_level_covers_four_times_the_one_before():
