@@ -249,10 +249,17 @@ def price(f: Callable[..., jax.Array], *shapes: PyTree, by: int | tuple[int, ...
       *shapes: its arguments, arrays or `jax.ShapeDtypeStruct`.
       by: the arguments that it is differentiated by.
     """
-    lowered = jax.jit(jax.value_and_grad(f, by)).lower(*shapes)
-    found = lowered.compile().memory_analysis()
-    assert found is not None
-    return int(found.temp_size_in_bytes)
+    return temporary(compiled(f, *shapes, by=by))
+
+
+def compiled(f: Callable[..., jax.Array], *shapes: PyTree, by: int | tuple[int, ...] = 0) -> Any:
+    """Return the compiled value and gradient that `price` is of."""
+    return jax.jit(jax.value_and_grad(f, by)).lower(*shapes).compile()
+
+
+def temporary(program: Any) -> int:
+    """Return the temporary bytes of a compiled program."""
+    return int(program.memory_analysis().temp_size_in_bytes)
 
 
 def nbytes(tree: PyTree) -> int:
