@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,13 @@ def next_tokens(ids: Int[Array, "T"]) -> Rows:
     return Rows(ids, jnp.concatenate([ids[1:], jnp.full(1, NOTHING, ids.dtype)]))
 
 
-def layer_cell(config: DecoderConfig) -> Cell:
+def layer_cell(config: DecoderConfig, dtype: Any = None) -> Cell:
     """Return one layer with its norm, residual and MLP as a cell of x = (h [s, E], real [s]).
+
+    Args:
+      config: of the decoder.
+      dtype: that weights are converted to inside the cell, so that gradients of chunks add up in
+        the weights' own; None: none.
 
     Raises:
       ValueError: if a layer of the decoder attends, or two mixers differ.
@@ -42,7 +47,7 @@ def layer_cell(config: DecoderConfig) -> Cell:
     mixer = _mixer(config)
 
     def cell(weights: PyTree, x: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-        h, real = x
+        (h, real), weights = x, as_type(weights, dtype)
         y, state = mixer.chunk(
             weights["mixer"], state, rms_norm(h, weights["norm"], config.norm_eps), real
         )
@@ -51,7 +56,7 @@ def layer_cell(config: DecoderConfig) -> Cell:
     return cell
 
 
-def language_step(config: DecoderConfig, tile: int = 128) -> Cell:
+def language_step(config: DecoderConfig, tile: int = 128, dtype: Any = None) -> Cell:
     """Return `step(params, rows, state) -> (loss, state)` of one chunk, for `remat.timed`.
 
     The loss is the sum of -log p of the labels, in tiles; there are no logits of a whole chunk. The
@@ -60,20 +65,22 @@ def language_step(config: DecoderConfig, tile: int = 128) -> Cell:
     Args:
       config: of the decoder.
       tile: rows whose logits are there at a time.
+      dtype: see `layer_cell`.
 
     Raises:
       ValueError: see `layer_cell`.
     """
-    layers = stacked(remat(layer_cell(config)))
+    layers = stacked(remat(layer_cell(config, dtype)))
 
     def step(params: Params, rows: Rows, state: PyTree) -> tuple[Float[Array, ""], PyTree]:
         real = rows.ids != NOTHING
-        h = embed(params, jnp.maximum(rows.ids, 0))
+        ends = as_type({k: v for k, v in params.items() if k != "mixers"}, dtype)
+        h = embed(ends, jnp.maximum(rows.ids, 0))
         (h, _), state = layers(params["mixers"][0], (h, real), state)
 
         def said(row: tuple[Array, Array]) -> Float[Array, "T"]:
             h, labels = row
-            log_p = jax.nn.log_softmax(logits(params, config, h))
+            log_p = jax.nn.log_softmax(logits(ends, config, h))
             own = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
             return jnp.where(labels == NOTHING, 0, -own)
 
@@ -90,6 +97,11 @@ def empty_state(config: DecoderConfig) -> PyTree:
     """
     _mixer(config)
     return init_states(config)[0]
+
+
+def as_type(weights: PyTree, dtype: Any) -> PyTree:
+    """Return weights in a type; None: as they are."""
+    return weights if dtype is None else jax.tree.map(lambda x: x.astype(dtype), weights)
 
 
 def _mixer(config: DecoderConfig):

@@ -37,6 +37,7 @@ from jaxmem.experiments.benchmark.footprints import BytesConfig, footprint_table
 from jaxmem.experiments.benchmark.kernels import KernelsConfig, measure_kernels
 from jaxmem.experiments.benchmark.price import PriceConfig, price
 from jaxmem.experiments.benchmark.price_table import price_tables
+from jaxmem.experiments.benchmark.price_train import price_train, train_tables
 from jaxmem.experiments.benchmark.remat import RematConfig, measure_remat
 from jaxmem.experiments.benchmark.second_session import (
     SessionConfig,
@@ -190,6 +191,9 @@ def _run(argv: Sequence[str]) -> None:
     elif isinstance(config, FaultsConfig):
         damaged = faults(config)
         data, table = asdict(damaged), faults_table(damaged)
+    elif isinstance(config, PriceConfig) and config.train:
+        needed = price_train(config)
+        data, table = asdict(needed), train_tables(needed)
     elif isinstance(config, PriceConfig):
         cost = price(config)
         data, table = asdict(cost), price_tables(cost)

@@ -50,6 +50,11 @@ class PriceConfig:
     hours: float = 1.0  # length of the stream, which sizes the bank of memories that have one
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of weights, activations, keys and values
     gpu: Literal["rtx3090", "a100", "h100", "h200"] | None = None  # None: all of them
+    train: bool = False  # price a training step instead, see docs/training.md
+    tokens: int = 65_536  # of the stream that is trained on, with --train
+    # Of adapters of queries, keys and values that train; 0: all weights do. None: 16 where layers
+    # attend, else all weights.
+    rank: int | None = None
     json: bool = False  # print JSON instead of tables
     memories: MemoryOptions = field(default_factory=dict, hash=False)
 
