@@ -18,6 +18,7 @@ from jaxmem.models.tiny import tiny
 from jaxmem.report.results import Accuracy
 from jaxmem.training.evaluation import evaluate
 from jaxmem.training.loop import TrainConfig, scaled, train
+from jaxmem.training.optimizers import Name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Options:
     config: Path | None = None
     out: Path = Path("runs/tiny")  # Folder for checkpoints, metrics and weights.
     seed: int | None = None  # Seed of weights and data. Default: the config's.
+    # What updates the matrices of the layers, docs/training.md. Default: the config's (muon).
+    optimizer: Name | None = None
+    rank: int | None = None  # Of the moments of galore and apollo. Default: the config's (16).
     # Factor on the steps of every stage, e.g. 0.01 to try the machinery.
     steps_scale: float = 1.0
     resume: bool = False  # Continue the run in `out`.
@@ -42,6 +46,10 @@ def _train(options: Options, console: Console) -> None:
     config = TrainConfig() if options.config is None else read(TrainConfig, options.config)
     if options.seed is not None:
         config = dataclasses.replace(config, seed=options.seed)
+    given = {name: getattr(options, name) for name in ("optimizer", "rank")}
+    config = dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None})
+    if options.rank is not None and config.optimizer not in ("galore", "apollo"):
+        raise ValueError(f"--rank has no effect with {config.optimizer}: give --optimizer apollo.")
     config = scaled(config, options.steps_scale)
     columns = [
         TextColumn("training"),

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -67,7 +68,7 @@ def measure_remat(config: RematConfig) -> tuple[dict[str, Any], Table]:
     names = tuple(dict.fromkeys((BASE, *config.schemes)))
     cost = cost_of_stack(config)
     temps, ready = {}, {}
-    for name in track(names, "compiling", transient=True):
+    for name in track(names, "compiling", console=Console(stderr=True), transient=True):
         lengths = sorted({*config.tokens, config.timed or config.tokens[0]})
         made = {n: compiled(*problem(config, name, n)) for n in lengths}
         temps[name] = {n: temporary(made[n]) for n in config.tokens}
