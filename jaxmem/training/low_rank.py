@@ -18,7 +18,7 @@ class Apollo(NamedTuple):
     projection: Float[Array, "r m"]
     first: Float[Array, "r n"]  # Adam's moments of the projected gradient
     second: Float[Array, "r n"]
-    last: Float[Array, ""]  # norm of the last update; 0 before the first
+    last: Float[Array, ""]  # norm of the last update before the correction; 0 before the first
 
 
 def scale_by_apollo(
@@ -31,14 +31,15 @@ def scale_by_apollo(
     gap: int = 200,
     b1: float = 0.9,
     b2: float = 0.999,
-    eps: float = 1e-8,
+    eps: float = 1e-6,
     seed: int = 0,
 ) -> optax.GradientTransformation:
     """Scale gradients of matrices as Adam would, by what it does to a random projection of them.
 
     APOLLO (arXiv 2412.05270): R = P G with P of N(0, 1 / r), Adam makes R~ of R, and column j of G
     is scaled by |R~_j| / |R_j| (or all of G by |R~| / |R|: APOLLO-Mini, rank 1). An update longer
-    than `growth` times the last one is shortened to that.
+    than `growth` times the last one is shortened to that. As released, the moments' correction for
+    the first steps comes after that limit.
 
     Args:
       rank: r, at most the smaller side of a matrix.
@@ -49,7 +50,7 @@ def scale_by_apollo(
       gap: steps with one projection.
       b1: Adam's.
       b2: Adam's.
-      eps: Adam's, and of the ratio.
+      eps: Adam's, beside a second moment that is not corrected yet, as released.
       seed: of the projections.
 
     Returns:
@@ -83,16 +84,17 @@ def scale_by_apollo(
         first = b1 * state.first + (1 - b1) * r
         second = b2 * state.second + (1 - b2) * r * r
         t = count.astype(g.dtype)
-        adam = first / (1 - b1**t) / (jnp.sqrt(second / (1 - b2**t)) + eps)
+        adam = first / (jnp.sqrt(second) + eps)
         axis = 0 if per == "channel" else None
         norm = lambda x: jnp.sqrt(jnp.sum(x * x, axis=axis, keepdims=True))
-        update = g * (norm(adam) / (norm(r) + eps))
+        update = g * (norm(adam) / (norm(r) + 1e-8))
         update = update * scale if limit == "after" else update
         size = jnp.sqrt(jnp.sum(update * update))
         most = jnp.where(state.last > 0, growth * state.last, size)
         size = jnp.minimum(size, most)
         update = update * (size / jnp.maximum(jnp.sqrt(jnp.sum(update * update)), eps))
         update = update * scale if limit == "before" else update
+        update = update * (jnp.sqrt(1 - b2**t) / (1 - b1**t))
         out = update.T if turned else update
         return out, Apollo(count, projection, first, second, size)
 

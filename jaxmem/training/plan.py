@@ -58,42 +58,38 @@ def temp(plan: Plan, cost: Cost, *, inside: bool = False) -> int:
     Raises:
       ValueError: if `inside` is asked of another scheme than "D" and "E".
     """
-    count = -(-plan.tokens // plan.chunk)
-    length = count * plan.chunk
-    streams, tokens, states = _growing(plan, cost, count)
-    if inside:
-        if plan.scheme not in ("D", "E"):
-            raise ValueError(f"a loss inside has schemes 'D' and 'E', got {plan.scheme!r}.")
-        streams = 0.0
-    whole = streams * cost.stream * length + tokens * length + states * cost.state
-    return round(whole + _fixed(plan, cost))
-
-
-def _growing(plan: Plan, cost: Cost, count: int) -> tuple[float, int, int]:
-    """Return streams [S, E] that are kept, other bytes of every token, and states."""
+    if inside and plan.scheme not in ("D", "E"):
+        raise ValueError(f"a loss inside has schemes 'D' and 'E', got {plan.scheme!r}.")
     L, l, n = plan.depth, plan.layers or plan.depth, plan.segments or 1
-    J = L // l
-    if plan.scheme in ("off", "layer", "sqrt"):
-        layers = L if plan.scheme == "off" else 1
-        streams = {"off": 1, "layer": L + 2, "sqrt": J + l + 2}[plan.scheme]
-        return streams, layers * cost.inner, 0  # the states of chunks are part of `inner`
-    if plan.scheme == "layer_chunk":
-        return L + 3, 0, (L + 1) * count
-    if plan.scheme == "A":
-        return J + 3, 0, (L + l) * count
-    if plan.scheme == "B":
-        return J + 1, 0, L * count
+    count = -(-plan.tokens // plan.chunk)
+    length, J, k = count * plan.chunk, L // l, -(-count // n)
+    stream = 0 if inside else cost.stream * length
+    states, work = count * cost.state, _work(plan, cost)
+    if plan.scheme in ("layer", "sqrt"):
+        streams = L + 2 if plan.scheme == "layer" else J + l + 2
+        return streams * stream + cost.inner * length + work
     if plan.scheme == "E":
-        return 1 + 2 / n, 0, L * (n + -(-count // n))
-    return 1, 0, L * count
+        again = stream + 2 * stream // n + k * L * cost.state + work
+        return n * L * cost.state + max(2 * stream, again)
+    # Between both passes there is one more stream (the loss has y and its cotangent), and in the
+    # backward pass what one cell or chunk works with: they take the same place.
+    kept, again = {
+        "off": (stream + L * cost.inner * length, work),
+        "layer_chunk": ((L + 3) * stream + L * states, states + work),
+        "A": ((J + 3) * stream + L * states, l * states + work),
+        "B": ((J + 1) * stream + L * states, work),
+        "C": (stream + L * states, work),
+        "D": (stream + L * states, work),
+    }[plan.scheme]
+    return kept + max(stream, again)
 
 
-def _fixed(plan: Plan, cost: Cost) -> int:
-    """Return bytes of one chunk's gradient, and of the gradient by weights."""
+def _work(plan: Plan, cost: Cost) -> int:
+    """Return the bytes of one cell's or chunk's gradient, and of the gradient by weights."""
     L, l = plan.depth, plan.layers or plan.depth
-    if plan.scheme in ("off", "layer", "sqrt"):
+    if plan.scheme in ("layer", "sqrt"):
         return L * cost.weights
-    live = {"layer_chunk": 0, "A": l, "B": l, "C": L // l + l}.get(plan.scheme, L)
+    live = {"off": 0, "layer_chunk": 0, "A": l, "B": l, "C": L // l + l}.get(plan.scheme, L)
     share = L + l if plan.scheme in ("layer_chunk", "A") else 2 * L
     return plan.chunk * (cost.inner + live * cost.stream) + share * cost.weights
 

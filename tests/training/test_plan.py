@@ -1,6 +1,7 @@
 """The memory that XLA compiles grows as the formulas say; plans, and the published constants."""
 
 from functools import cache
+from itertools import product
 
 import jax
 import pytest
@@ -46,10 +47,10 @@ def slope(f, few, many):
     return (f(many) - f(few)) / (many - few)
 
 
-def law(name, scheme, chunk=CHUNK, layers=LAYERS, **sizes):
-    """Slopes of the compiled memory and of the formula, bytes a token."""
+def law(name, scheme, chunk=CHUNK, layers=LAYERS, first=16, **sizes):
+    """Slopes of the compiled memory and of the formula, bytes a token, up to 2 `first` chunks."""
     cost = costs(name, chunk, **sizes)
-    lengths = 16 * chunk, 32 * chunk
+    lengths = first * chunk, 2 * first * chunk
 
     def real(tokens):
         return compiled(name, planned(scheme, tokens, chunk, layers), **sizes)
@@ -60,18 +61,28 @@ def law(name, scheme, chunk=CHUNK, layers=LAYERS, **sizes):
     return slope(real, *lengths), slope(said, *lengths)
 
 
-QUICK = [("generic", s) for s in SCHEMES] + [("mamba2", "D"), ("recurrent_memory", "A")]
+LONG = 256  # chunks; a stream [S, E] is then larger than what one chunk works with
+QUICK = [("generic", s, 16) for s in SCHEMES]
+QUICK += [("generic", s, LONG) for s in "ADE"] + [("recurrent_memory", "D", 16)]
 CASES = [
-    pytest.param(n, s, marks=[] if (n, s) in QUICK else pytest.mark.slow)
-    for n in NAMES
-    for s in SCHEMES
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in product(NAMES, SCHEMES, (16, LONG))
 ]
 
 
-@pytest.mark.parametrize("name, scheme", CASES)
-def test_memory_grows_by_the_formula(name, scheme):
-    found, expected = law(name, scheme)
+@pytest.mark.parametrize("name, scheme, first", CASES)
+def test_memory_grows_by_the_formula(name, scheme, first):
+    found, expected = law(name, scheme, first=first)
     assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("scheme, streams", [("D", 2), ("A", 7)])
+def test_a_slope_in_words(scheme, streams):
+    """The formula itself, of long streams: streams, and states of every layer."""
+    cost, (found, _) = costs("generic"), law("generic", scheme, first=LONG)
+    extra = 2 if scheme == "A" else 0  # layers of a block, while they are computed again
+    states = (LAYERS + extra) * cost.state / CHUNK
+    assert found == pytest.approx(streams * cost.stream + states, rel=0.01)
 
 
 def test_twice_the_layers_cost_their_states_alone():
