@@ -90,7 +90,7 @@ def _work(plan: Plan, cost: Cost) -> int:
     if plan.scheme in ("layer", "sqrt"):
         return L * cost.weights
     live = {"off": 0, "layer_chunk": 0, "A": l, "B": l, "C": L // l + l}.get(plan.scheme, L)
-    share = L + l if plan.scheme in ("layer_chunk", "A") else 2 * L
+    share = {"layer_chunk": L + l, "A": L + l, "E": 3 * L}.get(plan.scheme, 2 * L)
     return plan.chunk * (cost.inner + live * cost.stream) + share * cost.weights
 
 

@@ -106,7 +106,7 @@ def test_the_whole_formula_is_near():
     cost = costs("generic")
     for scheme in ("A", "B", "C", "D", "E"):
         one = planned(scheme, 32 * CHUNK)
-        assert temp(one, cost) == pytest.approx(compiled("generic", one), rel=0.15)
+        assert temp(one, cost) == pytest.approx(compiled("generic", one), rel=0.1)
 
 
 @pytest.mark.parametrize(
