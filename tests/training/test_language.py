@@ -86,6 +86,7 @@ def states(config):
     return nbytes(jax.eval_shape(lambda: empty_state(config))) / 128
 
 
+@pytest.mark.slow
 def test_a_token_costs_its_share_of_the_states():
     """No array [S, E]: the states, the ids and labels (8 bytes), the losses of the chunks."""
     config = model(**DEEP)

@@ -73,9 +73,9 @@ def test_updates_grow_by_a_hundredth_at_most(limit):
 def test_projections_are_drawn_anew():
     given, seen = gradients(3, 5, steps=7), []
     transform = scale_by_apollo(2, gap=3)
-    state = transform.init(given[0])
+    state, step = transform.init(given[0]), jax.jit(transform.update)
     for g in given:
-        _, state = transform.update(g, state)
+        _, state = step(g, state)
         seen.append(np.asarray(state.projection))
     same = [np.array_equal(a, b) for a, b in itertools.pairwise(seen)]
     assert same == [True, True, False, True, True, False]

@@ -23,14 +23,10 @@ MIXERS = (
     Mamba2(2, 4, 3, block=4), LinearAttention(2, 8, block=4), GatedDelta(2, 2, 3, 4, block=4),
     MoM(2, 4, block=4), Titans(2, 4, 2, rows=4),
 )  # fmt: skip
-QUICK = (Mamba2,)
 
 
-@pytest.mark.parametrize(
-    "mixer",
-    [pytest.param(m, marks=() if type(m) in QUICK else pytest.mark.slow) for m in MIXERS],
-    ids=lambda m: m.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", MIXERS, ids=lambda m: m.name)
 def test_layers_above_change_nothing_below(mixer):
     config = replace(small.config(axes=1), mixers=(mixer, mixer))
     params = small.params(config)

@@ -48,9 +48,9 @@ def slope(f, few, many):
 
 
 def law(name, scheme, chunk=CHUNK, layers=LAYERS, first=16, **sizes):
-    """Slopes of the compiled memory and of the formula, bytes a token, up to 2 `first` chunks."""
+    """Compiled and said bytes of one more token, between `first` chunks and 2.5 times as many."""
     cost = costs(name, chunk, **sizes)
-    lengths = first * chunk, 2 * first * chunk
+    lengths = first * chunk, 5 * first // 2 * chunk
 
     def real(tokens):
         return compiled(name, planned(scheme, tokens, chunk, layers), **sizes)
@@ -63,7 +63,7 @@ def law(name, scheme, chunk=CHUNK, layers=LAYERS, first=16, **sizes):
 
 LONG = 256  # chunks; a stream [S, E] is then larger than what one chunk works with
 QUICK = [("generic", s, 16) for s in SCHEMES]
-QUICK += [("generic", s, LONG) for s in "ADE"] + [("recurrent_memory", "D", 16)]
+QUICK += [("generic", s, LONG) for s in "DE"]
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
     for case in product(NAMES, SCHEMES, (16, LONG))
@@ -76,7 +76,9 @@ def test_memory_grows_by_the_formula(name, scheme, first):
     assert found == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("scheme, streams", [("D", 2), ("A", 7)])
+@pytest.mark.parametrize(
+    "scheme, streams", [("D", 2), pytest.param("A", 7, marks=pytest.mark.slow)]
+)
 def test_a_slope_in_words(scheme, streams):
     """The formula itself, of long streams: streams, and states of every layer."""
     cost, (found, _) = costs("generic"), law("generic", scheme, first=LONG)
@@ -91,6 +93,7 @@ def test_twice_the_layers_cost_their_states_alone():
     assert twice - once == pytest.approx(8 * costs("generic").state / CHUNK, rel=0.01)
 
 
+@pytest.mark.slow
 def test_blocks_of_layers_change_no_slope_of_c():
     """C keeps what D keeps, whatever l is."""
     found = []
@@ -105,13 +108,12 @@ def test_the_whole_formula_is_near():
     """What does not grow is an estimate; here it is half of all."""
     cost = costs("generic")
     for scheme in ("A", "B", "C", "D", "E"):
-        one = planned(scheme, 32 * CHUNK)
+        one = planned(scheme, 40 * CHUNK)
         assert temp(one, cost) == pytest.approx(compiled("generic", one), rel=0.1)
 
 
-@pytest.mark.parametrize(
-    "width, chunk", [(64, 512), pytest.param(128, 1024, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # the first of them is in the quick test of `benchmark remat`
+@pytest.mark.parametrize("width, chunk", [(64, 512), (128, 1024)])
 def test_ratios_at_16384_tokens(width, chunk):
     """Per-layer checkpointing of the whole stream is what people have."""
     sizes = {"width": width, "mixer": Mamba2(width // 32, 64, 16, block=128)}

@@ -51,7 +51,7 @@ def off(name, rows=ROWS):
 
 def many(names):
     """The generic cell in every run; a scheme of each kind of the others, the rest when slow."""
-    quick = {("recurrent_memory", "A"), ("recurrent_memory", "D")}
+    quick = {("recurrent_memory", "D")}
     return [
         pytest.param(
             name, scheme, marks=[] if name == "generic" or (name, scheme) in quick else
@@ -66,12 +66,12 @@ def many(names):
 def test_every_scheme_has_the_same_gradient(name, scheme):
     with jax.enable_x64():
         cell, *given = case(name, ROWS, **SIZES)
-        for inner in (True, False) if name == "generic" and scheme in "sqrtABE" else (True,):
+        for inner in (True, False) if name == "generic" and scheme in ("A", "D") else (True,):
             found = gradients(grid(cell, chunk=CHUNK, scheme=scheme, inner=inner), *given)
             same(found, off(name), 1e-12)
 
 
-@pytest.mark.parametrize("scheme", ["off", "A", "D", "E"])
+@pytest.mark.parametrize("scheme", ["A", "D"])
 def test_the_last_token_reaches_the_first(scheme):
     """The gradient goes through time as a whole: nothing is truncated."""
     with jax.enable_x64():
@@ -90,7 +90,9 @@ def test_the_last_token_reaches_the_first(scheme):
         np.testing.assert_allclose(found, last(plain), rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "generic" else pytest.mark.slow) for n in NAMES]
+)
 def test_a_ragged_length_is_padded_without_an_effect(name):
     """17 tokens in chunks of 4, and in one of E's segments that is padding from end to end."""
     with jax.enable_x64():
@@ -170,6 +172,6 @@ def test_what_makes_no_sense_is_refused(options, message):
 
 
 def test_leaves_of_different_lengths_are_refused():
-    cell, params, x, state = case("mamba2", 8, layers=2, width=4, mixer=SMALL)
+    cell, params, x, state = case("generic", 8, layers=2, width=4)
     with pytest.raises(ValueError, match="one leading axis"):
-        grid(cell, chunk=4)(params, (x[0], x[1][:7]), state)
+        grid(cell, chunk=4)(params, (x, x[:7]), state)
