@@ -37,7 +37,7 @@ PAPER = {2**14: 4.2e9, 2**16: 10.5e9, 2**17: 17.2e9, 2**19: 42.2e9}
 """Bytes that Video-Ma2mba reports for its 2.7B model by tokens, without weights and gradients."""
 ROWS = 512
 """Tokens of a chunk at which a layer of a decoder with states is measured."""
-RANK = 16
+TOKENS, RANK = 65_536, 16
 OPTIONS = {**NARROW, "xla_backend_optimization_level": 0}
 """Temporaries do not depend on how well the machine code is made, and it is not run."""
 
@@ -76,17 +76,18 @@ def price_train(config: PriceConfig) -> TrainPrice:
     Raises:
       ValueError: if tokens or rank make no sense, or the model or the memory is refused.
     """
-    if config.tokens < 1 or (config.rank is not None and config.rank < 0):
+    tokens = TOKENS if config.tokens is None else config.tokens
+    if tokens < 1 or (config.rank is not None and config.rank < 0):
         raise ValueError(
-            f"--tokens must be positive and --rank not negative, got {config.tokens}, {config.rank}"
+            f"--tokens must be positive and --rank not negative, got {tokens}, {config.rank}."
         )
     found = open_stream(config)
     if found.program.config.attends:
-        return _through_memory(config, found)
-    return _states_alone(config, found)
+        return _through_memory(config, found, tokens)
+    return _states_alone(config, found, tokens)
 
 
-def _states_alone(config: PriceConfig, found: Stream) -> TrainPrice:
+def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice:
     """Return the price of next tokens through a decoder of states: all weights train."""
     if config.rank:
         raise ValueError(f"no layer of {config.model} attends: --rank has no queries to adapt.")
@@ -98,13 +99,13 @@ def _states_alone(config: PriceConfig, found: Stream) -> TrainPrice:
     )
     x = jax.ShapeDtypeStruct((ROWS, decoder.width), dtype), jax.ShapeDtypeStruct((ROWS,), jnp.bool_)
     cost = cost_of(layer_cell(decoder, dtype), first[0], x, first[1])
-    ids = jax.ShapeDtypeStruct((config.tokens,), jnp.int32)
+    ids = jax.ShapeDtypeStruct((tokens,), jnp.int32)
     steps = []
     for scheme in ("D", "E"):
         best = plan(
             cost,
             layers=decoder.layers,
-            tokens=config.tokens,
+            tokens=tokens,
             multiple=ROWS,
             scheme=scheme,
             inside=True,
@@ -115,14 +116,14 @@ def _states_alone(config: PriceConfig, found: Stream) -> TrainPrice:
         def loss(params: Params, ids: jax.Array, state: PyTree, run: Any = run) -> jax.Array:
             return jnp.sum(run(params, next_tokens(ids), state)[0])
 
-        count = -(-config.tokens // best.chunk)
+        count = -(-tokens // best.chunk)
         kept = _kept(count, best.segments) * nbytes(states)
         temp = _temp(loss, params, ids, states)
         steps.append(Trained(scheme, best.chunk, best.segments, temp, kept, temp))
-    return _price(config, found, None, 0, params, None, nbytes(ids), steps)
+    return _price(tokens, found, None, 0, params, None, nbytes(ids), steps)
 
 
-def _through_memory(config: PriceConfig, found: Stream) -> TrainPrice:
+def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice:
     """Return the price of an answer after a stream through a memory; its encoders are frozen.
 
     The stream's rows are inputs. There is one question, about the whole stream.
@@ -131,7 +132,7 @@ def _through_memory(config: PriceConfig, found: Stream) -> TrainPrice:
     rank = RANK if config.rank is None else config.rank
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), found.inputs)
     row = jax.eval_shape(program.encode, found.bound.params, one)
-    count = -(-config.tokens // program.spec.chunk)
+    count = -(-tokens // program.spec.chunk)
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), row)
     ids = np.zeros(config.question, np.int32)
     asked = jax.eval_shape(lambda p: question_rows(p, ids, program=program), found.bound.params)
@@ -145,7 +146,7 @@ def _through_memory(config: PriceConfig, found: Stream) -> TrainPrice:
         kept = _kept(count, segments) * nbytes(found.carry)
         steps.append(Trained(scheme, program.spec.chunk, segments, temp, kept, temp))
     inputs = nbytes((rows, asked, found.carry))
-    return _price(config, found, config.memory, rank, train, given, inputs, steps)
+    return _price(tokens, found, config.memory, rank, train, given, inputs, steps)
 
 
 def _answer_loss(
@@ -206,7 +207,7 @@ def _temp(loss: Any, *given: Any) -> int:
 
 
 def _price(
-    config: PriceConfig, found: Stream, memory: str | None, rank: int, train: Params,
+    tokens: int, found: Stream, memory: str | None, rank: int, train: Params,
     held: Params | None, inputs: int, steps: list[Trained],
 ) -> TrainPrice:  # fmt: skip
     """Return the price with the peak of every scheme."""
@@ -215,7 +216,7 @@ def _price(
     rest = frozen + 4 * weights + inputs  # the weights, two moments and the gradient
     done = tuple(replace(step, peak_bytes=rest + step.temporary_bytes) for step in steps)
     return TrainPrice(
-        found.model.name, memory, config.tokens, rank, frozen, weights, 2 * weights, weights,
+        found.model.name, memory, tokens, rank, frozen, weights, 2 * weights, weights,
         inputs, done,
     )  # fmt: skip
 

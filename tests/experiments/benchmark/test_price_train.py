@@ -57,6 +57,11 @@ def test_what_makes_no_sense_is_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_options_of_training_need_it(capsys):
+    assert benchmark.main(["price", "--tokens", "1024"]) == 2
+    assert "give --train, too" in capsys.readouterr().err
+
+
 def test_a_low_rank_addition_is_the_sum_of_both():
     """What adapters of a price are: `linear` adds them without forming their product."""
     rng, sides = np.random.default_rng(0), ((5, 6), (6, 7), (6, 2), (2, 7))
