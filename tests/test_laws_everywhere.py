@@ -21,7 +21,7 @@ from laws import LAWS
 import jaxmem.memory
 from jaxmem.asking import ask
 from jaxmem.bound import Bound, probe_rows, question_rows
-from jaxmem.decoder.program import init_carry, make_program, spec_of
+from jaxmem.decoder.program import init_carry, layers_of, make_program, spec_of
 from jaxmem.loop import stream
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.with_bank import WithBank
@@ -35,6 +35,8 @@ from jaxmem.memory.omnimem.omnimem import OmniMem
 from jaxmem.memory.transforms.quantized import Quantized
 from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.saving import restore, save
+from jaxmem.training.orders import check_order, legal
+from jaxmem.training.remat import SCHEMES
 
 pytestmark = pytest.mark.usefixtures("no_programs")
 SIZE, SLOTS, BANK = 8, 12, 24
@@ -185,6 +187,49 @@ def test_questions_branches_and_files_leave_a_stream_as_it_was(name, tmp_path):
     for again, first in zip(run(name, loaded, ROWS, first=3), rest, strict=True):
         assert_equal(again, first)
     assert_equal(ask(weights(), half, question, program=program, max_new=1), answer)
+
+
+def above(arrays):
+    """Return the same arrays with other weights in the last layer."""
+    params = arrays.params if isinstance(arrays, Bound) else arrays
+    layers = jax.tree.map(lambda x: x.at[-1].multiply(1.5), params["layers"])
+    params = {**params, "layers": layers}
+    return arrays._replace(params=params) if isinstance(arrays, Bound) else params
+
+
+def first_layer(program, carry):
+    """Return what a memory holds of the first layer, with its bank."""
+    bank = jax.tree.map(lambda x: x[0], carry.bank)
+    return plain((layers_of(program, carry)[0], bank))
+
+
+def below_is_the_same(name):
+    """Return whether the first layer's memory is the same bits whatever the last layer computes."""
+    program, expected = program_of(name), watched(name)[0][-1]
+    carry, arrays = init_carry(program), above(bound(name, program))
+    for i in range(len(LENGTHS)):
+        part = jax.tree.map(lambda x, i=i: x[i : i + 1], ROWS)
+        carry = stream(arrays, carry, part, program=program)
+    assert differ(layers_of(program, carry)[-1], layers_of(program, expected)[-1])
+    return not differ(first_layer(program, carry), first_layer(program, expected))
+
+
+@pytest.mark.parametrize("name", at_leisure([*LAYER, "recorded", "recorder"], {"recorder"}))
+def test_layers_above_change_nothing_below(name):
+    """So gradients may take layers outside, or time."""
+    assert below_is_the_same(name) and legal(memory_in_the_loop(name)) == SCHEMES
+
+
+@pytest.mark.parametrize("name", [*WIDE, "bank", "quantized", "with_audio"])
+def test_what_sees_more_than_a_layer_is_refused_layers_outside(name):
+    with pytest.raises(ValueError, match=f"but {memory_in_the_loop(name).name} writes"):
+        check_order(memory_in_the_loop(name), "A")
+    check_order(memory_in_the_loop(name), "D")
+
+
+def test_hermes_sees_the_layer_above():
+    """What the refusal is about."""
+    assert not below_is_the_same("hermes")
 
 
 @cache

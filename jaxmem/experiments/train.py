@@ -21,6 +21,7 @@ from jaxmem.models.tiny.embedded import weights_of
 from jaxmem.report.results import Accuracy
 from jaxmem.training.evaluation import evaluate
 from jaxmem.training.loop import TrainConfig, scaled, train
+from jaxmem.training.optimizers import Name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Options:
     mixer: str | None = None
     attend: Literal["none", "one_in_four"] = "none"  # With --mixer: which layers attend.
     seed: int | None = None  # Seed of weights and data. Default: the config's.
+    # What updates the matrices of the layers, docs/training.md. Default: the config's (muon).
+    optimizer: Name | None = None
+    rank: int | None = None  # Of the moments of galore and apollo. Default: the config's (16).
     # Factor on the steps of every stage, e.g. 0.01 to try the machinery.
     steps_scale: float = 1.0
     resume: bool = False  # Continue the run in `out`.
@@ -45,16 +49,23 @@ class Options:
     difficulty: str = "standard"  # Level of the test streams.
 
 
-def _train(options: Options, console: Console) -> None:
+def _config(options: Options) -> TrainConfig:
+    """Return the run that options ask for."""
     config = TrainConfig() if options.config is None else read(TrainConfig, options.config)
-    if options.seed is not None:
-        config = dataclasses.replace(config, seed=options.seed)
+    given = {name: getattr(options, name) for name in ("seed", "optimizer", "rank")}
+    config = dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None})
+    if options.rank is not None and config.optimizer not in ("galore", "apollo"):
+        raise ValueError(f"--rank has no effect with {config.optimizer}: give --optimizer apollo.")
     if options.mixer is not None:
         made = tiny.sized(options.mixer, options.attend, config.model)
         config = dataclasses.replace(config, model=made)
     elif options.attend != Options.attend:
         raise ValueError(f"--attend {options.attend} has no effect without --mixer; leave it out.")
-    config = scaled(config, options.steps_scale)
+    return scaled(config, options.steps_scale)
+
+
+def _train(options: Options, console: Console) -> None:
+    config = _config(options)
     columns = [
         TextColumn("training"),
         BarColumn(),

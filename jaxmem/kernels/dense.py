@@ -9,8 +9,10 @@ from jaxmem.typing import Array, Float, Params
 
 
 def linear(x: Float[Array, "*T E"], weight: Params) -> Float[Array, "*T F"]:
-    """Return x @ kernel (+ bias)."""
+    """Return x @ kernel (+ bias) (+ (x @ a) @ b, where the weight has a low-rank addition)."""
     y = product(x, weight["kernel"])
+    if "a" in weight:
+        y = y + product(product(x, weight["a"]).astype(x.dtype), weight["b"]).astype(y.dtype)
     if "bias" in weight:
         y = y + weight["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
     return y.astype(jnp.result_type(x, weight["kernel"]))

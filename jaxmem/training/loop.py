@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jaxmem.data.world.synthetic import level, split_seed
 from jaxmem.models.tiny import tiny
 from jaxmem.training import batches, losses
-from jaxmem.training.optimizers import optimizer
+from jaxmem.training.optimizers import Name, optimizer
 from jaxmem.typing import Params
 
 
@@ -50,6 +50,8 @@ class TrainConfig:
     )
     rate: float = 2.5e-3  # Adam's peak learning rate
     muon_factor: float = 5.0  # Muon's is this much larger
+    optimizer: Name = "muon"  # of the matrices of the layers; the rest is Adam's
+    rank: int = 16  # of the moments of "galore" and "apollo"
     auxiliary: float = 0.3  # weight of the encoders' loss
     seed: int = 0
     save_every: int = 200
@@ -106,7 +108,8 @@ def start(config: TrainConfig) -> Trained:
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    return optimizer(config.steps, config.rate, config.muon_factor)
+    more = {"name": config.optimizer, "rank": config.rank}
+    return optimizer(config.steps, config.rate, config.muon_factor, **more)
 
 
 @functools.cache

@@ -1,14 +1,18 @@
-"""Muon for matrices, Adam for everything else, with a schedule counted in steps."""
+"""Muon, GaLore or APOLLO for matrices, Adam for the rest, with a schedule counted in steps."""
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, Literal
 
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from jaxmem.training.low_rank import apollo, by_layer, galore
 from jaxmem.typing import Params
 
-# Parents of kernels that Muon may turn; the last four are of mixers.
+Name = Literal["muon", "adam", "galore", "apollo"]
+
+# Parents of kernels that are turned as matrices; the last four are of mixers.
 _MATRICES = ("q", "k", "v", "o", "up", "down", "gate", "in", "qkv", "z", "out")
 
 
@@ -45,15 +49,34 @@ def matrices(params: Params) -> Params:
 
 
 def optimizer(
-    steps: int, rate: float = 2.5e-3, muon_factor: float = 5.0, clip: float = 1.0
+    steps: int,
+    rate: float = 2.5e-3,
+    muon_factor: float = 5.0,
+    clip: float = 1.0,
+    name: Name = "muon",
+    rank: int = 16,
 ) -> optax.GradientTransformation:
-    """The optimizer of `steps` steps; `rate` is Adam's peak, Muon's is `muon_factor` larger."""
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        muon(
+    """The optimizer of `steps` steps; `rate` is Adam's peak, Muon's is `muon_factor` larger.
+
+    With "galore" and "apollo" the matrices of every layer have moments of rank `rank`.
+    """
+    if name == "muon":
+        turned = muon(
             schedule(rate * muon_factor, steps),
             adam_b2=0.98,
             adam_learning_rate=schedule(rate, steps),
             muon_weight_dimension_numbers=matrices,
-        ),
-    )
+        )
+        return optax.chain(optax.clip_by_global_norm(clip), turned)
+    peak = schedule(rate, steps)
+    adam = optax.adam(peak, b2=0.98)
+    kinds: dict[Hashable, optax.GradientTransformation] = {"other": adam, "matrix": adam}
+    if name != "adam":
+        kinds["matrix"] = by_layer({"galore": galore, "apollo": apollo}[name](peak, rank))
+    return optax.chain(optax.clip_by_global_norm(clip), optax.partition(kinds, _kinds))
+
+
+def _kinds(params: Params) -> Params:
+    """Which leaves are matrices of a layer, in words."""
+    end = lambda x: x is None or isinstance(x, MuonDimensionNumbers)
+    return jax.tree.map(lambda x: "other" if x is None else "matrix", matrices(params), is_leaf=end)

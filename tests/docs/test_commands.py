@@ -27,8 +27,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNS = {  # module -> its functions that do the work, once the arguments are read
     "jaxmem.experiments.evaluate.__main__": ("recall", "run_diagnose"),
     "jaxmem.experiments.benchmark.__main__": (
-        *("constancy", "footprints", "price", "faults"),
-        *("measure_kernels", "measure_sessions", "step"),
+        *("constancy", "footprints", "price", "price_train", "faults"),
+        *("measure_kernels", "measure_remat", "measure_sessions", "step"),
     ),
     "jaxmem.experiments.calibrate": ("calibrate",),
     "jaxmem.experiments.train": ("_train", "_evaluate"),

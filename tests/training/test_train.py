@@ -220,6 +220,29 @@ def test_command_line(tmp_path, capsys, root):
     assert "all" in printed and "n=48" in printed
 
 
+def test_a_rank_needs_an_optimizer_that_has_one(tmp_path, capsys):
+    assert command.main(["--rank", "4", "--out", str(tmp_path)]) == 2
+    assert "--rank has no effect with muon" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["galore", "apollo"])
+def test_other_optimizers_train_from_the_command_line(name, tmp_path, capsys):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from jaxmem.models.tiny.tiny import TinyConfig\n"
+        "from jaxmem.training.loop import Stage, TrainConfig\n"
+        "def get_config():\n"
+        "    model = TinyConfig(width=32, layers=2, heads=2, kv_heads=1, mlp_width=48, "
+        "stem_width=24)\n"
+        "    return TrainConfig(model=model, stages=(Stage(4, 2, 4, 12),))\n"
+    )
+    words = ["--config", str(recipe), "--optimizer", name, "--rank", "2", "--out"]
+    assert command.main([*words, str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines) and len(lines) == 2
+
+
 def test_recipe_errors():
     with pytest.raises(ValueError, match="more than 0"):
         loop.scaled(RECIPE, 0)

@@ -8,6 +8,7 @@ python -m jaxmem.experiments.benchmark step                 # the chunk step, an
 python -m jaxmem.experiments.benchmark step --against transformers,kvpress   # extra parity
 python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
 python -m jaxmem.experiments.benchmark price --model qwen2.5-vl:7b   # what a stream costs a GPU
+python -m jaxmem.experiments.benchmark remat                # gradient checkpointing, minutes
 python -m jaxmem.experiments.benchmark faults               # 1,000 damaged files, minutes
 """
 
@@ -36,6 +37,8 @@ from jaxmem.experiments.benchmark.footprints import BytesConfig, footprint_table
 from jaxmem.experiments.benchmark.kernels import KernelsConfig, measure_kernels
 from jaxmem.experiments.benchmark.price import PriceConfig, price
 from jaxmem.experiments.benchmark.price_table import price_tables
+from jaxmem.experiments.benchmark.price_train import price_train, train_tables
+from jaxmem.experiments.benchmark.remat import RematConfig, measure_remat
 from jaxmem.experiments.benchmark.second_session import (
     SessionConfig,
     measure_sessions,
@@ -162,6 +165,7 @@ Command = (
     | Annotated[StepConfig, tyro.conf.subcommand("step")]
     | Annotated[KernelsConfig, tyro.conf.subcommand("kernels")]
     | Annotated[PriceConfig, tyro.conf.subcommand("price")]
+    | Annotated[RematConfig, tyro.conf.subcommand("remat")]
     | Annotated[FaultsConfig, tyro.conf.subcommand("faults")]
 )
 
@@ -188,11 +192,16 @@ def _run(argv: Sequence[str]) -> None:
     elif isinstance(config, FaultsConfig):
         damaged = faults(config)
         data, table = asdict(damaged), faults_table(damaged)
+    elif isinstance(config, PriceConfig) and config.train:
+        needed = price_train(config)
+        data, table = asdict(needed), train_tables(needed)
     elif isinstance(config, PriceConfig):
         cost = price(config)
         data, table = asdict(cost), price_tables(cost)
     elif isinstance(config, StepConfig):
         data, table = step(config)
+    elif isinstance(config, RematConfig):
+        data, table = measure_remat(config)
     elif isinstance(config, SessionConfig):
         result = measure_sessions(config)
         data = {name: [start._asdict() for start in both] for name, both in result.items()}

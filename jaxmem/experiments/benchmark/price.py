@@ -52,6 +52,11 @@ class PriceConfig:
     hours: float = 1.0  # length of the stream, which sizes the bank of memories that have one
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of weights, activations, keys and values
     gpu: Literal["rtx3090", "a100", "h100", "h200"] | None = None  # None: all of them
+    train: bool = False  # price a training step instead, see docs/training.md
+    tokens: int | None = None  # of the stream that is trained on, with --train; None: 65,536
+    # Of adapters of queries, keys and values that train; 0: all weights do. None: 16 where layers
+    # attend, else all weights.
+    rank: int | None = None
     json: bool = False  # print JSON instead of tables
     memories: MemoryOptions = field(default_factory=dict, hash=False)
 
@@ -78,6 +83,8 @@ def price(config: PriceConfig) -> Price:
     Raises:
       ValueError: if the model or the memory does not take what is asked.
     """
+    if config.tokens is not None or config.rank is not None:
+        raise ValueError("--tokens and --rank are of a training step: give --train, too.")
     pictures = _pictures(config)
     found = open_stream(config)
     params, memory, spec = found.bound.params, found.program.memory, found.program.spec

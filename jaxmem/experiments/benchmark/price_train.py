@@ -1,0 +1,248 @@
+"""`benchmark price --train`: what a training step of a long stream needs, from shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+
+from jaxmem.bound import question_rows
+from jaxmem.compiled import NARROW
+from jaxmem.decoder.answer import prefill
+from jaxmem.decoder.decoder import logits
+from jaxmem.decoder.step import chunk_step
+from jaxmem.experiments.benchmark.price import PriceConfig, Stream, nbytes, open_stream
+from jaxmem.experiments.benchmark.price_table import GPUS
+from jaxmem.memory.base import Embeds
+from jaxmem.report.numbers import size
+from jaxmem.training.language import (
+    PADDING,
+    as_type,
+    empty_state,
+    language_step,
+    layer_cell,
+    next_tokens,
+)
+from jaxmem.training.plan import cost_of, plan, temporary
+from jaxmem.training.remat import near_root, timed
+from jaxmem.typing import Params, PyTree
+
+PAPER = {2**14: 4.2e9, 2**16: 10.5e9, 2**17: 17.2e9, 2**19: 42.2e9}
+"""Bytes that Video-Ma2mba reports for its 2.7B model by tokens, without weights and gradients."""
+ROWS = 512
+"""Tokens of a chunk at which a layer of a decoder with states is measured."""
+TOKENS, RANK = 65_536, 16
+OPTIONS = {**NARROW, "xla_backend_optimization_level": 0}
+"""Temporaries do not depend on how well the machine code is made, and it is not run."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One scheme."""
+
+    scheme: str
+    chunk: int  # tokens
+    segments: int | None
+    temporary_bytes: int  # of the compiled value and gradient
+    stream_bytes: int  # of them, those that grow with the stream: states before chunks
+    peak_bytes: int  # with weights, moments, gradient and inputs
+
+
+@dataclass(frozen=True)
+class TrainPrice:
+    """What a step needs."""
+
+    model: str
+    memory: str | None  # None: no layer attends
+    tokens: int
+    rank: int  # of the adapters of queries, keys and values; 0: all weights of the decoder train
+    frozen_bytes: int  # weights that do not train
+    trained_bytes: int  # weights that do, in float32
+    moments_bytes: int  # Adam's two
+    gradient_bytes: int
+    input_bytes: int  # of the stream: token ids, or the frozen encoder's rows
+    steps: tuple[Trained, ...]
+
+
+def price_train(config: PriceConfig) -> TrainPrice:
+    """Return the price of a training step over a stream, by scheme.
+
+    Raises:
+      ValueError: if tokens or rank make no sense, or the model or the memory is refused.
+    """
+    tokens = TOKENS if config.tokens is None else config.tokens
+    if tokens < 1 or (config.rank is not None and config.rank < 0):
+        raise ValueError(
+            f"--tokens must be positive and --rank not negative, got {tokens}, {config.rank}."
+        )
+    found = open_stream(config)
+    if found.program.config.attends:
+        return _through_memory(config, found, tokens)
+    return _states_alone(config, found, tokens)
+
+
+def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice:
+    """Return the price of next tokens through a decoder of states: all weights train."""
+    if config.rank:
+        raise ValueError(f"no layer of {config.model} attends: --rank has no queries to adapt.")
+    decoder, dtype = found.program.config, jnp.dtype(config.dtype)
+    params = _typed(found.model.params["decoder"], jnp.float32)
+    states = jax.eval_shape(partial(empty_state, decoder))
+    first = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (params["mixers"][0], states)
+    )
+    x = jax.ShapeDtypeStruct((ROWS, decoder.width), dtype), jax.ShapeDtypeStruct((ROWS,), jnp.bool_)
+    cost = cost_of(layer_cell(decoder, dtype), first[0], x, first[1])
+    ids = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+    steps = []
+    for scheme in ("D", "E"):
+        best = plan(
+            cost,
+            layers=decoder.layers,
+            tokens=tokens,
+            multiple=ROWS,
+            scheme=scheme,
+            inside=True,
+        )
+        more = {"nested": scheme == "E", "segments": best.segments}
+        run = timed(language_step(decoder, dtype=dtype), chunk=best.chunk, fill=PADDING, **more)
+
+        def loss(params: Params, ids: jax.Array, state: PyTree, run: Any = run) -> jax.Array:
+            return jnp.sum(run(params, next_tokens(ids), state)[0])
+
+        count = -(-tokens // best.chunk)
+        kept = _kept(count, best.segments) * nbytes(states)
+        temp = _temp(loss, params, ids, states)
+        steps.append(Trained(scheme, best.chunk, best.segments, temp, kept, temp))
+    return _price(tokens, found, None, 0, params, None, nbytes(ids), steps)
+
+
+def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice:
+    """Return the price of an answer after a stream through a memory; its encoders are frozen.
+
+    The stream's rows are inputs. There is one question, about the whole stream.
+    """
+    program, held = found.program, found.bound.params["decoder"]
+    rank = RANK if config.rank is None else config.rank
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), found.inputs)
+    row = jax.eval_shape(program.encode, found.bound.params, one)
+    count = -(-tokens // program.spec.chunk)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), row)
+    ids = np.zeros(config.question, np.int32)
+    asked = jax.eval_shape(lambda p: question_rows(p, ids, program=program), found.bound.params)
+    train = _adapters(held, rank) if rank else _typed(held, jnp.float32)
+    given = held if rank else None
+    steps = []
+    for scheme in ("D", "E"):
+        segments = near_root(count) if scheme == "E" else None
+        loss = partial(_answer_loss, found=found, segments=segments)
+        temp = _temp(loss, train, given, found.carry, rows, asked)
+        kept = _kept(count, segments) * nbytes(found.carry)
+        steps.append(Trained(scheme, program.spec.chunk, segments, temp, kept, temp))
+    inputs = nbytes((rows, asked, found.carry))
+    return _price(tokens, found, config.memory, rank, train, given, inputs, steps)
+
+
+def _answer_loss(
+    train: Params, held: Params | None, carry: Any, rows: Embeds, asked: Embeds, *, found: Stream,
+    segments: int | None,
+) -> jax.Array:  # fmt: skip
+    """Return -log p of a token after the question, asked after the stream."""
+    program, (prefix, probes) = found.program, found.bound[1:3]
+    assert prefix is None and probes is None
+    dtype = found.program.spec.dtype
+    nested = segments is not None
+
+    def weights(train: Params) -> Params:
+        return as_type(train, dtype) if held is None else adapted(held, as_type(train, dtype))
+
+    def step(train: Params, chunk: Embeds, carry: Any) -> tuple[jax.Array, Any]:
+        chunk = jax.tree.map(lambda x: x[0], chunk)
+        return jnp.zeros(()), chunk_step(weights(train), program, carry, chunk)[0]
+
+    run = timed(step, chunk=1, nested=nested, segments=segments)
+    _, carry = run(train, rows, carry)
+    params = weights(train)
+    _, h = prefill(params, program, carry, asked, room=1)
+    return -jax.nn.log_softmax(logits(params, program.config, h[-1]))[0]
+
+
+def _adapters(held: Params, rank: int) -> Params:
+    """Return the shapes of low-rank additions to queries, keys and values, stacked by layer."""
+
+    def shapes(kernel: Any) -> Params:
+        layers, rows, columns = kernel.shape
+        sides = {"a": (layers, rows, rank), "b": (layers, rank, columns)}
+        return {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in sides.items()}
+
+    return {name: shapes(held["layers"][name]["kernel"]) for name in ("q", "k", "v")}
+
+
+def adapted(params: Params, adapters: Params) -> Params:
+    """Return a decoder's weights with low-rank additions, which `kernels.dense.linear` takes."""
+    layers = {name: {**params["layers"][name], **more} for name, more in adapters.items()}
+    return {**params, "layers": {**params["layers"], **layers}}
+
+
+def _kept(count: int, segments: int | None) -> int:
+    """Return how many states are kept of a stream of `count` chunks."""
+    return count if segments is None else segments + -(-count // segments)
+
+
+def _typed(tree: PyTree, dtype: Any) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+
+
+def _temp(loss: Any, *given: Any) -> int:
+    """Return the temporary bytes of value and gradient by the first argument."""
+    return temporary(
+        jax.jit(jax.value_and_grad(loss), compiler_options=OPTIONS).lower(*given).compile()
+    )
+
+
+def _price(
+    tokens: int, found: Stream, memory: str | None, rank: int, train: Params,
+    held: Params | None, inputs: int, steps: list[Trained],
+) -> TrainPrice:  # fmt: skip
+    """Return the price with the peak of every scheme."""
+    weights = nbytes(train)
+    frozen = 0 if held is None else nbytes(held)
+    rest = frozen + 4 * weights + inputs  # the weights, two moments and the gradient
+    done = tuple(replace(step, peak_bytes=rest + step.temporary_bytes) for step in steps)
+    return TrainPrice(
+        found.model.name, memory, tokens, rank, frozen, weights, 2 * weights, weights,
+        inputs, done,
+    )  # fmt: skip
+
+
+def train_tables(result: TrainPrice) -> Group:
+    """Return the price as tables: what any scheme needs, and the schemes."""
+    how = f"adapters of rank {result.rank}" if result.rank else "all weights of the decoder"
+    table = Table("figure", title=f"{result.model}: a step of {result.tokens:,} tokens, {how}")
+    table.add_column("value", justify="right")
+    for name, value in asdict(result).items():
+        if name.endswith("_bytes"):
+            table.add_row(name.removesuffix("_bytes").replace("_", " "), size(value))
+    if "ma2mba" in result.model and result.tokens in PAPER:
+        table.add_row("the paper: activations and backward pass", size(int(PAPER[result.tokens])))
+    gpus = {f"{gpu.gib} GiB": gpu.gib * 2**30 for gpu in GPUS.values()}
+    second = Table("scheme", title="by scheme of checkpointing (docs/training.md)")
+    for column in ("tokens a chunk", "segments", "temporary", "of it states", "peak", *gpus):
+        second.add_column(column, justify="right")
+    for step in result.steps:
+        second.add_row(
+            step.scheme,
+            f"{step.chunk:,}",
+            str(step.segments or "-"),
+            size(step.temporary_bytes),
+            size(step.stream_bytes),
+            size(step.peak_bytes),
+            *("yes" if step.peak_bytes <= room else "no" for room in gpus.values()),
+        )
+    return Group(table, second)

@@ -1,0 +1,71 @@
+"""`benchmark price --train`: published sizes from shapes, and what is refused."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmem.experiments.benchmark import __main__ as benchmark
+from jaxmem.experiments.benchmark.price_train import PAPER
+from jaxmem.kernels.dense import linear
+
+
+def priced(capsys, *words):
+    assert benchmark.main(["price", "--train", *words, "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_half_a_million_tokens_of_video_ma2mba(capsys):
+    """2^19 tokens on 80 GB, with moments and gradient in float32; the paper's own figure beside."""
+    tokens = 2**19
+    found = priced(capsys, "--model", "ma2mba:2.7b", "--tokens", str(tokens))
+    weights = found["trained_bytes"]
+    assert found["frozen_bytes"] == 0 and found["rank"] == 0
+    assert found["moments_bytes"] == 2 * weights == 2 * found["gradient_bytes"]
+    by = {step["scheme"]: step for step in found["steps"]}
+    state = 64 * 4 * (80 * 64 * 128 + 3 * (5120 + 256))
+    assert by["D"]["stream_bytes"] == state * -(-tokens // by["D"]["chunk"])
+    for step in by.values():
+        assert step["temporary_bytes"] < PAPER[tokens]
+        assert step["peak_bytes"] == step["temporary_bytes"] + 4 * weights + found["input_bytes"]
+        assert step["peak_bytes"] < 80 * 2**30
+
+
+@pytest.mark.slow
+def test_a_transformer_through_a_memory(capsys):
+    """Longer streams cost their states: one for every chunk, or for every segment and chunk."""
+    words = ("--model", "qwen2.5-vl:3b", "--budget", "1024", "--omnimem.sketch", "32")
+    few, many = (priced(capsys, *words, "--tokens", str(n)) for n in (2048, 4096))
+    for one, two in zip(few["steps"], many["steps"], strict=True):
+        grown = two["temporary_bytes"] - one["temporary_bytes"]
+        states = two["stream_bytes"] - one["stream_bytes"]
+        assert grown == pytest.approx(states, rel=0.05)
+    assert few["trained_bytes"] < few["frozen_bytes"] / 100 and few["rank"] == 16
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--tokens", "0"), "--tokens must be positive"),
+        (("--model", "ma2mba:370m", "--rank", "4"), "no layer of ma2mba:370m attends"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(words, message, capsys):
+    assert benchmark.main(["price", "--train", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_training_need_it(capsys):
+    assert benchmark.main(["price", "--tokens", "1024"]) == 2
+    assert "give --train, too" in capsys.readouterr().err
+
+
+def test_a_low_rank_addition_is_the_sum_of_both():
+    """What adapters of a price are: `linear` adds them without forming their product."""
+    rng, sides = np.random.default_rng(0), ((5, 6), (6, 7), (6, 2), (2, 7))
+    x, kernel, a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in sides)
+    found = linear(x, {"kernel": kernel, "bias": jnp.ones(7), "a": a, "b": b})
+    expected = linear(x, {"kernel": kernel + a @ b, "bias": jnp.ones(7)})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
