@@ -12,6 +12,7 @@ COMMANDS = {
     "benchmark": "jaxmem.experiments.benchmark.__main__",
     "calibrate": "jaxmem.experiments.calibrate",
     "train": "jaxmem.experiments.train",
+    "scorer": "jaxmem.experiments.scorer",
 }
 
 

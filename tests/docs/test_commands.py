@@ -31,6 +31,7 @@ RUNS = {  # module -> its functions that do the work, once the arguments are rea
         *("measure_kernels", "measure_remat", "measure_sessions", "step"),
     ),
     "jaxmem.experiments.calibrate": ("calibrate",),
+    "jaxmem.experiments.scorer": ("learn",),
     "jaxmem.experiments.train": ("_train", "_evaluate"),
     "jaxmem.data.jaxmem_streams.__main__": ("Builder",),
 }

@@ -39,7 +39,9 @@ def rope_of(z):
     return Rope(tuple(map(float, angles[1, :half])), (0,) * half)
 
 
-@pytest.mark.parametrize("size", [40, 7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size", [7, pytest.param(40, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_any_chunking_is_the_recorded_layer(file, size):
     z = weights.read(file)
     q, k, v, scorer = projected(z)
@@ -67,7 +69,7 @@ def test_an_unlike_window_is_another_layer(file):
     spec = jm.Spec(layers=1, kv_heads=k.shape[1], head_dim=k.shape[2], width=32, chunk=40)
     rows = jm.embeds(jnp.asarray(z["x"], jnp.float32), jm.Modality.TEXT)
     for memory in (jm.Retention(7), jm.Retention(8, logits=False)):
-        args = (memory, spec, memory.init(spec), q, k, v, rows, 0)
-        y, _ = jm.attend(*args, rope=rope_of(z), retention=scorer)
+        attend = jax.jit(partial(jm.attend, memory, spec, rope=rope_of(z)))
+        y, _ = attend(memory.init(spec), q, k, v, rows, 0, retention=scorer)
         got = np.asarray(y).reshape(len(y), -1) @ z["param.o_proj.weight"].T
         assert np.abs(got - z["y"]).max() > 1e-3

@@ -91,6 +91,7 @@ def _until(
     part = jnp.argmax(jnp.concatenate([there, own], axis=1), axis=0)  # 0 for what is in none
     beaten = jnp.concatenate(_beaten_by_held(held, fresh, there), axis=1)  # [C, N]
     before = jnp.take_along_axis(beaten, part[None], axis=0)[0]
+    rival = jnp.where(jnp.any(own, axis=0), part[slots:], -1)  # the part of each row
     score = jnp.concatenate([held, fresh])
     row = jnp.arange(rows, dtype=jnp.int32)
     number = jnp.concatenate([jnp.full(slots, -1, jnp.int32), row])
@@ -100,7 +101,7 @@ def _until(
         middle = (low + high) // 2
         # The newer of two equal ones wins; rows are newer than what is held.
         newer = (fresh[None] == score[:, None]) & (row[None] > number[:, None])
-        wins = ((fresh[None] > score[:, None]) | newer) & own[part]
+        wins = ((fresh[None] > score[:, None]) | newer) & (rival[None] == part[:, None])
         many = jnp.sum(wins & (row[None] <= middle[:, None]), axis=1, dtype=jnp.int32)
         out = before + many >= quotas[jnp.minimum(middle, rows - 1), part]
         low = jnp.where(out, low, jnp.minimum(middle + 1, high))

@@ -96,8 +96,8 @@ def recut(rows, sizes):
 @pytest.mark.parametrize(
     ("share", "sizes"),
     [
-        (None, (8, 5, 8, 7)),
-        (None, (1,) * 28),
+        pytest.param(None, (8, 5, 8, 7), marks=pytest.mark.slow),
+        pytest.param(None, (1,) * 28, marks=pytest.mark.slow),
         (0.34, (8, 8, 8, 4)),
         pytest.param(0.34, (1, 2, 3, 4, 5, 6, 7), marks=pytest.mark.slow),
     ],
@@ -197,7 +197,10 @@ def test_what_does_not_go_together_is_refused():
         add_scorer(small.params(CFG), scorer | {"kernel": scorer["kernel"][..., :1]})
 
 
-@pytest.mark.parametrize("around", [None, partial(jm.Quantized, bits=8), jm.Recorded])
+SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in (None, jm.Recorded)]
+
+
+@pytest.mark.parametrize("around", [partial(jm.Quantized, bits=8), *SLOW])
 def test_scores_are_part_of_the_state(around):
     memory = jm.Retention(BUDGET)
     plain = make_program(CFG, memory, spec_of(CFG, chunk=SIZE))
