@@ -17,6 +17,7 @@ import numpy as np
 from jaxmem.typing import Array, Float, Num
 
 _LEAP = 1024  # positions that are turned at once
+_MANY = 4096  # angles from which on polynomials are worth their compilation
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,13 @@ _COS = (4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5)
 def cos_sin(angle: Float[Array, "*N"]) -> tuple[Float[Array, "*N"], Float[Array, "*N"]]:
     """Return cosine and sine, within 1e-7 for angles up to 1e4 radians, float32.
 
-    A few products, which a compiler turns into vector instructions: XLA's own functions for a CPU
-    take ten times as long, which was most of the time of a rotation.
+    Many are a few products each, which a compiler turns into vector instructions: XLA's own
+    functions for a CPU take ten times as long, which was most of the time of a rotation. Few are
+    XLA's, which compile faster.
     """
     angle = angle.astype(jnp.float32)
+    if angle.size < _MANY:
+        return jnp.cos(angle), jnp.sin(angle)
     quarters = jnp.round(angle * np.float32(2 / math.pi))
     for part in _HALF_PI:
         angle = angle - quarters * np.float32(part)

@@ -139,9 +139,9 @@ def test_an_end_token_ends_what_is_written_in_steps(model):
     "make",
     [
         lambda: Recent(40),
-        lambda: Hermes(40),
+        pytest.param(lambda: Hermes(40), marks=pytest.mark.slow),
         lambda: ReKV(40, block=20, capacity=80),
-        lambda: FlashVStreamQwen(),
+        pytest.param(lambda: FlashVStreamQwen(), marks=pytest.mark.slow),
     ],
     ids=["layer", "stack", "bank", "features"],
 )

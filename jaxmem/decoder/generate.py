@@ -101,6 +101,8 @@ def extend(
       key: as in `begin`.
     """
     room = generation.ids.shape[0]
+    if room == 1:  # without a loop that never runs, nothing has to be kept for one
+        return generation
     # A token below 0 is none: the logits were not finite.
     until = room if most is None else jnp.minimum(generation.written + most, room)
 

@@ -152,8 +152,12 @@ PROMPTS = {
     "qwen2_5_omni": ("qwen2_5_omni_thinker", prompt_omni),
 }
 
+QUICK = ("qwen2_5_vl", "qwen3_5")  # one of each rule of positions
 
-@pytest.mark.parametrize("name", FAMILIES)
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+)
 def test_stream_is_the_offline_prompt(golden, folder, name):
     """One piece and padding, then two: logits and tokens of one pass."""
     where, prompt = PROMPTS[name]

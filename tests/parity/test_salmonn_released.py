@@ -321,7 +321,9 @@ def sound_alone(base):
     return rows + [(t, TEXT, [begin + heard + i] * 3) for i, t in enumerate(after)]
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    "base", [n if n == "qwen3_vl" else pytest.param(n, marks=pytest.mark.slow) for n in BASES]
+)
 def test_a_file_of_sound_alone_is_the_released_prompt(folder, recording, base, tmp_path):
     model = jm.load(folder(base), dtype="float32", fps=2 / GAP, max_new=2)
     with open_for(model, recording) as reader:

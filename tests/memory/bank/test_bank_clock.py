@@ -101,7 +101,8 @@ JUMPS = {
     ("name", "jumps"),
     [
         *[pytest.param(n, "once", marks=pytest.mark.slow) for n in ("recent", "omnimem")],
-        *[("recent", jumps) for jumps in JUMPS if jumps != "once"],
+        ("recent", "three times"),
+        pytest.param("recent", "nine times", marks=pytest.mark.slow),
         *[pytest.param("evenly", jumps, marks=pytest.mark.slow) for jumps in JUMPS],
         ("omnimem", "three times"),
         ("omnimem, positions kept", "nine times"),

@@ -206,7 +206,9 @@ def test_is_the_plain_loop(own_audio, long_term, capacity, news):
 
 
 @pytest.mark.parametrize("news", [(1,), (2,), (1, 5), (5,), (7,), (12,), (3, 12, 1)])
-@pytest.mark.parametrize("ratio", [1, 2, 5, 40])
+@pytest.mark.parametrize(
+    "ratio", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 40))]
+)
 def test_a_bank_is_full_before_its_ledger(news, ratio):
     """However short the chunks are, everything in the bank can be read; the rest is counted."""
     memory = known(capacity=20, long_term=False)

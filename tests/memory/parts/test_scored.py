@@ -26,6 +26,7 @@ from jaxmem.memory.video.infinipot_v import InfiniPotV
 
 SLOTS, AUDIO_SLOTS = 20, 5
 OPTIONS = {"window": 3, "audio_share": 0.25, "newest": 4}
+OF_ONE = {"retention": {"logits": False}}  # by default it is the attention of another decoder
 NAMES = [n for n, kind in MEMORIES.items() if issubclass(kind, (Scored, OverScore))]
 
 
@@ -35,7 +36,7 @@ def memory_of(name, **more):
     known = {f.name for f in dataclasses.fields(kind)}
     if issubclass(kind, OverScore):
         known |= {"window", "audio_share", "newest"}
-    options = {k: v for k, v in (OPTIONS | more).items() if k in known}
+    options = {k: v for k, v in (OPTIONS | more).items() if k in known} | OF_ONE.get(name, {})
     return build(name, SLOTS, SPEC, options)
 
 

@@ -197,7 +197,7 @@ def silent(chunks=6):
     return laws.cut(laws.stream(8 * chunks, kinds=np.full(8 * chunks, tk.VISION)), [8] * chunks, 8)
 
 
-@pytest.mark.parametrize("per_head", [True, False])
+@pytest.mark.parametrize("per_head", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_slots_of_audio_are_lent_while_there_is_none(per_head):
     """Buckets and the top R are those of all slots; when sound comes its part is its own again."""
     shared, alone = (LiveVLM(BUDGET, audio_share=s, per_head=per_head) for s in (0.5, None))
@@ -219,7 +219,7 @@ def test_only_sound_takes_all_slots():
     laws.assert_same(after[0], after[1], "a stream of sound")
 
 
-@pytest.mark.parametrize("budget", [1, 2, 8])
+@pytest.mark.parametrize("budget", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
 def test_few_slots_are_a_memory(budget):
     memory = LiveVLM(budget)
     state, _ = laws.run(memory, memory.init(SPEC), standard())
