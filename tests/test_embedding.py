@@ -109,7 +109,7 @@ def test_all_blocks_together_answer_as_the_decoder_of_the_package(name):
     check_stack(name, *plain("watch_all", "ask_all"))
 
 
-@pytest.mark.parametrize("name", at_leisure(ALONE, set(ALONE) - {*FLAX, "adakv", "livevlm"}))
+@pytest.mark.parametrize("name", at_leisure(ALONE, set(ALONE) - {*FLAX}))
 def test_blocks_by_themselves_answer_as_the_decoder_of_the_package(name):
     check_alone(name, *plain("watch", "ask"))
 

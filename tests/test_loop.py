@@ -249,7 +249,7 @@ def test_restore_names_what_does_not_fit(tmp_path):
         restore(tmp_path / "live", make_program(CFG, Full(12), SPEC))
 
 
-SLOW_GRADIENTS = {"recent", "last_frames", "uniform", "random"}  # minutes together
+SLOW_GRADIENTS = {*ALL_MEMORIES} - {"omnimem"}  # minutes together
 
 
 @pytest.mark.parametrize(

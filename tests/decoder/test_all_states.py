@@ -56,7 +56,11 @@ def program_of(memory=None, prefix=PREFIX, cfg=CFG):
     return make_program(cfg, memory or Recent(6), sizes, prefix=prefix)
 
 
-@pytest.mark.parametrize("cfg", [CFG, replace(CFG, mixers=REST)], ids=["two", "others"])
+@pytest.mark.parametrize(
+    "cfg",
+    [CFG, pytest.param(replace(CFG, mixers=REST), marks=pytest.mark.slow)],
+    ids=["two", "others"],
+)
 def test_a_stream_a_question_and_its_answer_are_one_pass(cfg, rows):
     """With a prompt in front, padding in between, and what is decoded at the end."""
     program, weights = program_of(cfg=cfg), small.params(cfg)

@@ -33,6 +33,7 @@ PROMPTS = ("local", "global", "mixed")
 
 
 SLOW = ("stream_llava_eager", "stream_llava_lazy", "stream_qwen_lazy", "stream_qwen_lazy_compact")
+SLOW_OF = {"stream": (*SLOW, "stream_llava_lazy_compact"), "attended": ("stream_llava_lazy",)}
 
 
 def pytest_generate_tests(metafunc):
@@ -45,9 +46,7 @@ def pytest_generate_tests(metafunc):
             files = [f for f in files if not f.stem.endswith("_weights")]
             if name == "attended":
                 files = [f for f in files if attended_steps(read(f))]
-            metafunc.parametrize(
-                name, cases(metafunc.config, files, SLOW if name == "stream" else ())
-            )
+            metafunc.parametrize(name, cases(metafunc.config, files, SLOW_OF.get(name, ())))
 
 
 def attended_steps(z):

@@ -60,6 +60,7 @@ def test_text_after_a_video_is_after_its_largest_axis(folder):
         assert pos[-1].tolist() == [end] * 3 and after == end + 1
 
 
+@pytest.mark.slow
 def test_the_command_line_streams_a_clip(folder, tmp_path, capsys):
     """At half a frame of patches a second: two a clip of four seconds."""
     clip = held_out(1, 4, tmp_path, count=1)[0]

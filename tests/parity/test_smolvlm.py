@@ -71,6 +71,7 @@ def model_size(folder):
     return load(folder, abstract=True).media.size(540, 1080)
 
 
+@pytest.mark.slow
 def test_the_command_line_streams_a_clip(folder, tmp_path, capsys):
     clip = held_out(1, 4, tmp_path, count=1)[0]
     out = ["--model", folder, "--video", clip, "--dtype", "float32", "--memory", "omnimem"]

@@ -20,12 +20,11 @@ START = jax.jit(tiny.init, static_argnums=0)
 SECONDS, COUNT = 5, 6
 CASES = [
     ("mamba2", "none", 2),
-    ("gated_delta", "one_in_four", 4),
     *(
         pytest.param(name, attend, layers, marks=pytest.mark.slow)
         for name in MIXERS
         for attend, layers in (("none", 2), ("one_in_four", 4))
-        if (name, attend) not in {("mamba2", "none"), ("gated_delta", "one_in_four")}
+        if (name, attend) != ("mamba2", "none")
     ),
 ]
 

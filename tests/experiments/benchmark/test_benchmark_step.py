@@ -101,6 +101,7 @@ def test_a_fit_finds_the_terms_of_a_time():
     assert off.worst > 0.1
 
 
+@pytest.mark.slow
 def test_fits_are_measured_over_all_sizes():
     config = StepConfig(memories="recent", rounds=1)
     (fit,) = measure_fits(config, small(), lengths=(4, 8), slots=(8, 16))

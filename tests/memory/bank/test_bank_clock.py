@@ -106,7 +106,7 @@ JUMPS = {
         *[pytest.param("evenly", jumps, marks=pytest.mark.slow) for jumps in JUMPS],
         ("omnimem", "three times"),
         ("omnimem, positions kept", "nine times"),
-        ("recent in host memory", "three times"),
+        pytest.param("recent in host memory", "three times", marks=pytest.mark.slow),
         ("in codes", "three times"),
     ],
 )

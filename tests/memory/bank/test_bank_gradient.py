@@ -105,6 +105,7 @@ def test_gradient_equals_that_of_full_attention(name, full_attention):
     assert (np.abs(got[1][1])[np.asarray(ROWS.modality) != 0].max(-1) > 1e-4).all()
 
 
+@pytest.mark.slow
 def test_a_gradient_holds_the_bank_once_and_not_once_per_chunk():
     memory = WithBank(Recent(8, sinks=0), 1 << 13, block=4, topk=2, space="device")
     program = program_of(memory)

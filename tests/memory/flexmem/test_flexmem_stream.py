@@ -72,7 +72,8 @@ def watched(reader):
     return rows, *watch(memory, rows, chunk=8, prefix=prefix)
 
 
-@pytest.mark.parametrize("reader", [pytest.param("encoding", marks=pytest.mark.slow), "memindex"])
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["encoding", "memindex"])
 def test_vmap_and_padding(reader):
     """Two streams side by side, in longer chunks, equal one alone (in a loop: laws_everywhere)."""
     rows, program, carry, bound = watched(reader)

@@ -137,9 +137,8 @@ def test_it_is_to_the_loop_what_its_memory_is():
     assert hash(Quantized(Recent(8))) == hash(Quantized(Recent(8), 8))
 
 
-@pytest.mark.parametrize(
-    "make", [pytest.param(Full, marks=pytest.mark.slow), Hermes], ids=["layer", "stack"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Full, Hermes], ids=["layer", "stack"])
 def test_outputs_stay_close_in_the_decoder(make):
     cfg = small.config(layers=3)
     weights, rows = small.params(cfg), small.stream_rows(cfg, 3, 8, lengths=[8, 5, 8])

@@ -161,7 +161,7 @@ def test_ample_budget_is_full_attention_in_the_decoder(blocks):
     small.assert_full_attention(*small.streamed(memory))
 
 
-@pytest.mark.parametrize("chunks", [1, 2, 4])
+@pytest.mark.parametrize("chunks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))])
 def test_the_last_chunk_changes_an_answer(chunks):
     """Blocks of 16 in chunks of 8: two streams that differ at their end only."""
     cfg = small.config()
