@@ -197,9 +197,9 @@ def slots_for_bytes(
         return smallest
     if least > budget_bytes:
         many = "one slot" if smallest == 1 else f"{smallest} slots"
-        raise ValueError(
-            f"{budget_bytes} bytes hold no memory: {many} per layer costs {least} bytes."
-        )
+        costs = f"{many} per layer costs {least} bytes" if spec.layers else "no layer has slots"
+        states = f", and {spec.state_bytes} bytes are states of layers" if spec.state_bytes else ""
+        raise ValueError(f"{budget_bytes} bytes hold no memory: {costs}{states}.")
     low, high = smallest, 2 * smallest
     while price(high) <= budget_bytes:
         low, high = high, 2 * high

@@ -91,6 +91,10 @@ def test_bytes_buy_the_most_slots():
             assert nbytes(factory(n), SPEC) <= budget < nbytes(factory(n + 1), SPEC)
     with pytest.raises(ValueError, match="hold no memory"):
         budgets.slots_for_bytes(OmniMem, SPEC, 100)
+    for layers, told in ((SPEC.layers, "per layer costs"), (0, "no layer has slots")):
+        some = replace(SPEC, layers=layers, state_bytes=4096)
+        with pytest.raises(ValueError, match=f"{told}.*4096 bytes are states of layers"):
+            budgets.slots_for_bytes(OmniMem, some, 100)
 
 
 @pytest.mark.parametrize(
