@@ -19,6 +19,7 @@ from jaxmem.decoder.decoder import DecoderConfig, finish, logits, qkv
 from jaxmem.kernels.select import gate
 from jaxmem.kv import EMPTY, KV
 from jaxmem.memory.base import Embeds
+from jaxmem.memory.parts.retained import log_retention
 from jaxmem.memory.parts.scored import competition
 from jaxmem.rope import rope
 from jaxmem.typing import Array, Float, Int, Num, Params
@@ -32,15 +33,6 @@ class Examples(NamedTuple):
     begin: Num[Any, "M A"]  # position where its questions begin
     rows: Embeds  # questions, and answers but for their last token [M, n, R, ...]
     target: Int[Any, "M n R"]  # token that is to follow a row; -1: any
-
-
-def log_score(scorer: Params, v: Float[Array, "S G D"]) -> Float[Array, "G S"]:
-    """Return the logarithms of the scores of a layer's tokens: their order is that of the scores.
-
-    `scorer` is that of the layer, {"kernel": [G D, G], "a": [G]}.
-    """
-    x = v.astype(jnp.float32).reshape(v.shape[0], -1) @ scorer["kernel"]
-    return (scorer["a"][None] * jax.nn.softplus(x)).T
 
 
 def kept(
@@ -59,7 +51,7 @@ def kept(
       quotas: of the budget's parts: (all), or (all but audio, audio).
       temperature: of the gate, in units of the score's logarithm.
     """
-    score = log_score(scorer, tokens.v)
+    score = log_retention(scorer, tokens.v).T
     there = jnp.arange(score.shape[1], dtype=jnp.int32)[:, None] < seen
     kinds = jnp.where(there, tokens.modality, EMPTY)
     kinds = jnp.broadcast_to(kinds, score.T.shape)

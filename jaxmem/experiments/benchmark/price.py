@@ -29,6 +29,7 @@ from jaxmem.models.load import load
 from jaxmem.models.scorer import with_scorer
 from jaxmem.pieces import blank
 from jaxmem.programs import compile, model_spec, stream_tokens
+from jaxmem.training.plan import nbytes
 from jaxmem.typing import PyTree
 
 NOT_IN_A_CHUNK = ("embedding", "norm", "head")
@@ -59,11 +60,6 @@ class PriceConfig:
     rank: int | None = None
     json: bool = False  # print JSON instead of tables
     memories: MemoryOptions = field(default_factory=dict, hash=False)
-
-
-def nbytes(tree: PyTree) -> int:
-    """Return the bytes of a tree of arrays or shapes."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 class Stream(NamedTuple):

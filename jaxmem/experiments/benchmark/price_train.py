@@ -17,7 +17,7 @@ from jaxmem.compiled import NARROW
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import logits
 from jaxmem.decoder.step import chunk_step
-from jaxmem.experiments.benchmark.price import PriceConfig, Stream, nbytes, open_stream
+from jaxmem.experiments.benchmark.price import PriceConfig, Stream, open_stream
 from jaxmem.experiments.benchmark.price_table import GPUS
 from jaxmem.memory.base import Embeds
 from jaxmem.report.numbers import size
@@ -29,7 +29,7 @@ from jaxmem.training.language import (
     layer_cell,
     next_tokens,
 )
-from jaxmem.training.plan import cost_of, plan, temporary
+from jaxmem.training.plan import cost_of, nbytes, plan, temporary
 from jaxmem.training.remat import near_root, timed
 from jaxmem.typing import Params, PyTree
 

@@ -110,13 +110,14 @@ class WithBank(Around):
             one_of(self.name, tuple(retrieval.RULES), recall_by=self.recall_by)
         one_of(self.name, get_args(Space), space=self.space)
         # What comes out of a bank has no number of its own for its logits.
-        adds = (self.memory.requires.retention == "logits", getattr(self.memory, "count", False))
+        inside = _innermost(self.memory)  # options are not those of a wrapper
+        adds = (self.memory.requires.retention == "logits", getattr(inside, "count", False))
         if any(adds):
             raise ValueError(
                 f"memory {self.memory.name} adds numbers to the logits of what it holds: WithBank "
                 f"takes it with {'logits' if adds[0] else 'count'}=False."
             )
-        has_bank = type(_innermost(self.memory)).bank is not Memory.bank
+        has_bank = type(inside).bank is not Memory.bank
         if has_bank or self.memory.requires.window is not None:
             raise ValueError(
                 f"memory {self.memory.name} has"

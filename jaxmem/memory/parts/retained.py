@@ -37,9 +37,14 @@ def retention(weights: Params, v: Float[Array, "T G D"]) -> Float[Array, "T G"]:
       weights: {"kernel": [G D, G], "a": [G]} of the layer.
       v: values of all heads.
     """
+    return jnp.exp(log_retention(weights, v))
+
+
+def log_retention(weights: Params, v: Float[Array, "T G D"]) -> Float[Array, "T G"]:
+    """Return the logarithms of `retention`, whose order is that of the scores."""
     kernel, a = (weights[name].astype(jnp.float32) for name in ("kernel", "a"))
     x = v.astype(jnp.float32).reshape(v.shape[0], -1) @ kernel
-    return jnp.exp(a[None] * jax.nn.softplus(x))
+    return a[None] * jax.nn.softplus(x)
 
 
 def until(

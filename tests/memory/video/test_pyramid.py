@@ -127,6 +127,8 @@ def test_count_gives_a_mean_the_attention_of_its_parts():
             np.testing.assert_array_equal(found[: len(many)], many)
     with pytest.raises(ValueError, match="takes it with count=False"):
         jm.WithBank(Pyramid(72, grid=(4, 4), count=True), 64)
+    with pytest.raises(ValueError, match="takes it with count=False"):  # nor inside a wrapper
+        jm.WithBank(jm.Quantized(Pyramid(72, grid=(4, 4), count=True)), 64)
 
 
 def test_each_level_covers_four_times_the_one_before():
