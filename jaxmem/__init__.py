@@ -43,7 +43,8 @@ _WHERE = {
     "asking": "Answer ask log_prob",
     "programs": "compile memory_for model_spec",
     "feeding": "Event",
-    "session": "Session Reply",
+    "replies": "Reply",
+    "session": "Session",
     "saving": "save restore",
     # Models.
     "models.base": "Model MediaFormat for_frames",

@@ -28,6 +28,7 @@ LEVELS = {
     "training": 6,
     "report": 6,
     "feeding": 6,
+    "replies": 6,
     "session": 7,
     "experiments": 8,
 }

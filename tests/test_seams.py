@@ -3,6 +3,7 @@
 Every test stands for a kind of fault that was once found at a seam.
 """
 
+import copy
 import dataclasses
 import threading
 from types import SimpleNamespace
@@ -229,6 +230,14 @@ def test_equal_memories_make_equal_programs(model, weights, name):
     make = MORE.get(name) or (lambda: build(name, 64, model_spec(model), options))
     one, two = (program_of(m, make()) for m in (model, embedded(weights)))
     assert one == two and hash(one) == hash(two)
+
+
+def test_a_program_is_hashed_once_and_anew_in_another_process(model):
+    program = jm.compile(model, jm.Recent(16))
+    assert hash(program) == hash(jm.compile(model, jm.Recent(16)))
+    assert "_hash" in vars(program)  # `jax.jit` asks at every call
+    again = copy.copy(program)  # as `pickle` does: texts have another hash in another process
+    assert again == program and "_hash" not in vars(again)
 
 
 def test_a_second_session_compiles_nothing(model, weights):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +69,22 @@ class Program:
     encode: Encode = as_embeds
     prefix: Text | None = None
     probes: tuple[Text, ...] = ()
+
+    def __hash__(self) -> int:
+        """Return the hash, computed once: `jax.jit` asks for it at every call."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._fields)
+
+    @property
+    def _fields(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the hash out: texts have another one in another process."""
+        return type(self), self._fields
 
     @property
     def requires(self) -> Requires:

@@ -18,9 +18,10 @@ from jaxmem.memory.base import FeatureMemory, Spec, slots
 from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
 from jaxmem.pieces import Heard, blank
+from jaxmem.replies import Reply
 from jaxmem.report.kept import Kept, count_modalities
 from jaxmem.report.results import Answered, Result, median_and_worst, start_and_end
-from jaxmem.session import Reply, Session
+from jaxmem.session import Session
 from jaxmem.typing import PyTree
 
 

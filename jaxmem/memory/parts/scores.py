@@ -116,7 +116,7 @@ def smooth_frames(
     Depth 0: space and time, 1: space, 2: sequence, 3: not at all (InfiniPot-V's released pooling).
     Windows of 7, 5 and 3, cut to the largest odd number that fits frames, rows and columns; what
     lies outside counts as 0. `score` is of a chunk's rows, of which `image` are vision tokens with
-    these indices from the begin of the chunk's first frame; `grid` is rows and columns of a frame,
+    these indices from the start of the chunk's first frame; `grid` is rows and columns of a frame,
     `depth` the quarter of the model's layers, 0 to 3.
     """
     frames = max(1, score.shape[1] // (grid[0] * grid[1]))
