@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmem.kernels.dense import linear, product
-from jaxmem.memory.base import at_layer
+from jaxmem.kernels.dense import layer_of, linear, product
 from jaxmem.mixers.base import Mixer
 from jaxmem.rope import Rope, scaled
 from jaxmem.typing import Array, Float, Int, Params
@@ -188,7 +187,7 @@ def _state_layers(config: DecoderConfig, mixer: Mixer, key: Array) -> Params:
 
 def layer_at(params: Params, index: Any) -> Params:
     """Return the weights of one layer; `index` may be traced (no copy of the stack is made)."""
-    return at_layer(params["layers"], index)
+    return layer_of(params["layers"], index)
 
 
 def rms_norm(x: Float[Array, "*T E"], weight: Params, eps: float) -> Float[Array, "*T E"]:

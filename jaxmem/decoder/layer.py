@@ -17,6 +17,7 @@ from jaxmem.decoder.decoder import (
 )
 from jaxmem.decoder.program import Program
 from jaxmem.decoder.stretches import Place
+from jaxmem.kernels.dense import layer_of
 from jaxmem.kv import EMPTY, KV
 from jaxmem.memory.attention import attend_probe, attend_view
 from jaxmem.memory.base import Chunk, Embeds, Probed, Probes, Received, View, at_layer
@@ -136,7 +137,7 @@ def state_step(
     """
     assert place.kind is not None
     stack = config.stacks.index(place.kind)
-    weights = at_layer(params["mixers"][stack], place.layer)
+    weights = layer_of(params["mixers"][stack], place.layer)
     x = rms_norm(h, weights["norm"], config.norm_eps)
     y, state = place.kind.chunk(weights["mixer"], at_layer(states[stack], place.layer), x, real)
 
