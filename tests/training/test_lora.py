@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxmem as jm
+from jaxmem.decoder import decoder
 from jaxmem.decoder.checks import arrays_of
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.models.tiny.mixers import MIXERS
@@ -121,6 +122,23 @@ def test_linear_maps_of_a_mixer(name):
     assert np.abs(outputs(merged) - outputs(params)).max() > 0.1
 
 
+def test_a_layer_that_attends_with_adapters_beside_its_matrices(model):
+    adapters, h = drawn(model.params), jax.random.normal(jax.random.key(0), (5, 128))
+
+    @jax.jit
+    def outputs(params):
+        layer = decoder.layer_at(params["decoder"], 2)
+        q, k, v = decoder.qkv(layer, model.decoder, h)
+        return q, k, v, decoder.finish(layer, model.decoder, h, q)
+
+    merged, beside = (f(model.params, adapters, alpha=ALPHA) for f in (lora.merge, lora.attach))
+    for one, two, plain in zip(
+        outputs(merged), outputs(beside), outputs(model.params), strict=True
+    ):
+        np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-4)
+        assert np.abs(one - plain).max() > 0.1
+
+
 def answers(model, params):
     """Answers after two seconds of noise, through OmniMem."""
     rng = np.random.default_rng(0)
@@ -154,8 +172,8 @@ def test_what_is_saved_answers_as_what_was_made(model, tmp_path):
     assert_equal(base, model.params)  # the base is as it was
     bare = {**model.params["decoder"]["layers"]}
     del bare["retention"]  # another score, or none, is the same base
-    decoder = model.params["decoder"] | {"layers": bare}
-    assert lora.digest(model.params | {"decoder": decoder}) == mark
+    other = model.params["decoder"] | {"layers": bare}
+    assert lora.digest(model.params | {"decoder": other}) == mark
 
 
 def test_files_that_are_refused(model, tmp_path):
