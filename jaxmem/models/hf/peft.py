@@ -68,6 +68,9 @@ def write(
         if weight is None or weight.turn not in ("linear", "patch") or weight.rows is not None:
             problems.append(f"  {path}: is no matrix of the checkpoint by itself")
             continue
+        if lost := [name for name in weight.names if name not in keys]:
+            problems.append(f"  {path}: {base} has no {lost[0]}")
+            continue
         targets.append(pattern := _pattern(weight, renames))
         if a.shape[-1] != rank:
             own[pattern] = a.shape[-1]

@@ -122,6 +122,9 @@ def test_what_peft_cannot_hold(tmp_path):
     odd["decoder"]["v"] = {"a": np.ones((4, 3)), "b": np.ones((3, 4))}
     with pytest.raises(ValueError, match=r"one rank, these have \[2, 3\]"):
         write(tmp_path / "mine", odd, model, base=base, alpha=1)
+    other = write_tiny(tmp_path / "other")
+    with pytest.raises(ValueError, match="decoder.layers.q: .*other has no model.language_model.l"):
+        write(tmp_path / "mine", drawn(model, ("*layers.q",)), model, base=other, alpha=1)
     tiny = jm.load("tiny", abstract=True)
     with pytest.raises(
         ValueError, match="tiny has no checkpoint that PEFT could load: .*lora.save"
