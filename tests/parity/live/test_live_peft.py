@@ -1,6 +1,7 @@
-"""Adapters that were trained here, loaded by PEFT onto transformers' models: logits agree."""
+"""Adapters that were trained here, loaded by PEFT onto transformers' models, and what it saves."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from safetensors.numpy import load_file
 from test_live_models import FAMILIES, opened
 
 import jaxmem as jm
+from jaxmem.models.hf.checkpoint import load
 from jaxmem.models.hf.peft import write
+from jaxmem.models.load import stored_of
 from jaxmem.training import lora
 
 RANK, ALPHA = 3, 5
@@ -29,8 +32,8 @@ def drawn(model, at):
     return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), shapes)
 
 
-def theirs(hf, peft, case, adapter):
-    """Logits of every prompt with an adapter, and how many matrices it is on."""
+def theirs(hf, peft, case, adapter, target):
+    """Logits of every prompt with an adapter, which PEFT then saves; how many matrices it is on."""
     architecture = hf.transformers.AutoConfig.from_pretrained(case.folder).architectures[0]
     base = getattr(hf.transformers, architecture).from_pretrained(case.folder).float()
     model = peft.PeftModel.from_pretrained(base, adapter).eval()
@@ -41,7 +44,17 @@ def theirs(hf, peft, case, adapter):
         inputs |= {**prompt.inputs, "attention_mask": hf.torch.ones_like(inputs["input_ids"])}
         with hf.torch.no_grad():
             found.append(model(**inputs).logits[0].numpy())
+    model.save_pretrained(target)
     return found, len(matrices)
+
+
+def read(folder, adapter, family, model):
+    """The weights of a checkpoint with an adapter, as `opened` has them without one."""
+    member = model.encode.of
+    table, renames, ignore, _ = member.names
+    stored = stored_of(folder, adapter, member.names)
+    params = load(folder, table, renames=renames, ignore=ignore, stored=stored)
+    return member.finalise(params) if hasattr(family, "finalise") else params
 
 
 def described(folder, target):
@@ -66,8 +79,11 @@ def test_logits_with_an_adapter(hf, peft, tmp_path, name):
     adapters = drawn(model, (*lora.LINEAR, f"vision.blocks.{part}"))
     adapter = write(tmp_path / "mine", adapters, model, base=case.folder, alpha=ALPHA)
     params = lora.merge(params, adapters, alpha=ALPHA)
-    expected, matrices = theirs(hf, peft, case, adapter)
+    expected, matrices = theirs(hf, peft, case, adapter, tmp_path / "theirs")
     assert matrices == len(load_file(adapter / "adapter_model.safetensors")) / 2
+    for each in (adapter, tmp_path / "theirs"):
+        same = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        jax.tree.map(same, read(case.folder, each, family, model), params)
     for prompt, before, logits in zip(case.prompts, case.expected, expected, strict=True):
         plan, features, deep = planned(params, config, prompt)
         _, _, found = one_pass(params["decoder"], config.decoder, plan, features, deep)
