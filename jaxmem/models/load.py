@@ -140,7 +140,7 @@ def load(
     if not abstract and own_head(stored, family.names):
         files = files._replace(config=untied(files.config))
         family = read_family(made_by, files, name, fps=fps, **options)
-    table, renames, ignore = family.names
+    table, renames, ignore, _ = family.names
     if abstract:
         params = jax.eval_shape(family.finalise, shapes_of(table, kind))
     else:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmem.decoder.decoder import DecoderConfig, embed, feed_forward, logits, rms_norm
+from jaxmem.decoder.decoder import (
+    DecoderConfig,
+    embed,
+    feed_forward,
+    init_decoder,
+    logits,
+    rms_norm,
+)
 from jaxmem.decoder.program import init_states
-from jaxmem.training.remat import Cell, PyTree, remat, stacked
+from jaxmem.training.plan import Cost, cost_of
+from jaxmem.training.remat import Cell, PyTree, remat, stacked, timed
 from jaxmem.training.tiled import tiled
 from jaxmem.typing import Array, Float, Int, Params
 
@@ -87,6 +97,53 @@ def language_step(config: DecoderConfig, tile: int = 128, dtype: Any = None) -> 
         return jnp.sum(tiled(said, (h, rows.labels), tile)), state
 
     return step
+
+
+def language_loss(
+    config: DecoderConfig, *, dtype: Any = None, **options: Any
+) -> Callable[[Params, Int[Array, "T"], PyTree], Float[Array, ""]]:
+    """Return `loss(params, ids, state)`: the sum of -log p of a stream's next tokens.
+
+    Args:
+      config: of the decoder.
+      dtype: see `layer_cell`.
+      options: of `remat.timed`: chunk, nested, segments, offload.
+
+    Raises:
+      ValueError: see `layer_cell` and `remat.timed`.
+    """
+    run = timed(language_step(config, dtype=dtype), fill=PADDING, **options)
+
+    def loss(params: Params, ids: Int[Array, "T"], state: PyTree) -> Float[Array, ""]:
+        return jnp.sum(run(params, next_tokens(ids), state)[0])
+
+    return loss
+
+
+def layer_cost(config: DecoderConfig, rows: int, dtype: Any = jnp.float32) -> Cost:
+    """Return the cost of one layer as compiled, from shapes alone.
+
+    Args:
+      config: of the decoder.
+      rows: of the chunks that are compiled.
+      dtype: of rows, and of weights in the cell; they are held in float32.
+
+    Raises:
+      ValueError: see `layer_cell`.
+    """
+    cell = layer_cell(config, dtype)
+    params = jax.eval_shape(partial(init_decoder, config), jax.random.key(0))["mixers"][0]
+    one = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+        (params, jax.eval_shape(lambda: empty_state(config))),
+    )
+    return cost_of(cell, one[0], layer_inputs(config, rows, dtype), one[1])
+
+
+def layer_inputs(config: DecoderConfig, rows: int, dtype: Any = jnp.float32) -> PyTree:
+    """Return the shapes of x of a layer's cell."""
+    h = jax.ShapeDtypeStruct((rows, config.width), dtype)
+    return h, jax.ShapeDtypeStruct((rows,), jnp.bool_)
 
 
 def empty_state(config: DecoderConfig) -> PyTree:

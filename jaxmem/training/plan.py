@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmem.training.remat import Cell, PyTree, Scheme, grid, word_of
+from jaxmem.training.remat import Cell, PyTree, Scheme, check_offload, grid, word_of
 
 Rule = Literal["ours", "paper", "released"]
 
@@ -35,11 +35,12 @@ class Plan(NamedTuple):
     segments: int | None  # where the scheme has them
     temp: int = 0  # bytes by the formula
     forwards: int = 0  # passes through the stack in one gradient, one of them the first
+    offload: bool = False  # states before chunks lie in the host's memory
 
     @property
     def options(self) -> dict[str, Any]:
         """Return what `grid` takes of it."""
-        names = ("scheme", "layers", "chunk", "segments")
+        names = ("scheme", "layers", "chunk", "segments", "offload")
         return {name: getattr(self, name) for name in names}
 
 
@@ -65,12 +66,14 @@ def temp(plan: Plan, cost: Cost, *, inside: bool = False) -> int:
     length, J, k = count * plan.chunk, L // l, -(-count // n)
     stream = 0 if inside else cost.stream * length
     states, work = count * cost.state, _work(plan, cost)
+    if plan.offload:  # one is on its way back
+        states, work = 0, work + L * cost.state
     if plan.scheme in ("layer", "sqrt"):
         streams = L + 2 if plan.scheme == "layer" else J + l + 2
         return streams * stream + cost.inner * length + work
     if plan.scheme == "E":
-        again = stream + 2 * stream // n + k * L * cost.state + work
-        return n * L * cost.state + max(2 * stream, again)
+        kept, inside_one = (0, 0) if plan.offload else (n * L * cost.state, k * L * cost.state)
+        return kept + max(2 * stream, stream + 2 * stream // n + inside_one + work)
     # Between both passes there is one more stream (the loss has y and its cotangent), and in the
     # backward pass what one cell or chunk works with: they take the same place.
     kept, again = {
@@ -82,6 +85,21 @@ def temp(plan: Plan, cost: Cost, *, inside: bool = False) -> int:
         "D": (stream + L * states, work),
     }[plan.scheme]
     return kept + max(stream, again)
+
+
+def on_host(plan: Plan, cost: Cost) -> int:
+    """Return the bytes that a plan keeps in the host's memory: states before chunks and segments.
+
+    Args:
+      plan: sizes.
+      cost: of a layer.
+    """
+    if not plan.offload:
+        return 0
+    count = -(-plan.tokens // plan.chunk)
+    if plan.segments is not None:
+        count = plan.segments + -(-count // plan.segments)
+    return count * plan.depth * cost.state
 
 
 def _work(plan: Plan, cost: Cost) -> int:
@@ -118,6 +136,7 @@ def plan(
     inside: bool = False,
     inner: bool = True,
     rule: Rule = "ours",
+    offload: bool = False,
 ) -> Plan:
     """Return the sizes with the smallest `temp`, by trying all of them.
 
@@ -131,14 +150,18 @@ def plan(
       inner: see `grid`; without the innermost checkpoint there is one forward less.
       rule: "paper" and "released" minimise the published formulas instead, over every l from 1 to
         L. These plans are to compare with: `grid` takes those whose l divides L.
+      offload: states before chunks lie in the host's memory. The sizes are those without it, since
+        every state is copied there and back.
 
     Raises:
-      ValueError: if a size is not positive, or the scheme is unknown.
+      ValueError: if a size is not positive, the scheme is unknown, or it keeps nothing that can be
+        offloaded.
     """
     for name, size in (("layers", layers), ("tokens", tokens), ("multiple", multiple)):
         if size < 1:
             raise ValueError(f"{name} must be positive, got {size}.")
     word = word_of(scheme, inner)
+    check_offload(scheme, offload)
     top = -(-tokens // multiple) * multiple
     best: Plan | None = None
     for chunk in range(multiple, top + 1, multiple):
@@ -150,7 +173,8 @@ def plan(
                 if best is None or bytes_ < best.temp:
                     best = one._replace(temp=round(bytes_))
     assert best is not None
-    return best._replace(forwards=1 + word.count("r"))
+    best = best._replace(forwards=1 + word.count("r"), offload=offload)
+    return best._replace(temp=temp(best, cost, inside=inside)) if offload else best
 
 
 def _block_sizes(word: str, layers: int, rule: Rule) -> Sequence[int | None]:

@@ -15,6 +15,9 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxmem.memory.bank.host_memory import KIND, check_host
 
 PyTree = Any
 Cell = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -67,15 +70,34 @@ def chunked(cell: Cell) -> Cell:
     return run
 
 
-def remat(cell: Cell, *, keep: tuple[str, ...] = ()) -> Cell:
+def remat(cell: Cell, *, keep: tuple[str, ...] = (), offload: str | None = None) -> Cell:
     """Return the cell, which the backward pass runs again from its inputs.
 
     Args:
       cell: any cell.
       keep: names (`jax.ad_checkpoint.checkpoint_name`) of what is kept all the same.
+      offload: a name for the state that the cell begins with, which is then kept in the host's
+        memory and copied back for the backward pass. No other checkpoint may have the name. None:
+        on the device.
+
+    Raises:
+      ValueError: if the device has no such memory.
     """
-    policy = jax.checkpoint_policies.save_only_these_names(*keep) if keep else None
-    return jax.checkpoint(cell, prevent_cse=False, policy=policy)
+    policies = jax.checkpoint_policies
+    if offload is None:
+        policy = policies.save_only_these_names(*keep) if keep else None
+        return jax.checkpoint(cell, prevent_cse=False, policy=policy)
+    check_host("states before chunks were", "leave offload out")
+    policy = policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(keep), names_which_can_be_offloaded=[offload],
+        offload_src="device", offload_dst=KIND,
+    )  # fmt: skip
+
+    def named(params: PyTree, x: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        # Under its name the state takes the place of the input that would be kept without one.
+        return cell(params, x, jax.tree.map(lambda a: checkpoint_name(a, offload), state))
+
+    return jax.checkpoint(named, prevent_cse=False, policy=policy)
 
 
 def grid(
@@ -88,6 +110,7 @@ def grid(
     fill: PyTree = None,
     inner: bool = True,
     keep: tuple[str, ...] = (),
+    offload: bool = False,
 ) -> Cell:
     """Return one cell over the layers and the time of a stack of cells.
 
@@ -108,20 +131,28 @@ def grid(
       inner: False leaves the innermost checkpoint out, for a cell that keeps little by itself (a
         kernel with a backward pass of its own).
       keep: see `remat`; what every checkpoint keeps.
+      offload: keep the states before chunks, and before segments, in the host's memory ("D", "E").
 
     Returns:
       A cell of params [L, ...], x [S, ...] and state [L, ...].
 
     Raises:
-      ValueError: when made, for an unknown scheme or an option that it does not have; when run, for
-        a length that is no multiple of a chunk without `fill`, or layers that do not divide L.
+      ValueError: when made, for an unknown scheme, an option that it does not have, or a device
+        without host memory; when run, for a length that is no multiple of a chunk without `fill`,
+        or layers that do not divide L.
     """
     word = word_of(scheme, inner)
     _check(scheme, chunk, layers, segments)
+    check_offload(scheme, offload)
     levels = word.count("s"), word.count("c")
     run = cell
-    for letter in reversed(word):
-        run = remat(run, keep=keep) if letter == "r" else {"s": stacked, "c": chunked}[letter](run)
+    for i, letter in reversed(list(enumerate(word))):
+        if letter == "r":
+            run = remat(
+                run, keep=keep, offload=_name(i) if offload and word[i - 1] == "c" else None
+            )
+        else:
+            run = {"s": stacked, "c": chunked}[letter](run)
 
     def whole(params: PyTree, x: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         rows, depth = _length(x), _length(params)
@@ -144,6 +175,7 @@ def timed(
     nested: bool = False,
     fill: PyTree = None,
     keep: tuple[str, ...] = (),
+    offload: bool = False,
 ) -> Cell:
     """Return a step of a whole model over time: schemes "D" and, `nested`, "E" from outside.
 
@@ -159,6 +191,7 @@ def timed(
       nested: checkpoint segments of chunks, too.
       fill: see `grid`.
       keep: see `remat`.
+      offload: see `grid`.
 
     Returns:
       A cell of x [S, ...] whose y is [I, ...], one entry for each of I chunks (of padding, too).
@@ -167,9 +200,9 @@ def timed(
       ValueError: see `grid`.
     """
     _check("E" if nested else "D", chunk, None, segments)
-    run = chunked(remat(step, keep=keep))
-    if nested:
-        run = chunked(remat(run, keep=keep))
+    run = step
+    for level in range(1 + nested):
+        run = chunked(remat(run, keep=keep, offload=_name(level) if offload else None))
 
     def whole(params: PyTree, x: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         cut = _cut(_length(x), chunk, segments, 1 + nested, fill is not None)
@@ -192,6 +225,16 @@ def word_of(scheme: Scheme, inner: bool = True) -> str:
     if inner or scheme in ("off", "layer", "layer_chunk"):
         return word
     return word.replace("rc", "c") if scheme == "sqrt" else word.removesuffix("r")
+
+
+def check_offload(scheme: Scheme, offload: bool) -> None:
+    """Refuse to offload what a scheme keeps by layers; ValueError."""
+    if offload and scheme not in ("D", "E"):
+        raise ValueError(f"schemes 'D' and 'E' keep states that can be offloaded, got {scheme!r}.")
+
+
+def _name(level: int) -> str:
+    return f"jaxmem.states.{level}"  # an outer checkpoint must not keep what an inner one does
 
 
 def _check(scheme: Scheme, chunk: int, layers: int | None, segments: int | None) -> None:

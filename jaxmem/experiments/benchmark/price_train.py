@@ -21,15 +21,9 @@ from jaxmem.experiments.benchmark.price import PriceConfig, Stream, open_stream
 from jaxmem.experiments.benchmark.price_table import GPUS
 from jaxmem.memory.base import Embeds
 from jaxmem.report.numbers import size
-from jaxmem.training.language import (
-    PADDING,
-    as_type,
-    empty_state,
-    language_step,
-    layer_cell,
-    next_tokens,
-)
-from jaxmem.training.plan import cost_of, nbytes, plan, temporary
+from jaxmem.training import lora
+from jaxmem.training.language import as_type, empty_state, language_loss, layer_cost
+from jaxmem.training.plan import nbytes, plan, temporary
 from jaxmem.training.remat import near_root, timed
 from jaxmem.typing import Params, PyTree
 
@@ -94,11 +88,7 @@ def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice
     decoder, dtype = found.program.config, jnp.dtype(config.dtype)
     params = _typed(found.model.params["decoder"], jnp.float32)
     states = jax.eval_shape(partial(empty_state, decoder))
-    first = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (params["mixers"][0], states)
-    )
-    x = jax.ShapeDtypeStruct((ROWS, decoder.width), dtype), jax.ShapeDtypeStruct((ROWS,), jnp.bool_)
-    cost = cost_of(layer_cell(decoder, dtype), first[0], x, first[1])
+    cost = layer_cost(decoder, ROWS, dtype)
     ids = jax.ShapeDtypeStruct((tokens,), jnp.int32)
     steps = []
     for scheme in ("D", "E"):
@@ -111,11 +101,7 @@ def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice
             inside=True,
         )
         more = {"nested": scheme == "E", "segments": best.segments}
-        run = timed(language_step(decoder, dtype=dtype), chunk=best.chunk, fill=PADDING, **more)
-
-        def loss(params: Params, ids: jax.Array, state: PyTree, run: Any = run) -> jax.Array:
-            return jnp.sum(run(params, next_tokens(ids), state)[0])
-
+        loss = language_loss(decoder, dtype=dtype, chunk=best.chunk, **more)
         count = -(-tokens // best.chunk)
         kept = _kept(count, best.segments) * nbytes(states)
         temp = _temp(loss, params, ids, states)
@@ -136,7 +122,11 @@ def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPri
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), row)
     ids = np.zeros(config.question, np.int32)
     asked = jax.eval_shape(lambda p: question_rows(p, ids, program=program), found.bound.params)
-    train = _adapters(held, rank) if rank else _typed(held, jnp.float32)
+    if rank:
+        adapters = partial(lora.init, rank=rank, at=lora.QUERIES)
+        train = jax.eval_shape(adapters, held, jax.random.key(0))
+    else:
+        train = _typed(held, jnp.float32)
     given = held if rank else None
     steps = []
     for scheme in ("D", "E"):
@@ -160,7 +150,7 @@ def _answer_loss(
     nested = segments is not None
 
     def weights(train: Params) -> Params:
-        return as_type(train, dtype) if held is None else adapted(held, as_type(train, dtype))
+        return as_type(train, dtype) if held is None else lora.attach(held, train, alpha=1)
 
     def step(train: Params, chunk: Embeds, carry: Any) -> tuple[jax.Array, Any]:
         chunk = jax.tree.map(lambda x: x[0], chunk)
@@ -171,23 +161,6 @@ def _answer_loss(
     params = weights(train)
     _, h = prefill(params, program, carry, asked, room=1)
     return -jax.nn.log_softmax(logits(params, program.config, h[-1]))[0]
-
-
-def _adapters(held: Params, rank: int) -> Params:
-    """Return the shapes of low-rank additions to queries, keys and values, stacked by layer."""
-
-    def shapes(kernel: Any) -> Params:
-        layers, rows, columns = kernel.shape
-        sides = {"a": (layers, rows, rank), "b": (layers, rank, columns)}
-        return {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in sides.items()}
-
-    return {name: shapes(held["layers"][name]["kernel"]) for name in ("q", "k", "v")}
-
-
-def adapted(params: Params, adapters: Params) -> Params:
-    """Return a decoder's weights with low-rank additions, which `kernels.dense.linear` takes."""
-    layers = {name: {**params["layers"][name], **more} for name, more in adapters.items()}
-    return {**params, "layers": {**params["layers"], **layers}}
 
 
 def _kept(count: int, segments: int | None) -> int:

@@ -16,9 +16,15 @@ from rich.table import Table
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder
 from jaxmem.mixers.mamba2 import Mamba2
 from jaxmem.rope import rope_1d
-from jaxmem.training.language import PADDING, empty_state, language_step, layer_cell, next_tokens
-from jaxmem.training.plan import Cost, Plan, compiled, cost_of, squares, temp, temporary
-from jaxmem.training.remat import WORDS, Scheme, grid, near_root, timed
+from jaxmem.training.language import (
+    empty_state,
+    language_loss,
+    layer_cell,
+    layer_cost,
+    layer_inputs,
+)
+from jaxmem.training.plan import Plan, compiled, squares, temp, temporary
+from jaxmem.training.remat import WORDS, Scheme, grid, near_root
 
 Name = Literal["off", "layer", "layer_chunk", "sqrt", "A", "B", "C", "D", "E", "ids_D", "ids_E"]
 BASE = "layer"
@@ -66,7 +72,7 @@ def measure_remat(config: RematConfig) -> tuple[dict[str, Any], Table]:
     """
     _check(config)
     names = tuple(dict.fromkeys((BASE, *config.schemes)))
-    cost = cost_of_stack(config)
+    cost = layer_cost(stack(config), config.chunk)
     temps, ready = {}, {}
     for name in track(names, "compiling", console=Console(stderr=True), transient=True):
         lengths = sorted({*config.tokens, config.timed or config.tokens[0]})
@@ -110,23 +116,6 @@ def stack(config: RematConfig) -> DecoderConfig:
     )  # fmt: skip
 
 
-def cost_of_stack(config: RematConfig) -> Cost:
-    """Return the cost of one layer, as compiled."""
-    decoder = stack(config)
-    params = jax.eval_shape(partial(init_decoder, decoder), jax.random.key(0))["mixers"][0]
-    one = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-        (params, jax.eval_shape(lambda: empty_state(decoder))),
-    )
-    return cost_of(layer_cell(decoder), one[0], _inputs(config, config.chunk), one[1])
-
-
-def _inputs(config: RematConfig, tokens: int) -> Any:
-    """Return the shapes of x of a stream."""
-    h = jax.ShapeDtypeStruct((tokens, config.width), jnp.float32)
-    return h, jax.ShapeDtypeStruct((tokens,), jnp.bool_)
-
-
 def sizes(config: RematConfig, name: Name, tokens: int) -> Plan:
     """Return the plan of a scheme: blocks and segments next to the square root."""
     scheme: Scheme = name.removeprefix("ids_")  # type: ignore[assignment]
@@ -143,14 +132,10 @@ def problem(config: RematConfig, name: Name, tokens: int) -> tuple[Any, ...]:
     state = jax.eval_shape(lambda: empty_state(decoder))
     if name.startswith("ids"):
         more = {"nested": plan.scheme == "E", "segments": plan.segments}
-        run = timed(language_step(decoder), chunk=config.chunk, fill=PADDING, **more)
-
-        def loss(params: Any, ids: jax.Array, state: Any) -> jax.Array:
-            return jnp.sum(run(params, next_tokens(ids), state)[0])
-
+        loss = language_loss(decoder, chunk=config.chunk, **more)
         return (loss, params, jax.ShapeDtypeStruct((tokens,), jnp.int32), state)
     cell = grid(layer_cell(decoder), **plan.options)
-    return squares(cell), params["mixers"][0], _inputs(config, tokens), state
+    return squares(cell), params["mixers"][0], layer_inputs(decoder, tokens), state
 
 
 def _timed(config: RematConfig, ready: dict[Name, Any]) -> dict[str, float]:

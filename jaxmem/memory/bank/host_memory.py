@@ -50,13 +50,25 @@ def zeros(shape: tuple[int, ...], dtype: Any, space: Space) -> Array:
         return jnp.zeros(shape, dtype)
     if isinstance(jnp.zeros(()), Tracer):  # a shape is asked for
         return jax.device_put(jnp.zeros(shape, dtype), jax.memory.Space.Host)
+    check_host("the bank was", 'use space="device"')
+    return jax.device_put(np.zeros(shape, dtype), jax.memory.Space.Host)
+
+
+def check_host(what: str, repair: str) -> None:
+    """Refuse a default device without host memory.
+
+    Args:
+      what: was asked there, with its verb.
+      repair: what to do instead.
+
+    Raises:
+      ValueError: naming the memories that the device has.
+    """
     kinds = [memory.kind for memory in jax.local_devices()[0].addressable_memories()]
     if KIND not in kinds:
         raise ValueError(
-            f"the bank was asked into host memory, but this device has {kinds} and no {KIND!r}: "
-            'use space="device".'
+            f"{what} asked into host memory, but this device has {kinds} and no {KIND!r}: {repair}."
         )
-    return jax.device_put(np.zeros(shape, dtype), jax.memory.Space.Host)
 
 
 def put(

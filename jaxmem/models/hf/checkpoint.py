@@ -127,6 +127,11 @@ def rename(name: str, renames: Renames) -> str:
     return name
 
 
+def back(renames: Renames) -> Renames:
+    """Return the pairs that undo others."""
+    return tuple((new, old) for old, new in reversed(renames))
+
+
 def match(
     stored: Iterable[Stored], table: Table, *, renames: Renames = (), ignore: Sequence[str] = ()
 ) -> dict[str, Stored]:

@@ -43,6 +43,9 @@ class Names(NamedTuple):
     table: Mapping[str, Weight]
     renames: Sequence[tuple[str, str]] = ()
     ignore: Sequence[str] = ()
+    # Prefixes of the table's names to those of the modules of transformers 5, in the manner of
+    # `renames`; None: modules are called as the checkpoint stores them.
+    modules: Sequence[tuple[str, str]] | None = None
 
 
 def read_files(directory: str | Path, *, abstract: bool = False) -> Files:
@@ -160,6 +163,13 @@ class Family(ABC):
     def finalise(self, params: Params) -> Params:
         """Return the weights as the model runs them, from those that are stored."""
         return params
+
+    def stored(self, adapters: Params) -> Params:
+        """Return pairs a [..., i, r], b [..., r, j] as those of the stored matrices.
+
+        Paths are the table's; the rank of what is stored as one matrix may be a sum.
+        """
+        return adapters
 
 
 def model_of(family: Family, files: Files, params: Params, *, name: str, max_new: int) -> Model:

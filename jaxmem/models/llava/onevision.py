@@ -50,6 +50,9 @@ RENAMES = (
     # before 5
     ("vision_tower.vision_model.", "vision_tower."),
 )
+NEWER = ("model.language_model.", "model.multi_modal_projector.", "model.vision_tower.", "lm_head.")
+MODULES = tuple((new, old) for old, new in RENAMES if old in NEWER)
+"""Back to what transformers 5 calls its modules."""
 HEAD = "language_model.lm_head.weight"
 IGNORE = ("vision_tower.head.*",)
 """The pooling head of SigLIP, which some checkpoints hold and nobody requires."""
@@ -273,6 +276,10 @@ class LlavaOnevision(LlavaFamily):
     config: LlavaConfig
     read_config = staticmethod(read_config)
     frame_features = staticmethod(encode)
+
+    @property
+    def names(self) -> Names:
+        return super().names._replace(modules=MODULES)
 
     @property
     def decoder(self) -> DecoderConfig:

@@ -24,6 +24,7 @@ from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
+from jaxmem.models.hf.family import Names
 from jaxmem.models.llava.onevision import (
     LlavaConfig,
     LlavaFamily,
@@ -161,6 +162,10 @@ class LlavaOnevisionNext(LlavaOnevision):
     config: LlavaVideoConfig
     read_config = staticmethod(read_config)
     frame_features = staticmethod(encode)
+
+    @property
+    def names(self) -> Names:
+        return super().names._replace(modules=None)
 
     def turn(self, question: str) -> Turn:
         return self.with_newline(self.chat.around_text(question, PLACEHOLDER))

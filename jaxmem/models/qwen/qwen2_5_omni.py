@@ -23,6 +23,7 @@ from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.encoders.whisper_mel import LogMel
 from jaxmem.models.hf.chat import Turn
+from jaxmem.models.hf.checkpoint import back
 from jaxmem.models.hf.config import check_family, fields
 from jaxmem.models.hf.family import Files, Names
 from jaxmem.models.hf.prompt import Plan, plan
@@ -144,7 +145,7 @@ class Qwen25Omni(QwenFamily):
 
     @property
     def names(self) -> Names:
-        return Names(weight_table(self.config), RENAMES, IGNORE)
+        return Names(weight_table(self.config), RENAMES, IGNORE, back(RENAMES[1:]))
 
     @property
     def tokens(self) -> OmniLayout:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
+from jaxmem.models.hf.checkpoint import back
 from jaxmem.models.hf.config import check_family, fields
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.prompt import Ids, Plan
@@ -203,7 +204,7 @@ class Qwen25VL(TickedFamily):
 
     @property
     def names(self) -> Names:
-        return Names(weight_table(self.config), RENAMES, IGNORE)
+        return Names(weight_table(self.config), RENAMES, IGNORE, back(RENAMES))
 
     def features(self, params: Params, patches: Array, grids: Grids, mel: Any) -> Features:
         return encode(params, self.config, patches, grids), None

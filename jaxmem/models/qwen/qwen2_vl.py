@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from jaxmem.models.encoders.vision_parts import Grids
+from jaxmem.models.hf.checkpoint import back
 from jaxmem.models.hf.config import check_family, fields
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Weight, decoder_table, under
@@ -64,7 +65,7 @@ class Qwen2VL(TickedFamily):
 
     @property
     def names(self) -> Names:
-        return Names(weight_table(self.config), RENAMES, IGNORE)
+        return Names(weight_table(self.config), RENAMES, IGNORE, back(RENAMES))
 
     @property
     def seconds(self) -> mrope.Seconds:

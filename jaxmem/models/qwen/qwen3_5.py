@@ -147,6 +147,31 @@ def _attention(layers: Params, config: DecoderConfig) -> Params:
     return found
 
 
+def stored(adapters: Params, config: DecoderConfig) -> Params:
+    """Return adapters of a decoder as those of its table: queries and gates share a matrix.
+
+    Their ranks add up, and channels are put back where the checkpoint has them.
+    """
+    layers, order = dict(adapters.get("layers", {})), channels(config.rope)
+    parts = {"q": (0, order), "attn_gate": (1, np.arange(config.head_dim))}
+    mine = {name: layers.pop(name) for name in parts if name in layers}
+    if mine:
+        b = [_spread(pair["b"], config.heads, 2, *parts[name]) for name, pair in mine.items()]
+        a = [np.asarray(pair["a"]) for pair in mine.values()]
+        layers["q"] = {"a": np.concatenate(a, -1), "b": np.concatenate(b, -2)}
+    if "k" in layers:
+        b = _spread(layers["k"]["b"], config.kv_heads, 1, 0, order)
+        layers["k"] = {"a": layers["k"]["a"], "b": b}
+    return adapters | {"layers": layers}
+
+
+def _spread(b: Any, heads: int, parts: int, part: int, order: np.ndarray) -> np.ndarray:
+    """Return b [L, r, heads D] as [L, r, heads parts D]: one part of each head, in an order."""
+    wide = np.zeros((*b.shape[:2], heads, parts, len(order)), np.float32)
+    wide[..., part, order] = np.asarray(b).reshape(*b.shape[:2], heads, -1)
+    return wide.reshape(*b.shape[:2], -1)
+
+
 def _norms(layers: Params) -> Params:
     """Return layers whose own norms multiply by 1 + w; that of a mixer is not among them."""
     return {name: _one_more(x) if name.endswith("norm") else x for name, x in layers.items()}
@@ -168,3 +193,8 @@ class Qwen35(Qwen3VL):
 
     def finalise(self, params: Params) -> Params:
         return finalise(params, self.config)
+
+    def stored(self, adapters: Params) -> Params:
+        if "decoder" not in adapters:
+            return adapters
+        return adapters | {"decoder": stored(adapters["decoder"], self.decoder)}
