@@ -158,7 +158,7 @@ def timed(
       segments: see `grid`; only where `nested`.
       nested: checkpoint segments of chunks, too.
       fill: see `grid`.
-      keep: see `remat`.
+      keep: see `remat`; kept of the chunks of one segment at a time.
 
     Returns:
       A cell of x [S, ...] whose y is [I, ...], one entry for each of I chunks (of padding, too).
@@ -169,7 +169,7 @@ def timed(
     _check("E" if nested else "D", chunk, None, segments)
     run = chunked(remat(step, keep=keep))
     if nested:
-        run = chunked(remat(run, keep=keep))
+        run = chunked(remat(run))
 
     def whole(params: PyTree, x: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         cut = _cut(_length(x), chunk, segments, 1 + nested, fill is not None)
