@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -63,10 +64,21 @@ def streams(
         raise ValueError(
             f"{questions} questions do not spread evenly over {moments} moments; give a multiple."
         )
-    made = [
-        _one(model, synthetic.split_seed(split, index), seconds, moments, questions, difficulty)
-        for index in range(count)
-    ]
+    seeds = [synthetic.split_seed(split, index) for index in range(count)]
+    return streams_of_seeds(model, seeds, seconds, moments, questions, chunk_seconds, difficulty)
+
+
+def streams_of_seeds(
+    model: Model,
+    seeds: Sequence[tuple[int, ...]],
+    seconds: int,
+    moments: int,
+    questions: int,
+    chunk_seconds: int,
+    difficulty: str,
+) -> Streams:
+    """Return a stream for every seed; the other arguments are those of `streams`."""
+    made = [_one(model, seed, seconds, moments, questions, difficulty) for seed in seeds]
     parts = (moments, seconds // (moments * chunk_seconds), chunk_seconds)
     cut = lambda x: x.reshape(*parts, *x.shape[1:])
     inputs = [jax.tree.map(cut, one) for one, _ in made]
