@@ -17,6 +17,7 @@ from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.models.base import Model
 from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny.embedded import Inputs, embedded
+from jaxmem.training.adapted import with_adapter
 
 
 class Asked(NamedTuple):
@@ -101,6 +102,7 @@ class StreamsConfig:
     chunk_seconds: int = 4  # Seconds written at once.
     difficulty: str = "standard"  # Level of the world.
     weights: Path | None = None  # Of a model like the embedded one; None: the embedded one.
+    adapter: Path | None = None  # Of the weights, as `jaxmem finetune` writes it.
     scorer: Path | None = None  # Learned weights of `retention`; None: the model's own.
     options: MemoryOptions = field(default_factory=dict)
 
@@ -108,6 +110,7 @@ class StreamsConfig:
     def model(self) -> Model:
         """Return the model that is asked."""
         model = embedded(self.weights)
+        model = model if self.adapter is None else with_adapter(model, self.adapter)
         return model if self.scorer is None else with_scorer(model, self.scorer)
 
 

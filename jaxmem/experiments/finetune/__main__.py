@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxmem.decoder.program import Program
 from jaxmem.experiments.finetune.config import FinetuneConfig, check
-from jaxmem.experiments.finetune.loops import Drawn, Loops, draw, loops_of
+from jaxmem.experiments.finetune.loops import Drawn, draw, loops_of
 from jaxmem.experiments.finetune.table import measured, table_of, types_of
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing
@@ -29,7 +30,7 @@ from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded, weights_of
 from jaxmem.report.files import write_json
 from jaxmem.training import lora
-from jaxmem.training.answers import encoded, objective
+from jaxmem.training.answers import Example, Mode, encoded, objective
 from jaxmem.training.batches import ahead
 from jaxmem.training.optimizers import schedule
 from jaxmem.training.runs import Folder, follow
@@ -52,46 +53,57 @@ class Step(NamedTuple):
     gradient: Array  # its norm, before it is clipped
 
 
-def params_of(config: FinetuneConfig, base: Params, trained: Params) -> Params:
+class How(NamedTuple):
+    """What a compiled step depends on; equal steps are compiled once."""
+
+    mode: Mode
+    segments: int | None
+    rank: int  # 0: the whole decoder trains
+    peak: float
+    steps: int
+
+
+def how_of(config: FinetuneConfig) -> How:
+    """Return how a run's steps are made."""
+    rank = 0 if config.weights == "all" else config.rank
+    return How(config.mode, config.segments, rank, config.peak, config.steps)
+
+
+def params_of(how: How, base: Params, trained: Params) -> Params:
     """Return a model's weights from what is trained."""
-    if config.weights == "all":
-        return {**base, "decoder": trained}
-    return lora.merge(base, trained, alpha=2 * config.rank)
+    if how.rank:
+        return lora.merge(base, trained, alpha=2 * how.rank)
+    return {**base, "decoder": trained}
 
 
 def begin(config: FinetuneConfig, model: Model) -> Tuned:
     """Return the state before the first step."""
-    key = jax.random.key(config.seed)
-    trained = model.params["decoder"]
-    if config.weights == "adapter":
-        trained = lora.init(model.params, key, rank=config.rank)
-    return Tuned(trained, _optimizer(config).init(trained), jnp.zeros((), jnp.int32))
+    how, trained = how_of(config), model.params["decoder"]
+    if how.rank:
+        trained = lora.init(model.params, jax.random.key(config.seed), rank=how.rank)
+    # A step donates its state, and the model stays.
+    trained = jax.tree.map(jnp.copy, trained)
+    return Tuned(trained, _optimizer(how).init(trained), jnp.zeros((), jnp.int32))
 
 
-def _optimizer(config: FinetuneConfig) -> optax.GradientTransformation:
-    rate = schedule(config.peak, config.steps, warmup=config.steps, flat=0.0)
+def _optimizer(how: How) -> optax.GradientTransformation:
+    rate = schedule(how.peak, how.steps, warmup=how.steps, flat=0.0)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98))
 
 
-def update_of(
-    config: FinetuneConfig, model: Model, loops: Loops
-) -> Callable[[Tuned, Drawn], tuple[Tuned, Step]]:
-    """Return a step of the run: one compiled function for every program."""
-    optimize = _optimizer(config).update
-
-    @functools.partial(jax.jit, static_argnames="which", donate_argnames="state")
-    def step(state: Tuned, base: Params, example: Any, *, which: int) -> tuple[Tuned, Step]:
-        program = loops.programs[which]
-        answer = objective(program, mode=config.mode, segments=config.segments)
-        batch = example._replace(inputs=encoded(program, base, example.inputs))
-        loss = lambda trained: answer(params_of(config, base, trained), batch)
-        (_, found), slope = jax.value_and_grad(loss, has_aux=True)(state.trained)
-        change, moments = optimize(slope, state.optimizer, state.trained)
-        trained = optax.apply_updates(state.trained, change)
-        metrics = Step(found.loss, found.accuracy, optax.global_norm(slope))
-        return Tuned(trained, moments, state.step + 1), metrics
-
-    return lambda state, drawn: step(state, model.params, drawn.example, which=drawn.which)
+@functools.partial(jax.jit, static_argnames=("program", "how"), donate_argnames="state")
+def _step(
+    state: Tuned, base: Params, example: Example, *, program: Program, how: How
+) -> tuple[Tuned, Step]:
+    """Return the state after a step of the optimizer, and what the step says."""
+    answer = objective(program, mode=how.mode, segments=how.segments)
+    batch = example._replace(inputs=encoded(program, base, example.inputs))
+    loss = lambda trained: answer(params_of(how, base, trained), batch)
+    (_, found), slope = jax.value_and_grad(loss, has_aux=True)(state.trained)
+    change, moments = _optimizer(how).update(slope, state.optimizer, state.trained)
+    trained = optax.apply_updates(state.trained, change)
+    metrics = Step(found.loss, found.accuracy, optax.tree.norm(slope))
+    return Tuned(trained, moments, state.step + 1), metrics
 
 
 def finetune(config: FinetuneConfig, console: Console) -> list[dict[str, Any]]:
@@ -103,15 +115,21 @@ def finetune(config: FinetuneConfig, console: Console) -> list[dict[str, Any]]:
     """
     check(config)
     model = embedded(config.base)
-    loops = loops_of(config, model)
+    loops, how = loops_of(config, model), how_of(config)
+    if not loops.one_for_all and len(set(config.shares)) > 1:
+        console.print(f"{config.memory}: a program is compiled for each of --shares", markup=False)
     base, name = lora.digest(model.params), model.name
+
+    def update(state: Tuned, drawn: Drawn) -> tuple[Tuned, Step]:
+        more = {"program": loops.programs[drawn.which], "how": how}
+        return _step(state, model.params, drawn.example, **more)
 
     def saved(state: Tuned) -> None:
         if config.weights == "adapter":
             more = {"base": base, "alpha": 2.0 * config.rank, "name": name}
             lora.save(config.out / "adapter.safetensors", state.trained, **more)
         sizes = tiny.load(weights_of(config.base))[1]
-        params = params_of(config, model.params, state.trained)
+        params = params_of(how, model.params, state.trained)
         tiny.save(config.out / f"{tiny.name_of(sizes)}.safetensors", params, sizes)
 
     columns = [TextColumn("fine-tuning"), BarColumn(), MofNCompleteColumn()]
@@ -127,7 +145,7 @@ def finetune(config: FinetuneConfig, console: Console) -> list[dict[str, Any]]:
 
         state = follow(
             begin(config, model),
-            update_of(config, model, loops),
+            update,
             functools.partial(ahead, functools.partial(draw, config, model, loops)),
             config.steps,
             Folder(config.out, config.save_every, config.resume, config.other_recipe),
@@ -139,7 +157,7 @@ def finetune(config: FinetuneConfig, console: Console) -> list[dict[str, Any]]:
     console.print(f"written to {config.out}: {int(state.step)} steps", markup=False)
     if not config.test_seconds:
         return []
-    after = model._replace(params=params_of(config, model.params, state.trained))
+    after = model._replace(params=params_of(how, model.params, state.trained))
     rows = []
     with console.status("measuring on held-out streams"):
         for row in measured(config, model, after):

@@ -52,9 +52,14 @@ def share_of(config: FinetuneConfig, model: Model, share: float, seconds: int) -
         part = str(max(1, round(budget.slots * share)))
     options = dict(config.options.get(config.memory.replace("-", "_"), {}))
     more: dict[str, Any] = {"spec": spec, "tokens": seconds * model.tokens_per_piece, **options}
-    return memory_for(
-        model, config.memory.replace("-", "_"), part, bank=config.options.get("bank"), **more
-    )
+    try:
+        return memory_for(
+            model, config.memory.replace("-", "_"), part, bank=config.options.get("bank"), **more
+        )
+    except ValueError as error:
+        if share == 1:
+            raise
+        raise ValueError(f"--shares {share:g} of --budget {config.budget}: {error}") from error
 
 
 def full_of(config: FinetuneConfig, model: Model, seconds: int) -> AnyMemory:
@@ -77,10 +82,12 @@ def loops_of(config: FinetuneConfig, model: Model) -> Loops:
         )
     spec = model_spec(model, config.chunk_seconds)
     shares = sorted(set(config.shares), reverse=True)
-    made = [share_of(config, model, share, config.seconds) for share in shares]
-    programs = [compile(model, memory, spec=spec) for memory in made]
-    for program in programs:
+    programs = []
+    for share in shares:
+        program = compile(model, share_of(config, model, share, config.seconds), spec=spec)
         check_differentiable(program, config.mode)
+        programs.append(program)
+    made = [program.memory for program in programs]
     numbers: tuple[PyTree, ...] = ()
     try:
         if len(made) > 1:
