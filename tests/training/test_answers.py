@@ -166,7 +166,7 @@ def test_what_a_budget_is_beyond_numbers_is_refused(name):
         numbers_of(program_of(memory_of(name, 24)), memory_of(name))
 
 
-NAMES = [n if n in ("omnimem", "hermes", "flash_vstream") else
+NAMES = [n if n in ("omnimem", "hermes", "moviechat") else
          pytest.param(n, marks=pytest.mark.slow) for n in MEMORIES]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jaxmem.bound import Bound
 from jaxmem.compiled import NARROW
+from jaxmem.decoder.program import Carry
 from jaxmem.experiments.benchmark.price import PriceConfig, Stream, open_stream
 from jaxmem.experiments.benchmark.price_table import GPUS
 from jaxmem.report.numbers import size
@@ -139,7 +140,7 @@ def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPri
         segments = near_root(count) if scheme == "E" else None
         loss = partial(_answer_loss, found=found, segments=segments)
         temp = _temp(loss, train, given, found.carry, example)
-        kept = _kept(count, segments) * nbytes(found.carry)
+        kept = _kept(count, segments) * nbytes(_needed(found.carry))
         steps.append(Trained(scheme, program.spec.chunk, segments, temp, kept, temp))
     inputs = nbytes((example, found.carry))
     return _price(tokens, found, config.memory, rank, train, given, inputs, steps)
@@ -175,6 +176,12 @@ def adapted(params: Params, adapters: Params) -> Params:
     """Return a decoder's weights with low-rank additions, which `kernels.dense.linear` takes."""
     layers = {name: {**params["layers"][name], **more} for name, more in adapters.items()}
     return {**params, "layers": {**params["layers"], **layers}}
+
+
+def _needed(carry: Carry) -> PyTree:
+    """Return what the backward pass needs of a carry: no scores, since what was chosen is kept."""
+    slots = carry.state.slots
+    return getattr(slots, "kv", slots), carry.states, carry.bank
 
 
 def _kept(count: int, segments: int | None) -> int:
