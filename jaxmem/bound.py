@@ -17,7 +17,7 @@ from jaxmem.decoder.program import Program, Text
 from jaxmem.decoder.step import prefix_and_states
 from jaxmem.kv import KV
 from jaxmem.memory.base import Embeds
-from jaxmem.typing import Params, PyTree
+from jaxmem.typing import Array, Int, Num, Params, PyTree
 
 
 class Bound(NamedTuple):
@@ -128,6 +128,34 @@ def question_rows(
         modality=jnp.asarray(modality),
         advance=jnp.asarray(ends[n - 1] * step, pos_dtype),
         start=None if start is None else jnp.asarray(start, pos_dtype),
+    )
+
+
+def ids_as_rows(
+    params: Params,
+    ids: Int[Array, "Q"],
+    *,
+    program: Program,
+    steps: Int[Array, "Q"] | None = None,
+    start: Num[Array, "A"] | None = None,
+) -> Embeds:
+    """Return a question as `question_rows` does, inside `jit`, `grad` and `vmap`.
+
+    Args:
+      params: weights.
+      ids: token ids, -1 after them.
+      program: static description.
+      steps: see `question_rows`, 0 for padding; None: one each.
+      start: see `Embeds.start`.
+    """
+    step, real = jnp.asarray(program.spec.step, program.spec.pos_dtype), ids >= 0
+    ends = jnp.cumsum(real if steps is None else steps, dtype=step.dtype)[:, None] * step[None]
+    return Embeds(
+        x=embed(decoder_of(params), jnp.maximum(ids, 0)),
+        pos=jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]]),
+        modality=jnp.where(real, kvs.TEXT, kvs.EMPTY).astype(jnp.int8),
+        advance=ends[-1],
+        start=start,
     )
 
 

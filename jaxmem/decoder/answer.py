@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxmem.decoder.alone import States, first_pass
 from jaxmem.decoder.checks import check_prefix, check_rows, check_weights
-from jaxmem.decoder.decoder import finish, layer_at, qkv
+from jaxmem.decoder.decoder import finish, layer_at, logits, qkv
 from jaxmem.decoder.driving import driver_of
 from jaxmem.decoder.layer import state_step
 from jaxmem.decoder.program import Carry, Program
@@ -28,7 +28,7 @@ from jaxmem.memory.parts.retained import Held, held_of, retention
 from jaxmem.rope import angles, rotate
 from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree
 
-__all__ = ["Context", "Dialogue", "Tail", "decode", "first_pass", "prefill"]
+__all__ = ["Context", "Dialogue", "Tail", "answer_logits", "decode", "first_pass", "prefill"]
 
 
 class Context(NamedTuple):
@@ -145,6 +145,7 @@ def prefill(
     room: int,
     prefix: KV | None = None,
     states: States = (),
+    asked: Int[Array, ""] | None = None,
 ) -> tuple[Dialogue, Hidden]:
     """Pass a question over [prefix | recalled | question] and keep what an answer needs.
 
@@ -157,6 +158,7 @@ def prefill(
       prefix: pinned tokens [L, P], or None.
       states: of the layers with a state after the prefix, for memories that recall by a first pass
         over [prefix | question]; without, there is no prefix.
+      asked: how many rows are the question's own, the others being an answer's; None: all.
 
     Returns:
       The dialogue, and the last layer's output [Q, E] of the question's rows before the final
@@ -166,7 +168,7 @@ def prefill(
     check_rows(program, rows)
     check_prefix(program, prefix)
     config, driver = program.config, driver_of(program)
-    asking = driver.ask(params, carry, zero_padding(rows), prefix, states)
+    asking = driver.ask(params, carry, zero_padding(rows), prefix, states, asked)
     rows, real = asking.rows, asking.real
     turn = angles(config.rope, rows.pos)[:, None]
     # An answer is written over the question's padding, which comes after its last real row.
@@ -195,6 +197,25 @@ def prefill(
     (h, states), found = through(program.stretches, layer, (rows.x, asking.states))
     contexts, tails = (tuple(tuple(x and x[i] for x in out) for out in found) for i in (0, 1))
     return Dialogue(contexts, tails, states, used, rows.advance), h
+
+
+def answer_logits(
+    params: Params,
+    program: Program,
+    carry: Carry,
+    rows: Embeds,
+    *,
+    asked: Int[Array, ""] | None = None,
+    prefix: KV | None = None,
+    states: States = (),
+) -> Float[Array, "Q V"]:
+    """Return the float32 logits after every row of a question and of a given answer.
+
+    One pass with a gradient (teacher forcing); the arguments are those of `prefill`.
+    """
+    more = {"prefix": prefix, "states": states, "asked": asked}
+    _, h = prefill(params, program, carry, rows, room=0, **more)
+    return logits(params, program.config, h)
 
 
 def decode(

@@ -39,11 +39,19 @@ class Asking(NamedTuple):
     prefix: KV | None
     found: PyTree  # what all layers recall by, or what they read
     states: States  # of the layers with a state, where the question begins
+    asked: Int[Array, ""] | None = None  # how many rows are the question's own; None: all
 
     @property
     def real(self) -> Bool[Array, "Q"]:
         """Which rows are no padding."""
         return self.rows.modality != EMPTY
+
+    @property
+    def recalls(self) -> Bool[Array, "Q"]:
+        """Which rows recall: those of the question, not those of its answer."""
+        if self.asked is None:
+            return self.real
+        return self.real & (jnp.arange(self.real.shape[0], dtype=jnp.int32) < self.asked)
 
 
 class Aside(NamedTuple):
@@ -84,13 +92,19 @@ class Driver:
         """Return `aside` after the layers of a stretch."""
         return aside
 
-    def view(self, aside: PyTree, place: Place, embeds: Embeds) -> tuple[View, PyTree, PyTree]:
-        """Return what a layer attends to, what its `write` needs, and `aside` from here on."""
+    def open(self, aside: PyTree, place: Place) -> tuple[PyTree, PyTree]:
+        """Return what a layer needs of the memory, and `aside` from here on."""
         raise NotImplementedError
 
-    def write(
-        self, aside: PyTree, place: Place, mine: PyTree, chunk: Chunk
-    ) -> tuple[PyTree, PyTree]:
+    def view(self, mine: PyTree, embeds: Embeds) -> View:
+        """Return what a layer attends to, from what `open` gave for it."""
+        raise NotImplementedError
+
+    def keep(self, mine: PyTree, chunk: Chunk) -> PyTree:
+        """Return what a layer keeps of a chunk."""
+        raise NotImplementedError
+
+    def close(self, aside: PyTree, place: Place, kept: PyTree) -> tuple[PyTree, PyTree]:
         """Return `aside` after a layer, and what is collected of all layers."""
         raise NotImplementedError
 
@@ -99,9 +113,18 @@ class Driver:
         raise NotImplementedError
 
     def ask(
-        self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
+        self,
+        params: Params,
+        carry: Carry,
+        rows: Embeds,
+        prefix: KV | None,
+        states: States,
+        asked: Int[Array, ""] | None = None,
     ) -> Asking:
-        """Return a question before its first layer; `states` are those after the prefix."""
+        """Return a question before its first layer; `states` are those after the prefix.
+
+        After the first `asked` rows come those of an answer, by which nothing is recalled.
+        """
         raise NotImplementedError
 
     def recall(self, asking: Asking, place: Place, q: Float[Array, "Q H D"]) -> View:
@@ -154,34 +177,45 @@ class LayerDriver(Driver):
         layer, kept = aside.waiting
         return Aside(layouts.write(self._layout, aside.state, layer, kept), aside.bank)
 
-    def view(self, aside: Aside, place: Place, embeds: Embeds) -> tuple[View, State, Aside]:
+    def open(self, aside: Aside, place: Place) -> tuple[tuple[State, Bank | None], Aside]:
         aside = self.leave(aside)
-        mine = self._read(aside.state, place)
         bank = banks.of_layer(aside.bank, place.layer)
-        return self.memory.view(self.spec, mine, embeds, bank), mine, aside
+        return (self._read(aside.state, place), bank), aside
 
-    def write(self, aside: Aside, place: Place, mine: State, chunk: Chunk) -> tuple[Aside, None]:
-        kept, evicted = self.memory.write(self.spec, mine, chunk)
-        kept = jax.tree.map(lambda new, old: new.astype(old.dtype), kept, mine)
+    def view(self, mine: tuple[State, Bank | None], embeds: Embeds) -> View:
+        return self.memory.view(self.spec, mine[0], embeds, mine[1])
+
+    def keep(self, mine: tuple[State, Bank | None], chunk: Chunk) -> tuple[State, PyTree]:
+        kept, evicted = self.memory.write(self.spec, mine[0], chunk)
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), kept, mine[0]), evicted
+
+    def close(self, aside: Aside, place: Place, kept: tuple[State, PyTree]) -> tuple[Aside, None]:
+        state, evicted = kept
         bank = banks.append(aside.bank, place.layer, evicted)
-        return Aside(aside.state, bank, (jnp.asarray(place.layer, jnp.int32), kept)), None
+        return Aside(aside.state, bank, (jnp.asarray(place.layer, jnp.int32), state)), None
 
     def end(self, carry: Carry, aside: Aside, chunk: Chunk | None, embeds: Embeds) -> Carry:
         del chunk, embeds
         return carry._replace(state=aside.state, bank=aside.bank)
 
     def ask(
-        self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
+        self,
+        params: Params,
+        carry: Carry,
+        rows: Embeds,
+        prefix: KV | None,
+        states: States,
+        asked: Int[Array, ""] | None = None,
     ) -> Asking:
         query = self._query(params, rows, prefix, states)
-        return Asking(carry, rows, prefix, query, carry.states)
+        return Asking(carry, rows, prefix, query, carry.states, asked)
 
     def recall(self, asking: Asking, place: Place, q: Float[Array, "Q H D"]) -> View:
         asks, carry = self.program.requires.question, asking.carry
         question = None
         if asks is not None:
             queries = q if asks == "layer" else at_layer(asking.found, place.layer)
-            question = Question(queries, asking.real, at_layer(asking.prefix, place.layer))
+            question = Question(queries, asking.recalls, at_layer(asking.prefix, place.layer))
         bank = banks.of_layer(carry.bank, place.layer)
         return self.memory.recall(self.spec, self._read(carry.state, place), question, bank)
 
@@ -192,13 +226,20 @@ class StackDriver(Driver):
     def begin(self, carry: Carry, embeds: Embeds) -> View:
         return self.memory.view(self.spec, carry.state, embeds, carry.bank)
 
-    def view(self, aside: View, place: Place, embeds: Embeds) -> tuple[View, None, View]:
-        del embeds
-        return at_layer(aside, place.layer), None, aside
+    def open(self, aside: View, place: Place) -> tuple[View, View]:
+        return at_layer(aside, place.layer), aside
 
-    def write(self, aside: View, place: Place, mine: None, chunk: Chunk) -> tuple[View, Chunk]:
-        del place, mine
-        return aside, chunk
+    def view(self, mine: View, embeds: Embeds) -> View:
+        del embeds
+        return mine
+
+    def keep(self, mine: View, chunk: Chunk) -> Chunk:
+        del mine
+        return chunk
+
+    def close(self, aside: View, place: Place, kept: Chunk) -> tuple[View, Chunk]:
+        del place
+        return aside, kept
 
     def end(self, carry: Carry, aside: View, chunk: Chunk | None, embeds: Embeds) -> Carry:
         del aside, embeds
@@ -214,12 +255,19 @@ class StackDriver(Driver):
         return carry._replace(state=state, bank=bank)
 
     def ask(
-        self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
+        self,
+        params: Params,
+        carry: Carry,
+        rows: Embeds,
+        prefix: KV | None,
+        states: States,
+        asked: Int[Array, ""] | None = None,
     ) -> Asking:
         query = self._query(params, rows, prefix, states)
-        question = None if query is None else Question(query, rows.modality != EMPTY, prefix)
+        asking = Asking(carry, rows, prefix, None, carry.states, asked)
+        question = None if query is None else Question(query, asking.recalls, prefix)
         views = self.memory.recall(self.spec, carry.state, question, carry.bank)
-        return Asking(carry, rows, prefix, views, carry.states)
+        return asking._replace(found=views)
 
     def recall(self, asking: Asking, place: Place, q: Float[Array, "Q H D"]) -> View:
         del q
@@ -248,10 +296,16 @@ class FeatureDriver(Driver):
         return carry._replace(state=self.features.write(self.spec, carry.state, embeds))
 
     def ask(
-        self, params: Params, carry: Carry, rows: Embeds, prefix: KV | None, states: States
+        self,
+        params: Params,
+        carry: Carry,
+        rows: Embeds,
+        prefix: KV | None,
+        states: States,
+        asked: Int[Array, ""] | None = None,
     ) -> Asking:
         """Prefill the features, which do not depend on the question: under `vmap`, once for all."""
-        del states  # no layer ran since the prefix: the carry's are still those after it
+        del states, asked  # no layer ran since the prefix: the carry's are still those after it
         seen = self.features.read(self.spec, carry.state)
         _, tokens, states = alone(params, self.program, seen, prefix, carry.states)
         end = self.spec.prefix + seen.advance.astype(self.spec.pos_dtype)

@@ -15,6 +15,7 @@ from jaxmem.decoder.decoder import (
     qkv,
     rms_norm,
 )
+from jaxmem.decoder.gradient import Gradient
 from jaxmem.decoder.program import Program
 from jaxmem.decoder.stretches import Place
 from jaxmem.kernels.dense import layer_of
@@ -50,16 +51,38 @@ def layer_step(
       params: decoder weights (stacked layers; indexed by `layer`, which may be traced).
       program: static description.
       layer: l, among the layers that attend.
+      The others are those of `attend_step`.
+    """
+    number = layer if number is None else number
+    weights = layer_at(params, layer)
+    return attend_step(weights, program, number, h, view, embeds, clock, prefix, probes)
+
+
+def attend_step(
+    weights: Params,
+    program: Program,
+    number: Int[Array, ""],
+    h: Hidden,
+    view: View,
+    embeds: Embeds,
+    clock: Int[Array, ""],
+    prefix: KV | None = None,
+    probes: Embeds | None = None,
+) -> Attended:
+    """Pass a chunk, and the probes after it, through one layer that attends, by its own weights.
+
+    Args:
+      weights: of the layer.
+      program: static description.
+      number: of the layer in the decoder.
       h: layer input [T, E].
       view: what the chunk attends to, and where it begins.
       embeds: the chunk.
       clock: arrival number of its first row.
       prefix: this layer's pinned tokens [P], or None.
       probes: probes with this layer's input in `x` [n, Q, E], or None.
-      number: of the layer in the decoder; None: `layer`.
     """
     config, requires = program.config, program.requires
-    weights = layer_at(params, layer)
     q, k, v = qkv(weights, config, h)
     output = weights["o"]["kernel"].reshape(config.heads, config.head_dim, config.width)
     more = {"prefix": prefix, "hidden": h, "output": output, "scorer": weights.get("retention")}
@@ -68,7 +91,6 @@ def layer_step(
     if requires.probes is not None and probes is not None:
         after, probed = _probe(weights, program, view, embeds, chunk.kv, prefix, probes)
         chunk = chunk._replace(probed=probed)
-    number = layer if number is None else number
     h = add_deepstack(finish(weights, config, h, out), embeds.deepstack, number)
     return Attended(h, after, chunk)
 
@@ -121,6 +143,9 @@ def state_step(
     h: Hidden,
     states: tuple[PyTree, ...],
     real: Bool[Array, "T"],
+    *,
+    weights: Params | None = None,
+    gradient: Gradient | None = None,
 ) -> tuple[Hidden, tuple[PyTree, ...]]:
     """Pass rows through one layer with a state.
 
@@ -131,21 +156,32 @@ def state_step(
       h: layer input [T, E].
       states: of all layers with a state, as in `Carry.states`.
       real: which rows are tokens; the others come last and change no state.
+      weights: of the layer; None: those in `params`.
+      gradient: see `chunk_step`.
 
     Returns:
       The layer's output [T, E], and the states with this layer's after the rows.
     """
-    assert place.kind is not None
-    stack = config.stacks.index(place.kind)
-    weights = layer_of(params["mixers"][stack], place.layer)
-    x = rms_norm(h, weights["norm"], config.norm_eps)
-    y, state = place.kind.chunk(weights["mixer"], at_layer(states[stack], place.layer), x, real)
+    kind = place.kind
+    assert kind is not None
+    stack = config.stacks.index(kind)
+    weights = layer_of(params["mixers"][stack], place.layer) if weights is None else weights
+
+    def cell(weights: Params, h: Hidden, state: PyTree) -> tuple[Hidden, PyTree]:
+        x = rms_norm(h, weights["norm"], config.norm_eps)
+        y, state = kind.chunk(weights["mixer"], state, x, real)
+        return feed_forward(weights, config, h + y.astype(h.dtype)), state
+
+    if gradient is not None:
+        h, cell = gradient.enter(place.number, h), gradient.remat(cell)
+    h, state = cell(weights, h, at_layer(states[stack], place.layer))
+    if gradient is not None:
+        h, state = gradient.leave(place.number, (h, state))
 
     def put(leaf: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), place.layer, 0)
 
-    after = (*states[:stack], jax.tree.map(put, states[stack], state), *states[stack + 1 :])
-    return feed_forward(weights, config, h + y.astype(h.dtype)), after
+    return h, (*states[:stack], jax.tree.map(put, states[stack], state), *states[stack + 1 :])
 
 
 def add_deepstack(

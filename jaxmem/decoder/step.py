@@ -11,9 +11,10 @@ import numpy as np
 from jaxmem import kv as kvs
 from jaxmem.decoder.alone import no_tokens
 from jaxmem.decoder.checks import check_chunk, check_prefix, check_probes, check_weights
-from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.decoder.decoder import DecoderConfig, layer_at
 from jaxmem.decoder.driving import driver_of
-from jaxmem.decoder.layer import add_deepstack, layer_step, state_step
+from jaxmem.decoder.gradient import Gradient
+from jaxmem.decoder.layer import add_deepstack, attend_step, layer_step, state_step
 from jaxmem.decoder.program import (
     Carry,
     Program,
@@ -23,7 +24,7 @@ from jaxmem.decoder.program import (
     make_program,
     spec_of,
 )
-from jaxmem.decoder.stretches import Place, by_layer, scan
+from jaxmem.decoder.stretches import Place, Stretch, by_layer, scan
 from jaxmem.kv import KV
 from jaxmem.memory import clock as clocks
 from jaxmem.memory.base import Embeds, at_layer, kv_of
@@ -38,6 +39,8 @@ def chunk_step(
     embeds: Embeds,
     prefix: KV | None = None,
     probes: Embeds | None = None,
+    *,
+    gradient: Gradient | None = None,
 ) -> tuple[Carry, Hidden]:
     """Pass one chunk through all layers and let the memory take from it what it keeps.
 
@@ -49,6 +52,8 @@ def chunk_step(
         that are not finite are taken for padding and counted in `Carry.rejected`.
       prefix: pinned tokens [L, P], or None.
       probes: n probes as rows with a leading axis, for memories that require them.
+      gradient: how a gradient passes the layers, for training; None: there is none to come, or all
+        intermediates are kept for it.
 
     Returns:
       The carry after the chunk, and the last layer's output [T, E] before the final norm (the
@@ -67,7 +72,7 @@ def chunk_step(
     embeds, bad = finite_rows(embeds)
     state, clock = clocks.rebase(carry.state, carry.clock)
     carry = carry._replace(state=state, clock=clock)
-    after, h = _through_layers(params, program, carry, embeds, prefix, probes)
+    after, h = _through_layers(params, program, carry, embeds, prefix, probes, gradient)
     fresh = jnp.sum(embeds.modality != kvs.EMPTY, dtype=jnp.int32)
     return _watched(program.config, _counted(after, fresh, bad), carry.chunks), h
 
@@ -139,34 +144,63 @@ def _through_layers(
     embeds: Embeds,
     prefix: KV | None,
     probes: Embeds | None,
+    gradient: Gradient | None,
 ) -> tuple[Carry, Hidden]:
-    """Return the carry with state, bank and states after a chunk, and the last layer's output."""
-    driver, real = driver_of(program), embeds.modality != kvs.EMPTY
+    """Return the carry with state, bank and states after a chunk, and the last layer's output.
 
-    def layer(held: PyTree, place: Place, given: None) -> tuple[PyTree, PyTree]:
-        del given
+    With a gradient the layers' weights are inputs of the loop, and of a checkpointed function of
+    one layer: indexed inside, each layer's gradient would be an array of all layers.
+    """
+    driver, real, config = driver_of(program), embeds.modality != kvs.EMPTY, program.config
+
+    def layer(held: PyTree, place: Place, weights: Params | None) -> tuple[PyTree, PyTree]:
         h, probe, aside, states = held
         if place.kind is not None:
-            h, states = state_step(params, program.config, place, h, states, real)
+            more = {"weights": weights, "gradient": gradient}
+            h, states = state_step(params, config, place, h, states, real, **more)
             h = add_deepstack(h, embeds.deepstack, place.number)
             return (h, _past(params, program, place, probe, probes, states), aside, states), None
-        view, mine, aside = driver.view(aside, place, embeds)
-        asked = None if probes is None else probes._replace(x=probe)
+        mine, aside = driver.open(aside, place)
+        given = layer_at(params, place.layer) if weights is None else weights
         pinned = at_layer(prefix, place.layer)
-        more = {"prefix": pinned, "probes": asked, "number": place.number}
-        out = layer_step(params, program, place.layer, h, view, embeds, carry.clock, **more)
-        aside, collected = driver.write(aside, place, mine, out.chunk)
-        return (out.h, out.probe, aside, states), collected
+        h, probe, kept = one(given, h, probe, mine, pinned, place.number)
+        aside, collected = driver.close(aside, place, kept)
+        return (h, probe, aside, states), collected
 
+    def attend(
+        weights: Params, h: Hidden, probe: Array | None, mine: PyTree, pinned: PyTree, number: Array
+    ) -> tuple[Hidden, Array | None, PyTree]:
+        asked = None if probes is None else probes._replace(x=probe)
+        view = driver.view(mine, embeds)
+        h = h if gradient is None else gradient.enter(number, h)
+        more = {"prefix": pinned, "probes": asked}
+        out = attend_step(weights, program, number, h, view, embeds, carry.clock, **more)
+        if gradient is not None:
+            out = gradient.leave(number, out)
+        return out.h, out.probe, driver.keep(mine, out.chunk)
+
+    one = attend if gradient is None else gradient.remat(attend)
     h, probe, states = embeds.x, None if probes is None else probes.x, carry.states
     aside, found = driver.begin(carry, embeds), []
     for stretch in driver.stretches:
         held = (h, probe, driver.enter(aside, stretch), states)
-        (h, probe, aside, states), out = scan(stretch, layer, held)
+        given = None if gradient is None else weights_of(params, config, stretch)
+        (h, probe, aside, states), out = scan(stretch, layer, held, given)
         aside = driver.leave(aside)
         found.append(out)
     carry = driver.end(carry, aside, by_layer(driver.stretches, found), embeds)
     return carry._replace(states=states), h
+
+
+def weights_of(params: Params, config: DecoderConfig, stretch: Stretch) -> list[Params]:
+    """Return the weights of a stretch's layers, for every place of its pattern [times, ...]."""
+    out = []
+    for kind, first in zip(stretch.kinds, stretch.firsts, strict=True):
+        stack = params["layers"] if kind is None else params["mixers"][config.stacks.index(kind)]
+        each = stretch.kinds.count(kind)
+        stop = first + each * (stretch.times - 1) + 1
+        out.append(jax.tree.map(lambda x, at=slice(first, stop, each): x[at], stack))
+    return out
 
 
 def _past(

@@ -13,6 +13,7 @@ COMMANDS = {
     "calibrate": "jaxmem.experiments.calibrate",
     "train": "jaxmem.experiments.train",
     "scorer": "jaxmem.experiments.scorer",
+    "finetune": "jaxmem.experiments.finetune.__main__",
 }
 
 

@@ -16,10 +16,9 @@ import optax
 import tyro
 from rich.console import Console
 
-from jaxmem.bound import decoder_of
+from jaxmem.bound import decoder_of, ids_as_rows
 from jaxmem.decoder.program import Program, init_carry, layers_of
 from jaxmem.decoder.scorer import init_scorer
-from jaxmem.experiments.evaluate.recall import question_of
 from jaxmem.experiments.evaluate.recall_streams import Streams, streams
 from jaxmem.experiments.parsing import refusing
 from jaxmem.kv import KV
@@ -73,7 +72,7 @@ def examples_of(model: Model, made: Streams) -> Examples:
     program = compile(model, Full(tokens), chunk_pieces=CHUNK)
     ids, answer = (x.swapaxes(0, 1) for x in (made.asked.ids, made.asked.answer))  # [B, M, n, ...]
     ids = ids[..., : np.max((ids >= 0).sum(-1))]
-    many = jax.vmap(jax.vmap(jax.vmap(lambda ids: question_of(model.params, ids, program=program))))
+    many = jax.vmap(jax.vmap(jax.vmap(lambda ids: ids_as_rows(model.params, ids, program=program))))
     last = np.arange(ids.shape[-1]) == (ids >= 0).sum(-1, keepdims=True) - 1
     share = np.arange(1, moments + 1)
     clock = np.eye(program.spec.axes, dtype=np.int32)[0]

@@ -270,6 +270,8 @@ class Memory:
     """
 
     per: ClassVar[Literal["layer", "stack"]] = "layer"
+    sized_by_options: ClassVar[bool] = False
+    """Its budget is more than the numbers in its state: those of a smaller one do not shrink it."""
 
     @property
     def name(self) -> str:
@@ -318,6 +320,8 @@ class Memory:
 @dataclass(frozen=True)
 class FeatureMemory:
     """A memory of encoder features. It runs before the decoder, which runs at questions only."""
+
+    sized_by_options: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

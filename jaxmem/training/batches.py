@@ -1,7 +1,7 @@
 """Training batches of the synthetic world: a pure function of (seed, step), made ahead of time."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -94,7 +94,10 @@ def stack(batches: list[Batch]) -> Batch:
     return Batch(*(np.stack(field) for field in zip(*batches, strict=True)))
 
 
-def ahead(make: Callable[[int], Batch], steps: range, depth: int = 4) -> Iterator[Batch]:
+Made = TypeVar("Made")
+
+
+def ahead(make: Callable[[int], Made], steps: range, depth: int = 4) -> Iterator[Made]:
     """`make(step)` for every step, computed on a background thread up to `depth` steps ahead."""
     with prefetch(map(make, steps), depth) as made:
         yield from made

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 
 from jaxmem.data.world.synthetic import level, split_seed
 from jaxmem.models.tiny import tiny
 from jaxmem.training import batches, losses
 from jaxmem.training.optimizers import Name, optimizer
+from jaxmem.training.runs import Folder, follow
 from jaxmem.typing import Params
 
 
@@ -145,43 +143,21 @@ def train(
 
     Raises:
         ValueError: `folder` holds a run and `resume` is False, or there is nothing to resume, or
-            the run is of another model.
+            the run is of another model or recipe, or a loss is not finite.
     """
-    folder = Path(folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / f"{tiny.name_of(config.model)}.safetensors"
-    options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
-        state, last = start(config), manager.latest_step()
-        if resume and last is None:
-            raise ValueError(f"{folder} has no checkpoint to resume: start without --resume")
-        if not resume and last is not None:
-            raise ValueError(f"{folder} holds a run of {last} steps: use --resume or another --out")
-        if last is not None and not weights.is_file():
-            found = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
-            raise ValueError(
-                f"{folder} is a run of {found}, not of {weights.name}: name its model."
-            )
-        if last is not None:
-            state = manager.restore(last, args=ocp.args.StandardRestore(state))
-        update, began = make_update(config), time.monotonic()
-        recent: list[losses.Metrics] = []
-        steps = range(int(state.step), config.steps)
-        made = batches.ahead(functools.partial(batch_of, config), steps)
-        for step, batch in zip(steps, made, strict=True):
-            state, metrics = update(state, batch)
-            recent.append(jax.tree.map(float, metrics))
-            done = step + 1
-            report(done, recent[-1]._asdict())
-            if done % 10 == 0 or done == config.steps:
-                values = losses.Metrics(*np.mean(recent, axis=0).tolist())._asdict()
-                line = {"step": done, "seconds": stage_of(config, step).seconds, **values}
-                line["minutes"] = (time.monotonic() - began) / 60
-                with (folder / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
-                recent = []
-            if done % config.save_every == 0 or done == config.steps:
-                manager.save(done, args=ocp.args.StandardSave(state))
-                tiny.save(weights, state.params["model"], config.model)
-        manager.wait_until_finished()
-    return state
+    weights = Path(folder) / f"{tiny.name_of(config.model)}.safetensors"
+    found = [path.name for path in Path(folder).glob("*.safetensors")]
+    if resume and found and not weights.is_file():
+        found = ", ".join(sorted(found))
+        raise ValueError(f"{folder} is a run of {found}, not of {weights.name}: name its model.")
+    return follow(
+        start(config),
+        make_update(config),
+        functools.partial(batches.ahead, functools.partial(batch_of, config)),
+        config.steps,
+        Folder(Path(folder), config.save_every, resume),
+        recipe=dataclasses.asdict(config),
+        report=report,
+        more=lambda step: {"seconds": stage_of(config, step - 1).seconds},
+        saved=lambda state: tiny.save(weights, state.params["model"], config.model),
+    )

@@ -190,7 +190,7 @@ def timed(
       segments: see `grid`; only where `nested`.
       nested: checkpoint segments of chunks, too.
       fill: see `grid`.
-      keep: see `remat`.
+      keep: see `remat`; kept of the chunks of one segment at a time.
       offload: see `grid`.
 
     Returns:
@@ -200,9 +200,10 @@ def timed(
       ValueError: see `grid`.
     """
     _check("E" if nested else "D", chunk, None, segments)
-    run = step
-    for level in range(1 + nested):
-        run = chunked(remat(run, keep=keep, offload=_name(level) if offload else None))
+    named = lambda level: _name(level) if offload else None
+    run = chunked(remat(step, keep=keep, offload=named(0)))
+    if nested:
+        run = chunked(remat(run, offload=named(1)))
 
     def whole(params: PyTree, x: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         cut = _cut(_length(x), chunk, segments, 1 + nested, fill is not None)

@@ -32,6 +32,7 @@ RUNS = {  # module -> its functions that do the work, once the arguments are rea
     ),
     "jaxmem.experiments.calibrate": ("calibrate",),
     "jaxmem.experiments.scorer": ("learn",),
+    "jaxmem.experiments.finetune.__main__": ("finetune",),
     "jaxmem.experiments.train": ("_train", "_evaluate"),
     "jaxmem.data.jaxmem_streams.__main__": ("Builder",),
 }

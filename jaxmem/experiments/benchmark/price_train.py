@@ -8,23 +8,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from jaxmem.bound import question_rows
+from jaxmem.bound import Bound
 from jaxmem.compiled import NARROW
-from jaxmem.decoder.answer import prefill
-from jaxmem.decoder.decoder import logits
-from jaxmem.decoder.step import chunk_step
+from jaxmem.decoder.program import Carry
 from jaxmem.experiments.benchmark.price import PriceConfig, Stream, open_stream
 from jaxmem.experiments.benchmark.price_table import GPUS
-from jaxmem.memory.base import Embeds
 from jaxmem.report.numbers import size
 from jaxmem.training import lora
+from jaxmem.training.answers import Example, stream_loss
 from jaxmem.training.language import as_type, empty_state, language_loss, layer_cost
 from jaxmem.training.plan import nbytes, plan, temporary
-from jaxmem.training.remat import near_root, timed
+from jaxmem.training.remat import near_root
 from jaxmem.typing import Params, PyTree
 
 PAPER = {2**14: 4.2e9, 2**16: 10.5e9, 2**17: 17.2e9, 2**19: 42.2e9}
@@ -119,9 +116,9 @@ def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPri
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), found.inputs)
     row = jax.eval_shape(program.encode, found.bound.params, one)
     count = -(-tokens // program.spec.chunk)
-    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), row)
-    ids = np.zeros(config.question, np.int32)
-    asked = jax.eval_shape(lambda p: question_rows(p, ids, program=program), found.bound.params)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, count, *x.shape), x.dtype), row)
+    ids = jax.ShapeDtypeStruct((1, 1, config.question), jnp.int32)
+    example = Example(rows, ids, ids)
     if rank:
         adapters = partial(lora.init, rank=rank, at=lora.QUERIES)
         train = jax.eval_shape(adapters, held, jax.random.key(0))
@@ -132,35 +129,33 @@ def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPri
     for scheme in ("D", "E"):
         segments = near_root(count) if scheme == "E" else None
         loss = partial(_answer_loss, found=found, segments=segments)
-        temp = _temp(loss, train, given, found.carry, rows, asked)
-        kept = _kept(count, segments) * nbytes(found.carry)
+        temp = _temp(loss, train, given, found.carry, example)
+        kept = _kept(count, segments) * nbytes(_needed(found.carry))
         steps.append(Trained(scheme, program.spec.chunk, segments, temp, kept, temp))
-    inputs = nbytes((rows, asked, found.carry))
+    inputs = nbytes((example, found.carry))
     return _price(tokens, found, config.memory, rank, train, given, inputs, steps)
 
 
 def _answer_loss(
-    train: Params, held: Params | None, carry: Any, rows: Embeds, asked: Embeds, *, found: Stream,
+    train: Params, held: Params | None, carry: Any, example: Example, *, found: Stream,
     segments: int | None,
 ) -> jax.Array:  # fmt: skip
-    """Return -log p of a token after the question, asked after the stream."""
-    program, (prefix, probes) = found.program, found.bound[1:3]
-    assert prefix is None and probes is None
-    dtype = found.program.spec.dtype
-    nested = segments is not None
+    """Return -log p of the token after a question, asked after the stream."""
+    assert found.bound.prefix is None and found.bound.probes is None
 
     def weights(train: Params) -> Params:
-        return as_type(train, dtype) if held is None else lora.attach(held, train, alpha=1)
+        if held is None:
+            return as_type(train, found.program.spec.dtype)
+        return lora.attach(held, train, alpha=1)
 
-    def step(train: Params, chunk: Embeds, carry: Any) -> tuple[jax.Array, Any]:
-        chunk = jax.tree.map(lambda x: x[0], chunk)
-        return jnp.zeros(()), chunk_step(weights(train), program, carry, chunk)[0]
+    more = {"program": found.program, "segments": segments, "weights": weights}
+    return stream_loss(train, Bound(weights(train)), carry, example, **more)[0]
 
-    run = timed(step, chunk=1, nested=nested, segments=segments)
-    _, carry = run(train, rows, carry)
-    params = weights(train)
-    _, h = prefill(params, program, carry, asked, room=1)
-    return -jax.nn.log_softmax(logits(params, program.config, h[-1]))[0]
+
+def _needed(carry: Carry) -> PyTree:
+    """Return what the backward pass needs of a carry: no scores, since what was chosen is kept."""
+    slots = carry.state.slots
+    return getattr(slots, "kv", slots), carry.states, carry.bank
 
 
 def _kept(count: int, segments: int | None) -> int:

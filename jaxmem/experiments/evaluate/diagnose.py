@@ -13,11 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from jaxmem.bound import bind, decoder_of
+from jaxmem.bound import bind, decoder_of, ids_as_rows
 from jaxmem.compiled import Compiled
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.step import chunk_step
-from jaxmem.experiments.evaluate.recall import advance_all, question_of, side_by_side
+from jaxmem.experiments.evaluate.recall import advance_all, side_by_side
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
 from jaxmem.kv import EMPTY
 from jaxmem.memory.base import FeatureMemory, Spec, State, kv_of
@@ -69,7 +69,7 @@ def _masses(params: Params, carry: Carry, ids: Array, *, program: Program) -> Ar
     """Return what the questions [B, n, Q] give to every slot: [B, n, L, S]."""
 
     def one(carry: Carry, ids: Array) -> Array:
-        rows = question_of(params, ids, program=program)
+        rows = ids_as_rows(params, ids, program=program)
         after, _ = chunk_step(decoder_of(params), program, carry, rows)
         return after.state.aux.received[:, 0]
 

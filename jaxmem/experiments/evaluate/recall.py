@@ -13,19 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.asking import ask
-from jaxmem.bound import Bound, bind, decoder_of
+from jaxmem.bound import Bound, bind, ids_as_rows
 from jaxmem.compiled import Compiled
-from jaxmem.decoder.decoder import embed
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.experiments.evaluate.recall_streams import Streams
-from jaxmem.kv import EMPTY, TEXT
 from jaxmem.loop import advance, stream
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import Embeds, Spec
+from jaxmem.memory.base import Spec
 from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
 from jaxmem.programs import compile
-from jaxmem.typing import Array, Params, PyTree
+from jaxmem.typing import Array, PyTree
 
 
 def run_cell(
@@ -78,22 +76,12 @@ def advance_all(program: Program) -> Callable[[Bound, Carry, PyTree], Carry]:
     return step
 
 
-def question_of(params: Params, ids: Array, *, program: Program) -> Embeds:
-    """Return a question [Q], -1 after its words, as rows; under `jit` and `vmap`."""
-    step = jnp.asarray(program.spec.step, program.spec.pos_dtype)
-    kind = jnp.where(ids >= 0, TEXT, EMPTY).astype(jnp.int8)
-    place = jnp.arange(ids.shape[0], dtype=step.dtype)[:, None] * step[None]
-    x = embed(decoder_of(params), jnp.maximum(ids, 0))
-    words = jnp.sum(kind != EMPTY, dtype=step.dtype)
-    return Embeds(x=x, pos=place, modality=kind, advance=words * step)
-
-
 @functools.partial(Compiled, static_argnames="program")
 def _answers(bound: Bound, carry: Carry, ids: Array, *, program: Program) -> Array:
     """Return the first answer token [B, n] to questions [B, n, Q]."""
 
     def one(carry: Carry, ids: Array) -> Array:
-        rows = question_of(bound.params, ids, program=program)
+        rows = ids_as_rows(bound.params, ids, program=program)
         return ask(bound, carry, rows, program=program).ids[0]
 
     return jax.vmap(jax.vmap(one, (None, 0)))(carry, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.models.base import Model
 from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny.embedded import Inputs, embedded
+from jaxmem.training.adapted import with_adapter
 
 
 class Asked(NamedTuple):
@@ -63,10 +65,21 @@ def streams(
         raise ValueError(
             f"{questions} questions do not spread evenly over {moments} moments; give a multiple."
         )
-    made = [
-        _one(model, synthetic.split_seed(split, index), seconds, moments, questions, difficulty)
-        for index in range(count)
-    ]
+    seeds = [synthetic.split_seed(split, index) for index in range(count)]
+    return streams_of_seeds(model, seeds, seconds, moments, questions, chunk_seconds, difficulty)
+
+
+def streams_of_seeds(
+    model: Model,
+    seeds: Sequence[tuple[int, ...]],
+    seconds: int,
+    moments: int,
+    questions: int,
+    chunk_seconds: int,
+    difficulty: str,
+) -> Streams:
+    """Return a stream for every seed; the other arguments are those of `streams`."""
+    made = [_one(model, seed, seconds, moments, questions, difficulty) for seed in seeds]
     parts = (moments, seconds // (moments * chunk_seconds), chunk_seconds)
     cut = lambda x: x.reshape(*parts, *x.shape[1:])
     inputs = [jax.tree.map(cut, one) for one, _ in made]
@@ -89,6 +102,7 @@ class StreamsConfig:
     chunk_seconds: int = 4  # Seconds written at once.
     difficulty: str = "standard"  # Level of the world.
     weights: Path | None = None  # Of a model like the embedded one; None: the embedded one.
+    adapter: Path | None = None  # Of the weights, as `jaxmem finetune` writes it.
     scorer: Path | None = None  # Learned weights of `retention`; None: the model's own.
     options: MemoryOptions = field(default_factory=dict)
 
@@ -96,6 +110,7 @@ class StreamsConfig:
     def model(self) -> Model:
         """Return the model that is asked."""
         model = embedded(self.weights)
+        model = model if self.adapter is None else with_adapter(model, self.adapter)
         return model if self.scorer is None else with_scorer(model, self.scorer)
 
 

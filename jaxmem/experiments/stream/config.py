@@ -59,7 +59,8 @@ class StreamConfig:
     # Checkpoint for --video: directory or organisation/name on Hugging Face.
     model: Text = None
     scorer: File = None  # Learned weights of --memory retention.
-    adapter: Text = None  # LoRA for --model, likewise: merged into its weights.
+    # LoRA: for --model likewise, for the embedded one a file of `jaxmem finetune`.
+    adapter: Text = None
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
     max_new: int = 128  # Tokens of an answer of --model, at most.
     # Draw answers as the checkpoint says, not greedily.
@@ -145,7 +146,7 @@ def _refuse_idle(config: StreamConfig) -> None:
     idle = {
         **dict.fromkeys(("format", "option", "timeout", "reconnect", "follow"), synthetic),
         **dict.fromkeys(
-            ("adapter", "dtype", "max_new", "max_pixels"),
+            ("dtype", "max_new", "max_pixels"),
             (config.model is None, "without --model"),
         ),
         "questions": (config.video is not None or bool(config.ask), "beside --video or --ask"),

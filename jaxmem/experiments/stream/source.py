@@ -24,6 +24,7 @@ from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.maps import Span
 from jaxmem.report.numbers import clock
+from jaxmem.training.adapted import with_adapter
 
 SYNTHETIC_SECONDS = 240
 
@@ -51,7 +52,9 @@ def find_model(config: StreamConfig, console: Console) -> Model:
     """
     check(config)
     if config.model is None:
-        return _scored(config, embedded(config.weights))
+        model = embedded(config.weights)
+        adapter = config.adapter
+        return _scored(config, model if adapter is None else with_adapter(model, adapter))
     begin = time.perf_counter()
     with console.status(f"loading {config.model}"):
         model = load(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmem.kernels import dispatch
 from jaxmem.kernels.select import ref
@@ -13,6 +14,8 @@ from jaxmem.typing import Array, Bool, Float, Int
 _MODULE = "jaxmem.kernels.select.pallas"
 _SELECT = {"xla": ref.select, **dispatch.pallas(_MODULE, "select")}
 _TOP_MASK = {"xla": ref.top_mask, **dispatch.pallas(_MODULE, "top_mask")}
+KEPT = "kept"
+"""Name of what `select` returns, for `jax.checkpoint`: a gradient needs no scores to have it."""
 
 
 def select(
@@ -43,7 +46,8 @@ def select(
     if slots < 0:
         raise ValueError(f"slots must not be negative, got {slots}.")
     caps = _bounded(caps, most)
-    return dispatch.call(_SELECT, implementation, scores, caps, slots=slots, most=most)
+    chosen = dispatch.call(_SELECT, implementation, scores, caps, slots=slots, most=most)
+    return checkpoint_name(chosen, KEPT)
 
 
 def top_mask(

@@ -25,6 +25,7 @@ class H2O(Scored):
     """
 
     accumulates: ClassVar[bool] = True
+    sized_by_options: ClassVar[bool] = True
 
     _: KW_ONLY
     recent: float = 0.5

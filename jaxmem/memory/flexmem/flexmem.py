@@ -79,6 +79,7 @@ class FlexMem(Memory):
         the sizes do not fit the model.
     """
 
+    sized_by_options: ClassVar[bool] = True
     per: ClassVar[Literal["layer", "stack"]] = "stack"
     sized: ClassVar[tuple[str, ...]] = ("window",)
     """What `resized` decides."""

@@ -196,7 +196,7 @@ class Hermes(Memory):
 
         Up to the budget nothing is dropped.
         """
-        parts = jnp.asarray(self.quotas, jnp.int32)
+        parts = scored.split_at(state.aux.capacity[0], self.budget, self.audio_share)
         both = jnp.concatenate([state.slots.modality, chunk.kv.modality], axis=1)
         both = jnp.where(both == SUMMARY, EMPTY, both)  # of audio as well as of pictures
         modality = both.reshape(-1, 1)  # layers keep different tokens: a part is empty in all

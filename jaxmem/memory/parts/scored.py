@@ -171,6 +171,15 @@ def split(budget: int, audio_share: float | None) -> tuple[int, ...]:
     return budget - audio, audio
 
 
+def split_at(capacity: Int[Array, ""], budget: int, audio_share: float | None) -> Int[Array, "C"]:
+    """Return `split` of a capacity that is data: the budget, or a smaller one."""
+    if audio_share is None:
+        return capacity[None]
+    audio = jnp.round(capacity.astype(jnp.float32) * jnp.float32(audio_share)).astype(jnp.int32)
+    audio = jnp.where(capacity == budget, split(budget, audio_share)[1], audio)
+    return jnp.stack([capacity - audio, audio])
+
+
 def length(state: State) -> int:
     """Return the length of a state's arrays, at least its capacity."""
     return state.slots.kv.modality.shape[0]

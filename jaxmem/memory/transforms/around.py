@@ -38,6 +38,10 @@ class Around(Memory):
         return self.memory.per
 
     @property
+    def sized_by_options(self) -> bool:  # type: ignore[override]
+        return self.memory.sized_by_options
+
+    @property
     def requires(self) -> Requires:
         return self.memory.requires
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
@@ -61,6 +61,8 @@ class InfiniPotV(Scored):
     Raises:
       ValueError: if the budget has no slot, or a ratio or the grid is out of range.
     """
+
+    sized_by_options: ClassVar[bool] = True
 
     _: KW_ONLY
     grid: tuple[int, int] | None = None

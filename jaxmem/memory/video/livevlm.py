@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,8 @@ class LiveVLM(Scored):
     Raises:
       ValueError: if an option is out of range.
     """
+
+    sized_by_options: ClassVar[bool] = True
 
     _: KW_ONLY
     short: float = 0.25

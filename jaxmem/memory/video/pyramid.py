@@ -7,7 +7,7 @@ a generator of video; the rule is this package's own.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +74,8 @@ class Pyramid(Reindexed):
     Raises:
       ValueError: if an option is out of range.
     """
+
+    sized_by_options: ClassVar[bool] = True
 
     budget: int
     _: KW_ONLY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,8 @@ class ReKV(Memory):
       ValueError: if a size is not positive, `chunk_blocks` is more than `topk`, or the window is
         shorter than a chunk.
     """
+
+    sized_by_options: ClassVar[bool] = True
 
     budget: int = 15_000
     _: KW_ONLY

@@ -1,0 +1,1 @@
+"""Fine-tuning a model with the memory in the loop."""
