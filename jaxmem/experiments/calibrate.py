@@ -112,7 +112,12 @@ def calibrate(config: CalibrateConfig) -> tuple[avba.Profile, np.ndarray]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Calibrate and write the table; return the exit status (0, or 2 for bad arguments)."""
-    config = tyro.cli(CalibrateConfig, args=argv, description=__doc__)
+    config = tyro.cli(
+        CalibrateConfig,
+        args=argv,
+        prog="python -m jaxmem.experiments.calibrate",
+        description=__doc__,
+    )
     return refusing(lambda: _run(config))
 
 

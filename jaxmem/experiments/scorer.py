@@ -147,7 +147,9 @@ def learn(options: Options, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Learn a scorer; return the exit status (0, or 2 for bad arguments)."""
-    options = tyro.cli(Options, args=argv, description=__doc__)
+    options = tyro.cli(
+        Options, args=argv, prog="python -m jaxmem.experiments.scorer", description=__doc__
+    )
     return refusing(lambda: learn(options, Console()))
 
 

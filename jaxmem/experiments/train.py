@@ -111,7 +111,9 @@ def _evaluate(options: Options, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train or measure; return the exit status (0, or 2 for bad arguments)."""
-    options = tyro.cli(Options, args=argv, description=__doc__)
+    options = tyro.cli(
+        Options, args=argv, prog="python -m jaxmem.experiments.train", description=__doc__
+    )
     return refusing(lambda: (_evaluate if options.evaluate else _train)(options, Console()))
 
 

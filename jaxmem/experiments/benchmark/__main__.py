@@ -177,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
-    config = tyro.cli(Command, args=rest, description=__doc__)  # type: ignore[arg-type]
+    config = tyro.cli(
+        Command, args=rest, prog="python -m jaxmem.experiments.benchmark", description=__doc__
+    )  # type: ignore[arg-type]
     if words and not hasattr(config, "memories"):
         raise ValueError(f"--{min(words)}.* has no effect on this benchmark.")
     if words:

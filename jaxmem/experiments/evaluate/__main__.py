@@ -255,7 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
     commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
-    config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, description=__doc__)
+    config = tyro.extras.subcommand_cli_from_dict(
+        commands, args=rest, prog="python -m jaxmem.experiments.evaluate", description=__doc__
+    )
     options = read_options(words, {})
     beside = [text.partition("+")[2] for text in getattr(config, "states", "").split(",")]
     named = parse_names(config.memories) if config.memories else ()
