@@ -106,6 +106,7 @@ def open_media(
                 f"{name}: neither video nor audio that can be decoded: "
                 f"{describe_streams(container, 'video')}, {describe_streams(container, 'audio')}, "
                 f"{len(container.streams)} stream(s) in all"
+                + "".join(f"; {event.message}" for event in log.events)
             )
         limits = {"look_ahead": look_ahead, "max_bytes": _MAX_BYTES, "patience": timeout or 10.0}
         packets = Packets(container, streams, log=log, **limits)
