@@ -181,7 +181,8 @@ def test_standard_input_that_stalls(ts):
 
 
 def test_standard_input_that_is_a_file_can_be_sought(tmp_path):
-    path = clip(tmp_path / "index_at_the_end.mp4", EVEN)
+    video = {"codec": "mpeg4", "pix_fmt": "yuv420p"}
+    path = clip(tmp_path / "index_at_the_end.mp4", EVEN, video=video)
     code = (
         "from jaxmem.data.media.media import open_media\n"
         "with open_media('-') as r: print(len(list(r)), r.end.kind, r.waits)"
