@@ -147,3 +147,24 @@ def test_values_of_other_kinds_in_other_files_are_refused_in_words(tmp_path):
     (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": [1]}')
     with pytest.raises(ValueError, match="hold something else than expected .* again"):
         jm.load(folder)
+
+
+@pytest.mark.parametrize(
+    "part, key", [("text_config", "num_hidden_layers"), ("vision_config", "depth")]
+)
+@pytest.mark.parametrize("layers", [10**9, -1, "many", [3]])
+def test_layers_beyond_any_model_are_refused_before_their_tensors_are_listed(
+    tmp_path, part, key, layers
+):
+    folder = write_tiny(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    config[part][key] = layers
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{key}.*expected at most 10,000"):
+        jm.load(folder)
+
+
+@pytest.mark.parametrize("fps", [0, -1, 1e-9, 1e5, float("nan"), float("inf")])
+def test_rates_of_no_stream_are_refused(tmp_path, fps):
+    with pytest.raises(ValueError, match=r"fps must be between 0\.001 and 1000, got"):
+        jm.load(write_tiny(tmp_path / "tiny"), fps=fps)

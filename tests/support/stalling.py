@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def serving(data, *parts, then_whole=False):
+def serving(data, *parts, then_whole=False, ranges=False):
     """Address of a server whose first answers are the first `parts` bytes of `data`, one each.
 
-    Later answers are like the last one, or, with `then_whole`, all of `data`.
+    Later answers are like the last one, or, with `then_whole`, all of `data`. With `ranges` the
+    bytes from a number on can be asked for.
     """
     over, asked = threading.Event(), []
 
@@ -23,11 +24,16 @@ def serving(data, *parts, then_whole=False):
             number = len(asked)
             asked.append(self.path)
             whole = then_whole and number >= len(parts)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
+            begin = self.headers.get("Range", "bytes=0-")[6:].partition("-")[0]
+            begin = int(begin) if ranges else 0
+            self.send_response(206 if ranges else 200)
+            if ranges:
+                self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - begin))
             self.end_headers()
+            most = len(data) if whole else parts[min(number, len(parts) - 1)]
             try:
-                self.wfile.write(data if whole else data[: parts[min(number, len(parts) - 1)]])
+                self.wfile.write(data[begin:most])
                 self.wfile.flush()
             except OSError:
                 return

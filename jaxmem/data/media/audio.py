@@ -13,11 +13,25 @@ from jaxmem.data.samples import LOUDEST, plausible
 
 MOST_CHANNELS = 8 if NEW else 1
 """More cannot be mixed by the library, or not within their range; their mean is taken."""
+MOST_PLANES = 8
+"""Channels with a plane each. PyAV reads beyond memory where an array is made of more."""
 _TOLERANCE = 0.05  # s; audio stamps jitter by rounding, which must not cut the sound into shreds
 
 
-def _mean(samples: np.ndarray, frame: Any) -> np.ndarray:
-    """The mean over the channels of a frame, float32 [1, n]; full scale is 1."""
+def _unmixable(frame: Any) -> bool:
+    """Whether the library cannot mix a frame's channels into one, within their range."""
+    return frame.layout.nb_channels > MOST_CHANNELS or _ambisonic(frame)
+
+
+def _ambisonic(frame: Any) -> bool:
+    return frame.layout.name.startswith("ambisonic")
+
+
+def _one(samples: np.ndarray, frame: Any) -> np.ndarray:
+    """The mean over a frame's channels (of ambisonic sound what comes from all around: the first).
+
+    It is float32 [1, n]; full scale is 1.
+    """
     channels = frame.layout.nb_channels
     x = samples if frame.format.is_planar else samples.reshape(-1, channels).T
     kind = np.dtype(x.dtype)
@@ -26,7 +40,7 @@ def _mean(samples: np.ndarray, frame: Any) -> np.ndarray:
         wide = wide / 128 - 1
     elif kind.kind == "i":
         wide = wide / -float(np.iinfo(kind).min)
-    return wide.mean(axis=0, keepdims=True, dtype=np.float32)
+    return wide[:1] if _ambisonic(frame) else wide.mean(axis=0, keepdims=True, dtype=np.float32)
 
 
 class AudioTrack:
@@ -134,23 +148,26 @@ class AudioTrack:
         self._cursor = round(t * self.rate)
         # The option keeps a mix of channels within the range of its channels: (L + R) / 2.
         self._resampler = av.AudioResampler("flt", "mono", self.rate, **WITHIN_RANGE)
+        self._packer = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate)
 
     def _plain(self, frame: Any) -> Any:
-        """A frame that the resampler can mix: plausible samples, and of many channels the mean."""
-        many = frame.layout.nb_channels > MOST_CHANNELS
-        if not many and not frame.format.name.startswith(("flt", "dbl")):
+        """A frame that the resampler can mix: plausible samples, in one channel if need be."""
+        alone = _unmixable(frame)
+        if not alone and not frame.format.name.startswith(("flt", "dbl")):
             return frame
+        if frame.format.is_planar and frame.layout.nb_channels > MOST_PLANES:
+            (frame,) = self._packer.resample(frame)
         samples = frame.to_ndarray()
         good, bad = plausible(samples)
         if bad and not self._silenced:
             what = f"samples beyond {LOUDEST:g} times full scale were silenced"
             self.log(self._expected or self.end, "damaged", f"audio: {what}")
         self._silenced = bool(bad)
-        if not many and not bad:
+        if not alone and not bad:
             return frame
         layout, form = frame.layout.name, frame.format.name
-        if many:
-            good, layout, form = _mean(good, frame), "mono", "flt"
+        if alone:
+            good, layout, form = _one(good, frame), "mono", "flt"
         new = av.AudioFrame.from_ndarray(good, format=form, layout=layout)
         new.sample_rate, new.time_base = frame.sample_rate, frame.time_base
         return new

@@ -103,7 +103,10 @@ class LiveReader(MediaReader):
         except StopIteration:
             part.close()
             assert part.end is not None  # a reader that is over says why
-            self.end = part.end._replace(time=part.end.time + self._shift)
+            at, reason, kind = part.end
+            if kind == "stop" and not self._closing.is_set():  # the part's time begins anew
+                reason = f"stop={self._stop:g} s was reached"
+            self.end = End(at + self._shift, reason, kind)
             raise
         finally:
             for event in part.events[self._told :]:

@@ -5,17 +5,18 @@ What is guaranteed, and the rules for damaged and odd media, are in docs/media.m
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import av
-from av.error import ExitError
 
 from jaxmem.data.media.audio import AudioTrack
 from jaxmem.data.media.demux import Kind, Packets, choose_stream, describe_streams
 from jaxmem.data.media.events import Event, Log
 from jaxmem.data.media.live import LiveReader
+from jaxmem.data.media.reader import StalledError
 from jaxmem.data.media.source import Found, close, find
 from jaxmem.data.media.types import End, MediaInfo, Piece
 from jaxmem.data.media.video import Size, VideoTrack, check_size
@@ -105,6 +106,7 @@ def open_media(
                 f"{name}: neither video nor audio that can be decoded: "
                 f"{describe_streams(container, 'video')}, {describe_streams(container, 'audio')}, "
                 f"{len(container.streams)} stream(s) in all"
+                + "".join(f"; {event.message}" for event in log.events)
             )
         limits = {"look_ahead": look_ahead, "max_bytes": _MAX_BYTES, "patience": timeout or 10.0}
         packets = Packets(container, streams, log=log, **limits)
@@ -129,11 +131,16 @@ def open_media(
             same = reader.info.size if any(reader.info.size) else None
             reader.again = partial(open_media, source, **more, size=same)
         return reader
-    except BaseException:
+    except BaseException as error:
         if container is not None:
             container.close()
         close(found)
-        raise
+        seeks = found.remote and found.seekable and "seekable" not in (options or {})
+        if not (isinstance(error, StalledError) and seeks):
+            raise
+    # FFmpeg looked for the length at the end of the file, and the server stalled there.
+    more["options"] = {**(options or {}), "seekable": "0"}
+    return open_media(source, **more, size=size, start=start, stop=stop, reconnect=reconnect)
 
 
 def _check_numbers(
@@ -176,17 +183,17 @@ def _open(
     found: Found, format: str | None, options: dict[str, str] | None, timeout: float | None
 ) -> Any:
     """An open container; a ValueError if PyAV cannot open it, or takes a text file for a film."""
-    name, limit = found.name, timeout if found.remote else None
+    name, limit, begin = found.name, timeout if found.remote else None, time.monotonic()
     try:
         more = {"format": format, "options": options, "timeout": limit}
         container = av.open(found.opened, "r", metadata_errors="replace", **more)
-    except ExitError as error:
-        raise ValueError(f"{name}: cannot be opened: no answer in {limit} s") from error
-    except TimeoutError as error:
-        cause = error.strerror or error
-        raise ValueError(f"{name}: cannot be opened: {cause}") from error
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         cause = getattr(error, "strerror", None) or str(error)
+        late = limit is not None and time.monotonic() - begin >= limit
+        if late or isinstance(error, TimeoutError):
+            # Some protocols call the end of the time that they were given an error of the data.
+            cause = f"no answer in {limit:g} s" if late else cause
+            raise ValueError(f"{name}: cannot be opened: {cause}") from error
         raise ValueError(
             f"{name}: cannot be opened as audio or video: {cause}. Check that it exists, is "
             "complete (an mp4 cut short has lost its index) and is media; a device or a raw "

@@ -21,6 +21,10 @@ _FAR_APART = 3600.0  # s; first stamps further apart than this do not belong to 
 _DECLARING = {"mov", "matroska", "webm", "avi", "flv", "wav", "flac", "ogg", "asf", "mxf"}
 
 
+class StalledError(ValueError):
+    """The source was opened, and then gave no data in time."""
+
+
 class MediaReader:
     """Iterator of `Piece`s; made by `open_media`. A context manager.
 
@@ -77,6 +81,8 @@ class MediaReader:
             cause = self._packets.failure or next(
                 ((e.kind, e.message) for e in self.events), ("end", "it holds no frames")
             )
+            if cause[0] == "stalled":
+                raise StalledError(f"{name}: nothing can be decoded: {cause[1]}")
             if self._container.format.name == "webp_pipe":
                 raise ValueError(
                     f"{name}: nothing can be decoded: animated WebP is not supported by the "

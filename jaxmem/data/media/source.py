@@ -122,7 +122,8 @@ def _find(
 ) -> tuple[Found, bool]:
     """The source, and whether it is a regular file."""
     if isinstance(source, str) and source in _STANDARD_INPUT:
-        return Found("<standard input>", _standard_input(timeout, closing), False, False), False
+        opened, seekable = _standard_input(timeout, closing)
+        return Found("<standard input>", opened, seekable, False), False
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
         if path.startswith("file:"):
@@ -178,14 +179,17 @@ def _path(
     return Found(path, whole, False, False), False
 
 
-def _standard_input(timeout: float | None, closing: threading.Event) -> Any:
+def _standard_input(timeout: float | None, closing: threading.Event) -> tuple[Any, bool]:
+    """What is read, and whether it can be sought."""
     try:
         number = sys.stdin.fileno()
     except (OSError, ValueError, AttributeError):
         number = -1
     if number < 0 or os.name != "posix":
-        return _ReadOnly(sys.stdin.buffer)
-    return Waiting(number, timeout, closing)
+        return _ReadOnly(sys.stdin.buffer), False
+    if stat.S_ISREG(os.fstat(number).st_mode):  # `< talk.mp4`, whose index may lie at its end
+        return open(number, "rb", closefd=False), True
+    return Waiting(number, timeout, closing), False
 
 
 def close(found: Found) -> None:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jax.errors import JaxRuntimeError
@@ -42,6 +43,8 @@ from jaxmem.report.results import as_dict
 
 STREAMED, BAD_ARGUMENTS, UNREADABLE, UNWRITTEN, UNREAD = 0, 2, 3, 4, 141
 """Exit statuses."""
+plain = partial(Console, highlight=False, markup=False, emoji=False)
+"""Names of files, questions and answers are shown as they are, `[/b]` and `:a:` too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     read; 4: something could not be written; 130: interrupted before anything was streamed; 141:
     nobody reads the output.
     """
-    errors = Console(stderr=True, highlight=False)
+    errors = plain(stderr=True)
     try:
         status = _main(sys.argv[1:] if argv is None else argv, errors)
         sys.stdout.flush()
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(errors: Console, reason: object) -> None:
-    errors.print(f"error: {shortened(str(reason))}", style="red", markup=False, soft_wrap=True)
+    errors.print(f"error: {shortened(str(reason))}", style="red", soft_wrap=True)
 
 
 def _main(argv: Sequence[str], errors: Console) -> int:
@@ -86,7 +89,7 @@ def _main(argv: Sequence[str], errors: Console) -> int:
     with ExitStack() as terminal:
         try:
             config = configured(argv)
-            console = Console(stderr=config.json, highlight=False)
+            console = plain(stderr=config.json)
             with interruptible() as stop:
                 with ExitStack() as media:
                     with stop.raising():

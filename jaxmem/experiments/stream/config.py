@@ -26,6 +26,8 @@ Dtype = Annotated[Literal["bfloat16", "float16", "float32"], tyro.conf.arg(metav
 
 MOST_SECONDS = 1e9
 """Of any option in seconds: 30 years."""
+MOST_NEW = 100_000
+"""Tokens of an answer: a book. All of them have room on the device before the first comes."""
 TRIED_BYTES = 1 << 20
 """Written to a folder to see that it can be: more than a report."""
 
@@ -109,8 +111,8 @@ def check(config: StreamConfig) -> None:
         )
     _refuse_idle(config)
     media_options(config)
-    if config.max_new < 1:
-        raise ValueError(f"--max-new must be at least 1, got {config.max_new}.")
+    if not 1 <= config.max_new <= MOST_NEW:
+        raise ValueError(f"--max-new must be from 1 to {MOST_NEW:,}, got {config.max_new}.")
     sampling_of(replace(config, sample=False), None)
     for name in ("seed", "questions"):
         if getattr(config, name) < 0:

@@ -13,6 +13,7 @@ ENCODER = {
     "mlp_width": "intermediate_size",
 }  # fmt: skip
 """Fields of an encoder, and what transformers calls them."""
+MOST_LAYERS = 10_000
 SIZES = {
     "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
     "mlp_width": "intermediate_size", "vocab": "vocab_size",
@@ -147,6 +148,13 @@ def fields(
 ) -> dict[str, Any]:
     """Return the fields whose keys are given; ValueError that names all keys that are missing."""
     check_keys(config, tuple(names.values()), where)
+    for field in {"layers", "depth"} & set(names):  # a table of all their tensors is made
+        found = config[names[field]]
+        if type(found) is not int or not 0 <= found <= MOST_LAYERS:
+            raise ValueError(
+                f"{where} has {names[field]} {found!r}, expected at most {MOST_LAYERS:,}: use the "
+                "config.json of the checkpoint."
+            )
     return {field: config[key] for field, key in names.items()}
 
 

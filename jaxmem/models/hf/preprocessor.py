@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ Triple = tuple[float, float, float]
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 """Means and standard deviations of families, where a file does not say."""
+FASTEST = 1000
+"""Pictures a second of a stream, at most, and seconds from one to the next."""
 LONGEST = 200
 """Pictures whose sides differ by more than this factor are refused, as in the released code."""
 
@@ -46,6 +49,13 @@ def read_settings(directory: str | Path) -> dict[str, Any]:
     found = [(key == "video_processor", parts.get(key)) for key in PARTS]
     found += [(i == 0, optional_json(folder, name)) for i, name in enumerate(NAMES)]
     return next(({**part, OF_VIDEOS: videos} for videos, part in found if part), {})
+
+
+def picture_rate(fps: float) -> Fraction:
+    """Return pictures per second as a ratio; ValueError if nobody looks that often, or rarely."""
+    if not 1 / FASTEST <= fps <= FASTEST:
+        raise ValueError(f"fps must be between {1 / FASTEST:g} and {FASTEST}, got {fps:g}.")
+    return Fraction(fps).limit_denominator(1001)
 
 
 def pixels_of(settings: Mapping[str, Any], mean_std: tuple[Triple, Triple] = HALF) -> Pixels:

@@ -17,6 +17,7 @@ from jaxmem.models.hf.preprocessor import (
     Limits,
     Pixels,
     limits_of,
+    picture_rate,
     pixels_of,
     smart_resize,
 )
@@ -94,7 +95,7 @@ def read_clip(
 
     Raises:
       ValueError: if the settings are missing or those of another encoder, or a piece would not hold
-        a whole number of frames.
+        a whole number of frames, or the rate is none of a stream.
     """
     for key, mine in (("patch", "patch_size"), ("temporal", "temporal_patch_size")):
         found = getattr(vision, key)
@@ -110,9 +111,7 @@ def read_clip(
         released=None if released is None else Limits(*(tokens * cell for tokens in released)),
         max_pixels=max_pixels,
     )
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps must be positive, got {fps}.")
-    rate = Fraction(fps).limit_denominator(1001)
+    rate = picture_rate(fps)
     count = 1 if piece_seconds is None else rate * piece_seconds / vision.temporal
     if count < 1 or count != int(count):
         raise ValueError(

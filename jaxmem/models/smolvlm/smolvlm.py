@@ -26,7 +26,7 @@ from jaxmem.models.encoders.siglip import SiglipConfig
 from jaxmem.models.hf.chat import Chat, Turn, Uncoded, check_question
 from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
 from jaxmem.models.hf.family import RATE, Family, Files, Names
-from jaxmem.models.hf.preprocessor import OF_VIDEOS, Pixels, pixels_of
+from jaxmem.models.hf.preprocessor import OF_VIDEOS, Pixels, picture_rate, pixels_of
 from jaxmem.models.hf.prompt import Ids, Plan, fill, pad, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, under
 from jaxmem.models.smolvlm import words
@@ -166,8 +166,6 @@ class SmolVLM(Family):
         seconds: float | None = None,
     ) -> Self:
         """Return the member; `frames` and `seconds` of the whole video as in `words.intro`."""
-        if not 0 < fps < np.inf:
-            raise ValueError(f"fps must be positive, got {fps}.")
         config = read_config(files.config)
         side = config.vision.side
         found = files.settings.get("max_image_size", {}).get("longest_edge", side)
@@ -180,7 +178,7 @@ class SmolVLM(Family):
         return cls(
             config,
             files.chat,
-            Fraction(fps).limit_denominator(1001),
+            picture_rate(fps),
             pixels_of(files.settings),
             longest_edge(files.settings, side),
             words.intro(frames, seconds),

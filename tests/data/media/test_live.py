@@ -1,6 +1,7 @@
 """Sources that keep one waiting: limits, reconnecting, growing files, closing; names of files."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -55,6 +56,28 @@ def test_an_address_that_stalls_ends_in_time(ts):
     assert time.monotonic() - begin < 15
 
 
+def test_what_came_before_a_stall_is_read_where_the_end_can_be_looked_at(ts):
+    """FFmpeg asks for the end of the file while it opens it, to know its length."""
+    data = ts.read_bytes()
+    with serving(data + bytes(500_000), len(data), ranges=True) as address:
+        with open_media(address, timeout=1.0) as reader:
+            assert len(list(reader)) >= 2
+        assert reader.end.kind == "stalled"
+    with serving(data, 0, ranges=True) as address, pytest.raises(ValueError) as refused:
+        open_media(address, timeout=0.5)
+    assert "no answer in 0.5 s" in str(refused.value) and "pipe" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtmp", "tcp", "tls", "ftp", "https"])
+def test_whatever_keeps_silent_is_refused_in_time(scheme):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/a"
+        begin = time.monotonic()
+        with pytest.raises(ValueError, match=r"no answer in 0\.3 s"):
+            open_media(address, timeout=0.3)
+    assert time.monotonic() - begin < 3
+
+
 def test_a_live_address_is_opened_again(ts, monkeypatch):
     monkeypatch.setattr(live, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(live, "ATTEMPTS", 2)
@@ -71,6 +94,9 @@ def test_a_live_address_is_opened_again(ts, monkeypatch):
     assert reader.end.kind == "stalled" and reader.end.time >= 4
     first, again = pieces[0].frames, pieces[round(resumed.time)].frames
     np.testing.assert_array_equal(first, again)  # a live source begins anew
+    with serving(data, *lengths) as address, open_media(address, stop=4.0, **settings) as reader:
+        assert list(reader)[-1].start == 3
+    assert reader.end == (4.0, "stop=4 s was reached", "stop")
 
 
 def test_closing_while_a_thread_reads_leaves_it_alone(ts):
@@ -152,6 +178,20 @@ def test_standard_input_that_stalls(ts):
         process.stdin.flush()
         out = process.stdout.read().decode().split()
     assert int(out[0]) >= 2 and out[1] == "stalled" and "0.5" in out
+
+
+def test_standard_input_that_is_a_file_can_be_sought(tmp_path):
+    video = {"codec": "mpeg4", "pix_fmt": "yuv420p"}
+    path = clip(tmp_path / "index_at_the_end.mp4", EVEN, video=video)
+    code = (
+        "from jaxmem.data.media.media import open_media\n"
+        "with open_media('-') as r: print(len(list(r)), r.end.kind, r.waits)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    with open(path, "rb") as file:
+        more = {"stdin": file, "env": environment, "text": True, "stdout": subprocess.PIPE}
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code], **more)
+    assert done.stdout.split() == ["3", "end", "False"]
 
 
 def test_what_makes_no_sense_is_refused(ts):

@@ -178,6 +178,38 @@ def test_many_channels_are_their_mean(tmp_path, channels):
     assert reader.end.reason == "everything was decoded"
 
 
+HEARD = """
+import sys
+from jaxmem.data.media import open_media
+with open_media(sys.argv[1]) as reader:
+    print(max(abs(p.samples).max() for p in reader), reader.end.reason, reader.events)
+"""
+
+
+@pytest.mark.parametrize(
+    "family, layout, channels, loudest",
+    [(255, "9 channels", 9, 0.5 / 9), (2, "ambisonic 1", 4, 0.5)],
+)
+def test_channels_that_each_have_a_plane(tmp_path, family, layout, channels, loudest):
+    """More than eight end the process in the library's own arrays: a child reads them."""
+    path = tmp_path / "many.ogg"
+    x = np.zeros((48000, channels), np.float32)
+    x[:, 0] = 0.5 * np.sin(np.arange(48000) * 0.1)
+    with av.open(str(path), "w") as out:
+        more = {"options": {"mapping_family": str(family), "b": "900k"}}
+        stream = out.add_stream("libopus", rate=48000, layout=layout, **more)
+        for i in range(0, 48000, 960):
+            frame = av.AudioFrame.from_ndarray(x[i : i + 960].reshape(1, -1), "flt", layout)
+            frame.sample_rate, frame.pts = 48000, i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    done = subprocess.run([sys.executable, "-c", HEARD, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    heard, told = done.stdout.split(" ", 1)
+    assert float(heard) == pytest.approx(loudest, rel=0.1)
+    assert told == "everything was decoded []\n"
+
+
 def _atom(data, *path):
     """Offsets of an atom and of those around it in an mp4."""
     offsets, begin, end = [], 0, len(data)

@@ -82,3 +82,9 @@ def test_a_hostile_line_is_refused_in_few_words(line, tmp_path, monkeypatch, cap
     assert status in (2, 3), said[-500:]
     assert "Traceback" not in said and 0 < len(said) < 3000
     assert time.process_time() - begin < 20
+
+
+def test_names_are_shown_as_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--no-prompt", "--video", "at 12:a:30 [/b].mp4"]) == 3
+    assert "error: at 12:a:30 [/b].mp4: cannot be opened" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Prompt and pictures of SmolVLM2 against the installed transformers' processors."""
 
+import json
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -31,6 +32,9 @@ def side(hf, tmp_path_factory):
     raw.train_from_iterator([*texts, *QUESTIONS, "\n\nvideo.\n\nFrame"] * 3, trainer)
     theirs = hf.transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
     theirs.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = len(theirs)
+    (folder / "config.json").write_text(json.dumps(config))
     return folder, theirs
 
 
