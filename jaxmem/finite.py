@@ -19,6 +19,10 @@ from jaxmem.memory.base import Embeds, FeatureMemory
 from jaxmem.typing import Int, Params, PyTree
 
 
+class NotFiniteError(ValueError):
+    """An answer cannot be given: its logits, or a state, are not finite."""
+
+
 def check_answer(
     ids: Int[np.ndarray, "M"],
     bound: Bound | Params,
@@ -27,7 +31,7 @@ def check_answer(
     *,
     program: Program,
 ) -> None:
-    """Raise ValueError if an answer has a token that was chosen from logits that are not finite.
+    """Raise NotFiniteError if a token was chosen from logits that are not finite.
 
     Args:
       ids: tokens of the answer, on the host.
@@ -42,7 +46,7 @@ def check_answer(
     repair = "take bfloat16 or float32 (--dtype, the dtype of load), which hold larger ones"
     if largest > 1e38:
         repair = "look for weights of the checkpoint, or inputs, that are not finite"
-    raise ValueError(
+    raise NotFiniteError(
         f"the logits of token {first + 1} of the answer are not finite: {where} "
         f"made numbers beyond those of {dtype} (up to {largest:.3g}); {repair}."
     )

@@ -15,7 +15,7 @@ from jaxmem.bound import Bound, bucket, probe_rows, question_rows
 from jaxmem.decoder.program import Carry
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.feeding import Feeding
-from jaxmem.finite import check_answer
+from jaxmem.finite import NotFiniteError, check_answer
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import Model, penalised_ids
 from jaxmem.models.text_streamer import TextStreamer
@@ -136,7 +136,7 @@ class Asking(Feeding):
         )
         jax.block_until_ready((carry, rows))
         if (broken := self._broken(carry)) is not None:
-            raise ValueError(
+            raise NotFiniteError(
                 f"{broken.message} No answer can be given: begin anew, with bfloat16 or float32 in "
                 "place of float16 (--dtype, the dtype of load), or with weights that are finite."
             )

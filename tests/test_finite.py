@@ -1,5 +1,6 @@
 """Logits that are not finite are an error, never token 0: through every door that answers."""
 
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -51,8 +52,12 @@ def test_float16_that_overflows(folder):
 def test_on_the_command_line(folder, tmp_path, capsys):
     video = held_out(1, 3, tmp_path, count=1)[0]
     words = ["--video", str(video), "--ask", "2: What is shown ?", "--out", str(tmp_path / "out")]
-    assert cli.main([*words, "--model", str(folder), "--dtype", "float16", "--no-prompt"]) != 0
+    words += ["--model", str(folder), "--dtype", "float16", "--no-prompt"]
+    assert cli.main([*words, "--memory", "recent", "--budget", "32"]) == 2
     assert "error: the logits of token 1 of the answer are not finite" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["end"]["kind"] == "broken" and report["seconds"] >= 2
+    assert (report["unasked"], report["results"][0]["answers"]) == (1, [])
 
 
 def test_a_later_token(tmp_path):

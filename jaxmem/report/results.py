@@ -83,7 +83,10 @@ class Compilations:
 
 @dataclass(frozen=True)
 class Ending:
-    """Where and why it ended; kind: "end", "stop", "damaged", "stalled" or "interrupted"."""
+    """Where and why it ended.
+
+    kind: "end", "stop", "damaged", "stalled", "interrupted" or "broken" (no answer is possible).
+    """
 
     time: float
     reason: str

@@ -113,10 +113,12 @@ def _main(argv: Sequence[str], errors: Console) -> int:
                 raise
             return refuse(asked_and_price(config, ready))
         show_files(done, console)
-        if config.prompt and sys.stdin.isatty() and not config.json:
+        if config.prompt and sys.stdin.isatty() and not config.json and not done.broken:
             done = prompt(done, console, typed)
     if config.json:
         print(json.dumps(as_dict(done.report), indent=1, allow_nan=False, default=str))
+    if done.broken:
+        return refuse(done.broken)
     if done.unwritten:
         _say(errors, done.unwritten)
         return UNWRITTEN

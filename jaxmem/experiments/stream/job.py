@@ -35,6 +35,7 @@ from jaxmem.experiments.stream.screen import Bar, Screen
 from jaxmem.experiments.stream.segments import Segment, hold_frames, segments
 from jaxmem.experiments.stream.source import Source, UnreadableError, length_of
 from jaxmem.experiments.stream.terminal import Terminal
+from jaxmem.finite import NotFiniteError
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import Spec
 from jaxmem.memory.baselines import Full
@@ -93,6 +94,7 @@ class Done:
     streams: tuple[Stream, ...]
     source: Source
     unwritten: str = ""  # what could not be written, in words
+    broken: str = ""  # why the run could not answer any more
 
 
 def prepare(config: StreamConfig, model: Model) -> Job:
@@ -180,15 +182,18 @@ def perform(plan: Plan, console: Console, stop: Stop, typed: Terminal | None = N
         more = {"typed": list if typed is None else typed.taken}
         with Bar(screen) as bar:
             moved = _mover(bar, plan.length, begin)
-            for happened in run(streams, ahead, questions, progress, stop, **more):
-                if isinstance(happened, Moved):
-                    moved(happened.time)
-                    if trouble := saver(streams):
-                        console.print(trouble, style="yellow", markup=False)
-                elif not (job.config.json and isinstance(happened, Part)):
-                    shown(screen, happened)
+            try:
+                for happened in run(streams, ahead, questions, progress, stop, **more):
+                    if isinstance(happened, Moved):
+                        moved(happened.time)
+                        if trouble := saver(streams):
+                            console.print(trouble, style="yellow", markup=False)
+                    elif not (job.config.json and isinstance(happened, Part)):
+                        shown(screen, happened)
+            except NotFiniteError as error:  # what was answered before is reported
+                progress.broken = str(error)
         wall = time.perf_counter() - begin
-        if progress.interrupted:
+        if progress.interrupted or progress.broken:
             ahead.leave(HURRY)
     if not progress.pieces:
         if progress.interrupted:
@@ -197,7 +202,7 @@ def perform(plan: Plan, console: Console, stop: Stop, typed: Terminal | None = N
         raise UnreadableError(f"{plan.source.path}: nothing was read: {reason}.")
     compiled = Compilations(*before, counted.count - before[0])
     report = _report(plan, streams, progress, wall, compiled)
-    return Done(job, report, tuple(streams), plan.source, saver.failed)
+    return Done(job, report, tuple(streams), plan.source, saver.failed, progress.broken)
 
 
 def _announced(plan: Plan) -> list[str]:
@@ -299,6 +304,8 @@ def drawn(found: Sampling, seed: int) -> str:
 
 
 def _ending(progress: Progress, reader: LiveReader) -> Ending:
+    if progress.broken:
+        return Ending(progress.time, progress.broken, "broken")
     if progress.interrupted or reader.end is None:
         return Ending(progress.time, "interrupted by the user", "interrupted")
     return Ending(reader.end.time, reader.end.reason, reader.end.kind)

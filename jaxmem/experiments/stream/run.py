@@ -14,6 +14,7 @@ from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.experiments.stream.questions import END, Planned
 from jaxmem.experiments.stream.segments import Segment, stack
+from jaxmem.finite import NotFiniteError
 from jaxmem.memory.base import FeatureMemory, Spec, slots
 from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
@@ -73,6 +74,7 @@ class Progress:
     time: float = 0.0  # seconds of stream
     typed: int = 0  # questions that were asked from the terminal meanwhile
     interrupted: bool = False
+    broken: str = ""  # why no answer can be given any more
 
 
 def open_streams(
@@ -162,8 +164,14 @@ def compile_for(one: Stream, question: str) -> None:
 
 def put_all(streams: Sequence[Stream], question: Planned, now: float) -> Iterator[Happened]:
     """Ask every stream a question."""
-    for one in streams:
-        yield from put(one, question, now)
+    try:
+        for one in streams:
+            yield from put(one, question, now)
+    except NotFiniteError:  # a question is answered by all or by none
+        whole = min(len(one.answers) for one in streams)
+        for one in streams:
+            del one.answers[whole:]
+        raise
     yield Asked([one.answers[-1] for one in streams])
 
 
