@@ -1,11 +1,13 @@
-"""What the Pallas kernels that carry a state share: tiles of rows, and gradients block by block.
+"""What the Pallas kernels that carry a state share: tiles of rows, the state, and cotangents.
 
-A program owns some columns of one head's state and walks the tiles of rows, the state in registers.
+A program owns some columns of one head's state and walks tiles of rows, the state in registers.
+The backward pass has two kernels: one walks all tiles from the last to the first with the cotangent
+of the state; the other walks each block forward from the state that was kept before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,15 +16,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
+from jaxmem.kernels import pallas_tiles as pt
 from jaxmem.kernels.blocks import in_blocks
 from jaxmem.kernels.pallas_tiles import power_of_two
-from jaxmem.typing import Array, Float, PyTree
+from jaxmem.typing import Array, Float
 
 MOST = 128  # largest side of a state that was compiled
 ROWS = 32  # of a tile
 COLUMNS = 32  # of the state, in a program
 PIECE = 32  # entries of the state's other axis that a product takes at a time
 WARPS = 8
+call = partial(pt.call, warps=WARPS, stages=1)
 # One product of float32 holds its operands in registers. In tiles of these sizes, with keys loaded
 # piece by piece just before each use and none ahead, nothing spills (experiments/kernels_aot).
 
@@ -90,16 +94,21 @@ def dot(a: Array, b: Array, over: tuple[int, int] = (1, 0)) -> Array:
     )
 
 
-def load(ref: Any, rows: Array, columns: Array) -> Array:
-    """Return entries [rows, columns] of a matrix, 0 outside of it."""
+def load(ref: Any, rows: Array, columns: Array, *which: Array) -> Array:
+    """Return entries [rows, columns] of a matrix, or of the one that `which` names, 0 outside."""
     i, j = rows[:, None], columns[None, :]
-    inside = (i < ref.shape[0]) & (j < ref.shape[1])
-    return pltriton.load(ref.at[i, j], mask=inside, other=jnp.zeros((), ref.dtype))
+    inside = (i < ref.shape[-2]) & (j < ref.shape[-1])
+    return pltriton.load(ref.at[*which, i, j], mask=inside, other=jnp.zeros((), ref.dtype))
 
 
 def load_row(ref: Any, rows: Array) -> Float[Array, "Q"]:
     """Return entries of a vector, 0 after its end."""
     return pltriton.load(ref.at[rows], mask=rows < ref.shape[0], other=0.0)
+
+
+def store_row(ref: Any, rows: Array, x: Float[Array, "Q"]) -> None:
+    """Write entries of a vector, none after its end."""
+    pltriton.store(ref.at[rows], x, mask=rows < ref.shape[0])
 
 
 def store(ref: Any, rows: Array, columns: Array, x: Array, *which: Array) -> None:
@@ -118,9 +127,17 @@ def decays(log: Float[Array, "Q"]) -> tuple[Array, Array, Array]:
     return cum, jnp.sum(jnp.where(at == rows - 1, cum, 0.0)), jnp.exp(between)
 
 
-def load_state(form: Form, ref: Any, columns: Array) -> Pieces:
+def pull_decays(x: Float[Array, "Q Q"]) -> Float[Array, "Q"]:
+    """Return the cotangents of sums of log decays: x holds decays times their cotangents."""
+    at = lax.iota(jnp.int32, x.shape[0])
+    # The diagonal, which has no decay, would cancel only up to rounding.
+    x = jnp.where(at[:, None] == at[None, :], 0.0, x)
+    return jnp.sum(x, axis=1) - jnp.sum(x, axis=0)
+
+
+def load_state(form: Form, ref: Any, columns: Array, *which: Array) -> Pieces:
     """Return a program's columns of the state."""
-    return tuple(load(ref, n, columns) for n in form.spans)
+    return tuple(load(ref, n, columns, *which) for n in form.spans)
 
 
 def store_state(form: Form, ref: Any, columns: Array, state: Pieces, *which: Array) -> None:
@@ -130,7 +147,7 @@ def store_state(form: Form, ref: Any, columns: Array, state: Pieces, *which: Arr
 
 
 def keep(form: Form, before: Any, i: Array, columns: Array, state: Pieces) -> None:
-    """Write the state before tile i where a block begins, and there is an output for it."""
+    """Write the state before tile i, where a block begins and there is an output for it."""
     if before:
 
         @pl.when(lax.rem(i, jnp.int32(form.every)) == 0)
@@ -161,35 +178,55 @@ def kept(form: Form, state: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((pl.cdiv(form.tiles, form.every), *state.shape), jnp.float32)
 
 
-def backward(
-    body: Callable[..., tuple[Array, Array]],
-    fixed: PyTree,
-    rows: PyTree,
-    before: Float[Array, "blocks *state"],
-    up: tuple[Array, Array],
-    size: int,
-) -> tuple[PyTree, PyTree, Array]:
-    """Return gradients by what is fixed, by the rows and by the first state, in plain XLA.
+def own(form: Form, x: Array, *shape: int) -> jax.ShapeDtypeStruct:
+    """Return the shape of what every program says of the rows of x [T, heads, columns]."""
+    parts = pl.cdiv(x.shape[2], form.columns)
+    return jax.ShapeDtypeStruct((parts, x.shape[1], x.shape[0], *shape), jnp.float32)
 
-    Blocks are computed again one by one, from the last to the first.
+
+def of_program(x: Any) -> pl.BlockSpec:
+    """Return the spec of such an array (grid axes: head, columns)."""
+    return pl.BlockSpec((None, None, *x.shape[2:]), lambda h, p, *_: (p, h, *(0,) * (x.ndim - 2)))
+
+
+def of_rows(x: Float[Array, "parts H T"]) -> Float[Array, "T H"]:
+    """Return numbers of rows, of all programs together."""
+    return jnp.sum(x, axis=0).T
+
+
+def of_groups(x: Float[Array, "parts H T N"], groups: int) -> Float[Array, "T G N"]:
+    """Return rows that heads share, of all programs of a group together."""
+    x = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    return jnp.sum(x, axis=(0, 2)).swapaxes(0, 1)
+
+
+def tile_product(
+    how: str, form: Form, scores: Float[Array, "T G Q"], rows: Float[Array, "T G N"]
+) -> Float[Array, "T G N"]:
+    """Return products of scores and rows of the same tile, by a subscript; exact to float32."""
+    given = in_blocks((scores, rows.astype(jnp.float32)), form.rows)
+    out = jnp.einsum(how, *given, precision=lax.Precision.HIGHEST)
+    return out.reshape(-1, *rows.shape[1:])[: form.count]
+
+
+def log_cotangents(
+    form: Form,
+    before: Float[Array, "blocks H N P"],
+    up: Float[Array, "blocks H N P"],
+    dcum: Float[Array, "T H"],
+) -> Float[Array, "T H"]:
+    """Return the cotangents of log decays.
+
+    To scale the state before a row is to scale what later rows read and, inversely, what they
+    write. So a log decay's cotangent is the product of that state and its cotangent, and from row
+    to row it falls by that of the cumulative sum.
 
     Args:
-      body: from what is fixed, a block's rows and the state before it to outputs and state.
-      fixed: what all blocks share.
-      rows: of every leaf the leading axis T.
-      before: states that the kernel kept.
-      up: cotangents of the outputs and of the last state.
-      size: rows of a block.
+      form: sizes of the walk.
+      before: states before every block.
+      up: their cotangents.
+      dcum: cotangents of the sums of log decays up to each row.
     """
-    count = jax.tree.leaves(rows)[0].shape[0]
-    blocks, dy = in_blocks((rows, up[0]), size)
-
-    def step(carry: Any, block: Any) -> tuple[Any, PyTree]:
-        state, rows, dy = block
-        more, drows, dstate = jax.vjp(body, fixed, rows, state)[1]((dy, carry[0]))
-        return (dstate, jax.tree.map(jnp.add, carry[1], more)), drows
-
-    start = up[1], jax.tree.map(jnp.zeros_like, fixed)
-    (dstate, dfixed), drows = lax.scan(step, start, (before, blocks, dy), reverse=True)
-    drows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], drows)
-    return dfixed, drows, dstate
+    blocks = in_blocks(dcum, form.block)
+    first = jnp.sum(before * up, axis=(2, 3))[:, None]
+    return (first - jnp.cumsum(blocks, axis=1) + blocks).reshape(-1, dcum.shape[1])[: form.count]

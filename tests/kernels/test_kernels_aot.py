@@ -30,7 +30,8 @@ def test_no_kernel_spills_or_exceeds_shared_memory(target):
         Path(os.environ["JAXMEM_AOT_OUT"], f"{target}.jsonl").write_text(run.stdout)
     found = [json.loads(line) for line in run.stdout.splitlines()]
     kernels = {r.get("kernel", r["case"]).split("__")[0] for r in found}
-    others = {"threshold", "partition", "ssd", "delta", "delta_inverse"}
+    scans = {f"{name}{part}" for name in ("ssd", "delta") for part in ("", "_back", "_read")}
+    others = {"threshold", "partition", "delta_inverse"} | scans
     assert kernels == {"attend", "joint_lse", "lse", "mass"} | others
     bad = [
         r

@@ -197,19 +197,21 @@ def test_nothing_but_a_name_chooses_a_kernel():
 def test_ssd_forward_and_in_a_gradient(size):
     run = partial(ssd, implementation="pallas")
     assert kernels_of(run, *ssd_shapes(*size)) == 1
-    assert kernels_of(gradient(run), *ssd_shapes(*size, jnp.bfloat16)) == 1
+    assert kernels_of(gradient(run), *ssd_shapes(*size, jnp.bfloat16)) == 3
 
 
 @pytest.mark.parametrize("size", DELTA, ids=str)
 def test_delta_forward_and_in_a_gradient(size):
     run = partial(delta, implementation="pallas")
     assert kernels_of(run, *delta_shapes(*size)) == 2
-    assert kernels_of(gradient(run), *delta_shapes(*size, jnp.bfloat16)) == 2
+    assert kernels_of(gradient(run), *delta_shapes(*size, jnp.bfloat16)) == 5
 
 
 def test_scans_of_many_streams_lower_too():
     shapes = jax.tree.map(lambda x: SHAPE((3, *x.shape), x.dtype), ssd_shapes(*SSD[1]))
-    assert kernels_of(jax.vmap(partial(ssd, implementation="pallas")), *shapes) == 1
+    streams = jax.vmap(partial(ssd, implementation="pallas"))
+    assert kernels_of(streams, *shapes) == 1
+    assert kernels_of(gradient(streams), *shapes) == 3
 
 
 def gradient(run):

@@ -22,6 +22,7 @@ from jaxmem.mixers.gated_delta import GatedDelta
 from jaxmem.mixers.mamba2 import Mamba2
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pallas Triton.*:DeprecationWarning")
+SLOW = pytest.mark.slow
 ROWS = 37  # two tiles of 16 and a short one
 
 
@@ -50,9 +51,7 @@ def cut(name, x, begin, end):
 
 
 @EITHER
-@pytest.mark.parametrize(
-    ("rows", "groups"), [(1, 2), (ROWS, 2), pytest.param(32, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("rows", "groups"), [(1, 2), (ROWS, 2), pytest.param(32, 1, marks=SLOW)])
 def test_equals_the_loop_over_tokens_in_float64(name, rows, groups, way):
     inputs = KERNELS[name][1](rows, groups=groups)
     close(run(name, way)(*cast(inputs)), truth(name, inputs))
@@ -60,25 +59,97 @@ def test_equals_the_loop_over_tokens_in_float64(name, rows, groups, way):
 
 @EITHER
 def test_states_of_several_pieces_and_programs_and_blocks_of_several_tiles(name, way):
-    inputs = (
-        KERNELS[name][1](70, 2, 1, 40, 70) if name == "ssd" else KERNELS[name][1](70, 2, 1, 70, 40)
-    )
-    inputs = list(inputs)
+    inputs = wide(name)
     close(run(name, way, 64)(*cast(inputs)), truth(name, inputs), 1e-5)
 
 
-@EITHER
-def test_gradients_through_the_state(name, way):
-    kernel, make, loop = KERNELS[name]
-    inputs = make(70)
-    got, grads = loss(partial(kernel, block=32, implementation=way))(*cast(inputs))
+def gradients(name, inputs, way=None, block=32):
+    """Return a number of all outputs and its gradients, or those of the loop in float64."""
+    kernel, _, loop = KERNELS[name]
+    if way:
+        return loss(partial(kernel, block=block, implementation=way))(*inputs)
     with jax.enable_x64():
-        want, others = loss(loop)(*cast(inputs, np.float64))
-        want, others = jax.tree.map(np.asarray, (want, others))
+        return jax.tree.map(np.asarray, loss(loop)(*(jnp.asarray(x, np.float64) for x in inputs)))
+
+
+def wide(name):
+    """Return inputs whose states take several pieces and programs; two heads to a group."""
+    sizes = (40, 70) if name == "ssd" else (70, 40)
+    return KERNELS[name][1](70, 4, 2, *sizes)
+
+
+def decayed(name, which):
+    """Return inputs that forget at once: decays, or what they come from, are 200 times as large."""
+    x = list(KERNELS[name][1](ROWS))
+    x[which] *= 200
+    return x
+
+
+CASES = {  # inputs, block, and how far off a gradient may be, of its largest entry
+    "ragged": (lambda name: KERNELS[name][1](70), 32, 1e-5),
+    "wide": (wide, 64, 1e-5),
+    "one row": (lambda name: KERNELS[name][1](1), 32, 1e-5),
+    # What is left after such decays is as far off as float32 rounds their sums.
+    "decayed": (lambda name: decayed(name, {"ssd": 2, "delta": 3}[name]), 16, 1e-4),
+}
+
+
+@EITHER
+@pytest.mark.parametrize(
+    "case", ["wide", "decayed", *(pytest.param(c, marks=SLOW) for c in ("ragged", "one row"))]
+)
+def test_gradients_through_the_state(name, case, way):
+    make, block, share = CASES[case]
+    inputs = make(name)
+    (got, grads), (want, others) = (
+        gradients(name, cast(inputs), way, block),
+        gradients(name, inputs),
+    )
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for a, b in zip(grads, others, strict=True):
         assert a.dtype == np.float32
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+        np.testing.assert_allclose(a, b, atol=max(share * np.abs(b).max(), 1e-37))
+
+
+@EITHER
+def test_gradients_of_streams_side_by_side_are_the_references(name, way):
+    kernel, make, _ = KERNELS[name]
+    streams = [[*cast(make(ROWS, seed=s)[:5], jnp.bfloat16), *cast(make(ROWS)[5:])] for s in (0, 1)]
+    x = [jnp.stack(v) for v in zip(*streams, strict=True)]
+
+    def of(way):
+        run = jax.vmap(partial(kernel, block=16, implementation=way))
+        number = lambda *x: sum(jnp.sum(jnp.sin(v.astype(jnp.float32))) for v in run(*x))
+        return jax.jit(jax.grad(number, argnums=range(6)))(*x)
+
+    for a, b, given in zip(of(way), of("xla"), x, strict=True):
+        assert a.dtype == b.dtype == given.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=1e-2 * np.abs(b).max())
+
+
+@EITHER
+def test_padding_has_no_part_in_gradients(name, way):
+    """Nor has what stands in it; the same tiles give the same bits."""
+    kernel, make, _ = KERNELS[name]
+    marks = {"ssd": (1, 2, 5), "delta": (3, 4, 5)}[name]
+    x, other = cast(make(ROWS, padding=20)), cast(make(ROWS, padding=20, seed=1))
+    other = [
+        a if i in marks else jnp.concatenate([a[:17], b[17:]])
+        for i, (a, b) in enumerate(zip(x, other, strict=True))
+    ]
+
+    @jax.jit
+    @partial(jax.grad, argnums=tuple(range(6)))
+    def gradient(*x):
+        y, state = kernel(*x, block=16, implementation=way)
+        return jnp.sum(jnp.sin(y[:17])) + jnp.sum(jnp.cos(state))
+
+    for i, (a, b) in enumerate(zip(gradient(*x), gradient(*other), strict=True)):
+        if i not in marks:
+            np.testing.assert_array_equal(a[17:], 0)
+        rows = slice(None) if i == 5 or (name, i) == ("ssd", 2) else slice(17)
+        np.testing.assert_array_equal(a[rows], b[rows])
 
 
 @EITHER
@@ -109,17 +180,18 @@ def test_padding_changes_no_bit_of_the_state(name, way):
 
 @EITHER
 def test_strong_decays_neither_overflow_nor_become_nan(name, way):
-    x = list(KERNELS[name][1](ROWS))
-    x[3 if name == "delta" else 1] *= 200
+    x = decayed(name, 3 if name == "delta" else 1)
     close(run(name, way)(*cast(x)), truth(name, x), 2e-5)
 
 
-@pytest.mark.parametrize("block", [16, 64])
+@pytest.mark.parametrize("block", [16, pytest.param(64, marks=SLOW)])
 def test_keys_that_repeat_lose_nothing(block, way):
     """Powers of the triangle reach 3e8 here at 32 rows, and their sum is an inverse of ones."""
     q, k, v, g, beta, state = KERNELS["delta"][1](ROWS if block == 16 else 70)
     inputs = q, 0 * k + k[:1], v, 0 * g, 0 * beta + 1, state
     close(run("delta", way, block)(*cast(inputs)), truth("delta", inputs), 2e-6)
+    if block == 64:
+        close(gradients("delta", cast(inputs), way, 64)[1], gradients("delta", inputs)[1], 1e-5)
 
 
 @EITHER
@@ -149,15 +221,18 @@ def test_reverse_mode_keeps_a_state_a_block(name, block, kept):
 
 @pytest.mark.parametrize("mixer", [Mamba2(2, 8, 8), GatedDelta(2, 1, 8)], ids=["ssd", "delta"])
 def test_a_layer_runs_on_the_kernel(mixer, way):
-    weights, x = (
-        mixer.weights(12, jax.random.key(0)),
-        jax.random.normal(jax.random.key(1), (20, 12)),
-    )
-    real = jnp.arange(20) < 17
+    weights = mixer.weights(12, jax.random.key(0))
+    x, real = jax.random.normal(jax.random.key(1), (20, 12)), jnp.arange(20) < 17
 
-    run = lambda mixer: jax.jit(mixer.chunk)(weights, mixer.init(12), x, real)
-    (y, state), (want, end) = run(replace(mixer, implementation=way)), run(mixer)
-    close([y[:17], *state], [want[:17], *end], 2e-5)
+    def run(mixer):
+        def number(weights, x):
+            y, state = mixer.chunk(weights, mixer.init(12), x, real)
+            return jnp.sum(jnp.sin(y[:17])), (y[:17], state)
+
+        graded = jax.value_and_grad(number, argnums=(0, 1), has_aux=True)
+        return jax.tree.leaves(jax.jit(graded)(weights, x))
+
+    close(run(replace(mixer, implementation=way)), run(mixer), 2e-5)
 
 
 def test_what_the_kernels_do_not_do_is_said(monkeypatch):

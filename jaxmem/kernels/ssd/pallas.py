@@ -1,8 +1,12 @@
-"""The recurrence of Mamba-2 as one Pallas (Triton) kernel, and its gradient by recomputation.
+"""The recurrence of Mamba-2 as Pallas (Triton) kernels, forward and backward.
 
 A program owns some channels of one head and walks the tiles of rows in turn. The other form, all
 blocks at once with a scan over their states, writes and reads every state and has three passes;
 with a head and 32 channels to a program, the models' heads fill a GPU without it.
+
+Backwards, the state's cotangent follows the same recurrence from the last row on, written along c
+and read along b: it gives the cotangents of x, dt and b. That of c needs the states, which a second
+kernel walks block by block.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ from jax.experimental import pallas as pl
 
 from jaxmem.kernels import pallas_scan as ps
 from jaxmem.kernels import pallas_tiles as pt
-from jaxmem.kernels.ssd import ref
 from jaxmem.typing import Array, Float
 
 Rows = tuple[Array, Array, Array, Array]
@@ -47,34 +50,104 @@ def _kernel(tree: Any, y: Any, last: Any, *before: Any, form: ps.Form):
     ps.store_state(form, last, p, state)
 
 
+def _back_kernel(tree: Any, *outs: Any, form: ps.Form):
+    """From the last tile to the first: what comes from the scores and from later states.
+
+    `ds` are cotangents of the products c b of a tile; `ddt` leaves out those through the decays.
+    """
+    x, dt, rate, b, c, dy, dlast = tree
+    dx, db, ds, ddt, dcum, dstates = outs
+    rate = rate[0]
+    at = lax.iota(jnp.int32, form.rows)
+    p = pl.program_id(1) * form.columns + lax.iota(jnp.int32, form.columns)
+
+    def body(j: Array, up: ps.Pieces) -> ps.Pieces:
+        i = form.tiles - 1 - j
+        row = i * form.rows + at
+        scores, drawn = 0.0, 0.0
+        for n, part in zip(form.spans, up, strict=True):
+            along = ps.load(b, row, n)
+            scores += ps.dot(ps.load(c, row, n), along, (1, 1))
+            drawn += ps.dot(along, part)
+        step = ps.load_row(dt, row)
+        cum, total, decay = ps.decays(step * rate)
+        left = jnp.exp(total - cum)[:, None]
+        value, out = (ps.load(v, row, p).astype(jnp.float32) for v in (x, dy))
+        du = ps.dot(scores * decay, out, (0, 0)) + left * drawn
+        ps.store(dx, row, p, step[:, None] * du)
+        ps.store_row(ddt, row, jnp.sum(value * du, axis=1))
+        u = value * step[:, None]
+        dscores = ps.dot(out, u, (1, 1)) * decay
+        ps.store(ds, row, at, dscores)
+        within = ps.pull_decays(dscores * scores)
+        ps.store_row(dcum, row, within - jnp.sum(u * left * drawn, axis=1))
+        for n, part in zip(form.spans, up, strict=True):
+            ps.store(db, row, n, ps.dot(u * left, part, (1, 1)))
+        out *= jnp.exp(cum)[:, None]
+        up = tuple(
+            jnp.exp(total) * part + ps.dot(ps.load(c, row, n), out, (0, 0))
+            for n, part in zip(form.spans, up, strict=True)
+        )
+        ps.keep(form, (dstates,), i, p, up)
+        return up
+
+    lax.fori_loop(0, form.tiles, body, ps.load_state(form, dlast, p))
+
+
+def _read_kernel(tree: Any, dc: Any, dcum: Any, *, form: ps.Form):
+    """The tiles of one block in turn: what comes from reading the states before them."""
+    x, dt, rate, b, c, dy, before = tree
+    rate = rate[0]
+    p = pl.program_id(1) * form.columns + lax.iota(jnp.int32, form.columns)
+    k = pl.program_id(2)
+
+    def body(i: Array, state: ps.Pieces) -> ps.Pieces:
+        row = i * form.rows + lax.iota(jnp.int32, form.rows)
+        step = ps.load_row(dt, row)
+        cum, total, _ = ps.decays(step * rate)
+        out = ps.load(dy, row, p).astype(jnp.float32) * jnp.exp(cum)[:, None]
+        sums = jnp.zeros(form.rows, jnp.float32)
+        for n, part in zip(form.spans, state, strict=True):
+            dread = ps.dot(out, part, (1, 1))
+            ps.store(dc, row, n, dread)
+            sums += jnp.sum(ps.load(c, row, n) * dread, axis=1)
+        ps.store_row(dcum, row, sums)
+        u = ps.load(x, row, p).astype(jnp.float32) * step[:, None]
+        return ps.written(form, b, row, state, u, cum, total)
+
+    end = jnp.minimum((k + 1) * form.every, form.tiles)
+    lax.fori_loop(k * form.every, end, body, ps.load_state(form, before, p, k))
+
+
 def _form(x: Array, state: Array, block: int) -> ps.Form:
     return ps.form_of(x.shape[0], state.shape[1], state.shape[2], block)
+
+
+def _operands(rows: Rows, a: Array) -> tuple[tuple[Array, ...], tuple[pl.BlockSpec, ...]]:
+    """Return x, dt, a, b and c as the kernels take them, and their specs."""
+    x, dt, b, c = rows
+    dt = dt.T  # rows of a head side by side
+    one, along = pl.BlockSpec((1,), lambda h, *_: (h,)), ps.of_head(b, x.shape[1] // b.shape[1])
+    return (x, dt, a, b, c), (ps.of_head(x), pt.of_owner(dt), one, along, along)
 
 
 def _run(
     rows: Rows, a: Array, state: Array, block: int, interpret: bool, *, keep: bool
 ) -> list[Array]:
     """Return y, the last state and, with `keep`, the states before every block."""
-    x, dt, b, c = rows
-    form, heads = _form(x, state, block), x.shape[1]
-    shared = heads // b.shape[1]
-    dt = dt.T  # rows of a head side by side
-    given = (x, dt, a, b, c, state)
-    one, whole = pl.BlockSpec((1,), lambda h, *_: (h,)), pt.of_owner(state)
-    specs = ps.of_head(x), pt.of_owner(dt), one, *[ps.of_head(b, shared)] * 2, whole
+    x, form = rows[0], _form(rows[0], state, block)
+    (given, specs), whole = _operands(rows, a), pt.of_owner(state)
     outs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (x, state)]
     if keep:
         outs.append(ps.kept(form, state))
-    return pt.call(
+    return ps.call(
         partial(_kernel, form=form),
-        given,
-        specs,
+        (*given, state),
+        (*specs, whole),
         name="ssd",
-        grid=(heads, pl.cdiv(x.shape[2], form.columns)),
+        grid=(x.shape[1], pl.cdiv(x.shape[2], form.columns)),
         out_shape=outs,
         out_specs=[ps.of_head(x), whole, *(ps.of_head(v) for v in outs[2:])],
-        warps=ps.WARPS,
-        stages=1,
         interpret=interpret,
     )
 
@@ -90,17 +163,40 @@ def _forward(rows: Rows, a: Array, state: Array, block: int, interpret: bool):
 
 
 def _backward(block: int, interpret: bool, kept: Any, up: tuple[Array, Array]):
-    del interpret
     rows, a, before = kept
-    size = _form(rows[0], before[0], block).block
-
-    def body(a: Array, rows: Rows, state: Array) -> tuple[Array, Array]:
-        x, dt, b, c = rows
-        y, state = ref.ssd(x, dt, a, b, c, state.swapaxes(1, 2), block=size, at_once=False)
-        return y, state.swapaxes(1, 2)
-
-    da, drows, dstate = ps.backward(body, a, rows, before, up, size)
-    return drows, da, dstate
+    (x, dt, b, c), (dy, dlast) = rows, up
+    form, groups = _form(x, dlast, block), b.shape[1]
+    (given, specs), heads, states = _operands(rows, a), ps.of_head(x), ps.of_head(before)
+    grid = x.shape[1], pl.cdiv(x.shape[2], form.columns)
+    like = lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype)
+    along, numbers = ps.own(form, x, b.shape[2]), ps.own(form, x)
+    shared = along, ps.own(form, x, form.rows), numbers, numbers
+    dx, db, ds, ddt, dcum, dstates = ps.call(
+        partial(_back_kernel, form=form),
+        (*given, dy, dlast),
+        (*specs, heads, pt.of_owner(dlast)),
+        name="ssd_back",
+        grid=grid,
+        out_shape=[like(x), *shared, like(before)],
+        out_specs=[heads, *map(ps.of_program, shared), states],
+        interpret=interpret,
+    )
+    dc, more = ps.call(
+        partial(_read_kernel, form=form),
+        (*given, dy, before),
+        (*specs, heads, states),
+        name="ssd_read",
+        grid=(*grid, before.shape[0]),
+        out_shape=[along, numbers],
+        out_specs=[*map(ps.of_program, (along, numbers))],
+        interpret=interpret,
+    )
+    ds, db, dc = (ps.of_groups(v, groups) for v in (ds, db, dc))
+    db += ps.tile_product("tqgk,tqgn->tkgn", form, ds, c)
+    dc += ps.tile_product("tqgk,tkgn->tqgn", form, ds, b)
+    dlog = ps.log_cotangents(form, before, dstates, ps.of_rows(dcum + more))
+    drows = dx, ps.of_rows(ddt) + dlog * a[None], db.astype(b.dtype), dc.astype(c.dtype)
+    return drows, jnp.sum(dlog * dt, axis=0), dstates[0]
 
 
 _ssd = jax.custom_vjp(_primal, nondiff_argnums=(3, 4))
