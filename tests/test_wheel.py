@@ -17,6 +17,8 @@ from jaxmem.memory import MEMORIES
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+SLOW = "03_train_through_memory"  # compiles gradients
+RUNS = [pytest.param(p, marks=pytest.mark.slow if p.stem == SLOW else ()) for p in SCRIPTS]
 FEW = ["omnimem", "rekv"]
 """One of each machinery: a key, sketches, probes and a stack, banks, features."""
 EVERY_MEMORY = """
@@ -58,7 +60,7 @@ def installed(tmp_path_factory):
     return wheel.install(tmp_path_factory.mktemp("wheel"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("script", RUNS, ids=lambda p: p.stem)
 def test_notebook_runs(script, installed, tmp_path, monkeypatch):
     for name, value in wheel.environment(installed).items():
         monkeypatch.setenv(name, value)
