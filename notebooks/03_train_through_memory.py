@@ -18,12 +18,12 @@
 #
 # [![Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxmem/jaxmem/blob/main/notebooks/03_train_through_memory.ipynb)
 #
-# On Colab, run `%pip install "jaxmem[train] @ git+https://github.com/jaxmem/jaxmem"` in a cell first.
+# On Colab, first run `%pip install "jaxmem[train] @ git+https://github.com/jaxmem/jaxmem"`.
 #
 # A model was trained with everything it ever saw in its context, and now answers from a memory that
-# has dropped most of it. Here it learns to live with that: the loss of its answers goes back through
-# the memory to the first chunk, while every chunk is computed again in the backward pass. The
-# weights stay; low-rank adapters (LoRA) beside them train. Minutes on a CPU.
+# has dropped most of it. Here it learns to live with that: the loss of its answers goes back
+# through the memory to the first chunk, while every chunk is computed again in the backward pass.
+# The weights stay; low-rank adapters (LoRA) beside them train. Minutes on a CPU.
 
 # %%
 import os
