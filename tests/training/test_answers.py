@@ -221,7 +221,8 @@ def test_modes_are_cut_where_they_say():
         a, b = (first[mode][name]["kernel"] for mode in ("published", "read"))
         assert float(jnp.max(jnp.abs(a - b))) > 1e-3 * float(jnp.max(jnp.abs(b)))
     away = found["through"]["layers"]["q"]["kernel"] - found["published"]["layers"]["q"]["kernel"]
-    assert np.all(np.max(np.abs(away), axis=(1, 2)) > 0)
+    # Nobody reads what the last layer makes of a chunk.
+    assert np.all(np.max(np.abs(away), axis=(1, 2))[:-1] > 0)
 
 
 @pytest.mark.slow
