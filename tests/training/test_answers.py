@@ -120,7 +120,8 @@ def test_the_gradient_is_that_of_the_plain_loop(name):
     plainly = partial(plain, program=program, batch=example())
     want, theirs = jax.jit(jax.value_and_grad(plainly))(params)
     np.testing.assert_allclose(loss, want, rtol=1e-6)
-    close(ours, theirs, 1e-6)
+    # The two numbers of a head's score are sums over all tokens, in another order.
+    close(ours, theirs, 5e-6 if name == "retention" else 1e-6)
     assert float(metrics.loss) == float(loss) and 0 <= metrics.accuracy <= 1
 
 
@@ -220,7 +221,8 @@ def test_modes_are_cut_where_they_say():
         a, b = (first[mode][name]["kernel"] for mode in ("published", "read"))
         assert float(jnp.max(jnp.abs(a - b))) > 1e-3 * float(jnp.max(jnp.abs(b)))
     away = found["through"]["layers"]["q"]["kernel"] - found["published"]["layers"]["q"]["kernel"]
-    assert np.all(np.max(np.abs(away), axis=(1, 2)) > 0)
+    # Nobody reads what the last layer makes of a chunk.
+    assert np.all(np.max(np.abs(away), axis=(1, 2))[:-1] > 0)
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice
         more = {"nested": scheme == "E", "segments": best.segments}
         loss = language_loss(decoder, dtype=dtype, chunk=best.chunk, **more)
         count = -(-tokens // best.chunk)
-        kept = _kept(count, best.segments) * nbytes(states)
+        kept = _kept(count, best.segments, nbytes(states), nbytes(states))
         temp = _temp(loss, params, ids, states)
         steps.append(Trained(scheme, best.chunk, best.segments, temp, kept, temp))
     return _price(tokens, found, None, 0, params, None, nbytes(ids), steps)
@@ -130,7 +130,7 @@ def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPri
         segments = near_root(count) if scheme == "E" else None
         loss = partial(_answer_loss, found=found, segments=segments)
         temp = _temp(loss, train, given, found.carry, example)
-        kept = _kept(count, segments) * nbytes(_needed(found.carry))
+        kept = _kept(count, segments, nbytes(found.carry), nbytes(_needed(found.carry)))
         steps.append(Trained(scheme, program.spec.chunk, segments, temp, kept, temp))
     inputs = nbytes((example, found.carry))
     return _price(tokens, found, config.memory, rank, train, given, inputs, steps)
@@ -158,9 +158,14 @@ def _needed(carry: Carry) -> PyTree:
     return getattr(slots, "kv", slots), carry.states, carry.bank
 
 
-def _kept(count: int, segments: int | None) -> int:
-    """Return how many states are kept of a stream of `count` chunks."""
-    return count if segments is None else segments + -(-count // segments)
+def _kept(count: int, segments: int | None, whole: int, needed: int) -> int:
+    """Return the bytes of states that are kept of a stream of `count` chunks.
+
+    A segment, which chooses anew, begins with the whole state, a chunk with what it needs.
+    """
+    if segments is None:
+        return count * needed
+    return segments * whole + -(-count // segments) * needed
 
 
 def _typed(tree: PyTree, dtype: Any) -> PyTree:
