@@ -35,7 +35,7 @@ class DecoderConfig:
       heads: H query heads.
       kv_heads: G; must divide `heads`.
       head_dim: D.
-      mlp_width: inner width of the MLP; 0: layers with a state have none.
+      mlp_width: inner width of the MLP; 0: no layer has one.
       vocab: number of tokens.
       rope: rotary table of D/2 pairs.
       activation: "swiglu" (gate, up, down) or "relu2" (squared ReLU; up, down).
@@ -128,12 +128,13 @@ class StateLayer(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
-        if config.mlp_width:
-            _add_feed_forward(self, config, rngs)
+        _add_feed_forward(self, config, rngs)
 
 
 def _add_feed_forward(layer: Any, config: DecoderConfig, rngs: nnx.Rngs) -> None:
-    """Give a layer the weights of its norm and MLP."""
+    """Give a layer the weights of its norm and MLP, where the decoder has MLPs."""
+    if not config.mlp_width:
+        return
     width, inner = config.width, config.mlp_width
     layer.mlp_norm = nnx.RMSNorm(width, rngs=rngs)
     if config.activation == "swiglu":

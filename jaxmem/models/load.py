@@ -23,7 +23,7 @@ from jaxmem.models.hf.special import check_ids
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.models.llava.onevision import LlavaFamily, LlavaOnevision
 from jaxmem.models.llava.video import LlavaOnevisionNext, LlavaVideo, newline_of
-from jaxmem.models.mamba import mamba2
+from jaxmem.models.mamba import mamba2, nemotron_h
 from jaxmem.models.mamba.ma2mba import VideoMa2mba
 from jaxmem.models.qwen.qwen2_5_omni import Qwen25Omni
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VL
@@ -51,6 +51,8 @@ FAMILIES: dict[str, type[Family]] = {
 """`model_type` of config.json to the class that reads such a checkpoint."""
 HEARING: dict[str, type[Family]] = {"qwen2_5_vl": Salmonn, "qwen3_vl": TimedSalmonn}
 """The same for a config.json with `audio_config`: video-SALMONN 2+ keeps its base's type."""
+TEXT_ALONE = (*mamba2.MODEL_TYPES, *nemotron_h.MODEL_TYPES)
+"""Types of language models; each has a module of this name with a `load` of its own."""
 HEAD, EMBEDDING = "decoder.head.kernel", "decoder.embedding.embedding"
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 """Where an output matrix goes, and what it is called once names are brought to the table's."""
@@ -208,10 +210,11 @@ def family_of(config: Mapping[str, Any], where: str | Path) -> type[Family]:
       ValueError: if there is none; it says `where` the checkpoint is.
     """
     found = config.get("model_type")
-    if found in mamba2.MODEL_TYPES or "ssm_cfg" in config:
+    text = "mamba2" if "ssm_cfg" in config else found
+    if text in TEXT_ALONE:
         raise ValueError(
-            f"{where} is a Mamba-2 language model, which sees no video: load it with "
-            "jaxmem.models.mamba.mamba2.load, and stream its rows as docs/mixers.md says."
+            f"{where} is a language model ({text}), which sees no video: load it with "
+            f"jaxmem.models.mamba.{text}.load, and stream its rows as docs/mixers.md says."
         )
     if not isinstance(found, str) or found not in FAMILIES:
         raise ValueError(

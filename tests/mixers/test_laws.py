@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmem.mixers.base import stacked
+from jaxmem.mixers.feed_forward import FeedForward
 from jaxmem.mixers.gated_delta import GatedDelta
 from jaxmem.mixers.linear import LinearAttention
 from jaxmem.mixers.mamba2 import Mamba2
@@ -23,6 +24,7 @@ MIXERS = {
     "linear": LinearAttention(2, 8, block=8),
     "mom": MoM(2, 4, block=8),
     "titans": Titans(2, 4, 2, rows=4),
+    "feed_forward": FeedForward(7, bias=True),
     "gated_delta_blocks": GatedDelta(2, key_dim=4, block=4, implementation="xla_blocks"),
 }
 EVERY = pytest.mark.parametrize("name", MIXERS)

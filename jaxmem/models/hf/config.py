@@ -169,17 +169,19 @@ def check_family(
         )
 
 
-def check_layer_kinds(kinds: Sequence[str], known: Sequence[str], layers: int) -> None:
-    """Raise a ValueError if `layer_types` names another number of layers, or an unknown kind."""
+def check_layer_kinds(
+    kinds: Sequence[str], known: Sequence[str], layers: int, key: str = "layer_types"
+) -> None:
+    """Raise a ValueError if a key names another number of layers, or an unknown kind."""
     if len(kinds) != layers:
         raise ValueError(
-            f"layer_types names {len(kinds)} layers in config.json, but num_hidden_layers is "
+            f"{key} names {len(kinds)} layers in config.json, but num_hidden_layers is "
             f"{layers}: use the config.json of the checkpoint."
         )
     for number, kind in enumerate(kinds, 1):
         if kind not in known:
             raise ValueError(
-                f"layer {number} of {layers} is {kind!r} in config.json (layer_types); the kinds "
+                f"layer {number} of {layers} is {kind!r} in config.json ({key}); the kinds "
                 f"that this family has are {' and '.join(known)}: use a checkpoint of these."
             )
 

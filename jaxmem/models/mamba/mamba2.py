@@ -5,7 +5,7 @@ Two layouts are read: that of transformers (`Mamba2ForCausalLM`), and that of st
 must lie beside it). Every layer is a norm and a mixer; there is no attention and no MLP.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from jaxmem.models.hf.config import (
     check_value,
     read_json,
 )
-from jaxmem.models.hf.weights import Place, Weight, dense, norm
+from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.weights import Layers, Place, Weight, dense, norm
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.rope import rope_1d
 from jaxmem.typing import Params
@@ -137,28 +138,44 @@ def weight_table(config: DecoderConfig, prefix: str = "") -> dict[str, Weight]:
     """
     (mixer,) = config.stacks
     assert isinstance(mixer, Mamba2)
-    n, at, own = config.layers, f"{prefix}backbone.layers.{{}}.", "mixers.0.mixer"
-    width, inner, wide = config.width, mixer.inner, mixer.inner + mixer.channels + mixer.heads
-    table = norm("mixers.0.norm", f"{at}norm", width, layers=n)
-    table |= dense(f"{own}.in", f"{at}mixer.in_proj", width, wide, bias=mixer.bias, layers=n)
-    shape = (mixer.channels, 1, mixer.kernel)
-    table[f"{own}.conv.kernel"] = Weight(f"{at}mixer.conv1d.weight", shape, "patch", n)
+    n, at = config.layers, f"{prefix}backbone.layers.{{}}."
+    table = norm("mixers.0.norm", f"{at}norm", config.width, layers=n)
+    table |= mixer_table(mixer, "mixers.0.mixer", f"{at}mixer.", config.width, n)
+    return table | ends_table(config, prefix)
+
+
+def mixer_table(
+    mixer: Mamba2, own: str, theirs: str, width: int, layers: Layers
+) -> dict[str, Weight]:
+    """Return the entries of Mamba-2 layers: paths begin with `own`, tensors with `theirs`."""
+    inner, wide = mixer.inner, mixer.inner + mixer.channels + mixer.heads
+    more, shape = {"bias": mixer.bias, "layers": layers}, (mixer.channels, 1, mixer.kernel)
+    table = dense(f"{own}.in", f"{theirs}in_proj", width, wide, **more)
+    table[f"{own}.conv.kernel"] = Weight(f"{theirs}conv1d.weight", shape, "patch", layers)
     if mixer.conv_bias:
-        table[f"{own}.conv.bias"] = Weight(f"{at}mixer.conv1d.bias", (mixer.channels,), layers=n)
+        bias = Weight(f"{theirs}conv1d.bias", (mixer.channels,), layers=layers)
+        table[f"{own}.conv.bias"] = bias
     for path, name in (("dt_bias", "dt_bias"), ("a_log", "A_log"), ("d", "D")):
-        table[f"{own}.{path}"] = Weight(f"{at}mixer.{name}", (mixer.heads,), layers=n)
-    table |= norm(f"{own}.norm", f"{at}mixer.norm", inner, layers=n)
-    table |= dense(f"{own}.out", f"{at}mixer.out_proj", inner, width, bias=mixer.bias, layers=n)
+        table[f"{own}.{path}"] = Weight(f"{theirs}{name}", (mixer.heads,), layers=layers)
+    table |= norm(f"{own}.norm", f"{theirs}norm", inner, layers=layers)
+    return table | dense(f"{own}.out", f"{theirs}out_proj", inner, width, **more)
+
+
+def ends_table(config: DecoderConfig, prefix: str = "") -> dict[str, Weight]:
+    """Return the entries of embedding, final norm and output matrix."""
     words = f"{prefix}backbone.embeddings.weight"
-    table["embedding.embedding"] = Weight(words, (config.vocab, width))
-    table |= norm("norm", f"{prefix}backbone.norm_f", width)
+    table = {"embedding.embedding": Weight(words, (config.vocab, config.width))}
+    table |= norm("norm", f"{prefix}backbone.norm_f", config.width)
     if not config.tied:
-        table["head.kernel"] = Weight(f"{prefix}lm_head.weight", (config.vocab, width), "linear")
+        shape = (config.vocab, config.width)
+        table["head.kernel"] = Weight(f"{prefix}lm_head.weight", shape, "linear")
     return table
 
 
 def finalise(params: Params) -> Params:
     """Return the weights of a table as a decoder takes them: stacks of mixers in a tuple."""
+    if "mixers" not in params:
+        return params
     return params | {"mixers": tuple(params["mixers"].values())}
 
 
@@ -180,12 +197,32 @@ def load(
     Raises:
       ValueError: if something is missing, does not fit or is not implemented.
     """
-    decoder = read_config(read_json(directory))
-    table = weight_table(decoder)
+
+    def names(decoder: DecoderConfig) -> Names:
+        return Names(weight_table(decoder), RENAMES, IGNORE if decoder.tied else ())
+
+    more = {"abstract": abstract, "dtype": dtype, "sharding": sharding}
+    return loaded(directory, read_config, names, **more)
+
+
+def loaded(
+    directory: str | Path,
+    read: Callable[[Mapping[str, Any]], DecoderConfig],
+    names: Callable[[DecoderConfig], Names],
+    *,
+    abstract: bool,
+    dtype: Any,
+    sharding: Place | Sharding | None,
+) -> LanguageModel:
+    """Return `load` of a family, by its functions from config.json to decoder to tensors.
+
+    Raises:
+      ValueError: as `load`.
+    """
+    decoder = read(read_json(directory))
+    table, renames, ignore, _ = names(decoder)
     if abstract:
-        return LanguageModel(
-            decoder, jax.eval_shape(finalise, shapes_of(table, dtype or "float32"))
-        )
-    ignore = IGNORE if decoder.tied else ()
-    more = {"renames": RENAMES, "ignore": ignore, "dtype": dtype, "sharding": sharding}
+        shapes = shapes_of(table, dtype or "float32")
+        return LanguageModel(decoder, jax.eval_shape(finalise, shapes))
+    more = {"renames": renames, "ignore": ignore, "dtype": dtype, "sharding": sharding}
     return LanguageModel(decoder, finalise(checkpoint.load(directory, table, **more)))
