@@ -11,8 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxmem.typing import Array, Float, Num
 
@@ -260,8 +262,18 @@ def scaled(q: Float[Array, "*N D"], table: Rope) -> Float[Array, "*N D"]:
 def tables(
     table: Rope, pos: Num[Array, "N Gm A"]
 ) -> tuple[Float[Array, "N Gm D/2"], Float[Array, "N Gm D/2"]]:
-    """Return cosines and sines of the angles at positions."""
-    return cos_sin(angles(table, pos))
+    """Return cosines and sines of the angles at positions.
+
+    Many are made in a loop of two: as one expression, XLA's CPU would evaluate the polynomials
+    again for every head and channel that they turn.
+    """
+    rows = pos.shape[0]
+    many = pos[..., 0].size * len(table.axis) >= 2 * _MANY and rows % 2 == 0
+    if not many or jax.default_backend() != "cpu":
+        return cos_sin(angles(table, pos))
+    halves = pos.reshape(2, rows // 2, *pos.shape[1:])
+    both = lax.map(lambda half: cos_sin(angles(table, half)), halves)
+    return tuple(x.reshape(rows, *x.shape[2:]) for x in both)
 
 
 def rope(x: Float[Array, "N G D"], pos: Num[Array, "N Gm A"], table: Rope) -> Float[Array, "N G D"]:

@@ -1,11 +1,22 @@
 """Rotary embeddings: which axis a pair reads, and angles that stay exact for hours."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.rope import angles, cos_sin, mrope_interleaved, mrope_sectioned, rope, rope_1d, rotate
+from jaxmem.rope import (
+    angles,
+    cos_sin,
+    mrope_interleaved,
+    mrope_sectioned,
+    rope,
+    rope_1d,
+    rotate,
+    tables,
+)
 
 THETA = 1e6
 
@@ -64,3 +75,15 @@ def test_cosines_and_sines_have_their_gradients():
     x = np.linspace(-9, 9, 101, dtype=np.float32)
     slope = jax.grad(lambda x: jnp.sum(jnp.stack(cos_sin(x)) * jnp.array([[2.0], [3.0]])))(x)
     np.testing.assert_allclose(slope, -2 * np.sin(x) + 3 * np.cos(x), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("rows", "heads"), [(512, 1), (513, 1), (256, 2), (64, 1)])
+def test_many_angles_are_made_in_a_loop_of_two(rows, heads):
+    """To the rounding; of few, or an odd number of positions, there is no loop."""
+    table = rope_1d(64)
+    pos = 7 * jnp.arange(rows * heads, dtype=jnp.int32).reshape(rows, heads, 1)
+    want = jax.jit(lambda pos: cos_sin(angles(table, pos)))(pos)
+    for got, exact in zip(jax.jit(partial(tables, table))(pos), want, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-6)
+    looped = "scan[" in str(jax.make_jaxpr(partial(tables, table))(pos))
+    assert looped == (jax.default_backend() == "cpu" and rows in (256, 512))
