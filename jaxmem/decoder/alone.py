@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as kvs
-from jaxmem.decoder.decoder import finish, layer_at, qkv
+from jaxmem.decoder.decoder import finish, layer_in_stack, qkv
 from jaxmem.decoder.layer import state_step
 from jaxmem.decoder.program import Program, init_states
 from jaxmem.decoder.stretches import Place, by_layer, through
@@ -43,7 +43,7 @@ def alone(
         h, states = held
         if place.kind is not None:
             return state_step(params, config, place, h, states, real), None
-        weights, pinned = layer_at(params, place.layer), at_layer(prefix, place.layer)
+        weights, pinned = layer_in_stack(params, place.layer), at_layer(prefix, place.layer)
         q, k, v = qkv(weights, config, h)
         parts = [Segment(k, v, real[:, None], rows.pos[:, None], rows.pos, last=t)]
         parts += [] if pinned is None else [segment(pinned, begin, rows.pos)]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxmem.decoder.alone import States, first_pass
 from jaxmem.decoder.checks import check_prefix, check_rows, check_weights
-from jaxmem.decoder.decoder import finish, layer_at, logits, qkv
+from jaxmem.decoder.decoder import finish, layer_in_stack, logits, qkv
 from jaxmem.decoder.driving import driver_of
 from jaxmem.decoder.layer import state_step
 from jaxmem.decoder.program import Carry, Program
@@ -179,7 +179,7 @@ def prefill(
         h, states = held
         if place.kind is not None:
             return state_step(params, config, place, h, states, real), None
-        weights = layer_at(params, place.layer)
+        weights = layer_in_stack(params, place.layer)
         q, k, v = qkv(weights, config, h)
         view = driver.recall(asking, place, q)
         view = view._replace(base=begin_of(view.base, rows))
@@ -234,7 +234,7 @@ def decode(
         if place.kind is not None:
             return state_step(params, config, place, h, states, jnp.ones((1,), bool)), None
         context, tail = given
-        weights = layer_at(params, place.layer)
+        weights = layer_in_stack(params, place.layer)
         q, k, v = qkv(weights, config, h)
         zero = jnp.zeros_like(dialogue.rows)  # one dtype, also where Python's numbers have 64 bits
         at = (dialogue.rows, zero, zero)

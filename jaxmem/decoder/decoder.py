@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmem.kernels.dense import layer_of, linear, product
+from jaxmem.memory.base import at_layer
 from jaxmem.mixers.base import Mixer
 from jaxmem.rope import Rope, scaled
 from jaxmem.typing import Array, Float, Int, Params
@@ -187,7 +188,12 @@ def _state_layers(config: DecoderConfig, mixer: Mixer, key: Array) -> Params:
 
 
 def layer_at(params: Params, index: Any) -> Params:
-    """Return the weights of one layer; `index` may be traced (no copy of the stack is made)."""
+    """Return the weights of one layer that attends; `index` may be traced."""
+    return at_layer(params["layers"], index)
+
+
+def layer_in_stack(params: Params, index: Any) -> Params:
+    """Return a layer as `layer_at` does, whose matrices know their stack (`layer_of`)."""
     return layer_of(params["layers"], index)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxmem import kv as kvs
 from jaxmem.decoder.alone import no_tokens
 from jaxmem.decoder.checks import check_chunk, check_prefix, check_probes, check_weights
-from jaxmem.decoder.decoder import DecoderConfig, layer_at
+from jaxmem.decoder.decoder import DecoderConfig, layer_in_stack
 from jaxmem.decoder.driving import driver_of
 from jaxmem.decoder.gradient import Gradient
 from jaxmem.decoder.layer import add_deepstack, attend_step, layer_step, state_step
@@ -161,7 +161,7 @@ def _through_layers(
             h = add_deepstack(h, embeds.deepstack, place.number)
             return (h, _past(params, program, place, probe, probes, states), aside, states), None
         mine, aside = driver.open(aside, place)
-        given = layer_at(params, place.layer) if weights is None else weights
+        given = layer_in_stack(params, place.layer) if weights is None else weights
         pinned = at_layer(prefix, place.layer)
         h, probe, kept = one(given, h, probe, mine, pinned, place.number)
         aside, collected = driver.close(aside, place, kept)

@@ -11,6 +11,7 @@ from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.loop import stream
 from jaxmem.memory.baselines import Recent
 from jaxmem.mixers.base import Mixer
+from jaxmem.mixers.feed_forward import FeedForward
 from jaxmem.mixers.gated_delta import GatedDelta
 from jaxmem.mixers.linear import LinearAttention
 from jaxmem.mixers.mamba2 import Mamba2
@@ -21,7 +22,7 @@ from jaxmem.training.remat import SCHEMES
 
 MIXERS = (
     Mamba2(2, 4, 3, block=4), LinearAttention(2, 8, block=4), GatedDelta(2, 2, 3, 4, block=4),
-    MoM(2, 4, block=4), Titans(2, 4, 2, rows=4),
+    MoM(2, 4, block=4), Titans(2, 4, 2, rows=4), FeedForward(7),
 )  # fmt: skip
 
 

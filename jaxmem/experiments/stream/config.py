@@ -61,8 +61,7 @@ class StreamConfig:
     # Checkpoint for --video: directory or organisation/name on Hugging Face.
     model: Text = None
     scorer: File = None  # Learned weights of --memory retention.
-    # LoRA: for --model likewise, for the embedded one a file of `jaxmem finetune`.
-    adapter: Text = None
+    adapter: Text = None  # LoRA for --model, likewise; else of `jaxmem finetune`.
     dtype: Dtype = "bfloat16"  # Of --model: bfloat16, float16 or float32.
     max_new: int = 128  # Tokens of an answer of --model, at most.
     # Draw answers as the checkpoint says, not greedily.

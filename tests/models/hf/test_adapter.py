@@ -421,7 +421,7 @@ def test_on_the_command_line(tiny, tmp_path, capsys):
         said[report["model"]] = report["results"][0]["answers"][0]["answer"]
     assert set(said) == {"base", "base+mine"} and said["base"] != said["base+mine"]
     refused = {
-        ("--adapter", str(adapter)): "--adapter has no effect without --model; leave it out",
+        ("--adapter", str(adapter)): "--dtype has no effect without --model; leave it out",
         ("--model", str(adapter)): "is a LoRA adapter and lacks its base",
         ("--model", str(base), "--adapter", "no/where"): "no/where",
     }
