@@ -111,6 +111,7 @@ def test_gradients_through_the_state(name, case, way):
         np.testing.assert_allclose(a, b, atol=max(share * np.abs(b).max(), 1e-37))
 
 
+@SLOW
 @EITHER
 def test_gradients_of_streams_side_by_side_are_the_references(name, way):
     kernel, make, _ = KERNELS[name]

@@ -109,8 +109,8 @@ def whole(program):
     return example() if program.memory.sized_by_options else at(program, program.memory)
 
 
-GRADIENTS = ["omnimem", *(pytest.param(n, marks=pytest.mark.slow) for n in (
-    "full", "recent", "banked", "snapkv", "hermes", "retention"))]  # fmt: skip
+GRADIENTS = ["recent", *(pytest.param(n, marks=pytest.mark.slow) for n in (
+    "full", "omnimem", "banked", "snapkv", "hermes", "retention"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
@@ -167,7 +167,7 @@ def test_what_a_budget_is_beyond_numbers_is_refused(name):
         numbers_of(program_of(memory_of(name, 24)), memory_of(name))
 
 
-NAMES = [n if n in ("omnimem", "hermes", "moviechat") else
+NAMES = [n if n in ("omnimem", "moviechat") else
          pytest.param(n, marks=pytest.mark.slow) for n in MEMORIES]  # fmt: skip
 
 

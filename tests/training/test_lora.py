@@ -96,7 +96,10 @@ def test_only_adapters_have_a_gradient():
     assert not found["a"][0].any() and not found["b"][0].any()
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("mamba2", "mom") else pytest.param(n, marks=pytest.mark.slow) for n in MIXERS],
+)
 def test_linear_maps_of_a_mixer(name):
     """All its kernels but those of no rows; beside a matrix as in it, where `linear` computes."""
     mixer = MIXERS[name](TinyConfig(width=16, heads=2, kv_heads=2, head_dim=8))

@@ -53,8 +53,11 @@ def with_slow(names, slow):
     return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
-# Those of the slow ones are there in another size.
-@pytest.mark.parametrize("name", with_slow((*WRITERS, *FAMILIES), ("qwen3_5", "qwen2_5_vl")))
+# Those of the slow ones are there in another size or family.
+@pytest.mark.parametrize(
+    "name",
+    with_slow((*WRITERS, *FAMILIES), ("qwen3_5", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "ma2mba")),
+)
 def test_what_is_written_is_read_as_what_is_merged(golden, tmp_path, name):
     """All linear maps of the decoder, and the encoder's matrices, those of patches among them."""
     base = checkpoint_of(name, golden, tmp_path / "base")
