@@ -75,7 +75,10 @@ def tokens_of(family, config, cells):
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=pytest.mark.slow if f == "qwen3_vl" else ()) for f in STREAMED],
+    [
+        pytest.param(f, marks=pytest.mark.slow if f in ("qwen3_vl", "llava_onevision") else ())
+        for f in STREAMED
+    ],
 )
 def test_a_checkpoint_streams_a_clip_and_answers(job, folder, clip, frames, family):
     """Through OmniMem, also where nothing is heard: several tokens per answer, in the report and on

@@ -50,7 +50,7 @@ def test_bad_budgets(text):
         parse_budget(text)
 
 
-@pytest.mark.parametrize("nbytes_", [1 << 18, 1 << 22])
+@pytest.mark.parametrize("nbytes_", [1 << 18, pytest.param(1 << 22, marks=pytest.mark.slow)])
 def test_equal_bytes_whatever_the_options(nbytes_):
     options = {"omnimem": {"sketch": 32}}
     if nbytes_ < 1 << 22:  # the tables of a whole stream's blocks and clips alone are more
