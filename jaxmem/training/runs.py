@@ -161,7 +161,7 @@ def _events(path: Path, done: int) -> Iterator[Callable[[dict[str, float]], None
 
         def write(line: dict[str, float]) -> None:
             for name in line.keys() - {"step"}:
-                writer.add_scalar(name, line[name], line["step"])
+                writer.add_scalar(name, line[name], int(line["step"]))
             writer.flush()
 
         yield write
