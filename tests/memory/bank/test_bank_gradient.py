@@ -93,9 +93,7 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["rekv", *(pytest.param(n, marks=pytest.mark.slow) for n in EVERYTHING if n != "rekv")]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in EVERYTHING])
 def test_gradient_equals_that_of_full_attention(name, full_attention):
     """One layer that recalls everything: of the weights and of every row of the stream."""
     heard = answered(program_of(EVERYTHING[name]))
