@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmem.kernels.dense import layer_of, linear, product
+from jaxmem.kernels.dense import linear, product
 from jaxmem.memory.base import at_layer
 from jaxmem.mixers.base import Mixer
 from jaxmem.rope import Rope, scaled
-from jaxmem.typing import Array, Float, Int, Params
+from jaxmem.typing import Array, Float, Int, Params, PyTree
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,19 @@ def layer_at(params: Params, index: Any) -> Params:
 
 
 def layer_in_stack(params: Params, index: Any) -> Params:
-    """Return a layer as `layer_at` does, whose matrices know their stack (`layer_of`)."""
-    return layer_of(params["layers"], index)
+    """Return a layer as `layer_at` does, whose matrices know their stack (`with_stack`)."""
+    return with_stack(params["layers"], index)
+
+
+def with_stack(layers: PyTree, index: Any) -> PyTree:
+    """Return one layer of stacked weights [L, ...], for use in a loop where `index` is traced.
+
+    Matrices carry their stack, of which `linear` may take blocks; what is not used is not read.
+    """
+    if not isinstance(layers, dict):
+        return at_layer(layers, index)
+    inner = {name: with_stack(value, index) for name, value in layers.items()}
+    return inner | {"stack": (layers["kernel"], index)} if "kernel" in layers else inner
 
 
 def rms_norm(x: Float[Array, "*T E"], weight: Params, eps: float) -> Float[Array, "*T E"]:

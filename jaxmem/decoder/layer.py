@@ -14,11 +14,11 @@ from jaxmem.decoder.decoder import (
     layer_at,
     qkv,
     rms_norm,
+    with_stack,
 )
 from jaxmem.decoder.gradient import Gradient
 from jaxmem.decoder.program import Program
 from jaxmem.decoder.stretches import Place
-from jaxmem.kernels.dense import layer_of
 from jaxmem.kv import EMPTY, KV
 from jaxmem.memory.attention import attend_probe, attend_view
 from jaxmem.memory.base import Chunk, Embeds, Probed, Probes, Received, View, at_layer
@@ -165,7 +165,7 @@ def state_step(
     kind = place.kind
     assert kind is not None
     stack = config.stacks.index(kind)
-    weights = layer_of(params["mixers"][stack], place.layer) if weights is None else weights
+    weights = with_stack(params["mixers"][stack], place.layer) if weights is None else weights
 
     def cell(weights: Params, h: Hidden, state: PyTree) -> tuple[Hidden, PyTree]:
         x = rms_norm(h, weights["norm"], config.norm_eps)

@@ -12,10 +12,10 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jaxmem.experiments.parsing import read, refusing
+from jaxmem.experiments.training_bar import training_bar
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import weights_of
 from jaxmem.report.results import Accuracy
@@ -66,22 +66,7 @@ def _config(options: Options) -> TrainConfig:
 
 def _train(options: Options, console: Console) -> None:
     config = _config(options)
-    columns = [
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f} accuracy {task.fields[accuracy]:.3f}"),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("train", total=config.steps, loss=float("nan"), accuracy=0.0)
-        smooth: dict[str, float] = {}
-
-        def report(step: int, values: dict[str, float]) -> None:
-            for name, value in values.items():
-                smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
-            progress.update(task, completed=step, loss=smooth["loss"], accuracy=smooth["accuracy"])
-
+    with training_bar("training", config.steps, console, memory=0.95) as report:
         train(config, options.out, options.resume, report)
     console.print(f"weights: {options.out / tiny.name_of(config.model)}.safetensors")
 

@@ -7,28 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmem.typing import Array, Float, Params, PyTree
+from jaxmem.typing import Array, Float, Params
 
 FEW = 64
 """Rows up to which the weights of a layer are multiplied in blocks of their stack."""
 SMALL, BLOCK = 1 << 20, 4 << 20
 """Bytes of a matrix that is taken whole, and of a block of a larger one, at most."""
-
-
-def layer_of(layers: PyTree, index: Any) -> PyTree:
-    """Return one layer of stacked weights [L, ...]; its matrices know their stack.
-
-    Inside a loop over layers `index` is traced. What is not used of a layer is not read.
-    """
-    if isinstance(layers, dict):
-        inner = {name: layer_of(value, index) for name, value in layers.items()}
-        return inner | {"stack": (layers["kernel"], index)} if "kernel" in layers else inner
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, False), layers)
+LEAST = 16
+"""Rows of a matrix in a block, at least."""
 
 
 def linear(x: Float[Array, "*T E"], weight: Params) -> Float[Array, "*T F"]:
     """Return x @ kernel (+ bias) (+ (x @ a) @ b, where the weight has a low-rank addition)."""
-    y = _stacked(x, *weight["stack"]) if "stack" in weight else product(x, weight["kernel"])
+    count = _blocks(x, weight["kernel"]) if "stack" in weight else 1
+    y = product(x, weight["kernel"]) if count == 1 else _in_blocks(x, count, *weight["stack"])
     if "a" in weight:
         y = y + product(product(x, weight["a"]).astype(x.dtype), weight["b"]).astype(y.dtype)
     if "bias" in weight:
@@ -46,19 +38,27 @@ def product(x: Float[Array, "*T E"], kernel: Float[Array, "E F"]) -> Float[Array
     return jnp.matmul(x, kernel, preferred_element_type=jnp.float32 if wide else None)
 
 
-def _stacked(x: Float[Array, "*T E"], stack: Float[Array, "L E F"], index: Any) -> Array:
-    """Return x @ stack[index]; of few rows on a CPU a block of the matrix after the other.
+def _blocks(x: Float[Array, "*T E"], kernel: Float[Array, "E F"]) -> int:
+    """Return in how many blocks a matrix of a stack is multiplied: of few rows on a CPU, several.
 
     XLA's CPU copies a layer out of its stack before it multiplies. Of few rows that is the most of
     the time; a block of it is copied into the processor's cache and multiplied from there.
     """
-    size, columns = stack.shape[1:]
-    whole = size * columns * stack.dtype.itemsize
-    count = max(2, -(-whole // BLOCK))
-    count += next((more for more in range(size) if size % (count + more) == 0), size)
-    few = 1 < x.size // size <= FEW and whole > SMALL and size // count >= 16
+    size, whole = kernel.shape[0], kernel.size * kernel.dtype.itemsize
+    few = 1 < x.size // size <= FEW and whole > SMALL
     if not few or jax.default_backend() != "cpu":
-        return product(x, jax.lax.dynamic_index_in_dim(stack, index, 0, keepdims=False))
+        return 1
+    count = max(2, -(-whole // BLOCK))
+    while count < size and size % count:
+        count += 1
+    return count if size // count >= LEAST else 1
+
+
+def _in_blocks(
+    x: Float[Array, "*T E"], count: int, stack: Float[Array, "L E F"], index: Any
+) -> Float[Array, "*T F"]:
+    """Return x @ stack[index], a block of the matrix after the other."""
+    size, columns = stack.shape[1:]
     rows = size // count
 
     def block(j: Array, y: Array) -> Array:

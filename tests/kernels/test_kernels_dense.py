@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.kernels.dense import FEW, layer_of, linear
+from jaxmem.decoder.decoder import with_stack
+from jaxmem.kernels.dense import FEW, linear
 
 LAYERS, SIZE, COLUMNS = 3, 512, 1024  # 2 MiB a matrix: two blocks
 
@@ -23,7 +24,7 @@ def rows(*shape, dtype=jnp.float32):
 
 
 def of(stacked, x, index):
-    return linear(x, layer_of(stacked, index)["up"])
+    return linear(x, with_stack(stacked, index)["up"])
 
 
 def loops(x, stacked):
@@ -66,4 +67,4 @@ def test_halves_add_up_in_float32(stacked):
 def test_small_matrices_stay_whole():
     small = {"up": {"kernel": jnp.ones((2, 64, 64))}}
     assert loops(jnp.ones((4, 64)), small) == 0
-    assert "stack" not in layer_of({"scale": jnp.ones((2, 4))}, 0)
+    assert "stack" not in with_stack({"scale": jnp.ones((2, 4))}, 0)

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import optax
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxmem.decoder.program import Program
 from jaxmem.experiments.finetune.config import FinetuneConfig, check
@@ -25,6 +24,7 @@ from jaxmem.experiments.finetune.loops import Drawn, draw, loops_of
 from jaxmem.experiments.finetune.table import measured, table_of, types_of
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing
+from jaxmem.experiments.training_bar import training_bar
 from jaxmem.models.base import Model
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded, weights_of
@@ -132,17 +132,7 @@ def finetune(config: FinetuneConfig, console: Console) -> list[dict[str, Any]]:
         params = params_of(how, model.params, state.trained)
         tiny.save(config.out / f"{tiny.name_of(sizes)}.safetensors", params, sizes)
 
-    columns = [TextColumn("fine-tuning"), BarColumn(), MofNCompleteColumn()]
-    columns += [TextColumn("loss {task.fields[loss]:.3f} accuracy {task.fields[accuracy]:.3f}")]
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("steps", total=config.steps, loss=float("nan"), accuracy=0.0)
-        smooth: dict[str, float] = {}
-
-        def report(step: int, values: dict[str, float]) -> None:
-            for name, value in values.items():
-                smooth[name] = 0.9 * smooth.get(name, value) + 0.1 * value
-            progress.update(task, completed=step, loss=smooth["loss"], accuracy=smooth["accuracy"])
-
+    with training_bar("fine-tuning", config.steps, console, memory=0.9) as report:
         state = follow(
             begin(config, model),
             update,

@@ -94,7 +94,12 @@ class Done:
     streams: tuple[Stream, ...]
     source: Source
     unwritten: str = ""  # what could not be written, in words
-    broken: str = ""  # why the run could not answer any more
+
+    @property
+    def broken(self) -> str:
+        """Return why the run could not answer any more; empty if it could."""
+        end = self.report.end
+        return end.reason if end.kind == "broken" else ""
 
 
 def prepare(config: StreamConfig, model: Model) -> Job:
@@ -202,7 +207,7 @@ def perform(plan: Plan, console: Console, stop: Stop, typed: Terminal | None = N
         raise UnreadableError(f"{plan.source.path}: nothing was read: {reason}.")
     compiled = Compilations(*before, counted.count - before[0])
     report = _report(plan, streams, progress, wall, compiled)
-    return Done(job, report, tuple(streams), plan.source, saver.failed, progress.broken)
+    return Done(job, report, tuple(streams), plan.source, saver.failed)
 
 
 def _announced(plan: Plan) -> list[str]:
