@@ -19,7 +19,7 @@ from jax import lax
 from jaxmem.typing import Array, Float, Num
 
 _LEAP = 1024  # positions that are turned at once
-_MANY = 4096  # angles from which on polynomials are worth their compilation
+_MANY = 512  # angles from which on polynomials are worth their compilation
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def test_cosines_and_sines_have_their_gradients():
     np.testing.assert_allclose(slope, -2 * np.sin(x) + 3 * np.cos(x), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(("rows", "heads"), [(512, 1), (513, 1), (256, 2), (64, 1)])
+@pytest.mark.parametrize(("rows", "heads"), [(512, 1), (513, 1), (256, 2), (16, 1)])
 def test_many_angles_are_made_in_a_loop_of_two(rows, heads):
     """To the rounding; of few, or an odd number of positions, there is no loop."""
     table = rope_1d(64)
