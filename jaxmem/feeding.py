@@ -176,6 +176,12 @@ class Feeding:
             return self.preprocessor.heard.pieces + len(self._held)
 
     @property
+    def held(self) -> list[PieceLike]:
+        """Return the pieces of the open chunk: fed, and not yet written."""
+        with self._lock:
+            return list(self._held)
+
+    @property
     def seconds(self) -> float:
         """Return the length of the stream so far, in seconds."""
         return self.pieces * self.model.media.piece_seconds

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.bound import decoder_of
+from jaxmem.bound import decoder_of, question_rows
 from jaxmem.decoder.program import Program, Text, make_program, spec_of
 from jaxmem.decoder.scorer import check_scorer
-from jaxmem.memory.base import AnyMemory, Memory, Prompt, Spec
+from jaxmem.memory.base import AnyMemory, Embeds, Memory, Prompt, Spec
 from jaxmem.memory.by_name import contestants, parse_budget
 from jaxmem.models.base import Model
 
@@ -111,6 +111,27 @@ def compile(
         prefix = text_of(model, model.prefix)
     more = {"encode": model.encode, "prefix": prefix, "probes": probes_of(model, memory)}
     return make_program(model.decoder, memory, spec, **more)
+
+
+def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> Embeds:
+    """Return a question's rows as the model places them, padded to its bucket.
+
+    Args:
+      model: what is asked.
+      program: of the stream.
+      ids: token ids [Q].
+      pieces: fed before the question.
+
+    Raises:
+      ValueError: as `question_rows`.
+    """
+    return question_rows(
+        model.params,
+        ids,
+        program=program,
+        steps=None if model.text_steps is None else model.text_steps(ids),
+        start=None if model.question_start is None else model.question_start(pieces),
+    )
 
 
 def text_of(model: Model, ids: np.ndarray) -> Text:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxmem.asking import ask, begin_answer, continue_answer, so_far
-from jaxmem.bound import Bound, bucket, probe_rows, question_rows
+from jaxmem.bound import Bound, bucket, probe_rows
 from jaxmem.decoder.program import Carry
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.feeding import Feeding
@@ -19,15 +19,15 @@ from jaxmem.finite import NotFiniteError, check_answer
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import Model, penalised_ids
 from jaxmem.models.text_streamer import TextStreamer
-from jaxmem.programs import probes_of
+from jaxmem.programs import asked_rows, probes_of
 from jaxmem.typing import Array, Float
 
 TOKENS_AT_ONCE = 4
 """Written between two looks at a growing answer: about a few words."""
 
 
-def _stops(model: Model) -> dict[str, Any]:
-    """Return what ends an answer of a model."""
+def stops_of(model: Model) -> dict[str, Any]:
+    """Return what ends an answer of a model, as arguments of `ask` and `continue_answer`."""
     return {"end": model.end, "stop_run": model.stop_run}
 
 
@@ -73,7 +73,7 @@ class Asking(Feeding):
         with self._lock:
             asked, more = self._asked(ids, draw)
             begin = time.perf_counter()
-            answer = ask(*asked, **_stops(model), **more)
+            answer = ask(*asked, **stops_of(model), **more)
         words = np.asarray(answer.ids)[: int(answer.length)]
         seconds, text = time.perf_counter() - begin, model.detokenize(words)
         self._note(question, text)
@@ -98,7 +98,7 @@ class Asking(Feeding):
             begin = time.perf_counter()
             answer = begin_answer(*asked, **more)
         streamer, first = TextStreamer(model.detokenize), np.array(answer.first)
-        stops = _stops(model)
+        stops = stops_of(model)
         words, done = so_far(answer, **stops)
         check_answer(words, *asked, program=program)
         first_seconds = time.perf_counter() - begin
@@ -127,13 +127,7 @@ class Asking(Feeding):
         """Return what an answer is asked with: arrays, carry and rows after all pieces; options."""
         model, (program, bound) = self.model, self._need()
         carry = self._peek()
-        rows = question_rows(
-            model.params,
-            ids,
-            program=program,
-            steps=None if model.text_steps is None else model.text_steps(ids),
-            start=None if model.question_start is None else model.question_start(self.pieces),
-        )
+        rows = asked_rows(model, program, ids, self.pieces)
         jax.block_until_ready((carry, rows))
         if (broken := self._broken(carry)) is not None:
             raise NotFiniteError(
@@ -166,9 +160,9 @@ class Asking(Feeding):
         with self._lock:
             asked, more = self._asked(model.tokenize(question), draw)
         if model.max_new == 1:
-            ask.lower(*asked, **_stops(model), **more).compile()
+            ask.lower(*asked, **stops_of(model), **more).compile()
             return
         begin_answer.lower(*asked, **more).compile()
         begun = jax.eval_shape(lambda *a: begin_answer(*a, **more), *asked)
-        more = {"program": more["program"], "steps": TOKENS_AT_ONCE} | _stops(model) | draw
+        more = {"program": more["program"], "steps": TOKENS_AT_ONCE} | stops_of(model) | draw
         continue_answer.lower(asked[0], begun, **more).compile()

@@ -30,7 +30,8 @@ LEVELS = {
     "feeding": 6,
     "replies": 6,
     "session": 7,
-    "experiments": 8,
+    "serve": 8,
+    "experiments": 9,
 }
 CORE = ("typing", "kv", "rope", "kernels", "memory", "mixers")
 CORE_PACKAGES = {"jax", "jaxtyping", "numpy"}

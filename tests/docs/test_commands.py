@@ -28,7 +28,7 @@ RUNS = {  # module -> its functions that do the work, once the arguments are rea
     "jaxmem.experiments.evaluate.__main__": ("recall", "run_diagnose"),
     "jaxmem.experiments.benchmark.__main__": (
         *("constancy", "footprints", "price", "price_train", "faults"),
-        *("measure_kernels", "measure_remat", "measure_sessions", "step"),
+        *("measure_kernels", "measure_remat", "measure_sessions", "measure_streams", "step"),
     ),
     "jaxmem.experiments.calibrate": ("calibrate",),
     "jaxmem.experiments.scorer": ("learn",),

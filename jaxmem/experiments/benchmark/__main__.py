@@ -4,6 +4,7 @@ python -m jaxmem.experiments.benchmark constancy            # 10 hours, about a 
 python -m jaxmem.experiments.benchmark constancy --video world   # the same with real decoding
 python -m jaxmem.experiments.benchmark bytes                # bytes of every memory, 7B
 python -m jaxmem.experiments.benchmark session              # a second session of equal memories
+python -m jaxmem.experiments.benchmark streams              # many live streams at once
 python -m jaxmem.experiments.benchmark step                 # the chunk step, and what it copies
 python -m jaxmem.experiments.benchmark step --against transformers,kvpress   # extra parity
 python -m jaxmem.experiments.benchmark kernels              # operations against naive ones, minutes
@@ -49,6 +50,7 @@ from jaxmem.experiments.benchmark.step import StepConfig, measure_steps, steps_t
 from jaxmem.experiments.benchmark.step_against import against_table, measure_against
 from jaxmem.experiments.benchmark.step_fit import fits_table, measure_fits
 from jaxmem.experiments.benchmark.step_model import model_of, use_threads
+from jaxmem.experiments.benchmark.streams import StreamsConfig, measure_streams, streams_table
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import refusing
 from jaxmem.memory.by_name import contestants, parse_budget, parse_names
@@ -162,6 +164,7 @@ Command = (
     Annotated[ConstancyConfig, tyro.conf.subcommand("constancy")]
     | Annotated[BytesConfig, tyro.conf.subcommand("bytes")]
     | Annotated[SessionConfig, tyro.conf.subcommand("session")]
+    | Annotated[StreamsConfig, tyro.conf.subcommand("streams")]
     | Annotated[StepConfig, tyro.conf.subcommand("step")]
     | Annotated[KernelsConfig, tyro.conf.subcommand("kernels")]
     | Annotated[PriceConfig, tyro.conf.subcommand("price")]
@@ -208,6 +211,9 @@ def _run(argv: Sequence[str]) -> None:
         result = measure_sessions(config)
         data = {name: [start._asdict() for start in both] for name, both in result.items()}
         table = sessions_table(result)
+    elif isinstance(config, StreamsConfig):
+        together = measure_streams(config)
+        data, table = asdict(together), streams_table(together)
     else:
         data = footprints(config)
         table = footprint_table(config, data)

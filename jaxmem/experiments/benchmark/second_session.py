@@ -41,11 +41,21 @@ class Start(NamedTuple):
     compilations: int
 
 
-class _Second(NamedTuple):
-    """A second of noise, as a piece."""
+class Noise(NamedTuple):
+    """A piece of noise."""
 
     frames: np.ndarray
     samples: np.ndarray
+
+
+def noise(model: Model, seed: int = 0) -> Noise:
+    """Return a piece of noise in a model's format, which must have a size of frames."""
+    media, rng = model.media, np.random.default_rng(seed)
+    count = round(media.sample_rate * media.piece_seconds)
+    assert isinstance(media.size, tuple)
+    shape = (round(media.fps * media.piece_seconds), *media.size, 3)
+    frames = rng.integers(0, 256, shape, np.uint8)
+    return Noise(frames, rng.normal(0, 0.1, count).astype(np.float32))
 
 
 def measure_sessions(config: SessionConfig) -> dict[str, tuple[Start, Start]]:
@@ -67,13 +77,7 @@ def measure_sessions(config: SessionConfig) -> dict[str, tuple[Start, Start]]:
 
 def _begin(model: Model, memory: AnyMemory) -> Start:
     """Start a session, feed it one piece, and tell what both took."""
-    media, rng = model.media, np.random.default_rng(0)
-    count = round(media.sample_rate * media.piece_seconds)
-    assert isinstance(media.size, tuple)
-    frames = rng.integers(
-        0, 256, (round(media.fps * media.piece_seconds), *media.size, 3), np.uint8
-    )
-    piece = _Second(frames, rng.normal(0, 0.1, count).astype(np.float32))
+    piece = noise(model)
     with count_compilations() as counted:
         begin = time.perf_counter()
         session = Session(model, memory)

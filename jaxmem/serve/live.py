@@ -1,0 +1,198 @@
+"""One stream of an `Engine`: what is fed to it, asked of it, and told about it, on any thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxmem.feeding import open_for
+from jaxmem.models.base import penalised_ids
+from jaxmem.models.text_streamer import TextStreamer
+from jaxmem.pieces import PieceLike, Preprocessor
+from jaxmem.programs import asked_rows
+from jaxmem.serve.answers import Answer, Asked
+from jaxmem.typing import PyTree
+
+if TYPE_CHECKING:
+    from jaxmem.serve.engine import Engine
+    from jaxmem.session import Session
+
+
+class Stats(NamedTuple):
+    """How a live stream stands."""
+
+    seconds: float  # of stream written to the memory or dropped
+    lag: float  # seconds of stream that were fed and are neither
+    chunks: int  # written
+    dropped: int  # chunks that were never written, because newer ones came too fast
+    questions: int  # answered or being answered
+    nbytes: int  # of its memory and states; never changes
+
+
+class Live:
+    """One stream of an engine. It may be fed on one thread and asked on others.
+
+    Attributes:
+      lane: its place among the engine's streams.
+      events: what happened to it and did not end it.
+    """
+
+    def __init__(self, engine: Engine, lane: int, session: Session | None = None):
+        """Begin at a lane of an engine; `Engine.open` makes it."""
+        self._engine, self.lane = engine, lane
+        self._feeding = threading.RLock()  # pieces are preprocessed in their order
+        self._preprocessor = Preprocessor(engine.model, engine.chunk_pieces)
+        self._held: list[PieceLike] = []
+        if session is not None:
+            self._preprocessor.heard = session.preprocessor.heard
+        # What follows is guarded by `engine.changed`.
+        self.ready: deque[PyTree] = deque()
+        self.asked: deque[Asked] = deque()
+        self.made = self.gone = self.written = self.dropped = self.questions = 0
+        self.first = self._preprocessor.heard.pieces
+        self.closed: str | None = None  # why
+
+    def feed(self, piece: PieceLike, *, wait: bool = False) -> int:
+        """Take one piece of video and audio.
+
+        Args:
+          piece: in the model's format.
+          wait: wait for room rather than drop what has waited longest, as for a file.
+
+        Returns:
+          How many chunks were dropped for it.
+
+        Raises:
+          ValueError: if the piece is not in the model's format, which leaves the stream as it was,
+            or the stream is closed.
+        """
+        with self._feeding:
+            self.check_open()
+            held = [*self._held, piece]
+            inputs, heard = self._preprocessor.peek(held)
+            if len(held) < self._preprocessor.pieces:
+                self._held = held
+                return 0
+            self._preprocessor.heard, self._held = heard, []
+            return self._push(inputs, wait)
+
+    def flush(self, *, wait: bool = False) -> int:
+        """Let what does not fill a chunk be written, padded; return as `feed` does."""
+        with self._feeding:
+            self.check_open()
+            if not self._held:
+                return 0
+            inputs = self._preprocessor(self._held)
+            self._held = []
+            return self._push(inputs, wait)
+
+    def _push(self, inputs: PyTree, wait: bool) -> int:
+        engine = self._engine
+        with engine.changed:
+            if wait:
+                engine.changed.wait_for(lambda: self.closed or len(self.ready) < engine.waiting)
+            self.check_open()
+            dropped = max(len(self.ready) + 1 - engine.waiting, 0)
+            for _ in range(dropped):
+                self.ready.popleft()
+            self.ready.append(inputs)
+            self.made += 1
+            self.gone += dropped
+            self.dropped += dropped
+            engine.changed.notify_all()
+        return dropped
+
+    def watch(self, source: str | Path, **options: Any) -> Live:
+        """Feed a source to its end, waiting for room; return self.
+
+        Args:
+          source: file, address or device that PyAV opens, in the model's format.
+          options: of `jaxmem.data.media.media.open_media`.
+
+        Raises:
+          ValueError: if the source does not open, holds nothing that the model sees or hears, or
+            has frames of another size than the engine's.
+        """
+        with open_for(self._engine.model, source, **options) as reader:
+            for piece in reader:
+                self.feed(piece, wait=True)
+        self.flush(wait=True)
+        return self
+
+    def ask(self, question: str) -> Answer:
+        """Ask about everything fed so far; the stream stays as it was, and goes on meanwhile.
+
+        Raises:
+          ValueError: if the question has words that the model does not know, too many questions
+            wait, or the stream is closed.
+        """
+        engine, model = self._engine, self._engine.model
+        ids = model.tokenize(question)
+        with self._feeding:
+            self.check_open()
+            open_chunk = self._preprocessor.peek(self._held)[0] if self._held else None
+            pieces = self._preprocessor.heard.pieces + len(self._held)
+            rows = asked_rows(model, engine.program, ids, pieces)
+            repeated = penalised_ids(model, ids, engine.sampling)
+            answer = Answer(question, TextStreamer(model.detokenize))
+            with engine.changed:
+                self.check_open()
+                number = engine.number_question()
+                self.asked.append(Asked(answer, rows, self.made, repeated, number, open_chunk))
+                self.questions += 1
+                engine.changed.notify_all()
+        return answer
+
+    @property
+    def stats(self) -> Stats:
+        """Return how the stream stands."""
+        engine = self._engine
+        each = engine.chunk_pieces * engine.model.media.piece_seconds
+        with engine.changed:
+            before = self.first * engine.model.media.piece_seconds
+            return Stats(
+                seconds=before + self.gone * each,
+                lag=len(self.ready) * each,
+                chunks=self.written,
+                dropped=self.dropped,
+                questions=self.questions,
+                nbytes=engine.nbytes,
+            )
+
+    def session(self) -> Session:
+        """Return a `Session` that goes on from here, with a copy of the stream.
+
+        It saves, draws and tells what is held; `Engine.open(session)` gives it a lane again, which
+        is how a stream is branched or comes back after a restart. It holds what was fed before.
+        """
+        from jaxmem.session import Session
+
+        engine = self._engine
+        with self._feeding:
+            heard, held = self._preprocessor.heard, list(self._held)
+            carry = engine.read(self)
+            options = {"sampling": engine.sampling, "key": engine.key}
+            session = Session(
+                engine.model, engine.memory, chunk_pieces=engine.chunk_pieces, **options
+            )
+            session.carry = carry
+            session.preprocessor.heard = heard
+            session.hold(held)
+        return session
+
+    def close(self) -> None:
+        """End the stream; its lane is free again, and answers that are not begun fail."""
+        self._engine.leave(self, "it was closed")
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def check_open(self) -> None:
+        """Raise ValueError if the stream has ended."""
+        if self.closed is not None:
+            raise ValueError(f"this stream has ended: {self.closed}; open another one.")
