@@ -46,8 +46,6 @@ def pallas(module: str, function: str) -> dict[str, Callable[..., Any]]:
     """
 
     def call(*args: Any, interpret: bool, **kwargs: Any) -> Any:
-        if getattr(kwargs.get("rope"), "softcap", None) is not None:
-            raise NotImplementedError("Pallas kernels cannot cap logits (softcap); use 'xla'.")
         try:
             kernel = getattr(import_module(module), function)
         except ImportError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from jaxmem.kernels.pallas_tiles import Form, Part, power_of_two
+from jaxmem.kernels.pallas_tiles import LOG2E, Form, Part, power_of_two
 from jaxmem.typing import Array, Float
 
 
@@ -86,6 +87,26 @@ def load_numbers(ref: Any, index: Array) -> Array:
     return pltriton.load(ref.at[index], mask=index < ref.shape[0], other=zero)
 
 
-def with_bias(s: Float[Array, "BQ BK"], part: Part, index: Array) -> Float[Array, "BQ BK"]:
-    """Return logits in units of log 2 with what is added to those of a key."""
-    return s if part.bias is None else s + load_numbers(part.bias, index)[None, :]
+def logits(
+    products: Iterable[tuple[Any, Any]], part: Part, index: Array, start: Array, form: Form
+) -> tuple[Float[Array, "BQ BK"], Array]:
+    """Return logits of the tile of rows at `start` in units of log 2, and which of them are seen.
+
+    Args:
+      products: both halves of queries and of keys, of every part of a head; loaded as they come.
+      part: what is read of the segment.
+      index: of the keys.
+      start: of the tile.
+      form: of the kernel.
+    """
+    s = jnp.zeros(form.tile, jnp.float32)
+    for q, k in products:
+        s += product(q, k)
+    seen = load_seen(part, index, start, form)
+    s = s * form.to_log2
+    if form.softcap is not None:
+        most = form.softcap * LOG2E
+        s = most * jnp.tanh(s / most)
+    if part.bias is not None:
+        s += load_numbers(part.bias, index)[None, :]
+    return s, seen

@@ -49,6 +49,7 @@ class Form:
     dim: int  # D
     tile: Tile
     joint: bool = False
+    softcap: float | None = None  # of logits in natural units
 
     @property
     def half(self) -> int:

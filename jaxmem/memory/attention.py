@@ -13,14 +13,14 @@ import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.kernels.attend import attend as attend_segments
-from jaxmem.kernels.received import mass, row_mass
-from jaxmem.kernels.segment import Segment, map_rows, prerotated
-from jaxmem.kernels.select.ref import compact
+from jaxmem.kernels.attend_mass import attend_mass
+from jaxmem.kernels.received import row_mass
+from jaxmem.kernels.segment import Segment, prerotated
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Embeds, Received, Requires, View
 from jaxmem.memory.parts.retained import Held, held_of, retention, until
 from jaxmem.rope import Rope
-from jaxmem.typing import Array, Bool, Float, Hidden, Int, Num, Params
+from jaxmem.typing import Array, Float, Hidden, Int, Num, Params
 
 
 def segment(
@@ -117,13 +117,14 @@ def attend_view(
         segments.append(segment(view.sinks.kv, jnp.zeros_like(view.base), place))
     if requires.attention is not None or requires.given:
         segments = prerotated(segments, rope)  # once for all that read them
-    out, lse = attend_segments(q, segments, rope=rope, window=requires.window)
     more = {"rope": rope, "window": requires.window}
     received = given = None
-    if requires.attention is not None:
-        form, rows = requires.attention.form, counted_rows(requires, embeds)
-        asked = _only(rows, requires.attention.last, q, lse, segments)
-        columns = mass(*asked[:3], rows=asked[3], form=form, reduce=_reduce(segments), **more)
+    if requires.attention is None:
+        out, lse = attend_segments(q, segments, **more)
+    else:
+        rows, form = counted_rows(requires, embeds), requires.attention.form
+        how = {"last": requires.attention.last, "form": form, "reduce": _reduce(segments), **more}
+        out, lse, columns = attend_mass(q, segments, rows=rows, **how)
         received = Received(columns[0], columns[1])
     if requires.given:
         given = row_mass(q, segments, lse, segment=0, columns=view.counted, **more)
@@ -171,31 +172,13 @@ def prefix_bias(held: Held | None, scorer: Params | None, prefix: KV) -> Float[A
 
 
 def counted_rows(requires: Requires, embeds: Embeds) -> Array:
-    """Return which rows [T] give the attention that a memory asks for."""
+    """Return which rows [T] give the attention that a memory asks for, of which the last count."""
     asked, real = requires.attention, embeds.modality != kvs.EMPTY
     assert asked is not None
     if asked.modality is not None:
         these = embeds.modality == asked.modality
         real = jnp.where(jnp.any(these), these, real)
-    if asked.last is None:
-        return real
-    later = jnp.sum(real) - jnp.cumsum(real)
-    return real & (later < asked.last)
-
-
-def _only(
-    rows: Bool[Array, "T"],
-    most: int | None,
-    q: Float[Array, "T H D"],
-    lse: Float[Array, "T H"],
-    segments: list[Segment],
-) -> tuple[Array, list[Segment], Array, Bool[Array, "R"]]:
-    """Return queries, segments, log-sum-exp and flags of the rows that count, at most `most`."""
-    if most is None or most >= len(rows):
-        return q, segments, lse, rows
-    index, counted = compact(rows, most)
-    cut = lambda x: jnp.take(x, index, axis=0, mode="clip")
-    return cut(q), [map_rows(s, cut) for s in segments], cut(lse), counted
+    return real
 
 
 def attend_probe(
@@ -240,9 +223,8 @@ def attend_probe(
     ]
     if prefix is not None:
         segments.append(segment(prefix, view.base, place))
-    out, lse = attend_segments(q, segments, rope=rope)
     real = probe.modality != kvs.EMPTY
-    columns = mass(q, segments, lse, rope=rope, rows=real, form="softmax", reduce=_reduce(segments))
+    out, _, columns = attend_mass(q, segments, rope=rope, rows=real, reduce=_reduce(segments))
     return out, Received(columns[0], columns[1])
 
 

@@ -82,9 +82,13 @@ def inspect(compiled: Any, pool: int) -> Compiled:
 
 
 def large(compiled: Any, entries: int) -> dict[str, int]:
-    """Return how often the text names a result of at least so many entries, by type and sides."""
+    """Return how often the text names an array of at least so many entries, by type and sides.
+
+    What is named inside of a fusion is no array: its numbers pass through registers.
+    """
     found: Counter[str] = Counter()
-    for ops in _computations(compiled.as_text()).values():
+    parts = _computations(compiled.as_text())
+    for ops in (parts[name] for name in parts.keys() - _fused(parts)):
         for op in ops.values():
             for (kind, sides), size in zip(op.shapes, op.sizes, strict=True):
                 if size >= entries:
@@ -123,9 +127,14 @@ def _computations(text: str) -> dict[str, _Ops]:
     return found
 
 
+def _fused(parts: dict[str, _Ops]) -> set[str | None]:
+    """Return the computations that are the insides of fusions."""
+    return {op.calls for ops in parts.values() for op in ops.values() if op.kind == "fusion"}
+
+
 def _written(parts: dict[str, _Ops]) -> Iterator[Iterator[tuple[int, _Op, _Ops]]]:
     """Yield what each instruction outside of fusions writes: sizes, and what computes them."""
-    inside = {op.calls for ops in parts.values() for op in ops.values() if op.kind == "fusion"}
+    inside = _fused(parts)
     for name, ops in parts.items():
         for op in ops.values() if name not in inside else ():
             if op.kind == "fusion" and op.calls in parts:

@@ -108,10 +108,12 @@ def cases():
     """Yield (name, function, shapes) of what is compiled: the shapes of the lowering tests."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
     from test_kernels_lowering import QWEN_7B, inputs, scored
 
     from jaxmem.kernels.attend import attend
     from jaxmem.kernels.attend import pallas as attend_pallas
+    from jaxmem.kernels.attend_mass import attend_mass
     from jaxmem.kernels.received import mass, row_mass
     from jaxmem.kernels.select import select
     from jaxmem.rope import rope_1d
@@ -131,6 +133,11 @@ def cases():
                     ),
                     given[:2],
                 )
+            yield (
+                f"attend_mass {kind}",
+                lambda q, s, c, rope=rope: attend_mass(q, s, rows=c, last=32, rope=rope, **how),
+                (*given[:2], given[3]),
+            )
 
             def sums(q, segments, lse, counted, rope=rope, **options):
                 return mass(q, segments, lse, rope=rope, rows=counted, **how, **options)
@@ -158,8 +165,19 @@ def cases():
     q, segments = inputs((13,), QWEN_7B, 4096)[:2]
     scores = scored(segments, QWEN_7B[0], QWEN_7B[2])
     yield "attend with scores", lambda q, s: attend(q, s, rope=rope_1d(128), **how), (q, scores)
+    count = {"rows": np.ones((QWEN_7B[0],), bool), "reduce": "kv_head", **how}
+    yield (
+        "attend_mass with scores",
+        lambda q, s: attend_mass(q, s, rope=rope_1d(128), **count),
+        (q, scores),
+    )
     one = inputs((), (1, *QWEN_7B[1:]), 4096)[:2]
     yield "attend one row", lambda q, s: attend(q, s, rope=rope_1d(128), **how), one
+    yield (
+        "attend_mass one row",
+        lambda q, s: attend_mass(q, s, rope=rope_1d(128), rows=np.ones((1,), bool), **how),
+        one,
+    )
     for n in (12_288, 65_536):
         scores = jax.ShapeDtypeStruct((2, n), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
         yield f"select N={n}", lambda s, c, n=n: select(s, c, slots=n // 2, **how), scores

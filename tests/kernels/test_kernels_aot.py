@@ -32,7 +32,7 @@ def test_no_kernel_spills_or_exceeds_shared_memory(target):
     kernels = {r.get("kernel", r["case"]).split("__")[0] for r in found}
     scans = {f"{name}{part}" for name in ("ssd", "delta") for part in ("", "_back", "_read")}
     others = {"threshold", "partition", "delta_inverse"} | scans
-    assert kernels == {"attend", "joint_lse", "lse", "mass"} | others
+    assert kernels == {"attend", "attend_mass", "joint_lse", "lse", "mass"} | others
     bad = [
         r
         for r in found

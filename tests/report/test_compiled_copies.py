@@ -135,7 +135,7 @@ def test_a_fusion_copies_unless_it_updates_in_place():
     assert inspect(Text(FUSED.replace("dynamic-update-slice(%a", "copy(%a")), 512)[::2] == (2, 0)
     assert inspect(Text(FUSED.replace("dynamic-update-slice(%a", "tanh(%a")), 512).rewritten == 1
     assert inspect(other, 513) == (0, 0, 0)
-    assert large(place, 512) == {"f32[64,8]": 7} and large(place, 513) == {}
+    assert large(place, 512) == {"f32[64,8]": 5} and large(place, 513) == {}
     assert collectives(place) == []
     assert collectives(Text("  %r = (f32[8]) all-reduce-start(%x)\n")) == ["all-reduce"]
 

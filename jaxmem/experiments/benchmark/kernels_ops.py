@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from jaxmem.experiments.benchmark import kernels_naive as naive
 from jaxmem.experiments.benchmark.kernels_shapes import Inputs, Shape, rope_of, segments
 from jaxmem.kernels.attend import attend
+from jaxmem.kernels.attend_mass import attend_mass
+from jaxmem.kernels.attend_mass.ref import in_two
 from jaxmem.kernels.received import mass, row_mass
 from jaxmem.kernels.select import select
 from jaxmem.kernels.similarity import neighbour_cosine
@@ -25,10 +27,11 @@ class Operation:
 
     name: str
     ours: Callable[..., PyTree]  # through `jaxmem.kernels`, `implementation` as a keyword
-    plain: Callable[[Inputs, Shape], Any]
+    plain: Callable[..., Any]  # what ours is timed against
     flops: Callable[[Shape], int]  # multiplications and additions of the matrix products
     nbytes: Callable[[Shape], int]  # of operands and results, each counted once
     goal: float | None = None  # time over that of the naive formulation, on a CPU
+    against: Literal["naive", "two kernels"] = "naive"  # the second takes `implementation` too
 
 
 def pairs(shape: Shape) -> int:
@@ -71,6 +74,24 @@ def _mass(x: Inputs, shape: Shape, **how: Any) -> tuple[Array, ...]:
     return mass(x.q, segments(x), x.lse, rope=rope_of(shape), rows=x.counted, out=x.out, **how)
 
 
+def _last(shape: Shape) -> int:
+    """Return how many rows an observing memory reads: SnapKV's 32, or fewer in a short chunk."""
+    return min(32, shape.rows // 4)
+
+
+def _attend_mass(x: Inputs, shape: Shape, *, few: bool = False, **how: Any) -> PyTree:
+    given = {"rope": rope_of(shape), "rows": x.counted, "last": _last(shape) if few else None}
+    return attend_mass(x.q, segments(x), **given, **how)
+
+
+def _two_kernels(x: Inputs, shape: Shape, *, few: bool = False, **how: Any) -> PyTree:
+    """Return the same by an attention and a mass of their own, as before they were one."""
+    both = partial(attend, **how), partial(mass, **how)
+    given = {"rope": rope_of(shape), "rows": x.counted, "last": _last(shape) if few else None}
+    more = {"form": "softmax", "reduce": "head_mean", "window": None}
+    return in_two(*both, x.q, segments(x), **given, **more)
+
+
 def _row_mass(x: Inputs, shape: Shape, **how: Any) -> Array:
     assert x.lse is not None
     return row_mass(x.q, segments(x), x.lse, rope=rope_of(shape), segment=0, **how)
@@ -95,10 +116,18 @@ def operations() -> tuple[Operation, ...]:
     mean_bytes = lambda s: query_bytes(s) + key_bytes(s) + 4 * s.pool
     cosines = lambda s: 2 * s.pool * s.unit
     cosine_bytes = lambda s: s.pool * (s.unit * s.itemsize + 4)
+    thrice = lambda s: 3 * logit_flops(s)
+    some = lambda s: _last(s) * (s.pool - (_last(s) - 1) / 2)  # pairs of the last rows
+    observed = lambda s: twice(s) + int(2 * some(s) * s.heads * s.dim)
+    both_bytes = lambda s: seen(s) + 4 * s.pool
+    few, two = partial(_attend_mass, few=True), partial(_two_kernels, few=True)
+    apart: Any = {"against": "two kernels"}
     mean_mass = partial(_mass, form="mean_logit")
     squared, caote = partial(_mass, weights="A2v2"), partial(_mass, weights="caote")
     return (
         Operation("attend", _attend, naive.attend, twice, seen),
+        Operation("attend_mass", _attend_mass, _two_kernels, thrice, both_bytes, **apart),
+        Operation("attend_mass last rows", few, two, observed, both_bytes, **apart),
         Operation("mass", _mass, naive.mass, logit_flops, mass_bytes, 0.8),
         Operation("mass mean_logit", mean_mass, naive.mean_logit_mass, mean, mean_bytes, 0.5),
         Operation("mass A2v2", squared, naive.squared_mass, logit_flops, weighed),

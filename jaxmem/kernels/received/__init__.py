@@ -61,9 +61,8 @@ def mass(
       ValueError: if shapes or options do not fit, or there is no such implementation.
     """
     check(q, segments, rope)
-    _check_options(q, segments, lse, form, reduce, weights, out)
-    if rows.shape != q.shape[:1]:
-        raise ValueError(f"rows must be [{q.shape[0]}] (one flag per query), got {rows.shape}.")
+    check_mass(q, segments, rows, form, reduce, weights)
+    _check_given(q, lse, form, weights, out)
     q, segments, lse, out = lax.stop_gradient((q, list(segments), lse, out))
     how = {"form": form, "reduce": reduce, "weights": weights, "out": out, "window": window}
     return dispatch.call(_MASS, implementation, q, segments, lse, rope=rope, rows=rows, **how)
@@ -101,9 +100,12 @@ def row_mass(
     return dispatch.call(_ROW_MASS, implementation, q, segments, lse, **how)
 
 
-def _check_options(
-    q: Any, segments: Any, lse: Any, form: Any, reduce: Any, weights: Any, out: Any
+def check_mass(
+    q: Any, segments: Any, rows: Any, form: Any, reduce: Any, weights: Any = "A"
 ) -> None:
+    """Raise ValueError for options of `mass` that are unknown or do not go together."""
+    if rows.shape != q.shape[:1]:
+        raise ValueError(f"rows must be [{q.shape[0]}] (one flag per query), got {rows.shape}.")
     for name, value, known in (
         ("form", form, ("softmax", "mean_logit")),
         ("reduce", reduce, ("head_mean", "kv_head", "head")),
@@ -122,7 +124,10 @@ def _check_options(
                 'form "mean_logit" averages the logits of all heads, so every head must hold the '
                 'same tokens (Gm = 1); use form="softmax" with reduce="kv_head".'
             )
-    elif lse is None or lse.shape != q.shape[:2]:
+
+
+def _check_given(q: Any, lse: Any, form: Any, weights: Any, out: Any) -> None:
+    if form != "mean_logit" and (lse is None or lse.shape != q.shape[:2]):
         got = None if lse is None else lse.shape
         raise ValueError(f"lse must be [Q, H] = {q.shape[:2]} as attend returns, got {got}.")
     if weights == "caote" and (out is None or out.shape != q.shape):

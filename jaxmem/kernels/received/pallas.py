@@ -74,12 +74,9 @@ def _kernel(tree: Any, partial_ref: Any, *, form: pt.Form, splits: int, weights:
 
     def body(i: Array, total: Array) -> Array:
         start = (begin[block] + split + i * splits) * form.tile.rows
-        s = jnp.zeros((form.tile.rows, form.tile.keys), jnp.float32)
-        for j, keys in enumerate(held):
-            s += pb.product(pb.load_queries(q_ref, start, form, j), keys)
+        queries = (pb.load_queries(q_ref, start, form, j) for j in range(form.parts))
+        s, seen = pb.logits(zip(queries, held, strict=True), part, index, start, form)
         shift = shift_ref[pl.ds(start, form.tile.rows)]
-        seen = pb.load_seen(part, index, start, form)
-        s = pb.with_bias(s * form.to_log2, part, index)
         p = jnp.where(seen, jnp.exp2(s - shift[:, None]), 0.0)
         if weights == "A2v2":  # |v|^2 is a factor of the whole column
             p = p * p
@@ -154,6 +151,7 @@ def _form(
     q: Float[Array, "Q H D"],
     segments: Sequence[Segment],
     reduce: str,
+    rope: Rope,
     *,
     joint: bool,
     values: bool,
@@ -169,7 +167,7 @@ def _form(
         width += pt.power_of_two(dim)
     of_numbers = q.dtype.itemsize, segments[0].k.dtype.itemsize
     tile = tile or _tile(folded, width, *of_numbers, values=values)
-    return pt.Form(folded, owners, groups, dim, tile, joint)
+    return pt.Form(folded, owners, groups, dim, tile, joint, rope.softcap)
 
 
 def mass(
@@ -198,7 +196,8 @@ def mass(
     joint = form == "mean_logit"
     if joint:
         q = head_mean(q, segments[0].k.shape[1])
-    sizes = _form(q, segments, reduce, joint=joint, values=weights == "caote", tile=tile)
+    values = weights == "caote"
+    sizes = _form(q, segments, reduce, rope, joint=joint, values=values, tile=tile)
     if joint:
         some = [s for s in segments if s.k.shape[0]]
         if not some:
@@ -210,7 +209,7 @@ def mass(
     counted = rows[:, None] & jnp.isfinite(lse)
     shift = pt.fold(jnp.where(counted, lse * pt.LOG2E, jnp.inf), sizes.owners)
     shift = pt.pad(shift, 1, sizes.padded, jnp.inf)
-    if weights == "caote":
+    if values:
         assert out is not None
         out = pt.pad(pt.fold(out, sizes.owners), 2, pt.power_of_two(sizes.dim))
         out = pt.pad(out, 1, sizes.padded)
@@ -218,12 +217,16 @@ def mass(
         out = None
     how = {"rope": rope, "form": sizes, "weights": weights, "interpret": interpret}
     sums = [_columns(q, shift, out, s, **how) for s in segments]
-    heads = lse.shape[1]
+    return over_heads(sums, lse.shape[1], reduce)
+
+
+def over_heads(
+    sums: Sequence[Float[Array, "C N"]], heads: int, reduce: str
+) -> tuple[Float[Array, "K N"], ...]:
+    """Return the means over heads that `reduce` asks for, of sums over those of each owner."""
     if reduce == "head_mean":
-        sums = [jnp.sum(x, axis=0, keepdims=True) / heads for x in sums]
-    elif reduce == "kv_head":
-        sums = [x / (heads // sizes.groups) for x in sums]
-    return tuple(sums)
+        return tuple(jnp.sum(x, axis=0, keepdims=True) / heads for x in sums)
+    return tuple(x / (heads // x.shape[0]) for x in sums) if reduce == "kv_head" else tuple(sums)
 
 
 def row_mass(

@@ -47,6 +47,9 @@ def test_counts_of_a_shape_by_hand():
     seen = sum(24 + t + 1 for t in range(8))
     assert pairs(SHAPE) == seen
     assert OPERATIONS["attend"].flops(SHAPE) == 2 * 2 * seen * 4 * 16
+    last = [24 + t + 1 for t in (6, 7)]
+    both = OPERATIONS["attend_mass last rows"].flops(SHAPE)
+    assert both == 2 * (2 * seen + sum(last)) * 4 * 16
     assert OPERATIONS["mass mean_logit"].flops(SHAPE) == 2 * seen * 2 * 16
     kept = 24 * (2 * 2 * 16 * 4 + 4 + 4 + 1)  # keys, values, position, order, kind
     assert OPERATIONS["select"].nbytes(SHAPE) == 2 * 32 * 4 + 2 * kept
@@ -81,6 +84,16 @@ def test_a_naive_formulation_that_does_not_fit_is_left_out():
     config = _kernels.KernelsConfig(shapes="ci", only=("mass mean",), pairs=1, plain_gigabytes=0)
     (record,) = _kernels.records(config)
     assert record["plain_temp_bytes"] > 0 and "ratio" not in record and "met" not in record
+
+
+@pytest.mark.slow
+def test_one_kernel_is_timed_against_two(capsys):
+    """The interpreted kernel, as on a GPU with --implementation pallas."""
+    argv = "kernels --shapes ci --pairs 1 --only attend_mass --implementation pallas_interpret"
+    assert benchmark.main([*argv.split(), "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["operation"] for r in found] == ["attend_mass", "attend_mass last rows"]
+    assert all(r["against"] == "two kernels" and r["ratio"] > 0 for r in found)
 
 
 def test_unknown_operations_are_status_2(capsys):
