@@ -70,7 +70,7 @@ def at_leisure(names, slow):
     return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
-LOOP = at_leisure([*WIDE, *WRAPPERS, *LAYER], {"bank", "recorder"})
+LOOP = at_leisure([*WIDE, *WRAPPERS, *LAYER], {"bank", "recorder", "keydiff"})
 
 
 @cache

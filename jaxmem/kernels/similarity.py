@@ -85,3 +85,46 @@ def similarity_to_recent(
         return jnp.sum(unit * (total / jnp.maximum(count, 1.0))[place], axis=-1)
 
     return jax.vmap(one)(unit.transpose(1, 0, 2), place.T, recent)
+
+
+def largest_newer_cosine(
+    keys: Float[Array, "N G D"],
+    kind: Int[Array, "N Gm"],
+    newer: Float[Array, "M G D"],
+    newer_kind: Int[Array, "M Gm"],
+    first: Int[Array, ""] | int,
+    *,
+    block: int = 256,
+) -> Float[Array, "G N"]:
+    """Return every key's largest cosine with a later key of its kind, float32; -1 without any.
+
+    Row j of `newer` stands at place `first` + j of the pool whose rows are `keys`; "later" means at
+    a larger place. The pool with itself is `newer` = `keys`, `first` = 0; a chunk's rows against
+    the pool that ends with it cost N x M in place of N x N. Rows of kind 0 hold nothing. `block`
+    rows are compared at once: [G, block, M] is the largest array.
+    """
+    heads = keys.shape[1]
+    of_heads = lambda x: jnp.broadcast_to(x, (x.shape[0], heads)).T
+    b, b_kind = unit(newer).swapaxes(0, 1), of_heads(newer_kind)
+    place = jnp.arange(newer.shape[0], dtype=jnp.int32) + first
+
+    def rows(start: Array, a: Float[Array, "G R D"], a_kind: Int[Array, "G R"]) -> Array:
+        at = jnp.arange(a.shape[1], dtype=jnp.int32) + start
+        cosine = jnp.einsum("grd,gmd->grm", a, b, precision=lax.Precision.HIGHEST)
+        same = (a_kind[:, :, None] == b_kind[:, None]) & (b_kind != 0)[:, None]
+        counts = same & (place[None, None] > at[None, :, None])
+        return jnp.max(jnp.where(counts, cosine, -1.0), axis=-1, initial=-1.0)
+
+    a, a_kind, n = unit(keys).swapaxes(0, 1), of_heads(kind), keys.shape[0]
+    if n <= block:
+        return rows(jnp.zeros((), jnp.int32), a, a_kind)
+    tiles = -(-n // block)
+    more = tiles * block - n
+    cut = lambda x: (
+        jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2))
+        .reshape(heads, tiles, block, *x.shape[2:])
+        .swapaxes(0, 1)
+    )
+    starts = jnp.arange(tiles, dtype=jnp.int32) * block
+    found = lax.map(lambda tile: rows(*tile), (starts, cut(a), cut(a_kind)))
+    return found.swapaxes(0, 1).reshape(heads, -1)[:, :n]

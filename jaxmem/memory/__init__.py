@@ -25,6 +25,7 @@ _TABLE = {
     "tova": "compression.tova.TOVA",
     "knorm": "compression.knorm.Knorm",
     "keydiff": "compression.keydiff.KeyDiff",
+    "last_copy": "compression.last_copy.LastCopy",
     "expected_attention": "compression.expected_attention.ExpectedAttention",
     "retention": "compression.retention.Retention",
     "criticalkv": "compression.criticalkv.CriticalKV",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmem.data.world.recurring import lookalikes
 from jaxmem.data.world.scene import COLOURS, DECOYS, GRID, QUADRANTS, SHAPES, SOUNDS, Events, Stream
 
 GLYPHS = SHAPES + DECOYS
@@ -19,6 +20,7 @@ TYPES = {
     "first_sound": 0.8,
 }  # fmt: skip  # question type: how often it is drawn
 ABSENT = 0.1  # share of the questions about a thing that was not shown yet
+_ASKED_ALIKE = 0.7  # share of questions about a shape that mean one which another looks like
 _ASKED_DECOY = 0.08  # share of the colour questions about dots or stripes
 
 
@@ -38,6 +40,7 @@ class _Past(NamedTuple):
     time: int
     events: Events
     decoys: Events
+    alike: list[int]  # shapes that something took the place of and looks like, and asked for so
 
 
 _Draft = tuple[str, str, float]  # text, answer, evidence time
@@ -106,7 +109,9 @@ def _past(stream: Stream, time: int) -> _Past:
         kept = Events(*(field[:n] for field in events))
         return kept._replace(end=np.minimum(kept.end, time))
 
-    return _Past(time, cut(stream.events), cut(stream.decoys))
+    events = cut(stream.events)
+    alike = lookalikes(events) if stream.difficulty.recur else []
+    return _Past(time, events, cut(stream.decoys), alike)
 
 
 def _latest(events: Events, field: str, value: int) -> int:
@@ -123,6 +128,13 @@ def _draw(rng: np.random.Generator, classes: np.ndarray, size: int, absent: floa
     return int(rng.choice(others if pick_other else present))
 
 
+def _shape(past: _Past, rng: np.random.Generator) -> int:
+    """A shape to ask about; where scenes come back, often one that another looks like."""
+    if past.alike and rng.random() < _ASKED_ALIKE:
+        return int(rng.choice(past.alike))
+    return _draw(rng, past.events.glyph, len(SHAPES))
+
+
 def _overlapping(events: Events, row: int, field: str) -> np.ndarray:
     """Rows with something to see or hear during the time of another row."""
     meets = (events.start < events.end[row]) & (events.end > events.start[row])
@@ -134,7 +146,7 @@ def _colour(past: _Past, rng: np.random.Generator) -> _Draft:
     if events is past.decoys:
         glyph = len(SHAPES) + _draw(rng, events.glyph - len(SHAPES), len(DECOYS))
     else:
-        glyph = _draw(rng, events.glyph, len(SHAPES))
+        glyph = _shape(past, rng)
     row = _latest(events, "glyph", glyph)
     verb = "were" if GLYPHS[glyph] in DECOYS else "was"
     text = f"What colour {verb} the {GLYPHS[glyph]}?"
@@ -143,7 +155,7 @@ def _colour(past: _Past, rng: np.random.Generator) -> _Draft:
 
 def _where(past: _Past, rng: np.random.Generator) -> _Draft:
     e = past.events
-    glyph = _draw(rng, e.glyph, len(SHAPES))
+    glyph = _shape(past, rng)
     text = f"Where was the {SHAPES[glyph]}?"
     row = _latest(e, "glyph", glyph)
     if row < 0:
@@ -158,8 +170,9 @@ def _partner(past: _Past, rng: np.random.Generator, asked: str, wanted: str) -> 
     """The class of the other sense at the same time as the most recent one of a class."""
     e = past.events
     names = {"glyph": SHAPES, "sound": SOUNDS}
-    value = _draw(rng, getattr(e, asked), len(names[asked]))
-    if asked == "glyph":
+    glyph = asked == "glyph"
+    value = _shape(past, rng) if glyph else _draw(rng, e.sound, len(SOUNDS))
+    if glyph:
         text = f"Which sound came with the {SHAPES[value]}?"
     else:
         text = f"Which shape was there during the {SOUNDS[value]}?"

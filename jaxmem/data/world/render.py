@@ -1,6 +1,7 @@
 """Draw a stream of `world.world`: frames at any time and at any whole multiple of 48x48 pixels."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -60,6 +61,7 @@ def _draw(stream: Stream, times: np.ndarray, scale: int) -> np.ndarray:
     _draw_flashes(picture, stream, times, scale)
     _draw_glyphs(picture, stream.decoys, times, scale)
     _draw_glyphs(picture, stream.events, times, scale)
+    _expose(picture, stream, times, scale)
     return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -81,7 +83,39 @@ def _background(stream: Stream, times: np.ndarray, scale: int) -> np.ndarray:
     fixed = np.where(mask, texture, slope).astype(np.float32)
     tinted = np.where(mask, 0, 1).astype(np.float32)
     colour = colour.astype(np.float32)
-    return fixed[which][..., None] + tinted[which][..., None] * colour[:, None, None, :]
+    fixed, tinted = (_panned(x[which], stream, times, scale) for x in (fixed, tinted))
+    return fixed[..., None] + tinted[..., None] * colour[:, None, None, :]
+
+
+def _panned(pictures: np.ndarray, stream: Stream, times: np.ndarray, scale: int) -> np.ndarray:
+    """Move the scenery [F, side, side]; what leaves at one side comes in at the other."""
+    if not stream.camera.pan.any():
+        return pictures
+    moved = np.rint(times[:, None] * stream.camera.pan * scale).astype(int)
+    pairs = zip(pictures, moved, strict=True)
+    return np.stack([np.roll(one, shift, (0, 1)) for one, shift in pairs])
+
+
+def _expose(picture: np.ndarray, stream: Stream, times: np.ndarray, scale: int) -> None:
+    """Add what light and sensor do, in place; the noise changes eight times a second."""
+    camera = stream.camera
+    if np.any(camera.light != 1):
+        picture *= camera.light[np.floor(times).astype(int), None, None, None].astype(np.float32)
+    if camera.grain:
+        bank = noise_pictures()
+        # 37 steps through the 64 pictures: neighbours in time do not resemble each other.
+        which = (camera.first + 37 * np.floor(times * 8).astype(int)) % len(bank)
+        noise = np.kron(bank[which], np.ones((1, scale, scale, 1), np.float32))
+        picture += np.float32(camera.grain) * noise
+
+
+@cache
+def noise_pictures() -> np.ndarray:
+    """Noise pictures to choose from, float32 [64, 48, 48, 3]: fine grain plus 4x4 blocks."""
+    rng = np.random.default_rng(4)
+    fine = rng.standard_normal((64, 48, 48, 3), np.float32)
+    blocks = rng.standard_normal((64, 12, 12, 3), np.float32)
+    return 0.8 * fine + 0.6 * np.kron(blocks, np.ones((1, 4, 4, 1), np.float32))
 
 
 def _draw_flashes(picture: np.ndarray, stream: Stream, times: np.ndarray, scale: int) -> None:

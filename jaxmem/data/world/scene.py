@@ -33,6 +33,10 @@ class Difficulty:
     babble: float = 0.2  # share of the time with speech-like background
     noise_db: tuple[float, float] = (-66.0, -52.0)
     classes: int = 8  # shapes and sounds that one stream draws from; fewer mean more repetition
+    recur: float = 0.0  # share of the shapes that repeat an earlier scene but for one thing
+    pan: float = 0.0  # pixels per second of a 48x48 picture that the scenery moves
+    flicker: float = 0.0  # the brightness of every second lies in 1 - flicker .. 1 + flicker
+    grain: float = 0.0  # noise of every picture, as a share of white
 
 
 LEVELS: dict[str, Difficulty] = {
@@ -45,7 +49,12 @@ LEVELS: dict[str, Difficulty] = {
         event_rate=1 / 4, overlap=0.3, large=0.3, moving=0.5, decoy_rate=0.4, flash_rate=0.6,
         clutter=0.2, cut_rate=1 / 20, distractor_rate=0.25, babble=0.4,
     ),
+    "moving": Difficulty(large=0.1, moving=1.0, durations=(0.1, 0.3, 0.3, 0.3), pan=2.0),
+    "flicker": Difficulty(cut_rate=1 / 20, clutter=0.25, flicker=0.2, grain=0.06),
+    "recurring": Difficulty(cut_rate=0.0, recur=0.8),
 }  # fmt: skip
+"""The first three were there when the embedded model was trained. The others make two pictures of
+one thing differ, or two things look alike: what judges by resemblance finds them hard."""
 
 
 class Events(NamedTuple):
@@ -95,6 +104,15 @@ class Flashes(NamedTuple):
     texture: np.ndarray  # [n, 4, 4] float in 0..1
 
 
+class Camera(NamedTuple):
+    """What happens to whole pictures."""
+
+    pan: np.ndarray  # [2] float, pixels per second of a 48x48 picture, down and right
+    light: np.ndarray  # [seconds] float, factor of the brightness
+    grain: float  # strength of the noise
+    first: int  # noise picture of the first moment
+
+
 class Stream(NamedTuple):
     """One stream of the world."""
 
@@ -107,6 +125,7 @@ class Stream(NamedTuple):
     scenery: Scenery
     flashes: Flashes
     noise_db: float
+    camera: Camera
 
 
 def level(name: str) -> Difficulty:

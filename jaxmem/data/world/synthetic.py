@@ -4,12 +4,10 @@ stream = world(split_seed("train", 0), seconds=64)
 frames(stream), sound(stream), questions(stream, 48)
 """
 
-from functools import cache
-
 import numpy as np
 
 from jaxmem.data.world.questions import TYPES, Question, questions
-from jaxmem.data.world.render import frames
+from jaxmem.data.world.render import frames, noise_pictures
 from jaxmem.data.world.scene import (
     COLOURS,
     DECOYS,
@@ -104,7 +102,7 @@ def disturb_frames(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray
             out += blur * (near - out)
     grain = np.float32(rng.uniform(0, 6) if rng.random() < 0.7 else 0)
     if grain:
-        out += grain * rng.choice(_grain(), len(pictures))
+        out += grain * rng.choice(noise_pictures(), len(pictures))
     return (out.clip(0, 255) + 0.5).astype(np.uint8)
 
 
@@ -119,12 +117,3 @@ def disturb_sound(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         keep = np.float32(rng.uniform(0.6, 1))
         out = keep * out + (1 - keep) * np.roll(out, 1)
     return out * np.float32(10 ** (rng.uniform(-6, 3) / 20))
-
-
-@cache
-def _grain() -> np.ndarray:
-    """Noise pictures to choose from, float32 [64, 48, 48, 3]: fine grain plus 4x4 blocks."""
-    rng = np.random.default_rng(4)
-    fine = rng.standard_normal((64, 48, 48, 3), np.float32)
-    blocks = rng.standard_normal((64, 12, 12, 3), np.float32)
-    return 0.8 * fine + 0.6 * np.kron(blocks, np.ones((1, 4, 4, 1), np.float32))

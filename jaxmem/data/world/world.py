@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxmem.data.world.recurring import other, recur
 from jaxmem.data.world.scene import (
     COLOURS,
     DECOYS,
@@ -19,6 +20,7 @@ from jaxmem.data.world.scene import (
     GRID,
     SHAPES,
     SOUNDS,
+    Camera,
     Difficulty,
     Distractors,
     Events,
@@ -68,7 +70,8 @@ def world(
     if isinstance(difficulty, str):
         difficulty = level(difficulty)
     entropy = (len(SPLITS), seed) if isinstance(seed, int) else tuple(int(s) for s in seed)
-    rng = np.random.default_rng(np.random.SeedSequence(entropy))
+    seeds = np.random.SeedSequence(entropy)
+    rng = np.random.default_rng(seeds)
     events = _events(rng, seconds, difficulty)
     return Stream(
         seed=entropy,
@@ -80,6 +83,7 @@ def world(
         scenery=_scenery(rng, seconds, difficulty),
         flashes=_flashes(rng, seconds, difficulty),
         noise_db=float(rng.uniform(*difficulty.noise_db)),
+        camera=_camera(np.random.default_rng(seeds.spawn(1)[0]), seconds, difficulty),
     )
 
 
@@ -151,17 +155,6 @@ def _pool(rng: np.random.Generator, names: Sequence[str], classes: int) -> Seque
     return range(size) if classes >= size else rng.choice(size, classes, replace=False).tolist()
 
 
-def _other(
-    rng: np.random.Generator, pool: Sequence[int], names: Sequence[str], avoid: set[int]
-) -> int:
-    """A class that was not used a moment ago: two equal events back to back would look like one.
-
-    It is one of `pool` if that leaves a choice, else any of `names`.
-    """
-    left = [i for i in pool if i not in avoid] or [i for i in range(len(names)) if i not in avoid]
-    return int(rng.choice(left))
-
-
 def _events(rng: np.random.Generator, seconds: int, d: Difficulty) -> Events:
     rows: list[dict[Any, Any]] = []
     lengths = np.arange(1, len(d.durations) + 1)
@@ -189,10 +182,12 @@ def _events(rng: np.random.Generator, seconds: int, d: Difficulty) -> Events:
             row = {"start": start, "end": min(start + duration, seconds), "path": path}
             row |= {"large": large, "glyph": -1, "colour": -1, "sound": -1}
             if seen:
-                row["glyph"] = _other(rng, shapes, SHAPES, {r["glyph"] for r in near})
+                row["glyph"] = other(rng, shapes, SHAPES, {r["glyph"] for r in near})
                 row["colour"] = int(rng.integers(len(COLOURS)))
             if heard:
-                row["sound"] = _other(rng, sounds, SOUNDS, {r["sound"] for r in near})
+                row["sound"] = other(rng, sounds, SOUNDS, {r["sound"] for r in near})
+            if seen and d.recur and rng.random() < d.recur:
+                recur(rng, row, rows, shapes, {r["glyph"] for r in near}, taken)
             rows.append(row)
         if rng.random() < d.overlap:
             t = start + int(rng.integers(0, duration + 1))
@@ -214,7 +209,7 @@ def _decoys(rng: np.random.Generator, seconds: int, d: Difficulty, events: Event
         if path is None or len(near) == len(DECOYS):
             continue
         row = {"start": start, "end": min(start + duration, seconds), "path": path}
-        row["glyph"] = len(SHAPES) + _other(rng, range(len(DECOYS)), DECOYS, near)
+        row["glyph"] = len(SHAPES) + other(rng, range(len(DECOYS)), DECOYS, near)
         row["colour"] = int(rng.integers(len(COLOURS)))
         rows.append(row | {"large": False, "sound": -1})
     return _pack(rows, rng, 2)
@@ -267,4 +262,15 @@ def _flashes(rng: np.random.Generator, seconds: int, d: Difficulty) -> Flashes:
         row=rng.integers(0, GRID, n),
         col=rng.integers(0, GRID, n),
         texture=rng.uniform(0.1, 0.9, (n, 4, 4)),
+    )
+
+
+def _camera(rng: np.random.Generator, seconds: int, d: Difficulty) -> Camera:
+    """Return what happens to whole pictures, by numbers of its own: levels share their events."""
+    turn = rng.uniform(0, 2 * np.pi)
+    return Camera(
+        pan=d.pan * np.array([np.sin(turn), np.cos(turn)]),
+        first=int(rng.integers(0, 2**16)),
+        grain=d.grain,
+        light=1 + d.flicker * rng.uniform(-1, 1, seconds),
     )

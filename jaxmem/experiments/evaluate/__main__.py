@@ -94,6 +94,8 @@ def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     """Return what tells results of other settings or weights from these; `name` of a memory."""
     keys = ("streams", "questions", "moments", "chunk_seconds", "difficulty")
     settings: dict[str, Any] = {key: getattr(config, key) for key in keys}
+    if config.split != "test":  # what was measured before there was a choice stays measured
+        settings["split"] = config.split
     own = {**model.presets.get(name, {}), **config.options.get(name, {})}
     settings["options"] = plain_options(name, own) if name else {}
     settings |= {"bank": dict(config.options.get("bank", {})), "bits": config.bits}

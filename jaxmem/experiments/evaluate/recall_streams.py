@@ -101,6 +101,7 @@ class StreamsConfig:
     moments: int = 4
     chunk_seconds: int = 4  # Seconds written at once.
     difficulty: str = "standard"  # Level of the world.
+    split: synthetic.Split = "test"  # "validation": where options are chosen.
     weights: Path | None = None  # Of a model like the embedded one; None: the embedded one.
     adapter: Path | None = None  # Of the weights, as `jaxmem finetune` writes it.
     scorer: Path | None = None  # Learned weights of `retention`; None: the model's own.
@@ -115,7 +116,7 @@ class StreamsConfig:
 
 
 def streams_of(config: StreamsConfig, model: Model, seconds: int) -> Streams:
-    """Return the test streams of one length that a command's options ask for."""
+    """Return the streams of one length that a command's options ask for."""
     return streams(
         model,
         count=config.streams,
@@ -124,6 +125,7 @@ def streams_of(config: StreamsConfig, model: Model, seconds: int) -> Streams:
         questions=config.questions,
         chunk_seconds=config.chunk_seconds,
         difficulty=config.difficulty,
+        split=config.split,
     )
 
 

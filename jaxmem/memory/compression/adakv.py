@@ -131,6 +131,7 @@ class AdaKV(OverScore):
         fresh = Slots(chunk.kv, None if self.first is None else output_norm(chunk))
         slots = ragged.after(self._side_by_side(state)[0], fresh, aux.counts)
         pool = ragged.candidates_of(spec, slots.kv, chunk, aux.counts, chunk.next_pos)
+        pool = pool._replace(quotas=aux.quotas)
         score = jnp.broadcast_to(self.inner.ranked(pool), slots.kv.modality.T.shape)
         mask = self._chosen(score, slots, aux.quotas)
         size = scored.length(state)

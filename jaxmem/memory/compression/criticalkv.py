@@ -56,6 +56,7 @@ class OverScore(Memory):
         kernel: int = 5,
         audio_share: float | None = AUDIO_SHARE,
         newest: int = 0,
+        floor: float = 0.0,
         reindex: bool = False,
         **options: Any,
     ) -> Self:
@@ -64,7 +65,7 @@ class OverScore(Memory):
         `options` are those of this class. Slots are those of a KV head (on average, where heads
         share).
         """
-        more = {"audio_share": audio_share, "newest": newest, "reindex": reindex}
+        more = {"audio_share": audio_share, "newest": newest, "floor": floor, "reindex": reindex}
         return cls(SnapKV(budget, window=window, kernel=kernel, **more), **options)
 
     @property

@@ -43,10 +43,11 @@ class Retention(Scored):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.logits and (self.newest or not self.per_head):
+        if self.logits and (self.newest or self.floor or not self.per_head):
             raise ValueError(
                 f"{self.name} with logits=True is the attention of a decoder that was trained with "
-                f"it, got newest={self.newest}, per_head={self.per_head}: use logits=False."
+                f"it, got newest={self.newest}, floor={self.floor}, per_head={self.per_head}: use "
+                "logits=False."
             )
 
     @property

@@ -53,6 +53,7 @@ class Candidates(NamedTuple):
     next_pos: Num[Array, "A"]  # where the next chunk begins
     queries: Float[Array, "T H D"] | None  # of the chunk's rows, before rotation
     spec: Spec
+    quotas: Int[Array, "C"] | None = None  # of the parts of the budget, before any is lent
 
     @property
     def valid(self) -> Bool[Array, "Gm N"]:
@@ -79,6 +80,8 @@ class Scored(Reindexed):
       audio_share: audio's part of the budget, where it competes by itself; None: all tokens compete
         for all slots. A part that nothing competes for lends its slots to the other.
       newest: so many newest tokens are always held, inside the budget.
+      floor: this share of every part of the budget is for the newest tokens of that part, so that
+        what is there now can be asked about, in pictures and in sound.
       reindex: kept tokens are numbered without gaps; False: they keep their positions.
       soft: for training, the temperature of a straight-through gate that kept keys and values pass,
         so that gradients reach scores of keys and values (reports of attention carry none); None:
@@ -96,6 +99,7 @@ class Scored(Reindexed):
     per_head: bool = True
     audio_share: float | None = AUDIO_SHARE
     newest: int = 0
+    floor: float = 0.0
     soft: float | None = None
 
     def __post_init__(self):
@@ -103,6 +107,7 @@ class Scored(Reindexed):
         if self.soft is not None:
             self._check_soft(self.soft)
         between(self.name, 0, self.budget, newest=self.newest)
+        between(self.name, 0, 1, floor=self.floor)
 
     def _check_soft(self, soft: float) -> None:
         attends = self.requires.attention is not None or self.requires.probes is not None
@@ -118,11 +123,20 @@ class Scored(Reindexed):
 
     def ranked(self, candidates: Candidates) -> Float[Array, "Gm N"]:
         """Return the scores that choose: of every head or their mean, the newest tokens first."""
-        score = self.score(candidates)
+        return self.ranked_by(self.score(candidates), candidates)
+
+    def ranked_by(self, score: Float[Array, "Gm N"], candidates: Candidates) -> Array:
+        """Return what `ranked` makes of scores."""
         if not self.per_head:
             score = jnp.mean(score, axis=0, keepdims=True)
         if self.newest:
             score = scores.protect(score, candidates.newest(self.newest))
+        if self.floor:
+            modality, quotas = candidates.kv.modality, candidates.quotas
+            assert quotas is not None, "who makes candidates fills in the quotas"
+            lent = lend(quotas, members(modality[:, :1], quotas.shape[0])[:, 0])
+            least = (self.floor * lent.astype(jnp.float32)).astype(jnp.int32)
+            score = scores.protect(score, newest_of_parts(modality, least))
         return score
 
     def init(self, spec: Spec, layer: int = 0) -> State:
@@ -151,6 +165,7 @@ class Scored(Reindexed):
     def candidates(self, spec: Spec, state: State, chunk: Chunk) -> Candidates:
         """Return memory and chunk as one dense pool."""
         found = candidates_of(spec, state.slots.kv, chunk, getattr(state.slots, "received", None))
+        found = found._replace(quotas=state.aux.quotas)
         if not self.reindex:
             return found
         kv, next_pos = numbered(found.kv, state.aux.next_pos)
@@ -242,6 +257,13 @@ def members(modality: Int[Array, "N Gm"], parts: int) -> Bool[Array, "C Gm N"]:
     """Return who competes in each part of a budget: (all), or (all but audio, audio)."""
     valid, audio = modality.T != kvs.EMPTY, modality.T == kvs.AUDIO
     return jnp.stack([valid] if parts == 1 else [valid & ~audio, audio])
+
+
+def newest_of_parts(modality: Int[Array, "N Gm"], counts: Int[Array, "C"]) -> Bool[Array, "Gm N"]:
+    """Return which entries are among the last `counts[c]` of their part of a budget."""
+    groups = members(modality, counts.shape[0])
+    later = jnp.cumsum(groups[..., ::-1], axis=-1, dtype=jnp.int32)[..., ::-1]
+    return jnp.any(groups & (later <= counts[:, None, None]), axis=0)
 
 
 def lend(quotas: Int[Array, "C"], competing: Bool[Array, "C N"]) -> Int[Array, "C"]:

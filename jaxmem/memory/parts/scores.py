@@ -94,6 +94,18 @@ def protect(scores: Float[Array, "C N"], members: Bool[Array, "C N"]) -> Float[A
     return jnp.where(members, jnp.inf, scores)
 
 
+def standing(scores: Float[Array, "G N"], members: Bool[Array, "G N"]) -> Float[Array, "G N"]:
+    """Return the share of the members that a member ranks above or is, 0 to 1; equal: the newer.
+
+    Ranks of unlike scores can be added up and compared (0 for who is no member).
+    """
+    rank = jnp.argsort(jnp.argsort(only(scores, members), axis=1), axis=1)
+    count = jnp.sum(members, axis=1, keepdims=True)
+    first = scores.shape[1] - count  # who is no member ranks below all others
+    share = (rank - first + 1).astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+    return jnp.where(members, share, 0.0)
+
+
 def smooth(scores: Float[Array, "C N"], size: int) -> Float[Array, "C N"]:
     """Return the mean over `size` (odd) neighbours; entries beyond the ends count as 0."""
     total = lax.reduce_window(scores, 0.0, lax.add, (1, size), (1, 1), "SAME")
@@ -106,6 +118,16 @@ def cosine_to(
     """Return the cosine of each key with its partner in `to`, float32."""
     length = jnp.linalg.norm(keys, axis=-1) * jnp.linalg.norm(to, axis=-1)
     return (jnp.sum(keys * to, axis=-1) / jnp.maximum(length, eps)).T
+
+
+def unlike_mean(keys: Float[Array, "N G D"], members: Bool[Array, "Gm N"]) -> Float[Array, "G N"]:
+    """Return -cos(k, mean of the unit keys of the members) (KeyDiff, arXiv 2504.15364, eq. 4)."""
+    keys = keys.astype(jnp.float32)
+    unit = keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
+    held = members.T[..., None]
+    count = jnp.maximum(jnp.sum(held, axis=0, keepdims=True), 1).astype(jnp.float32)
+    mean = jnp.sum(jnp.where(held, unit, 0.0), axis=0, keepdims=True) / count
+    return -cosine_to(keys, jnp.broadcast_to(mean, keys.shape), 1e-12)
 
 
 def smooth_frames(

@@ -108,8 +108,7 @@ class InfiniPotV(Scored):
             quota = lend(aux.quotas, members(modality[:, :1], aux.quotas.shape[0])[:, 0])[0]
             forced, _ = self.temporal(spec, pool._replace(kv=candidates.kv), quota)
             score = scores.protect(score, forced)
-        if self.newest:
-            score = scores.protect(score, candidates.newest(self.newest))
+        score = self.ranked_by(score, candidates)
         keep = choose(score, modality, aux.quotas, length(state))
         return State(take(pool, *keep), self.moved(aux._replace(place=after), chunk)), None
 

@@ -33,8 +33,8 @@ was trained with."""
 _ASSETS = Path(__file__).parents[2] / "assets"
 HALF: Mapping[str, Any] = MappingProxyType({"audio_share": 0.5})
 SCORED = (
-    "infinipot_v", "snapkv", "h2o", "tova", "knorm", "keydiff", "expected_attention", "criticalkv",
-    "adakv", "streammem", "livevlm",
+    "infinipot_v", "snapkv", "h2o", "tova", "knorm", "keydiff", "last_copy",
+    "expected_attention", "criticalkv", "adakv", "streammem", "livevlm",
 )  # fmt: skip
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {

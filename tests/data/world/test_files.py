@@ -212,10 +212,10 @@ def test_held_out(tmp_path):
 def test_documentation_lists_every_type_and_knob(root):
     text = (root / "docs" / "data.md").read_text()
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
-    table = {row[1].strip(" `"): [cell.strip() for cell in row[2:5]] for row in rows}
+    table = {row[1].strip(" `"): [cell.strip() for cell in row[2:8]] for row in rows}
     assert set(TYPES) <= set(table)
     for field in fields(Difficulty):
-        for cell, level in zip(table[field.name], ("easy", "standard", "hard"), strict=True):
+        for cell, level in zip(table[field.name], LEVELS, strict=True):
             value = getattr(LEVELS[level], field.name)
             numbers = [float(Fraction(part)) for part in re.split(r", |\.\.(?=-)", cell)]
             np.testing.assert_allclose(numbers, np.ravel(value), err_msg=field.name)

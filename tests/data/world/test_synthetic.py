@@ -169,6 +169,59 @@ def test_answers_are_right(many, kind):
             assert -1 <= q.evidence_time <= q.time
 
 
+def test_answers_are_right_where_scenes_come_back(many):
+    """The stream of every seed has look-alikes: one thing differs, and a question is about it."""
+    asked = []
+    for s in [sy.world(one.seed, 64, "recurring") for one in many[:8]]:
+        for q in sy.questions(s, 12, seed=2):
+            assert replay(s, q) == q.answer, q
+        asked += [later_lookalike(s, q) for q in sy.questions(s, 12, types=("colour", "where"))]
+    plain = [
+        later_lookalike(s, q)
+        for s in many[:8]
+        for q in sy.questions(s, 12, types=("colour", "where"))
+    ]
+    assert np.mean(asked) > 0.3 > 10 * np.mean(plain)
+
+
+def later_lookalike(stream, question):
+    """Whether another shape of one colour came to the same place, after the one asked for."""
+    e = stream.events
+    name = question.text.strip("?").split()[-1]
+    rows = np.flatnonzero(e.start < question.time)
+    mine = [i for i in rows if e.glyph[i] >= 0 and w.SHAPES[e.glyph[i]] == name]
+    if not mine:
+        return False
+    last = max(mine, key=lambda i: e.end[i])
+    same = (e.colour == e.colour[last]) & (e.row[:, 0] == e.row[last, 0])
+    same &= (e.col[:, 0] == e.col[last, 0]) & (e.glyph != e.glyph[last]) & (e.glyph >= 0)
+    return bool(np.any(same[rows] & (e.start[rows] >= e.end[last])))
+
+
+@pytest.mark.parametrize("level", ["moving", "flicker"])
+def test_pictures_of_a_level_differ_from_second_to_second(stream, level):
+    """The same frame at any time and in any company; nothing stands still that did before."""
+    other = sy.world(stream.seed, 64, level)
+    times = np.arange(0, 12, 0.5) + 0.25
+    pictures = sy.frames(other, times).astype(int)
+    np.testing.assert_array_equal(sy.frames(other, times[5:6]), pictures[5:6])
+    larger = sy.frames(other, times[5:7], scale=2).astype(int)[:, ::2, ::2]
+    assert np.abs(larger - pictures[5:7]).mean() < 12
+    before = sy.frames(stream, times).astype(int)
+    change = lambda x: np.abs(np.diff(x, axis=0)).mean()
+    assert change(pictures) > 1.5 * change(before)
+
+
+def test_levels_that_touch_pictures_alone_share_events(stream):
+    knobs = {"pan": 2.0, "flicker": 0.2, "grain": 0.06}
+    other = sy.world(stream.seed, 64, w.Difficulty(**knobs))
+    for a, b in zip(stream.events, other.events, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert sy.questions(stream, 10) == sy.questions(other, 10)
+    np.testing.assert_array_equal(sy.sound(stream), sy.sound(other))
+    assert not np.array_equal(sy.frames(stream), sy.frames(other))
+
+
 def test_every_type_has_a_function():
     assert set(sy.TYPES) == set(_ASK)
 
@@ -271,7 +324,7 @@ def test_disturbances_keep_type_and_change_little(stream):
 
 
 def test_errors_name_the_repair(stream):
-    with pytest.raises(ValueError, match="easy, standard, hard"):
+    with pytest.raises(ValueError, match="easy, standard, hard, moving, flicker, recurring"):
         sy.world(0, 8, "brutal")
     with pytest.raises(ValueError, match="1 second or more"):
         sy.world(0, 0)

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxmem.data.world.synthetic import frames, split_seed, world
 from jaxmem.experiments.evaluate import __main__ as evaluate
-from jaxmem.experiments.evaluate.recall_streams import streams
+from jaxmem.experiments.evaluate.recall_streams import streams, streams_of
 from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded
@@ -52,6 +53,18 @@ def test_streams_are_cut_at_the_questions(made):
 def test_streams_say_what_does_not_fit(weights, wrong, message):
     with pytest.raises(ValueError, match=message):
         streams(embedded(weights), **{**SIZES, **wrong}, difficulty="standard")
+
+
+def test_streams_of_a_command_are_of_its_split(weights):
+    """Options are chosen on other streams than results are reported on."""
+    sizes = {"streams": 1, "questions": 2, "moments": 1, "chunk_seconds": 2}
+    made = {}
+    for split in ("test", "validation"):
+        config = evaluate.RecallConfig(**sizes, split=split)
+        made[split] = streams_of(config, embedded(weights), 4).inputs.frames
+        seed = split_seed(split, 0)
+        np.testing.assert_array_equal(made[split].reshape(-1, 48, 48, 3), frames(world(seed, 4)))
+    assert not np.array_equal(*made.values())
 
 
 def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
@@ -102,6 +115,8 @@ def test_cells_know_their_settings(weights):
 
     assert mark() == evaluate.fingerprint(plain, model, "ma_lmm")
     assert mark() != mark(tokens=8)
+    other = dataclasses.replace(plain, split="validation")
+    assert mark() != evaluate.fingerprint(other, model, "ma_lmm")
 
 
 def test_audio_takes_half_of_the_slots():

@@ -182,9 +182,9 @@ def test_without_logits_it_is_a_score_like_any_other():
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(ValueError, match="newest=2, per_head=True: use logits=False"):
+    with pytest.raises(ValueError, match="newest=2, floor=0.0, per_head=True: use logits=False"):
         jm.Retention(8, newest=2)
-    with pytest.raises(ValueError, match="newest=0, per_head=False"):
+    with pytest.raises(ValueError, match="newest=0, floor=0.0, per_head=False"):
         jm.Retention(8, per_head=False)
     with pytest.raises(ValueError, match="takes it with logits=False"):
         jm.WithBank(jm.Retention(8), 64)
