@@ -30,8 +30,9 @@ from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded, weights_of
 from jaxmem.report.files import write_json
 from jaxmem.training import lora
-from jaxmem.training.answers import Example, Mode, encoded, objective
+from jaxmem.training.answers import Example, encoded, objective
 from jaxmem.training.batches import ahead
+from jaxmem.training.differentiable import Mode, Selection
 from jaxmem.training.optimizers import schedule
 from jaxmem.training.runs import Folder, follow
 from jaxmem.typing import Array, Params, PyTree
@@ -57,6 +58,7 @@ class How(NamedTuple):
     """What a compiled step depends on; equal steps are compiled once."""
 
     mode: Mode
+    selection: Selection
     segments: int | None
     rank: int  # 0: the whole decoder trains
     peak: float
@@ -66,7 +68,7 @@ class How(NamedTuple):
 def how_of(config: FinetuneConfig) -> How:
     """Return how a run's steps are made."""
     rank = 0 if config.weights == "all" else config.rank
-    return How(config.mode, config.segments, rank, config.peak, config.steps)
+    return How(config.mode, config.selection, config.segments, rank, config.peak, config.steps)
 
 
 def params_of(how: How, base: Params, trained: Params) -> Params:
@@ -96,7 +98,8 @@ def _step(
     state: Tuned, base: Params, example: Example, *, program: Program, how: How
 ) -> tuple[Tuned, Step]:
     """Return the state after a step of the optimizer, and what the step says."""
-    answer = objective(program, mode=how.mode, segments=how.segments)
+    more = {"mode": how.mode, "selection": how.selection, "segments": how.segments}
+    answer = objective(program, **more)
     batch = example._replace(inputs=encoded(program, base, example.inputs))
     loss = lambda trained: answer(params_of(how, base, trained), batch)
     (_, found), slope = jax.value_and_grad(loss, has_aux=True)(state.trained)
