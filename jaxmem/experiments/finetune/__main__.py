@@ -23,7 +23,7 @@ from jaxmem.experiments.finetune.config import FinetuneConfig, check
 from jaxmem.experiments.finetune.loops import Drawn, draw, loops_of
 from jaxmem.experiments.finetune.table import measured, table_of, types_of
 from jaxmem.experiments.memories import read_options, split_options
-from jaxmem.experiments.parsing import refusing
+from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.experiments.training_bar import training_bar
 from jaxmem.models.base import Model
 from jaxmem.models.tiny import tiny
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
-    config = tyro.cli(FinetuneConfig, args=rest, description=__doc__)
+    config = tyro.cli(FinetuneConfig, args=rest, **shown("finetune", __doc__))
     finetune(replace(config, options=read_options(words, {})), Console())
 
 
