@@ -23,7 +23,7 @@ from jaxmem.decoder.step import chunk_step
 from jaxmem.memory.base import AnyMemory, Embeds, Memory
 from jaxmem.memory.layout import layout_of
 from jaxmem.training.differentiable import Mode, Selection, check_differentiable, choosing
-from jaxmem.training.remat import timed
+from jaxmem.training.remat import divisor, timed
 from jaxmem.typing import Array, Float, Int, Num, Params, PyTree
 
 
@@ -132,25 +132,30 @@ def stream_loss(
     middle = program.config.layers // 2 if mode == "published" else 0
     stop = jax.lax.stop_gradient if mode == "read" else lambda tree: tree
 
-    def chunk(trained: Params, x: PyTree, carry: Carry) -> tuple[Array, Carry]:
-        inputs, last = jax.tree.map(lambda x: x[0], x)
+    def chunk(trained: Params, x: PyTree, carry: Carry, *, last: bool) -> tuple[Array, Carry]:
+        inputs = jax.tree.map(lambda x: x[0], x)
         params = weights(trained)
         rows = inputs if isinstance(inputs, Embeds) else program.encode(params, inputs)
         rows, gradient = jax.lax.stop_gradient(rows), Gradient(middle=middle, last=last)
         more = {"prefix": stop(bound.prefix), "probes": stop(bound.probes), "gradient": gradient}
         return jnp.zeros(()), chunk_step(decoder_of(params), program, carry, rows, **more)[0]
 
-    keep = Gradient().keep
-    watch = timed(chunk, chunk=1, nested=segments is not None, segments=segments, keep=keep)
+    def watch(inputs: PyTree, carry: Carry, segments: int | None, last: bool = True) -> Carry:
+        more = {"nested": segments is not None, "segments": segments, "keep": Gradient().keep}
+        run = timed(partial(chunk, last=last), chunk=1, **more)
+        return run(stop(trained), inputs, carry)[1]
 
     def ask(trained: Params, carry: Carry, asked: tuple[PyTree, ...]) -> tuple[Array, ...]:
         return _asked(weights(trained), bound, carry, program, *asked)
 
     def moment(carry: Carry, given: tuple[PyTree, ...]) -> tuple[Carry, tuple[Array, ...]]:
         inputs, asked = given
-        count = jax.tree.leaves(inputs)[0].shape[0]
-        x = inputs, jnp.arange(count) == count - 1
-        carry = stop(watch(stop(trained), x, carry)[1])
+        cut = jax.tree.leaves(inputs)[0].shape[0] - 1 if middle else 0
+        if cut:  # a program of its own, without what no gradient needs
+            early = jax.tree.map(lambda x: x[:cut], inputs)
+            carry = watch(early, carry, segments and divisor(cut, segments), last=False)
+        late = jax.tree.map(lambda x: x[cut:], inputs)
+        carry = stop(watch(late, carry, None if middle else segments))
         return carry, jax.checkpoint(ask, prevent_cse=False)(trained, carry, asked)
 
     asked = example.ids, example.target, example.steps, example.start
