@@ -26,6 +26,7 @@ from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.experiments.training_bar import training_bar
 from jaxmem.models.base import Model
+from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded, weights_of
 from jaxmem.report.files import write_json
@@ -118,6 +119,7 @@ def finetune(config: FinetuneConfig, console: Console) -> list[dict[str, Any]]:
     """
     check(config)
     model = embedded(config.base)
+    model = model if config.scorer is None else with_scorer(model, config.scorer)
     loops, how = loops_of(config, model), how_of(config)
     if not loops.one_for_all and len(set(config.shares)) > 1:
         console.print(f"{config.memory}: a program is compiled for each of --shares", markup=False)

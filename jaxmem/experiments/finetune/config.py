@@ -44,6 +44,7 @@ class FinetuneConfig:
     # Checkpoint so many segments of chunks between two moments, too. Default: chunks alone.
     segments: int | None = None
     base: Path | None = None  # A model like the embedded one, or its name; None: the embedded one.
+    scorer: Path | None = None  # Learned weights of `retention`; None: the base's own.
     seed: int = 0  # Of adapters, streams and budgets.
     out: Path = Path("runs/finetune")  # Folder of checkpoints, metrics, weights and table.
     resume: bool = False  # Go on with the run in `out`.
