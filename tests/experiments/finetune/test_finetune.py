@@ -53,7 +53,7 @@ def test_a_stopped_run_goes_on_to_the_same_adapters(base, tmp_path, capsys, monk
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     before, fast = base.read_bytes(), ["--steps", "4", "--mode", "read", *NO_TABLE]
     assert main(["finetune", *words(base, whole, *fast)]) == 0
-    assert base.read_bytes() == before and "4 steps" in capsys.readouterr().out
+    assert base.read_bytes() == before and "4 steps" in " ".join(capsys.readouterr().out.split())
     made = command.draw
     broken = lambda *given: made(*given) if given[-1] < 3 else 1 / 0
     monkeypatch.setattr(command, "draw", broken)
