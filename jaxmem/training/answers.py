@@ -23,7 +23,7 @@ from jaxmem.decoder.step import chunk_step
 from jaxmem.memory.base import AnyMemory, Embeds, Memory
 from jaxmem.memory.layout import layout_of
 from jaxmem.training.differentiable import Mode, Selection, check_differentiable, choosing
-from jaxmem.training.remat import divisor, timed
+from jaxmem.training.remat import timed
 from jaxmem.typing import Array, Float, Int, Num, Params, PyTree
 
 
@@ -153,7 +153,7 @@ def stream_loss(
         cut = jax.tree.leaves(inputs)[0].shape[0] - 1 if middle else 0
         if cut:  # a program of its own, without what no gradient needs
             early = jax.tree.map(lambda x: x[:cut], inputs)
-            carry = watch(early, carry, segments and divisor(cut, segments), last=False)
+            carry = watch(early, carry, segments and _divisor(cut, segments), last=False)
         late = jax.tree.map(lambda x: x[cut:], inputs)
         carry = stop(watch(late, carry, None if middle else segments))
         return carry, jax.checkpoint(ask, prevent_cse=False)(trained, carry, asked)
@@ -166,6 +166,11 @@ def stream_loss(
         _, found = jax.lax.scan(moment, stop(carry), given)
     lost, right, many = jax.tree.map(jnp.sum, found)
     return lost, right, many
+
+
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is at most so large."""
+    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 def _asked(

@@ -256,11 +256,6 @@ def _length(tree: PyTree) -> int:
     return sizes.pop()
 
 
-def divisor(number: int, most: int) -> int:
-    """Return the largest divisor of a number that is at most so large."""
-    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
-
-
 def near_root(number: int) -> int:
     """Return the divisor of a number that is next to its square root."""
     divisors = (d for d in range(1, number + 1) if number % d == 0)
