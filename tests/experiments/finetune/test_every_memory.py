@@ -24,7 +24,7 @@ SMALL = tiny.TinyConfig(
 )
 SHORT = "--streams 1 --seconds 4 --moments 1 --questions 2 --chunk-seconds 2 --shares 1 --steps 1"
 BUDGET = "8KiB"
-LARGER = {"rekv": "64KiB", "flash_vstream": "64KiB"}
+LARGER = {"rekv": "64KiB", "flexmem": "64KiB", "flash_vstream": "64KiB"}
 """Budgets of memories whose smallest is larger."""
 READ = 'take mode "read"'
 REFUSED = {
