@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 
 from jaxmem.decoder.checks import arrays_of, difference
 from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.decoder.fingerprint import fingerprint
 from jaxmem.decoder.program import Carry, Program, description, init_carry, settled
 from jaxmem.saves import KEPT, Part, read, write
-from jaxmem.typing import Array, Params, UInt
+from jaxmem.typing import Params
 
 
 def made_by(program: Program, params: Params | None = None) -> dict[str, str]:
@@ -43,28 +43,6 @@ def check_kinds(head: Part, config: DecoderConfig, source: Path) -> None:
             f"the stream at {source} is of a decoder whose layers are {there}, this one's are "
             f"{here}: restore it with the model that it was saved with."
         )
-
-
-def fingerprint(params: Params) -> str:
-    """Return a hash of weights: names, shapes, and a checksum of the bits of every array."""
-    found, leaves = hashlib.sha256(), jax.tree_util.tree_leaves_with_path(params)
-    sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
-    for (path, leaf), number in zip(leaves, sums, strict=True):
-        words = f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype} {number.tolist()}"
-        found.update(words.encode())
-    return found.hexdigest()[:32]
-
-
-@jax.jit
-def _checksum(array: Array) -> UInt[Array, "2"]:
-    """Return two sums of an array's bits, the same on every device: integers wrap, never round."""
-    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
-    bits = bits.astype(jnp.uint32)
-    placed = bits
-    for axis in range(bits.ndim):  # times odd numbers, so that no change is lost
-        place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        placed = placed * (np.uint32(2) * place + np.uint32(2 * axis + 3))
-    return jnp.stack([jnp.sum(bits, dtype=jnp.uint32), jnp.sum(placed, dtype=jnp.uint32)])
 
 
 def _is_key(leaf: Any) -> bool:

@@ -38,7 +38,6 @@ import jaxmem as jm
 from jaxmem.experiments.evaluate.recall_streams import streams, streams_of_seeds
 from jaxmem.experiments.finetune.loops import example_of
 from jaxmem.training import lora
-from jaxmem.training.adapted import with_adapter
 from jaxmem.training.answers import encoded, objective
 
 SECONDS = int(os.environ.get("JAXMEM_NOTEBOOK_SECONDS", "64")) // 8 * 8
@@ -120,6 +119,6 @@ fig.tight_layout()
 # %%
 path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
 lora.save(path, adapters, base=lora.digest(model.params), alpha=32, name=model.name)
-tuned = with_adapter(model, path)
+tuned = jm.load("tiny", adapter=path)
 session = jm.Session(tuned, jm.OmniMem(24, sketch=128))
 print(f"{path.stat().st_size:,} bytes; a session of the tuned model holds {session.nbytes:,}")

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 
+from jaxmem.decoder.stretches import Stretch, cut_at
 from jaxmem.kernels.select import KEPT
-from jaxmem.typing import Array, Bool, Int, PyTree
+from jaxmem.typing import PyTree
+
+T = TypeVar("T", bound=PyTree)
+
+
+class Passing(NamedTuple):
+    """Where a gradient ends in the layers of one stretch."""
+
+    inputs: bool = True  # it passes what the layers get of each other
+    outputs: bool = True  # it passes what they make of a chunk
+
+    def enter(self, h: T) -> T:
+        """Return the input of a layer, a constant where no gradient passes it."""
+        return h if self.inputs and self.outputs else jax.lax.stop_gradient(h)
+
+    def leave(self, out: T) -> T:
+        """Return what a layer makes of a chunk, or is made of: constants where none passes it.
+
+        Of constants nothing is computed again, nor backwards.
+        """
+        return out if self.outputs else jax.lax.stop_gradient(out)
 
 
 class Gradient(NamedTuple):
@@ -21,38 +41,25 @@ class Gradient(NamedTuple):
     Attributes:
       keep: names (`jax.ad_checkpoint.checkpoint_name`) of what is kept.
       middle: S, of the published cut (OmniMem): inputs of the layers below S are constants, and
-        what the layers from S on put out has a gradient in the last chunk before a question only.
-        0: the gradient passes everywhere.
-      last: whether this is such a chunk; needed with `middle`.
+        what the layers from S on make of a chunk has a gradient in the last one before a question
+        only. 0: the gradient passes everywhere.
+      last: whether this is such a chunk; it counts with `middle`.
     """
 
     keep: tuple[str, ...] = (KEPT,)
     middle: int = 0
-    last: Bool[Array, ""] | None = None
+    last: bool = True
 
     def remat(self, cell: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of one layer that is computed again in the backward pass."""
         policy = jax.checkpoint_policies.save_only_these_names(*self.keep)
         return jax.checkpoint(cell, prevent_cse=False, policy=policy)
 
-    def enter(self, number: Int[Array, ""] | int, h: Array) -> Array:
-        """Return the input of a layer, a constant below the middle."""
-        return passing(jnp.asarray(number) >= self.middle, h) if self.middle else h
+    def cut(self, order: Sequence[Stretch]) -> tuple[Stretch, ...]:
+        """Return the stretches so that each lies on one side of the middle."""
+        return cut_at(order, self.middle)
 
-    def leave(self, number: Int[Array, ""] | int, out: PyTree) -> PyTree:
-        """Return what a layer puts out, constants from the middle on before the last chunk."""
-        if not self.middle:
-            return out
-        assert self.last is not None
-        return passing((jnp.asarray(number) < self.middle) | self.last, out)
-
-
-def passing(which: Bool[Array, ""], tree: PyTree) -> PyTree:
-    """Return a tree as it is, whose gradient passes where `which` is true."""
-
-    def one(x: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        return jnp.where(which, x, jax.lax.stop_gradient(x))
-
-    return jax.tree.map(one, tree)
+    def at(self, stretch: Stretch) -> Passing:
+        """Return where the gradient ends in the layers of a stretch of `cut`."""
+        below = stretch.first < self.middle
+        return Passing(not below, below or not self.middle or self.last)

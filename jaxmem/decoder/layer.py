@@ -173,10 +173,8 @@ def state_step(
         return feed_forward(weights, config, h + y.astype(h.dtype)), state
 
     if gradient is not None:
-        h, cell = gradient.enter(place.number, h), gradient.remat(cell)
+        cell = gradient.remat(cell)
     h, state = cell(weights, h, at_layer(states[stack], place.layer))
-    if gradient is not None:
-        h, state = gradient.leave(place.number, (h, state))
 
     def put(leaf: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), place.layer, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jaxmem.decoder.alone import no_tokens
 from jaxmem.decoder.checks import check_chunk, check_prefix, check_probes, check_weights
 from jaxmem.decoder.decoder import DecoderConfig, layer_in_stack
 from jaxmem.decoder.driving import driver_of
-from jaxmem.decoder.gradient import Gradient
+from jaxmem.decoder.gradient import Gradient, Passing
 from jaxmem.decoder.layer import add_deepstack, attend_step, layer_step, state_step
 from jaxmem.decoder.program import (
     Carry,
@@ -152,8 +153,11 @@ def _through_layers(
     one layer: indexed inside, each layer's gradient would be an array of all layers.
     """
     driver, real, config = driver_of(program), embeds.modality != kvs.EMPTY, program.config
+    order = driver.stretches if gradient is None else gradient.cut(driver.stretches)
 
-    def layer(held: PyTree, place: Place, weights: Params | None) -> tuple[PyTree, PyTree]:
+    def layer(
+        held: PyTree, place: Place, weights: Params | None, passing: Passing
+    ) -> tuple[PyTree, PyTree]:
         h, probe, aside, states = held
         if place.kind is not None:
             more = {"weights": weights, "gradient": gradient}
@@ -163,32 +167,40 @@ def _through_layers(
         mine, aside = driver.open(aside, place)
         given = layer_in_stack(params, place.layer) if weights is None else weights
         pinned = at_layer(prefix, place.layer)
+        one = partial(attend, passing=passing)
+        one = one if gradient is None else gradient.remat(one)
         h, probe, kept = one(given, h, probe, mine, pinned, place.number)
         aside, collected = driver.close(aside, place, kept)
         return (h, probe, aside, states), collected
 
     def attend(
-        weights: Params, h: Hidden, probe: Array | None, mine: PyTree, pinned: PyTree, number: Array
+        weights: Params,
+        h: Hidden,
+        probe: Array | None,
+        mine: PyTree,
+        pinned: PyTree,
+        number: Array,
+        *,
+        passing: Passing,
     ) -> tuple[Hidden, Array | None, PyTree]:
-        asked = None if probes is None else probes._replace(x=probe)
-        view = driver.view(mine, embeds)
-        h = h if gradient is None else gradient.enter(number, h)
+        asked = None if probes is None else probes._replace(x=passing.leave(probe))
+        view, weights, pinned = passing.leave((driver.view(mine, embeds), weights, pinned))
         more = {"prefix": pinned, "probes": asked}
+        h = passing.enter(h)
         out = attend_step(weights, program, number, h, view, embeds, carry.clock, **more)
-        if gradient is not None:
-            out = gradient.leave(number, out)
         return out.h, out.probe, driver.keep(mine, out.chunk)
 
-    one = attend if gradient is None else gradient.remat(attend)
     h, probe, states = embeds.x, None if probes is None else probes.x, carry.states
     aside, found = driver.begin(carry, embeds), []
-    for stretch in driver.stretches:
-        held = (h, probe, driver.enter(aside, stretch), states)
+    for stretch in order:
+        passing = Passing() if gradient is None else gradient.at(stretch)
+        held = (passing.leave(h), passing.leave(probe), driver.enter(aside, stretch), states)
         given = None if gradient is None else weights_of(params, config, stretch)
-        (h, probe, aside, states), out = scan(stretch, layer, held, given)
+        body = partial(layer, passing=passing)
+        (h, probe, aside, states), out = scan(stretch, body, held, passing.leave(given))
         aside = driver.leave(aside)
         found.append(out)
-    carry = driver.end(carry, aside, by_layer(driver.stretches, found), embeds)
+    carry = driver.end(carry, aside, by_layer(order, found), embeds)
     return carry._replace(states=states), h
 
 

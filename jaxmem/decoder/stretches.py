@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +82,37 @@ def stretches(kinds: Sequence[Kind], windows: Sequence[int]) -> tuple[Stretch, .
         seen.update(pattern * times)
         at += period * times
     return tuple(out)
+
+
+def cut_at(order: Sequence[Stretch], number: int) -> tuple[Stretch, ...]:
+    """Return the same layers in stretches of which none passes from below layer `number` on."""
+    return tuple(part for stretch in order for part in _cut(stretch, number - stretch.first))
+
+
+def _cut(stretch: Stretch, layers: int) -> list[Stretch]:
+    """Return a stretch as the repetitions before, in, and after its first so many layers."""
+    period = len(stretch.kinds)
+    if not 0 < layers < period * stretch.times:
+        return [stretch]
+    times, rest = divmod(layers, period)
+    ends = [(0, period, 0, times)]
+    if rest:
+        ends += [(0, rest, times, times + 1), (rest, period, times, times + 1)]
+    ends.append((0, period, times + bool(rest), stretch.times))
+    return [_part(stretch, *end) for end in ends if end[2] < end[3]]
+
+
+def _part(stretch: Stretch, low: int, high: int, begin: int, end: int) -> Stretch:
+    """Return layers `low` to `high` of the pattern in repetitions `begin` to `end`."""
+    each = Counter(stretch.kinds)
+    places = list(zip(stretch.kinds, stretch.firsts, strict=True))[low:high]
+    return replace(
+        stretch,
+        kinds=stretch.kinds[low:high],
+        times=end - begin,
+        first=stretch.first + begin * len(stretch.kinds) + low,
+        firsts=tuple(first + begin * each[kind] for kind, first in places),
+    )
 
 
 def _pattern(layers: Sequence[Any]) -> tuple[int, int]:

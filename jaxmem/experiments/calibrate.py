@@ -28,7 +28,7 @@ from rich.table import Table
 
 from jaxmem.data.media.prefetch import prefetch
 from jaxmem.data.world.files import held_out
-from jaxmem.experiments.parsing import refusing
+from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.memory.base import Memory, State
 from jaxmem.memory.omnimem import avba, budgets
 from jaxmem.memory.omnimem.omnimem import OmniMem
@@ -112,12 +112,7 @@ def calibrate(config: CalibrateConfig) -> tuple[avba.Profile, np.ndarray]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Calibrate and write the table; return the exit status (0, or 2 for bad arguments)."""
-    config = tyro.cli(
-        CalibrateConfig,
-        args=argv,
-        prog="python -m jaxmem.experiments.calibrate",
-        description=__doc__,
-    )
+    config = tyro.cli(CalibrateConfig, args=argv, **shown("calibrate", __doc__))
     return refusing(lambda: _run(config))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -27,6 +27,28 @@ def shortened(text: str, most: int = 200) -> str:
         return f"{word[: most // 2]}...({len(word):,} characters)...{word[-most // 4 :]}"
 
     return re.sub(rf"\S{{{most + 1},}}", cut, text)
+
+
+class Shown(TypedDict):
+    """What tyro says of a command above its options."""
+
+    prog: str
+    description: str
+
+
+def shown(name: str, doc: str | None) -> Shown:
+    """Return what tyro says of a command above its options, from the docstring of its module.
+
+    Commands in it stay on lines of their own: tyro joins lines that begin with a letter, and makes
+    two blank lines of one before a line that does not.
+    """
+    lines: list[str] = []
+    for line in (line.strip() for line in (doc or "").strip().splitlines()):
+        example = line.startswith(("python -m ", "jaxmem "))
+        while example and lines and not lines[-1]:
+            lines.pop()
+        lines.append(f"    {line}" if example else line)
+    return {"prog": f"python -m jaxmem.experiments.{name}", "description": "\n".join(lines)}
 
 
 def parse(kind: type[C], argv: Sequence[str], *, prog: str) -> C:

@@ -20,7 +20,7 @@ from jaxmem.bound import decoder_of, ids_as_rows
 from jaxmem.decoder.program import Program, init_carry, layers_of
 from jaxmem.decoder.scorer import init_scorer
 from jaxmem.experiments.evaluate.recall_streams import Streams, streams
-from jaxmem.experiments.parsing import refusing
+from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.kv import KV
 from jaxmem.loop import stream
 from jaxmem.memory.base import kv_of
@@ -147,9 +147,7 @@ def learn(options: Options, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Learn a scorer; return the exit status (0, or 2 for bad arguments)."""
-    options = tyro.cli(
-        Options, args=argv, prog="python -m jaxmem.experiments.scorer", description=__doc__
-    )
+    options = tyro.cli(Options, args=argv, **shown("scorer", __doc__))
     return refusing(lambda: learn(options, Console()))
 
 

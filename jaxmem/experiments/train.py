@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxmem.experiments.parsing import read, refusing
+from jaxmem.experiments.parsing import read, refusing, shown
 from jaxmem.experiments.training_bar import training_bar
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import weights_of
@@ -96,9 +96,7 @@ def _evaluate(options: Options, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train or measure; return the exit status (0, or 2 for bad arguments)."""
-    options = tyro.cli(
-        Options, args=argv, prog="python -m jaxmem.experiments.train", description=__doc__
-    )
+    options = tyro.cli(Options, args=argv, **shown("train", __doc__))
     return refusing(lambda: (_evaluate if options.evaluate else _train)(options, Console()))
 
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmem.kernels.blocks import wide
 from jaxmem.typing import Array, Bool, Float, Int
 
 
 def unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
-    """Return rows scaled to length 1 in float32; a row of zeros stays zero."""
-    x = x.astype(jnp.float32)
+    """Return rows scaled to length 1, float32 (float64 if they are); a row of zeros stays zero."""
+    x = x.astype(wide(x))
     # Divide by the largest entry first: squares of large or tiny entries leave float32's range,
     # and so would the reciprocal of an entry at its end.
     top = lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
@@ -26,7 +27,9 @@ def unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
 def neighbour_cosine(
     unit: Float[Array, "N U"], n: Int[Array, ""], *, lengths: bool = False
 ) -> Float[Array, "N"]:
-    """Return the mean cosine of every pool row with the row before and the row after it, float32.
+    """Return the mean cosine of every pool row with the row before and the row after it.
+
+    It is float32 (float64 of such rows).
 
     A neighbour that is missing, at either end of the n valid rows, counts as 1, as if it were
     identical (OmniMem, arXiv 2606.07577, redundancy of the score); so do both of a row from n on.
@@ -39,7 +42,7 @@ def neighbour_cosine(
     """
     if unit.ndim != 2 or unit.shape[0] == 0:
         raise ValueError(f"unit must be [N, U] with N > 0, got {unit.shape}; vmap over more axes.")
-    u = unit.astype(jnp.float32)
+    u = unit.astype(wide(unit))
     index = jnp.arange(u.shape[0], dtype=jnp.int32)
     # Rolled, not cut: XLA on a CPU takes twice as long for sums over slices. The last row meets the
     # first one, which nothing below requires.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
+from jaxmem.models.adapters import adapted
 from jaxmem.models.base import Model
 from jaxmem.models.hf import checkpoint
 from jaxmem.models.hf.adapter import base_of, is_adapter, merged, read_adapter
@@ -80,13 +81,14 @@ def load(
 
     Args:
       where: "tiny" for the embedded model, another name in `tiny.embedded.shipped`, or a file of
-        weights that training such a model wrote; these take no other argument. Or a directory as
-        `save_pretrained` writes it, or "organisation/name" on Hugging Face: with config.json,
-        safetensors, a tokenizer, a chat template and preprocessor settings. An abstract model can
-        also be one of `published.names` ("qwen2.5-vl:7b"). The directory of an adapter stands for
-        its base, if that is a local folder, with the adapter.
+        weights that training such a model wrote; of the other arguments these take `adapter` and
+        `abstract`. Or a directory as `save_pretrained` writes it, or "organisation/name" on Hugging
+        Face: with config.json, safetensors, a tokenizer, a chat template and preprocessor settings.
+        An abstract model can also be one of `published.names` ("qwen2.5-vl:7b"). The directory of
+        an adapter stands for its base, if that is a local folder, with the adapter.
       adapter: directory or "organisation/name" of a LoRA adapter as PEFT writes it, which is merged
-        into the weights while they are read (in float32, then `dtype`).
+        into the weights while they are read (in float32, then `dtype`). Of an embedded model: a
+        file that `jaxmem finetune` or `training.lora` wrote, or a name of `adapters.shipped`.
       abstract: the same model with shapes (`jax.ShapeDtypeStruct`) for weights. No weights are
         read, and of a directory config.json is enough.
       dtype: of the weights: bfloat16, float16 or float32.
@@ -102,9 +104,7 @@ def load(
         missing or does not fit; nothing large is read before that is known.
     """
     if is_embedded(where):
-        if adapter is not None:
-            raise ValueError(f"the embedded model takes no adapter: leave {adapter} out.")
-        model = embedded(where)
+        model = adapted(embedded(where), adapter)
         return model._replace(params=jax.eval_shape(lambda: model.params)) if abstract else model
     kind = as_dtype(dtype)
     wanted = SMALL if abstract else FILES

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,11 @@ from jaxmem.decoder.answer import answer_logits
 from jaxmem.decoder.gradient import Gradient
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.decoder.step import chunk_step
-from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Memory, kv_of, shapes
+from jaxmem.memory.base import AnyMemory, Embeds, Memory
 from jaxmem.memory.layout import layout_of
+from jaxmem.training.differentiable import Mode, Selection, check_differentiable, choosing
 from jaxmem.training.remat import timed
 from jaxmem.typing import Array, Float, Int, Num, Params, PyTree
-
-Mode = Literal["through", "read", "published"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Example(NamedTuple):
@@ -58,13 +56,14 @@ def objective(
     program: Program,
     *,
     mode: Mode = "through",
+    selection: Selection = "hard",
     segments: int | None = None,
     weights: Callable[[Params], Params] = lambda trained: trained,
 ) -> Objective:
     """Return the loss of a batch of streams [B, ...], a function of (trained, batch).
 
-    Encoders are frozen: rows are constants, made inside the chunk or given. Selection has no
-    gradient. Budgets are data (`Example.aux`): one compilation serves all that a program holds.
+    Encoders are frozen: rows are constants, made inside the chunk or given. Budgets are data
+    (`Example.aux`): one compilation serves all that a program holds.
 
     Args:
       program: static description; its memory holds keys and values as numbers, on the device.
@@ -73,15 +72,18 @@ def objective(
         below the middle every input is a constant, so that keys and values that are kept train
         what they were projected with, and nothing earlier; the layers above have a gradient in the
         last chunk before a question only.
+      selection: what a memory chooses has no gradient ("hard"), or has one by its scores ("soft",
+        see `choosing`); the loss is the same.
       segments: checkpoint so many segments of chunks, too, between two moments; None: chunks alone.
       weights: makes a model's weights of what is trained (adapters, a change of dtype); called once
         for a chunk, so that what it converts is never held twice.
 
     Raises:
       ValueError: if there is no such mode, or what is between a stream and its answers has no
-        derivative (`check_differentiable`).
+        derivative (`check_differentiable`, `choosing`).
     """
     check_differentiable(program, mode)
+    program = choosing(program, selection, mode)
 
     def batch_loss(trained: Params, batch: Example) -> tuple[Array, Metrics]:
         bound = bind(program, weights(trained))
@@ -130,25 +132,30 @@ def stream_loss(
     middle = program.config.layers // 2 if mode == "published" else 0
     stop = jax.lax.stop_gradient if mode == "read" else lambda tree: tree
 
-    def chunk(trained: Params, x: PyTree, carry: Carry) -> tuple[Array, Carry]:
-        inputs, last = jax.tree.map(lambda x: x[0], x)
+    def chunk(trained: Params, x: PyTree, carry: Carry, *, last: bool) -> tuple[Array, Carry]:
+        inputs = jax.tree.map(lambda x: x[0], x)
         params = weights(trained)
         rows = inputs if isinstance(inputs, Embeds) else program.encode(params, inputs)
         rows, gradient = jax.lax.stop_gradient(rows), Gradient(middle=middle, last=last)
         more = {"prefix": stop(bound.prefix), "probes": stop(bound.probes), "gradient": gradient}
         return jnp.zeros(()), chunk_step(decoder_of(params), program, carry, rows, **more)[0]
 
-    keep = Gradient().keep
-    watch = timed(chunk, chunk=1, nested=segments is not None, segments=segments, keep=keep)
+    def watch(inputs: PyTree, carry: Carry, segments: int | None, last: bool = True) -> Carry:
+        more = {"nested": segments is not None, "segments": segments, "keep": Gradient().keep}
+        run = timed(partial(chunk, last=last), chunk=1, **more)
+        return run(stop(trained), inputs, carry)[1]
 
     def ask(trained: Params, carry: Carry, asked: tuple[PyTree, ...]) -> tuple[Array, ...]:
         return _asked(weights(trained), bound, carry, program, *asked)
 
     def moment(carry: Carry, given: tuple[PyTree, ...]) -> tuple[Carry, tuple[Array, ...]]:
         inputs, asked = given
-        count = jax.tree.leaves(inputs)[0].shape[0]
-        x = inputs, jnp.arange(count) == count - 1
-        carry = stop(watch(stop(trained), x, carry)[1])
+        cut = jax.tree.leaves(inputs)[0].shape[0] - 1 if middle else 0
+        if cut:  # a program of its own, without what no gradient needs
+            early = jax.tree.map(lambda x: x[:cut], inputs)
+            carry = watch(early, carry, segments and _divisor(cut, segments), last=False)
+        late = jax.tree.map(lambda x: x[cut:], inputs)
+        carry = stop(watch(late, carry, None if middle else segments))
         return carry, jax.checkpoint(ask, prevent_cse=False)(trained, carry, asked)
 
     asked = example.ids, example.target, example.steps, example.start
@@ -159,6 +166,11 @@ def stream_loss(
         _, found = jax.lax.scan(moment, stop(carry), given)
     lost, right, many = jax.tree.map(jnp.sum, found)
     return lost, right, many
+
+
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is at most so large."""
+    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 def _asked(
@@ -257,45 +269,3 @@ def numbers_of(program: Program, memory: AnyMemory) -> PyTree:
             "it at one budget, or with a program for each."
         )
     return jax.jit(partial(numbers, small))()
-
-
-def check_differentiable(program: Program, mode: Mode = "through") -> None:
-    """Refuse a program whose answers have no derivative by the stream.
-
-    Raises:
-      ValueError: naming the memory, why, and what to change.
-    """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
-    memory, spec = program.memory, program.spec
-    if mode == "published" and program.config.stacks:
-        raise ValueError(
-            'mode "published" cuts what layers that attend put out, but this decoder has layers '
-            'with a state; take "through" or "read".'
-        )
-    if not program.config.attends:
-        if mode == "read":
-            raise ValueError(
-                'mode "read" trains what reads a memory, but no layer of this decoder attends and '
-                f'memory {memory.name} has no slots; take "through", which trains the states.'
-            )
-        return
-    if mode == "read":
-        return
-    if isinstance(memory, FeatureMemory):
-        raise ValueError(
-            f"memory {memory.name} holds features of frozen encoders and the decoder does not run "
-            f'while it watches: nothing of the stream has a gradient; take mode "read".'
-        )
-    bank = memory.bank(spec)
-    if bank is not None and bank.space == "host":
-        raise ValueError(
-            f"memory {memory.name} has its bank in host memory, which has no derivative: give it "
-            'space="device" (--bank.space device), or take mode "read".'
-        )
-    held = kv_of(shapes(memory, spec)[0].slots).k.dtype
-    if not jnp.issubdtype(held, jnp.floating):
-        raise ValueError(
-            f"memory {memory.name} stores rounded keys and values ({held}), and rounding has no "
-            'derivative: train it without bits, or take mode "read".'
-        )

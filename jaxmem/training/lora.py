@@ -14,22 +14,22 @@ pairs [L, i, r] and [L, r, j]. Keys of a path are strings, also those of tuples:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxmem.data.world.atomic import complete
 from jaxmem.decoder.checks import arrays_of
+from jaxmem.models.adapters import FORMAT, attach, digest, load, maps_of, merge
 from jaxmem.models.hf.weights import nest
-from jaxmem.saving import fingerprint
 from jaxmem.typing import Array, Params
+
+__all__ = ["LINEAR", "QUERIES", "attach", "digest", "init", "load", "merge", "save"]
 
 _MIXER = ("in", "qkv", "q", "k", "v", "z", "a", "b", "router", "step", "momentum", "forget", "out")
 LINEAR = (
@@ -40,8 +40,6 @@ LINEAR = (
 """Patterns of all linear maps of a decoder's layers, those of mixers included."""
 QUERIES = ("*layers.q", "*layers.k", "*layers.v")
 """Patterns of queries, keys and values."""
-FORMAT = "jaxmem.lora 1"
-SHOWN = 10  # parts that an error names
 
 
 def init(params: Params, key: Array, *, rank: int, at: Sequence[str] = LINEAR) -> Params:
@@ -59,7 +57,7 @@ def init(params: Params, key: Array, *, rank: int, at: Sequence[str] = LINEAR) -
     """
     if rank < 1:
         raise ValueError(f"the rank of adapters must be positive, got {rank}.")
-    maps = _maps(params)
+    maps = maps_of(params)
     found = [name for name in maps if any(fnmatchcase(name, pattern) for pattern in at)]
     idle = [p for p in at if p not in LINEAR and not any(fnmatchcase(n, p) for n in maps)]
     if idle or not found:
@@ -74,70 +72,6 @@ def init(params: Params, key: Array, *, rank: int, at: Sequence[str] = LINEAR) -
         adapters |= {f"{name}.a": draw * rows**-0.5}
         adapters |= {f"{name}.b": jnp.zeros((*lead, rank, columns), jnp.float32)}
     return nest(adapters)
-
-
-def merge(params: Params, adapters: Params, *, alpha: float) -> Params:
-    """Return the weights with W + alpha / r a b, added in float32 and rounded to W's dtype.
-
-    Only a and b have a gradient. Of bfloat16 weights small changes are rounded away: train with
-    float32 ones, or with `attach`.
-
-    Args:
-      params: weights; they stay as they are.
-      adapters: from `init` or `load`.
-      alpha: the scale is alpha / r.
-
-    Raises:
-      ValueError: if adapters do not fit the weights.
-    """
-    pairs = _pairs(params, adapters)
-
-    def one(path: Any, leaf: Array) -> Array:
-        leaf = jax.lax.stop_gradient(leaf)
-        name, _, last = _name(path).rpartition(".")
-        if last != "kernel" or name not in pairs:
-            return leaf
-        a, b = pairs[name]
-        more = jnp.einsum("...ir,...rj->...ij", a, b) * (alpha / a.shape[-1])
-        return (leaf.astype(more.dtype) + more).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
-def attach(params: Params, adapters: Params, *, alpha: float) -> Params:
-    """Return the weights with a and alpha / r b beside each W, which `kernels.dense.linear` adds.
-
-    For weights of which a second copy does not fit, or whose dtype would round the change away.
-    Maps that are not computed by `linear` (MoM's stacks) do not see what is attached.
-
-    Args:
-      params: weights; they stay as they are.
-      adapters: from `init` or `load`.
-      alpha: the scale is alpha / r.
-
-    Raises:
-      ValueError: if adapters do not fit the weights.
-    """
-    pairs = _pairs(params, adapters)
-
-    def one(tree: Any, path: str) -> Any:
-        if isinstance(tree, tuple):
-            return tuple(one(x, f"{path}.{i}") for i, x in enumerate(tree))
-        if not isinstance(tree, Mapping):
-            return tree
-        found = {name: one(x, f"{path}.{name}" if path else name) for name, x in tree.items()}
-        if path in pairs:
-            a, b = (x.astype(tree["kernel"].dtype) for x in pairs[path])
-            found |= {"a": a, "b": b * (alpha / a.shape[-1])}
-        return found
-
-    return one(jax.lax.stop_gradient(params), "")
-
-
-def digest(params: Params) -> str:
-    """Return a hash of the weights that adapters belong to: all but those of a learned score."""
-    leaves = arrays_of(params)
-    return fingerprint({name: x for name, x in leaves.items() if ".retention." not in f".{name}"})
 
 
 def save(
@@ -159,69 +93,3 @@ def save(
     with complete(path) as temporary:
         save_file(arrays, temporary, metadata)
     return path
-
-
-def load(path: str | Path, params: Params) -> tuple[Params, float]:
-    """Return adapters and their alpha.
-
-    Args:
-      path: a file of `save`.
-      params: the weights that they were trained on.
-
-    Raises:
-      ValueError: if there is no such file, or it was trained on other weights.
-    """
-    try:
-        with safe_open(path, "numpy") as file:
-            head = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is no whole file of adapters: {error}") from error
-    if head.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is no file of adapters that jaxmem.training.lora wrote; of PEFT's directories "
-            "give the directory to jm.load as adapter=."
-        )
-    if head["base"] != (mine := digest(params)):
-        raise ValueError(
-            f"{path} was trained on {head['name']} (weights {head['base']}), not on these weights "
-            f"({mine}): load {head['name']} in the dtype that it was trained in."
-        )
-    return nest({name: jnp.asarray(x) for name, x in arrays.items()}), float(head["alpha"])
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _maps(params: Params) -> dict[str, Any]:
-    """Return the kernels of a tree by the paths of their maps."""
-    ending, leaves = ".kernel", jax.tree_util.tree_leaves_with_path(params)
-    found = {_name(path): leaf for path, leaf in leaves}
-    return {name[: -len(ending)]: x for name, x in found.items() if name.endswith(ending)}
-
-
-def _pairs(params: Params, adapters: Params) -> dict[str, tuple[Array, Array]]:
-    """Return a and b by the paths of their maps; ValueError if they do not fit the weights."""
-    sides: dict[str, dict[str, Array]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(adapters):
-        name, _, side = _name(path).rpartition(".")
-        sides.setdefault(name, {})[side] = leaf
-    maps, problems = _maps(params), []
-    for name, pair in sides.items():
-        shapes = {side: tuple(x.shape) for side, x in pair.items()}
-        wanted = tuple(maps[name].shape) if name in maps else None
-        if wanted is None or shapes.keys() != {"a", "b"} or _product(**shapes) != wanted:
-            problems.append(f"  {name}: {shapes}, the weights have {wanted or 'no such matrix'}")
-    if problems:
-        raise ValueError(
-            f"{len(problems)} adapter(s) do not fit these weights; make them with lora.init of the "
-            "same model:\n" + "\n".join(problems[:SHOWN])
-        )
-    return {name: (pair["a"], pair["b"]) for name, pair in sides.items()}
-
-
-def _product(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the shape of a b, None if there is no such product."""
-    fits = len(a) == len(b) > 1 and a[:-2] == b[:-2] and a[-1] == b[-2]
-    return (*a[:-1], b[-1]) if fits else None

@@ -20,13 +20,13 @@ from jaxmem.memory.by_name import build
 from jaxmem.memory.transforms.quantized import Quantized
 from jaxmem.training.answers import (
     Example,
-    check_differentiable,
     numbers_of,
     objective,
     stream_loss,
     taught,
     token_log_probs,
 )
+from jaxmem.training.differentiable import check_differentiable
 from jaxmem.training.plan import temporary
 
 pytestmark = pytest.mark.usefixtures("no_programs")
@@ -92,10 +92,11 @@ def close(ours, theirs, rel):
 
 
 @cache
-def step_of(name, mode):
+def step_of(name, mode, **more):
     """Return the program of a memory, and its compiled value and gradient."""
     program = program_of(name)
-    return program, jax.jit(jax.value_and_grad(objective(program, mode=mode), has_aux=True))
+    loss = objective(program, mode=mode, **more)
+    return program, jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def at(program, memory):
@@ -198,6 +199,41 @@ def test_what_has_no_derivative_is_refused_with_the_repair():
         objective(program_of("moviechat"))
     with pytest.raises(ValueError, match="mode must be one of through, read, published"):
         objective(program_of("recent"), mode="whole")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["omnimem", "knorm", "keydiff", "expected_attention"])
+def test_soft_selection_has_the_same_loss_and_more_gradient(name):
+    """What formed the score of a token, too, hears what the token is worth."""
+    (program, hard), params = step_of(name, "through"), weights()
+    (loss, _), plain = hard(params, whole(program))
+    (same, _), soft = step_of(name, "through", selection="soft")[1](params, whole(program))
+    assert float(same) == float(loss)
+    for slope in jax.tree.leaves(soft):
+        assert np.all(np.isfinite(slope))
+    size = lambda x: float(jnp.max(jnp.abs(x)))
+    part = "k" if name != "omnimem" else "o"  # the first layer's input is the rows, as they are
+    mine, theirs = (g["layers"][part]["kernel"] for g in (soft, plain))
+    assert size(mine - theirs) > 1e-3 * size(theirs)
+    # A memory that drops nothing has nothing to learn about dropping.
+    large = program_of(memory_of(name, 192))
+    losses = (objective(large, selection=how) for how in ("soft", "hard"))
+    soft, plain = (jax.jit(jax.grad(f, has_aux=True))(params, example())[0] for f in losses)
+    close(soft, plain, 1e-5)
+
+
+def test_what_has_no_score_with_a_gradient_is_refused():
+    soft = partial(objective, selection="soft")
+    for name in ("recent", "h2o", "infinipot_v", "banked", "adakv"):
+        with pytest.raises(ValueError, match=r"does not choose by a score.*--selection hard"):
+            soft(program_of(name))
+    for mode in ("read", "published"):
+        with pytest.raises(ValueError, match='take mode "through"'):
+            soft(program_of("omnimem"), mode=mode)
+    with pytest.raises(ValueError, match="give --selection soft, or leave soft out"):
+        objective(program_of(jm.Knorm(SLOTS, soft=0.5)))
+    with pytest.raises(ValueError, match="selection must be one of hard, soft"):
+        objective(program_of("knorm"), selection="both")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

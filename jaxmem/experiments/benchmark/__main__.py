@@ -52,7 +52,7 @@ from jaxmem.experiments.benchmark.step_fit import fits_table, measure_fits
 from jaxmem.experiments.benchmark.step_model import model_of, use_threads
 from jaxmem.experiments.benchmark.streams import StreamsConfig, measure_streams, streams_table
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
-from jaxmem.experiments.parsing import refusing
+from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.memory.by_name import contestants, parse_budget, parse_names
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.programs import model_spec
@@ -180,9 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
-    config = tyro.cli(
-        Command, args=rest, prog="python -m jaxmem.experiments.benchmark", description=__doc__
-    )  # type: ignore[arg-type]
+    config = tyro.cli(Command, args=rest, **shown("benchmark", __doc__))  # type: ignore[arg-type]
     if words and not hasattr(config, "memories"):
         raise ValueError(f"--{min(words)}.* has no effect on this benchmark.")
     if words:

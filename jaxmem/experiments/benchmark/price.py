@@ -29,6 +29,7 @@ from jaxmem.models.load import load
 from jaxmem.models.scorer import with_scorer
 from jaxmem.pieces import blank
 from jaxmem.programs import compile, model_spec, stream_tokens
+from jaxmem.training.differentiable import Mode
 from jaxmem.training.plan import nbytes
 from jaxmem.typing import PyTree
 
@@ -58,6 +59,7 @@ class PriceConfig:
     # Of adapters of queries, keys and values that train; 0: all weights do. None: 16 where layers
     # attend, else all weights.
     rank: int | None = None
+    mode: Mode = "through"  # where gradients go, with --train and a memory
     json: bool = False  # print JSON instead of tables
     memories: MemoryOptions = field(default_factory=dict, hash=False)
 
@@ -79,8 +81,8 @@ def price(config: PriceConfig) -> Price:
     Raises:
       ValueError: if the model or the memory does not take what is asked.
     """
-    if config.tokens is not None or config.rank is not None:
-        raise ValueError("--tokens and --rank are of a training step: give --train, too.")
+    if (config.tokens, config.rank, config.mode) != (None, None, "through"):
+        raise ValueError("--tokens, --rank and --mode are of a training step: give --train, too.")
     pictures = _pictures(config)
     found = open_stream(config)
     params, memory, spec = found.bound.params, found.program.memory, found.program.spec

@@ -14,11 +14,13 @@ from rich.table import Table
 from jaxmem.bound import Bound
 from jaxmem.compiled import NARROW
 from jaxmem.decoder.program import Carry
+from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price import PriceConfig, Stream, open_stream
-from jaxmem.experiments.benchmark.price_table import GPUS
+from jaxmem.experiments.benchmark.price_table import GPUS, Gpu
 from jaxmem.report.numbers import size
 from jaxmem.training import lora
 from jaxmem.training.answers import Example, stream_loss
+from jaxmem.training.differentiable import Mode
 from jaxmem.training.language import as_type, empty_state, language_loss, layer_cost
 from jaxmem.training.plan import nbytes, plan, temporary
 from jaxmem.training.remat import near_root
@@ -29,6 +31,8 @@ PAPER = {2**14: 4.2e9, 2**16: 10.5e9, 2**17: 17.2e9, 2**19: 42.2e9}
 ROWS = 512
 """Tokens of a chunk at which a layer of a decoder with states is measured."""
 TOKENS, RANK = 65_536, 16
+SHARE = 0.4
+"""Of the data sheet's peak that a step is assumed to reach; no GPU has run one."""
 OPTIONS = {**NARROW, "xla_backend_optimization_level": 0}
 """Temporaries do not depend on how well the machine code is made, and it is not run."""
 
@@ -40,6 +44,7 @@ class Trained:
     scheme: str
     chunk: int  # tokens
     segments: int | None
+    flops: int  # of the matrix products of value and gradient, counted from shapes
     temporary_bytes: int  # of the compiled value and gradient
     stream_bytes: int  # of them, those that grow with the stream: states before chunks
     peak_bytes: int  # with weights, moments, gradient and inputs
@@ -51,6 +56,7 @@ class TrainPrice:
 
     model: str
     memory: str | None  # None: no layer attends
+    mode: Mode  # where gradients go
     tokens: int
     rank: int  # of the adapters of queries, keys and values; 0: all weights of the decoder train
     frozen_bytes: int  # weights that do not train
@@ -82,6 +88,8 @@ def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice
     """Return the price of next tokens through a decoder of states: all weights train."""
     if config.rank:
         raise ValueError(f"no layer of {config.model} attends: --rank has no queries to adapt.")
+    if config.mode != "through":
+        raise ValueError(f"no layer of {config.model} attends: leave --mode {config.mode} out.")
     decoder, dtype = found.program.config, jnp.dtype(config.dtype)
     params = _typed(found.model.params["decoder"], jnp.float32)
     states = jax.eval_shape(partial(empty_state, decoder))
@@ -101,9 +109,9 @@ def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice
         loss = language_loss(decoder, dtype=dtype, chunk=best.chunk, **more)
         count = -(-tokens // best.chunk)
         kept = _kept(count, best.segments, nbytes(states), nbytes(states))
-        temp = _temp(loss, params, ids, states)
-        steps.append(Trained(scheme, best.chunk, best.segments, temp, kept, temp))
-    return _price(tokens, found, None, 0, params, None, nbytes(ids), steps)
+        flops, temp = _measured(loss, params, ids, states)
+        steps.append(Trained(scheme, best.chunk, best.segments, flops, temp, kept, temp))
+    return _price(tokens, found, None, "through", 0, params, None, nbytes(ids), steps)
 
 
 def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice:
@@ -124,32 +132,34 @@ def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPri
         train = jax.eval_shape(adapters, held, jax.random.key(0))
     else:
         train = _typed(held, jnp.float32)
-    given = held if rank else None
+    given, around = held if rank else None, found.bound._replace(params={})
     steps = []
     for scheme in ("D", "E"):
         segments = near_root(count) if scheme == "E" else None
-        loss = partial(_answer_loss, found=found, segments=segments)
-        temp = _temp(loss, train, given, found.carry, example)
+        loss = partial(_answer_loss, found=found, mode=config.mode, segments=segments)
+        flops, temp = _measured(loss, train, given, around, found.carry, example)
         kept = _kept(count, segments, nbytes(found.carry), nbytes(_needed(found.carry)))
-        steps.append(Trained(scheme, program.spec.chunk, segments, temp, kept, temp))
-    inputs = nbytes((example, found.carry))
-    return _price(tokens, found, config.memory, rank, train, given, inputs, steps)
+        steps.append(Trained(scheme, program.spec.chunk, segments, flops, temp, kept, temp))
+    inputs, memory = nbytes((example, found.carry, around)), config.memory
+    return _price(tokens, found, memory, config.mode, rank, train, given, inputs, steps)
 
 
 def _answer_loss(
-    train: Params, held: Params | None, carry: Any, example: Example, *, found: Stream,
-    segments: int | None,
+    train: Params, held: Params | None, around: Bound, carry: Any, example: Example, *,
+    found: Stream, mode: Mode, segments: int | None,
 ) -> jax.Array:  # fmt: skip
-    """Return -log p of the token after a question, asked after the stream."""
-    assert found.bound.prefix is None and found.bound.probes is None
+    """Return -log p of the token after a question, asked after the stream.
+
+    Prompt and probes (`around`) are inputs: what made them has no gradient.
+    """
 
     def weights(train: Params) -> Params:
         if held is None:
             return as_type(train, found.program.spec.dtype)
         return lora.attach(held, train, alpha=1)
 
-    more = {"program": found.program, "segments": segments, "weights": weights}
-    return stream_loss(train, Bound(weights(train)), carry, example, **more)[0]
+    more = {"program": found.program, "mode": mode, "segments": segments, "weights": weights}
+    return stream_loss(train, around._replace(params=weights(train)), carry, example, **more)[0]
 
 
 def _needed(carry: Carry) -> PyTree:
@@ -172,15 +182,15 @@ def _typed(tree: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
 
 
-def _temp(loss: Any, *given: Any) -> int:
-    """Return the temporary bytes of value and gradient by the first argument."""
-    return temporary(
-        jax.jit(jax.value_and_grad(loss), compiler_options=OPTIONS).lower(*given).compile()
-    )
+def _measured(loss: Any, *given: Any) -> tuple[int, int]:
+    """Return operations and temporary bytes of value and gradient by the first argument."""
+    slope = jax.value_and_grad(loss)
+    compiled = jax.jit(slope, compiler_options=OPTIONS).lower(*given).compile()
+    return _flops.count(slope, *given), temporary(compiled)
 
 
 def _price(
-    tokens: int, found: Stream, memory: str | None, rank: int, train: Params,
+    tokens: int, found: Stream, memory: str | None, mode: Mode, rank: int, train: Params,
     held: Params | None, inputs: int, steps: list[Trained],
 ) -> TrainPrice:  # fmt: skip
     """Return the price with the peak of every scheme."""
@@ -189,7 +199,7 @@ def _price(
     rest = frozen + 4 * weights + inputs  # the weights, two moments and the gradient
     done = tuple(replace(step, peak_bytes=rest + step.temporary_bytes) for step in steps)
     return TrainPrice(
-        found.model.name, memory, tokens, rank, frozen, weights, 2 * weights, weights,
+        found.model.name, memory, mode, tokens, rank, frozen, weights, 2 * weights, weights,
         inputs, done,
     )  # fmt: skip
 
@@ -204,9 +214,10 @@ def train_tables(result: TrainPrice) -> Group:
             table.add_row(name.removesuffix("_bytes").replace("_", " "), size(value))
     if "ma2mba" in result.model and result.tokens in PAPER:
         table.add_row("the paper: activations and backward pass", size(int(PAPER[result.tokens])))
-    gpus = {f"{gpu.gib} GiB": gpu.gib * 2**30 for gpu in GPUS.values()}
-    second = Table("scheme", title="by scheme of checkpointing (docs/training.md)")
-    for column in ("tokens a chunk", "segments", "temporary", "of it states", "peak", *gpus):
+    gpus = [gpu.name.replace(" SXM", "") for gpu in GPUS.values()]
+    title = f"by scheme of checkpointing; time at {SHARE:.0%} of a data sheet's peak, an assumption"
+    second = Table("scheme", title=title)
+    for column in ("a chunk", "segments", "temporary", "of it states", "peak", "PFLOP", *gpus):
         second.add_column(column, justify="right")
     for step in result.steps:
         second.add_row(
@@ -216,6 +227,14 @@ def train_tables(result: TrainPrice) -> Group:
             size(step.temporary_bytes),
             size(step.stream_bytes),
             size(step.peak_bytes),
-            *("yes" if step.peak_bytes <= room else "no" for room in gpus.values()),
+            f"{step.flops / 1e15:,.2f}",
+            *(_time(step, gpu) for gpu in GPUS.values()),
         )
     return Group(table, second)
+
+
+def _time(step: Trained, gpu: Gpu) -> str:
+    """Return how long a step is estimated to take on a GPU, or that it does not fit."""
+    if step.peak_bytes > gpu.gib * 2**30:
+        return "no room"
+    return f"{step.flops / (SHARE * gpu.tflops * 1e12):,.1f} s"

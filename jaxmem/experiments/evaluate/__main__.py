@@ -27,7 +27,7 @@ from jaxmem.experiments.evaluate.recall import measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
 from jaxmem.experiments.memories import read_options, split_options
-from jaxmem.experiments.parsing import refusing
+from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.memory.by_name import (
     Contestant,
     Wrapped,
@@ -257,9 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
     commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
-    config = tyro.extras.subcommand_cli_from_dict(
-        commands, args=rest, prog="python -m jaxmem.experiments.evaluate", description=__doc__
-    )
+    told = shown("evaluate", __doc__)
+    config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, **told)
     options = read_options(words, {})
     beside = [text.partition("+")[2] for text in getattr(config, "states", "").split(",")]
     named = parse_names(config.memories) if config.memories else ()

@@ -14,10 +14,10 @@ from jaxmem.bound import bucket
 from jaxmem.data.world import synthetic
 from jaxmem.data.world.features import log_mel
 from jaxmem.experiments.memories import MemoryOptions
+from jaxmem.models.adapters import adapted
 from jaxmem.models.base import Model
 from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny.embedded import Inputs, embedded
-from jaxmem.training.adapted import with_adapter
 
 
 class Asked(NamedTuple):
@@ -110,8 +110,7 @@ class StreamsConfig:
     @property
     def model(self) -> Model:
         """Return the model that is asked."""
-        model = embedded(self.weights)
-        model = model if self.adapter is None else with_adapter(model, self.adapter)
+        model = adapted(embedded(self.weights), self.adapter)
         return model if self.scorer is None else with_scorer(model, self.scorer)
 
 

@@ -23,15 +23,17 @@ from jaxmem.experiments.finetune.config import FinetuneConfig, check
 from jaxmem.experiments.finetune.loops import Drawn, draw, loops_of
 from jaxmem.experiments.finetune.table import measured, table_of, types_of
 from jaxmem.experiments.memories import read_options, split_options
-from jaxmem.experiments.parsing import refusing
+from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.experiments.training_bar import training_bar
 from jaxmem.models.base import Model
+from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import embedded, weights_of
 from jaxmem.report.files import write_json
 from jaxmem.training import lora
-from jaxmem.training.answers import Example, Mode, encoded, objective
+from jaxmem.training.answers import Example, encoded, objective
 from jaxmem.training.batches import ahead
+from jaxmem.training.differentiable import Mode, Selection
 from jaxmem.training.optimizers import schedule
 from jaxmem.training.runs import Folder, follow
 from jaxmem.typing import Array, Params, PyTree
@@ -57,6 +59,7 @@ class How(NamedTuple):
     """What a compiled step depends on; equal steps are compiled once."""
 
     mode: Mode
+    selection: Selection
     segments: int | None
     rank: int  # 0: the whole decoder trains
     peak: float
@@ -66,7 +69,7 @@ class How(NamedTuple):
 def how_of(config: FinetuneConfig) -> How:
     """Return how a run's steps are made."""
     rank = 0 if config.weights == "all" else config.rank
-    return How(config.mode, config.segments, rank, config.peak, config.steps)
+    return How(config.mode, config.selection, config.segments, rank, config.peak, config.steps)
 
 
 def params_of(how: How, base: Params, trained: Params) -> Params:
@@ -96,7 +99,8 @@ def _step(
     state: Tuned, base: Params, example: Example, *, program: Program, how: How
 ) -> tuple[Tuned, Step]:
     """Return the state after a step of the optimizer, and what the step says."""
-    answer = objective(program, mode=how.mode, segments=how.segments)
+    more = {"mode": how.mode, "selection": how.selection, "segments": how.segments}
+    answer = objective(program, **more)
     batch = example._replace(inputs=encoded(program, base, example.inputs))
     loss = lambda trained: answer(params_of(how, base, trained), batch)
     (_, found), slope = jax.value_and_grad(loss, has_aux=True)(state.trained)
@@ -115,6 +119,7 @@ def finetune(config: FinetuneConfig, console: Console) -> list[dict[str, Any]]:
     """
     check(config)
     model = embedded(config.base)
+    model = model if config.scorer is None else with_scorer(model, config.scorer)
     loops, how = loops_of(config, model), how_of(config)
     if not loops.one_for_all and len(set(config.shares)) > 1:
         console.print(f"{config.memory}: a program is compiled for each of --shares", markup=False)
@@ -165,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
-    config = tyro.cli(FinetuneConfig, args=rest, description=__doc__)
+    config = tyro.cli(FinetuneConfig, args=rest, **shown("finetune", __doc__))
     finetune(replace(config, options=read_options(words, {})), Console())
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jaxmem.experiments.evaluate.recall_streams import StreamsConfig
 from jaxmem.experiments.memories import MemoryOptions
-from jaxmem.training.answers import Mode
+from jaxmem.training.differentiable import Mode, Selection
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class FinetuneConfig:
     # Where gradients go: through (everywhere, back to the first chunk), read (questions alone), or
     # published (OmniMem's cut).
     mode: Mode = "through"
+    # Whether what the memory chooses has a gradient by its scores (soft), or none (hard).
+    selection: Selection = "hard"
     weights: Literal["adapter", "all"] = "adapter"  # What trains: LoRA, or the whole decoder.
     rank: int = 16  # Of the adapters; alpha is twice that.
     rate: float | None = None  # Peak rate of Adam. Default: 4e-3, with --weights all 1e-3.
@@ -42,6 +44,7 @@ class FinetuneConfig:
     # Checkpoint so many segments of chunks between two moments, too. Default: chunks alone.
     segments: int | None = None
     base: Path | None = None  # A model like the embedded one, or its name; None: the embedded one.
+    scorer: Path | None = None  # Learned weights of `retention`; None: the base's own.
     seed: int = 0  # Of adapters, streams and budgets.
     out: Path = Path("runs/finetune")  # Folder of checkpoints, metrics, weights and table.
     resume: bool = False  # Go on with the run in `out`.

@@ -16,8 +16,9 @@ from jaxmem.memory.base import AnyMemory, Spec
 from jaxmem.memory.by_name import parse_budget
 from jaxmem.models.base import Model
 from jaxmem.programs import compile, memory_for, model_spec
-from jaxmem.training.answers import Example, check_differentiable, numbers_of
+from jaxmem.training.answers import Example, numbers_of
 from jaxmem.training.batches import WORDS_MAX
+from jaxmem.training.differentiable import check_differentiable, choosing
 from jaxmem.typing import PyTree
 
 
@@ -86,6 +87,7 @@ def loops_of(config: FinetuneConfig, model: Model) -> Loops:
     for share in shares:
         program = compile(model, share_of(config, model, share, config.seconds), spec=spec)
         check_differentiable(program, config.mode)
+        choosing(program, config.selection, config.mode)  # refuses what it cannot make
         programs.append(program)
     made = [program.memory for program in programs]
     numbers: tuple[PyTree, ...] = ()

@@ -18,13 +18,13 @@ from jaxmem.experiments.stream.cost import check_synthetic
 from jaxmem.experiments.stream.questions import AT_THE_END, END, Planned
 from jaxmem.feeding import open_for
 from jaxmem.kv import AUDIO, VISION
+from jaxmem.models.adapters import adapted
 from jaxmem.models.base import Model
 from jaxmem.models.load import load
 from jaxmem.models.scorer import with_scorer
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.maps import Span
 from jaxmem.report.numbers import clock
-from jaxmem.training.adapted import with_adapter
 
 SYNTHETIC_SECONDS = 240
 
@@ -52,9 +52,7 @@ def find_model(config: StreamConfig, console: Console) -> Model:
     """
     check(config)
     if config.model is None:
-        model = embedded(config.weights)
-        adapter = config.adapter
-        return _scored(config, model if adapter is None else with_adapter(model, adapter))
+        return _scored(config, adapted(embedded(config.weights), config.adapter))
     begin = time.perf_counter()
     with console.status(f"loading {config.model}"):
         model = load(

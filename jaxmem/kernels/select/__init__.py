@@ -8,6 +8,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxmem.kernels import dispatch
+from jaxmem.kernels.blocks import wide
 from jaxmem.kernels.select import ref
 from jaxmem.typing import Array, Bool, Float, Int
 
@@ -79,12 +80,12 @@ def gate(
     `select` and `top_mask` carry no gradient. Here the choice is made in the forward pass and the
     backward pass takes it for sigmoid((score - t) / temperature), t being the lowest chosen score,
     held constant (straight-through estimator, Bengio et al. 2013, arXiv 1308.3432). Multiply what
-    an entry contributes with its gate. `temperature` is the width of the sigmoid, in units of the
-    scores.
+    an entry contributes with its gate, or add the gate's logarithm to its logits. `temperature` is
+    the width of the sigmoid, in units of the scores.
 
     Returns:
-      float32; the gradient of entries that can never be chosen (-inf, NaN), and of groups that
-      choose nothing, is 0.
+      float32 (float64 for such scores); the gradient of entries that can never be chosen (-inf,
+      NaN), and of groups that choose nothing, is 0.
 
     Raises:
       ValueError: if shapes do not fit, the temperature is not positive, or there is no such
@@ -93,14 +94,14 @@ def gate(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}.")
     chosen = top_mask(lax.stop_gradient(scores), caps, implementation=implementation)
-    wide = scores.astype(jnp.float32)
-    lowest = jnp.min(jnp.where(chosen, wide, jnp.inf), axis=-1, keepdims=True)
+    numbers = scores.astype(wide(scores))
+    lowest = jnp.min(jnp.where(chosen, numbers, jnp.inf), axis=-1, keepdims=True)
     lowest = lax.stop_gradient(lowest)
-    able = jnp.isfinite(wide) & jnp.isfinite(lowest)
+    able = jnp.isfinite(numbers) & jnp.isfinite(lowest)
     # The inner choices keep infinities out of the gradient of the branch that is not taken.
-    away = jnp.where(able, wide, 0.0) - jnp.where(jnp.isfinite(lowest), lowest, 0.0)
+    away = jnp.where(able, numbers, 0.0) - jnp.where(jnp.isfinite(lowest), lowest, 0.0)
     soft = jnp.where(able, jax.nn.sigmoid(away / temperature), 0.0)
-    return chosen.astype(jnp.float32) + (soft - lax.stop_gradient(soft))
+    return chosen.astype(soft.dtype) + (soft - lax.stop_gradient(soft))
 
 
 def _check(scores: Array, caps: Array) -> None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as kvs
+from jaxmem.kernels.blocks import wide
 from jaxmem.kernels.select import select
 from jaxmem.kernels.similarity import neighbour_cosine, unit
 from jaxmem.kv import KV
@@ -26,7 +27,8 @@ from jaxmem.memory.omnimem import budgets
 from jaxmem.memory.omnimem.sign_sketch import project
 from jaxmem.memory.parts import scored, scores
 from jaxmem.memory.parts.options import at_least, between, one_of
-from jaxmem.memory.parts.positions import Reindexed, start
+from jaxmem.memory.parts.positions import start
+from jaxmem.memory.parts.softly import Softly, log_gate
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
 RATIO = 5.0
@@ -39,6 +41,7 @@ class Slots(NamedTuple):
     kv: KV
     importance: Float[Array, "S"]  # float32, after the last chunk
     unit: Float[Array, "S U"]  # unit layer input, or its sketch
+    gate: Float[Array, "S 1"] | None = None  # see `softly`
 
 
 class Aux(NamedTuple):
@@ -61,7 +64,7 @@ class Pool(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OmniMem(Reindexed):
+class OmniMem(Softly):
     """OmniMem; the defaults are those of the released code.
 
     Summary tokens of other memories compete as vision. A cap that nobody competes for is lent to
@@ -115,6 +118,7 @@ class OmniMem(Reindexed):
         between(self.name, 0, 1, audio_share=self.audio_share, carry=self.carry)
         one_of(self.name, ("mean_logit", "exact"), importance=self.importance)
         one_of(self.name, ("product", "sum"), form=self.form)
+        self.check_soft()
         at_least(self.name, 0, lam=self.lam, newest=self.newest, text=self.text)
         if not self.power > 0:
             raise ValueError(f"power must be positive, got {self.power}.")
@@ -155,6 +159,7 @@ class OmniMem(Reindexed):
             kv=spec.empty(capacity),
             importance=jnp.zeros((capacity,), jnp.float32),
             unit=jnp.zeros((capacity, width), self.unit_dtype or spec.dtype),
+            gate=self.no_gates(spec, capacity),
         )
         aux = Aux(
             capacity=jnp.asarray(capacity, jnp.int32),
@@ -173,10 +178,14 @@ class OmniMem(Reindexed):
         media = scored.lend(aux.quotas[1:], ranked[1:] > -jnp.inf)
         lent = jnp.concatenate([aux.quotas[:1], media])
         index, keep = select(ranked, lent, slots=state.slots.importance.shape[0])
+        slots, gates = pool.slots, pool.slots.gate
+        if self.soft is not None and gates is not None:
+            fresh = log_gate(ranked, lent, temperature=self.soft)[:, None]
+            slots = slots._replace(gate=gates + fresh.astype(gates.dtype))
         texts = jnp.sum(pool.modality == kvs.TEXT, dtype=jnp.int32)
         gone, most = jnp.maximum(texts - aux.quotas[0], 0), jnp.iinfo(jnp.int32).max
         aux = aux._replace(dropped=aux.dropped + jnp.minimum(gone, most - aux.dropped))
-        return State(kvs.take(pool.slots, index, keep), self.moved(aux, chunk)), None
+        return State(kvs.take(slots, index, keep), self.moved(aux, chunk)), None
 
     def score(self, pool: Pool) -> Float[Array, "N"]:
         """Return a^lam * max(1 - s, 0)^power, or the additive variant."""
@@ -193,13 +202,16 @@ def gather(slots: Slots, chunk: Chunk, *, carry: float = 0.5, exact: bool = Fals
     """Return the dense pool of a layer with its redundancy and importance, before eviction.
 
     `chunk.hidden` is needed, `chunk.received` gives importance; `exact`: it is divided by the
-    number of valid queries.
+    number of valid queries. With gates redundancy has a gradient by the layer inputs.
     """
+    constant = jax.lax.stop_gradient if slots.gate is None else lambda x: x
     n = kvs.count(slots.kv)
     modality = chunk.kv.modality[:, 0]
     rows = jnp.sum(modality != kvs.EMPTY, dtype=jnp.int32)
-    direction = _direction(chunk.hidden, modality != kvs.EMPTY, slots.unit.shape[1])
+    direction = constant(_direction(chunk.hidden, modality != kvs.EMPTY, slots.unit.shape[1]))
     fresh = Slots(chunk.kv, jnp.zeros(modality.shape, jnp.float32), direction)
+    if slots.gate is not None:
+        fresh = fresh._replace(gate=jnp.zeros((*modality.shape, 1), slots.gate.dtype))
     pool = kvs.append(slots, fresh, n)
     # Vectors stored in fewer bits are rounded; their lengths are taken out again.
     s = neighbour_cosine(pool.unit, n + rows, lengths=pool.unit.dtype != jnp.float32)
@@ -212,8 +224,7 @@ def gather(slots: Slots, chunk: Chunk, *, carry: float = 0.5, exact: bool = Fals
         carried = scores.carry_over(new, pool.importance, n, rows, carry)
         importance = jax.lax.stop_gradient(carried)
         pool = pool._replace(importance=importance)
-    s = jax.lax.stop_gradient(s)
-    return Pool(pool, pool.kv.modality[:, 0], s, importance, n + rows)
+    return Pool(pool, pool.kv.modality[:, 0], constant(s), importance, n + rows)
 
 
 def _dtype_name(dtype: Any) -> str | None:
@@ -233,7 +244,7 @@ def _direction(
             "OmniMem compares layer inputs but Chunk.hidden is None: the decoder must report what "
             "`requires.hidden` asks for."
         )
-    vectors = jax.lax.stop_gradient(hidden).astype(jnp.float32)
+    vectors = hidden.astype(wide(hidden))
     if width < hidden.shape[1]:
         vectors = project(vectors, width)
     return jnp.where(real[:, None], unit(vectors), 0.0)
@@ -249,7 +260,7 @@ def compete(
     text, audio = modality == kvs.TEXT, modality == kvs.AUDIO
     vision = (modality == kvs.VISION) | (modality == kvs.SUMMARY)
     members = [audio, vision] if groups == 3 else [audio | vision]
-    rows = [scores.only(scores.newest(modality.shape[0]), text)]
+    rows = [scores.only(scores.newest(modality.shape[0]).astype(score.dtype), text)]
     return jnp.stack(rows + [scores.only(score, group) for group in members])
 
 

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem import kv as kvs
-from jaxmem.kernels.select import gate, select
+from jaxmem.kernels.select import select
 from jaxmem.kv import KV
 from jaxmem.memory.base import Chunk, Memory, Spec, State
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least, between
-from jaxmem.memory.parts.positions import Reindexed, numbered, start
+from jaxmem.memory.parts.positions import numbered, start
+from jaxmem.memory.parts.softly import Softly, log_gate, passed
 from jaxmem.typing import Array, Bool, Float, Int, Num
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Slots(NamedTuple):
 
     kv: KV
     received: Float[Array, "S Gm"] | None = None  # attention so far, where it accumulates
+    gate: Float[Array, "S Gm"] | None = None  # see `softly`
 
 
 class Aux(NamedTuple):
@@ -71,7 +73,7 @@ class Candidates(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scored(Reindexed):
+class Scored(Softly):
     """Keeps the tokens of largest score; equal scores go to the newer token.
 
     Attributes:
@@ -83,9 +85,6 @@ class Scored(Reindexed):
       floor: this share of every part of the budget is for the newest tokens of that part, so that
         what is there now can be asked about, in pictures and in sound.
       reindex: kept tokens are numbered without gaps; False: they keep their positions.
-      soft: for training, the temperature of a straight-through gate that kept keys and values pass,
-        so that gradients reach scores of keys and values (reports of attention carry none); None:
-        the choice has no gradient.
 
     Raises:
       ValueError: if the budget is too small for its parts, or an option is out of range.
@@ -100,22 +99,17 @@ class Scored(Reindexed):
     audio_share: float | None = AUDIO_SHARE
     newest: int = 0
     floor: float = 0.0
-    soft: float | None = None
 
     def __post_init__(self):
         check_budget(self.name, self.budget, self.audio_share)
-        if self.soft is not None:
-            self._check_soft(self.soft)
+        self.check_soft()
         between(self.name, 0, self.budget, newest=self.newest)
         between(self.name, 0, 1, floor=self.floor)
 
-    def _check_soft(self, soft: float) -> None:
+    @property
+    def softens(self) -> bool:
         attends = self.requires.attention is not None or self.requires.probes is not None
-        if not soft > 0 or attends or type(self).write is not Scored.write:
-            raise ValueError(
-                "soft is a temperature above 0, for memories that choose by one score of keys and "
-                f"values (Knorm, KeyDiff, ExpectedAttention), got soft={soft} for {self.name}."
-            )
+        return not attends and type(self).write is Scored.write
 
     def score(self, candidates: Candidates) -> Float[Array, "Gm N"]:
         """Return finite or +inf scores; entries that hold nothing may have any."""
@@ -142,7 +136,8 @@ class Scored(Reindexed):
     def init(self, spec: Spec, layer: int = 0) -> State:
         groups = spec.kv_heads if self.per_head else 1
         received = jnp.zeros((self.budget, groups), jnp.float32) if self.accumulates else None
-        return State(Slots(spec.empty(self.budget, groups), received), self.aux(spec))
+        gates = self.no_gates(spec, self.budget, groups)
+        return State(Slots(spec.empty(self.budget, groups), received, gates), self.aux(spec))
 
     def aux(self, spec: Spec) -> Aux:
         """Return the numbers of a stream that has not begun."""
@@ -154,13 +149,16 @@ class Scored(Reindexed):
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
         candidates, quotas = self.candidates(spec, state, chunk), state.aux.quotas
-        score = self.ranked(candidates)
-        keep = choose(score, candidates.kv.modality, quotas, length(state))
-        total = received(self, candidates).T if self.accumulates else None
-        stored = kvs.append(state.slots.kv, chunk.kv, kvs.count(state.slots.kv))
         if self.soft is not None:
-            stored = gated(stored, score, quotas, self.soft)
-        return State(take(Slots(stored, total), *keep), self.moved(state.aux, chunk)), None
+            candidates = candidates._replace(kv=learning(candidates.kv))
+        score, modality = self.ranked(candidates), candidates.kv.modality
+        keep = choose(score, modality, quotas, length(state))
+        total = received(self, candidates).T if self.accumulates else None
+        n, gates = kvs.count(state.slots.kv), None
+        if self.soft is not None:
+            gates = passed(state.slots.gate, gates_of(score, modality, quotas, self.soft), n)
+        pool = Slots(kvs.append(state.slots.kv, chunk.kv, n), total, gates)
+        return State(take(pool, *keep), self.moved(state.aux, chunk)), None
 
     def candidates(self, spec: Spec, state: State, chunk: Chunk) -> Candidates:
         """Return memory and chunk as one dense pool."""
@@ -236,12 +234,19 @@ def choose(
     return jax.vmap(choice, in_axes=(0, None))(*competition(score, modality, quotas))
 
 
-def gated(kv: KV, score: Float[Array, "Gm N"], quotas: Int[Array, "C"], temperature: float) -> KV:
-    """Return tokens times their gate: as they are where they are chosen, with a gradient."""
-    choice = partial(gate, temperature=temperature)
-    gates = jax.vmap(choice, in_axes=(0, None))(*competition(score, kv.modality, quotas))
-    weight = jnp.sum(gates, axis=1).T[..., None]  # [N, Gm, 1]
-    return kv._replace(k=(kv.k * weight).astype(kv.k.dtype), v=(kv.v * weight).astype(kv.v.dtype))
+def gates_of(
+    score: Float[Array, "Gm N"], modality: Int[Array, "N Gm"], quotas: Int[Array, "C"], soft: float
+) -> Float[Array, "N Gm"]:
+    """Return the logarithms of the gates of every head's choice."""
+    one = partial(log_gate, temperature=soft)
+    return jax.vmap(one, in_axes=(0, None))(*competition(score, modality, quotas)).T
+
+
+def learning(kv: KV) -> KV:
+    """Return tokens whose empty entries have no gradient: that of the length of 0 is NaN."""
+    real = kvs.valid(kv)[..., None]
+    one = lambda x: jnp.where(real, x, jax.lax.stop_gradient(x))
+    return kv._replace(k=one(kv.k), v=one(kv.v))
 
 
 def competition(
@@ -273,7 +278,7 @@ def lend(quotas: Int[Array, "C"], competing: Bool[Array, "C N"]) -> Int[Array, "
     """
     empty = ~jnp.any(competing, axis=1)
     first = jnp.argmin(empty)  # the first part that somebody competes for
-    lent = jnp.sum(jnp.where(empty, quotas, 0))
+    lent = jnp.sum(jnp.where(empty, quotas, 0), dtype=quotas.dtype)
     own = jnp.where(empty, 0, quotas)
     return jnp.where(jnp.all(empty), quotas, own.at[first].add(lent))
 

@@ -42,7 +42,9 @@ def product(
     OmniMem's score. `power` 0.5 is the released form, 1 the published one; ranking by (lam, 0.5)
     equals ranking by (2 lam, 1).
     """
-    distinct = jnp.maximum(1.0 - redundancy, 0.0) ** power
+    apart = jnp.maximum(1.0 - redundancy, 0.0)
+    # The inner choice keeps the slope of a root at 0 out of gradients.
+    distinct = jnp.where(apart > 0, jnp.where(apart > 0, apart, 1.0) ** power, 0.0)
     if importance is None or lam == 0.0:
         return distinct
     return importance**lam * distinct

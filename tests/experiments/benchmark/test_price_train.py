@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxmem.experiments.benchmark import __main__ as benchmark
-from jaxmem.experiments.benchmark.price_train import PAPER
+from jaxmem.experiments.benchmark.price_table import GPUS
+from jaxmem.experiments.benchmark.price_train import PAPER, Trained, _time
 from jaxmem.kernels.dense import linear
 
 
@@ -42,6 +43,7 @@ def test_a_transformer_through_a_memory(capsys):
         grown = two["temporary_bytes"] - one["temporary_bytes"]
         states = two["stream_bytes"] - one["stream_bytes"]
         assert grown == pytest.approx(states, rel=0.05)
+        assert one["flops"] < two["flops"] < 2 * one["flops"]  # one question each
     assert few["trained_bytes"] < few["frozen_bytes"] / 100 and few["rank"] == 16
 
 
@@ -50,6 +52,7 @@ def test_a_transformer_through_a_memory(capsys):
     [
         (("--tokens", "0"), "--tokens must be positive"),
         (("--model", "ma2mba:370m", "--rank", "4"), "no layer of ma2mba:370m attends"),
+        (("--model", "ma2mba:370m", "--mode", "read"), "leave --mode read out"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words, message, capsys):
@@ -57,9 +60,16 @@ def test_what_makes_no_sense_is_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_options_of_training_need_it(capsys):
-    assert benchmark.main(["price", "--tokens", "1024"]) == 2
+@pytest.mark.parametrize("words", [("--tokens", "1024"), ("--mode", "read")])
+def test_options_of_training_need_it(words, capsys):
+    assert benchmark.main(["price", *words]) == 2
     assert "give --train, too" in capsys.readouterr().err
+
+
+def test_times_are_operations_over_an_assumed_share_of_the_peak():
+    step = Trained("D", 1, None, 10**15, 0, 0, 79 * 2**30)
+    times = {gpu: _time(step, GPUS[gpu]) for gpu in GPUS}
+    assert times == {"rtx3090": "no room", "a100": "8.0 s", "h100": "2.5 s", "h200": "2.5 s"}
 
 
 def test_a_low_rank_addition_is_the_sum_of_both():

@@ -127,10 +127,14 @@ SOFT = {
 
 
 def read_values(memory, k, chunks):
-    """Return what the values that are held add up to; keys reach it through scores alone."""
+    """Return a mean of the values that are held; keys reach it through scores alone."""
     chunks = chunks._replace(tokens=chunks.tokens._replace(k=k))
     state, _ = laws.scan(memory, memory.init(SPEC), chunks)
-    return jnp.sum(state.slots.kv.v), state
+    bias = memory.view(SPEC, state, None).bias
+    weight = jnp.ones((12, 1)) if bias is None else jax.nn.softmax(bias, axis=0)
+    return jnp.sum(weight[..., None] * state.slots.kv.v), state._replace(
+        slots=state.slots._replace(gate=None)
+    )
 
 
 @pytest.mark.parametrize("name", SOFT)
