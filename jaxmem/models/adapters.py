@@ -45,10 +45,9 @@ def adapted(model: Model, adapter: str | Path | None) -> Model:
         return model
     path = ADAPTERS / f"{adapter}.safetensors" if str(adapter) in shipped() else Path(adapter)
     if not path.is_file():
-        names = f"or the name {' or '.join(shipped())}" if shipped() else "as no name ships yet"
         raise ValueError(
             f"{adapter} is no file of adapters for {model.name}: give a file that `jaxmem "
-            f"finetune` wrote, {names}."
+            f"finetune` wrote, or the name {' or '.join(shipped())}."
         )
     adapters, alpha = load(path, model.params)
     return model._replace(params=merge(model.params, adapters, alpha=alpha))

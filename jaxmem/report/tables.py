@@ -67,6 +67,7 @@ def summary(report: Report) -> Table:
     table.add_column()
     rows = [
         *([("right answers (95 %)", share(result.accuracy))] if result.accuracy else []),
+        *([("adapter", _adapter(report))] if _adapter(report) else []),
         ("streamed", f"{clock(report.seconds)} at {report.speed:.1f}x real time"),
         ("ended", _ended(report)),
         ("tokens seen", f"{report.tokens:,} per layer"),
@@ -85,6 +86,11 @@ def summary(report: Report) -> Table:
     return table
 
 
+def _adapter(report: Report) -> str:
+    """Return the adapter in the model's weights, as it was given; empty: none."""
+    return str(report.config.get("adapter") or "")
+
+
 def comparison(report: Report) -> Table:
     """Return the table of several memories on the same stream, one row each."""
     title = (
@@ -93,6 +99,7 @@ def comparison(report: Report) -> Table:
     table = Table(
         **_titled(title),
         caption="times in ms: a chunk at the start and at the end, first token median and worst\n"
+        + (f"adapter {_adapter(report)}\n" if _adapter(report) else "")
         + _ended(report),
         caption_justify="left",
         pad_edge=False,

@@ -42,12 +42,26 @@ def test_python_and_the_command_line_find_the_same_adapters(folder, monkeypatch)
         jm.load("tiny-mamba2", adapter=file)
 
 
-def test_what_is_no_file_and_no_name_is_one_plain_sentence(folder, monkeypatch, tmp_path, capsys):
-    """The same one from Python and from the command line, whether any name ships or not."""
+def test_what_is_no_file_and_no_name_is_one_plain_sentence(tmp_path, capsys):
+    """The same one from Python and from the command line."""
     argv = ["--adapter", "tiny-nobody", "--seconds", "8", "--out", str(tmp_path)]
-    for where, words in ((folder, "or the name tiny-mine."), (tmp_path, "no name ships yet.")):
-        monkeypatch.setattr(adapters, "ADAPTERS", where)
-        with pytest.raises(ValueError, match="^tiny-nobody is no file of adapters") as error:
-            jm.load("tiny", adapter="tiny-nobody")
-        assert str(error.value).endswith(words) and str(error.value).count(". ") == 0
-        assert stream(argv) == 2 and str(error.value) in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ValueError, match="^tiny-nobody is no file of adapters") as error:
+        jm.load("tiny", adapter="tiny-nobody")
+    assert str(error.value).endswith("or the name tiny-omnimem.")
+    assert stream(argv) == 2 and str(error.value) in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_adapters_of_the_package_change_every_layer():
+    assert adapters.shipped() == ("tiny-omnimem",)
+    kernels = [
+        jm.load("tiny", adapter=name).params["decoder"]["layers"]["q"]["kernel"]
+        for name in (None, "tiny-omnimem")
+    ]
+    assert np.all(np.any(kernels[0] != kernels[1], axis=(1, 2)))
+
+
+@pytest.mark.slow
+def test_the_main_job_says_which_adapters_it_uses(tmp_path, capsys):
+    argv = ["--adapter", "tiny-omnimem", "--seconds", "8", "--no-prompt", "--out", str(tmp_path)]
+    assert stream(argv) == 0
+    assert "tiny-omnimem" in capsys.readouterr().out

@@ -213,6 +213,8 @@ def test_tables_fit_a_terminal_and_say_what_counts():
     shown = text_of(tables.summary(report()))
     for part in ("50% (1/2;", "5.0x real time", "96 slots in each of 2 layers", "10.0%", "0 while"):
         assert part in shown
+    assert "adapter" not in shown
+    assert "tiny-omnimem" in text_of(tables.summary(report(config={"adapter": "tiny-omnimem"})))
     names = ("omnimem", "last_frames", "full")
     compared = report(*(result(n, slots=(1024, 12288), nbytes=3 << 20) for n in names))
     shown = text_of(tables.comparison(compared))
