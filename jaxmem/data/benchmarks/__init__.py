@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,7 @@ from jaxmem.data.benchmarks.reading import Reading
 
 __all__ = [
     "BENCHMARKS", "Average", "Benchmark", "Form", "Found", "Item", "Problem", "Reading", "Video",
-    "read",
+    "named", "read",
 ]  # fmt: skip
 
 SHOWN = 3  # malformed records that an error names
@@ -57,11 +58,31 @@ BENCHMARKS: Mapping[str, Benchmark] = _Benchmarks()
 """Name -> benchmark."""
 
 
+def named(name: str) -> Benchmark:
+    """Return a benchmark by its name in `BENCHMARKS`, or the `BENCHMARK` of a Python file.
+
+    Raises:
+      ValueError: if there is no such name or file, or the file makes something else.
+    """
+    if not name.endswith(".py"):
+        if name not in BENCHMARKS:
+            known = ", ".join(BENCHMARKS)
+            raise ValueError(f"unknown benchmark {name!r}: use {known}, or a file (mine.py).")
+        return BENCHMARKS[name]
+    try:
+        found = runpy.run_path(name).get("BENCHMARK")
+    except Exception as error:  # whatever the user's file raises
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Benchmark):
+        raise ValueError(f"{name} has no BENCHMARK that is a jaxmem.data.benchmarks.Benchmark.")
+    return found
+
+
 def read(name: str, folder: str | Path, videos: str | Path | None = None) -> Found:
     """Return the questions of a benchmark.
 
     Args:
-      name: in `BENCHMARKS`.
+      name: see `named`.
       folder: of the user's copy, with the annotation files.
       videos: folder of the videos; None: somewhere below the same one.
 
@@ -69,9 +90,8 @@ def read(name: str, folder: str | Path, videos: str | Path | None = None) -> Fou
       ValueError: if there is no such benchmark or folder, the folder is one of another benchmark,
         a file is damaged, or no record can be read.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}: use {', '.join(BENCHMARKS)}.")
-    benchmark, where = BENCHMARKS[name], Path(folder)
+    benchmark, where = named(name), Path(folder)
+    name = benchmark.name
     reading = Reading(benchmark, where, None if videos is None else Path(videos))
     expected = f"expected {', '.join(benchmark.files[:5])}: {benchmark.holds}"
     if not reading.files(*benchmark.files):

@@ -13,8 +13,9 @@ FILES = ("questions.json", "*.parquet")
 def read(reading: r.Reading) -> None:
     """Read the questions that have a public answer, or the table of the hub."""
     answers: dict[str, Any] = {}
-    for path in reading.files("subset_answers.json"):
-        answers |= {one["_id"]: one["_value"] for one in r.records_of(path)}
+    for where, record in reading.records("subset_answers.json"):
+        with reading.noting(where):
+            answers[r.words(record, "_id")] = record.get("_value")
     for where, record in reading.records(*FILES):
         with reading.noting(where):
             if "q_uid" in record:

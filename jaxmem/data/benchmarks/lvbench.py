@@ -15,7 +15,7 @@ def read(reading: r.Reading) -> None:
     for where, record in (
         reading.records(FILES[0]) if reading.files(FILES[0]) else (reading.records(FILES[1]))
     ):
-        asked = record.get("qa") if isinstance(record, dict) else None
+        asked = record.get("qa")
         with reading.noting(where, len(asked) if isinstance(asked, list) else 1):
             key = r.words(record, "key")
             video = reading.video(key)

@@ -9,7 +9,7 @@ from jaxmem.data.benchmarks.item import Benchmark, Item
 def read(reading: r.Reading) -> None:
     """Read the questions of every video; some options have no letters."""
     for where, record in reading.records("data.json"):
-        asked = record.get("questions") if isinstance(record, dict) else None
+        asked = record.get("questions")
         with reading.noting(where, len(asked) if isinstance(asked, list) else 1):
             name = r.words(record, "video")
             video = reading.video(name, f"videos/{name}")

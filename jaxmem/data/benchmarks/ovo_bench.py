@@ -20,7 +20,7 @@ YES, NO = "Yes", "No"
 def read(reading: r.Reading) -> None:
     """Read all records; a forward one is as many questions as it has probes, in order of time."""
     for where, record in reading.records("ovo_bench*.json"):
-        probes = record.get("test_info") if isinstance(record, dict) else None
+        probes = record.get("test_info")
         with reading.noting(where, len(probes) if isinstance(probes, list) else 1):
             kind = r.words(record, "task")
             if kind not in GROUPS:

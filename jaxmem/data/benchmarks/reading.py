@@ -50,11 +50,16 @@ class Reading:
                 return [one for one in found if one.is_file()]
         return []
 
-    def records(self, *patterns: str) -> Iterator[tuple[str, Any]]:
+    def records(self, *patterns: str) -> Iterator[tuple[str, Json]]:
         """Yield the records of all such files, each with the place where it stands."""
         for path in self.files(*patterns):
             for number, record in enumerate(records_of(path), 1):
-                yield f"{path.relative_to(self.folder)}, record {number}", record
+                where = f"{path.relative_to(self.folder)}, record {number}"
+                if isinstance(record, Mapping):
+                    yield where, record
+                else:
+                    problem = Problem(where, f"it is {short(record)}, expected an object", 1)
+                    self.found.problems.append(problem)
 
     @contextmanager
     def noting(self, where: str, questions: int = 1) -> Iterator[None]:
@@ -139,9 +144,10 @@ def entry(record: Any, *names: str) -> Any:
     raise MalformedError(f'it has no "{names[0]}"')
 
 
-def words(record: Json, *names: str, default: str | None = None) -> str:
+def words(record: Any, *names: str, default: str | None = None) -> str:
     """Return a field that is text, or a whole number as text."""
-    if default is not None and not any(record.get(name) is not None for name in names):
+    there = isinstance(record, Mapping) and any(record.get(name) is not None for name in names)
+    if default is not None and isinstance(record, Mapping) and not there:
         return default
     found = entry(record, *names)
     found = str(found) if isinstance(found, int) and not isinstance(found, bool) else found
@@ -150,7 +156,7 @@ def words(record: Json, *names: str, default: str | None = None) -> str:
     return found.strip()
 
 
-def seconds(record: Json, *names: str) -> float:
+def seconds(record: Any, *names: str) -> float:
     """Return a field that is a time in seconds."""
     found = entry(record, *names)
     try:
@@ -162,7 +168,7 @@ def seconds(record: Json, *names: str) -> float:
     return value
 
 
-def listed(record: Json, *names: str) -> Sequence[Any]:
+def listed(record: Any, *names: str) -> Sequence[Any]:
     """Return a field that is a list."""
     found = entry(record, *names)
     if not isinstance(found, list | tuple):
@@ -170,7 +176,7 @@ def listed(record: Json, *names: str) -> Sequence[Any]:
     return found
 
 
-def choices(record: Json, *names: str) -> tuple[str, ...]:
+def choices(record: Any, *names: str) -> tuple[str, ...]:
     """Return a field that is the list of options, without the letters in front of them."""
     found = [str(option).strip() for option in listed(record, *names) if str(option).strip()]
     if len(found) < 2:

@@ -22,7 +22,7 @@ LONGEST = 10
 """Words of a reply without a letter, beyond which "prefix_search" reads nothing."""
 IN_TIME = 2.0
 """Seconds that a proactive answer may be early or late (StreamingBench)."""
-NUMBERS = (
+NUMBERS: Sequence[str] = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen twenty"
 ).split()

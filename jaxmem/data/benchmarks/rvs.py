@@ -14,7 +14,7 @@ FPS = 1.0
 def read(reading: r.Reading, *, which: str) -> None:
     """Read the conversations of all videos. Times are of the whole video, also in clips of it."""
     for where, record in reading.records(*_files(which)):
-        turns = record.get("conversations") if isinstance(record, dict) else None
+        turns = record.get("conversations")
         with reading.noting(where, len(turns) if isinstance(turns, list) else 1):
             name, path = r.words(record, "video_id"), r.words(record, "video_path", "video_id")
             video = reading.video(path, name, fps=FPS if path.endswith(".npy") else None)

@@ -44,9 +44,8 @@ def _entries(reading: r.Reading, part: str, where: str, entries: Sequence[Any]) 
         for number, question in enumerate(asked, 1):
             with reading.noting(f"{where}, question {number}"):
                 video = reading.video(r.words(entry, "video_path"))
-                window = _window(
-                    str(r.entry(question, "time") if "time" in question else entry.get("time", ""))
-                )
+                said = r.words(question, "time", default="") or r.words(entry, "time", default="")
+                window = _window(said)
                 place = f"{where}, question {number}"
                 _add(reading, part, place, video, question, window, told)
 
@@ -56,7 +55,7 @@ def _add(
     part: str,
     where: str,
     video: Video,
-    record: r.Json,
+    record: Any,
     window: tuple[float, float] | None,
     told: list[str],
 ) -> None:

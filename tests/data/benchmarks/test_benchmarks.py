@@ -1,6 +1,8 @@
 """Every benchmark in the table, read from files in its own layout; traps, wrong folders, rules."""
 
+import itertools
 import json
+import re
 
 import pytest
 from benchmark_files import ABCD, LETTERED, dump, touch, write_rows
@@ -33,6 +35,46 @@ def test_is_read_as_it_lies(name, tmp_path):
         assert all(part in one.reason for one, part in zip(got, parts, strict=True)), got
         assert all(".json" in one.where or ".parquet" in one.where for one in got)
     assert all(one.questions == 1 for one in found.problems)
+
+
+JUNK = (None, 3.5, -1, "junk", [], {}, [3], [{}], {"x": []}, True)
+
+
+def damaged(value, junk):
+    """Every copy of a JSON value in which one entry is `junk()`, to any depth."""
+    keys = range(len(value)) if isinstance(value, list) else list(value)
+    for key in keys:
+        for other in junk():
+            copy = list(value) if isinstance(value, list) else dict(value)
+            copy[key] = other
+            yield copy
+        if isinstance(value[key], list | dict):
+            for inside in damaged(value[key], junk):
+                copy = list(value) if isinstance(value, list) else dict(value)
+                copy[key] = inside
+                yield copy
+
+
+@pytest.mark.parametrize("all_junk", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_what_is_damaged_is_a_problem_and_no_crash(name, all_junk, tmp_path):
+    """Whatever is junk in a file: every question is there or counted, or the file is refused."""
+    LAYOUTS[name](tmp_path)
+    whole, one = benchmarks.read(name, tmp_path), itertools.cycle(JUNK)
+    junk = lambda: JUNK if all_junk else (next(one),)
+    for path in sorted(tmp_path.rglob("*.json")):
+        text = path.read_text()
+        for value in damaged(json.loads(text), junk):
+            path.write_text(json.dumps(value))
+            try:
+                found = benchmarks.read(name, tmp_path)
+            except ValueError as error:
+                assert len(str(error)) > 20
+                continue
+            cost = sum(one.questions for one in found.problems)
+            if name not in ("egoschema", "worldsense"):  # private answers; tasks are what counts
+                assert len(found.items) + cost >= len(whole.items), value
+        path.write_text(text)
 
 
 def test_every_benchmark_has_a_layout_and_rules_that_exist():
@@ -200,3 +242,25 @@ def test_files_that_are_no_lists(tmp_path):
         reading.records_of(tmp_path / "a.parquet")
     (tmp_path / "a.json").write_text(json.dumps({"x": 1}))
     assert reading.records_of(tmp_path / "a.json") == [{"_id": "x", "_value": 1}]
+
+
+def test_the_page_says_the_rules_of_every_benchmark(root):
+    text = (root / "docs" / "evaluate.md").read_text()
+    rows = [row.split("|") for row in text.splitlines() if row.startswith("| `")]
+    said = {name: (row[2].strip(), row[3].strip()) for row in rows
+            for name in re.findall(r"`([\w-]+)`", row[1]) if name in BENCHMARKS}  # fmt: skip
+    assert said == {name: (one.rule, one.average) for name, one in BENCHMARKS.items()}
+
+
+def test_a_benchmark_of_the_users_own(tmp_path):
+    path = tmp_path / "mine.py"
+    dump(tmp_path / "a.json", [1])
+    path.write_text(
+        "from jaxmem.data.benchmarks import Benchmark\n"
+        "BENCHMARK = Benchmark('mine', lambda reading: None, ('a.json',), 'numbers')\n"
+    )
+    with pytest.raises(ValueError, match=r"no question of mine: expected a\.json: numbers"):
+        benchmarks.read(str(path), tmp_path)
+    path.write_text("BENCHMARK = 3")
+    with pytest.raises(ValueError, match="has no BENCHMARK"):
+        benchmarks.named(str(path))

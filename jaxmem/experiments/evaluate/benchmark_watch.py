@@ -1,0 +1,290 @@
+"""One video of a benchmark through all memories in one pass, its questions put at their times."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxmem.data.benchmarks import Item, Video
+from jaxmem.data.benchmarks.pictures import Pictures
+from jaxmem.data.benchmarks.prompts import poll
+from jaxmem.data.media.live import LiveReader
+from jaxmem.data.media.prefetch import prefetch
+from jaxmem.experiments.evaluate.benchmark_cells import Cell, lost
+from jaxmem.experiments.stream.cost import check_memories
+from jaxmem.experiments.stream.interrupt import Stop
+from jaxmem.experiments.stream.job import SEGMENT_SECONDS
+from jaxmem.experiments.stream.questions import END, Planned
+from jaxmem.experiments.stream.run import (
+    Asked,
+    Happened,
+    Progress,
+    Stream,
+    open_streams,
+    put,
+    run,
+)
+from jaxmem.experiments.stream.segments import segments
+from jaxmem.feeding import open_for
+from jaxmem.finite import NotFiniteError
+from jaxmem.memory.base import Spec
+from jaxmem.memory.by_name import Contestant, Options, contestants, parse_budget
+from jaxmem.models.base import Model, for_frames
+from jaxmem.programs import model_spec, stream_tokens
+
+EVENTS = 20  # of a video that are stored
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is streamed through: the same for all videos.
+
+    Attributes:
+      model: what sees and answers.
+      names: of the memories.
+      budget: of the first one; the others have its bytes.
+      options: of the memories.
+      bits: that keys and values are stored in; None: as they come.
+      chunk_pieces: pieces that are written at once.
+      stop: Ctrl-C.
+    """
+
+    model: Model
+    names: tuple[str, ...]
+    budget: str
+    options: Options
+    bits: int | None
+    chunk_pieces: int
+    stop: Stop = field(default_factory=Stop)
+
+    @property
+    def chunks(self) -> int:
+        """Return how many chunks are fed at once."""
+        seconds = self.chunk_pieces * self.model.media.piece_seconds
+        return max(1, round(SEGMENT_SECONDS / seconds))
+
+
+class UnwatchableError(Exception):
+    """A video that is missing, or of which nothing can be decoded."""
+
+
+def watch(
+    setup: Setup,
+    video: Video,
+    items: Sequence[Item],
+    asked: Mapping[str, str],
+    wanted: Sequence[str],
+    answered: Callable[[], object],
+) -> dict[str, Cell]:
+    """Stream a video once, ask at the times of the items, and return a cell for each memory.
+
+    A question sees at least one piece. What comes after the end of the video is asked there.
+
+    Args:
+      setup: what is streamed through.
+      video: what is watched.
+      items: about it, in order of time.
+      asked: id of an item -> what it is asked in.
+      wanted: names of the memories that take part.
+      answered: called when all of them have replied to an item.
+
+    Raises:
+      UnwatchableError: if nothing can be seen of the video.
+      ValueError: if the memories do not fit the budget.
+    """
+    with closing(_opened(setup.model, video, items)) as reader:
+        model = for_frames(setup.model, reader.info.size)
+        spec = model_spec(model, setup.chunk_pieces, audio=reader.info.audio_streams > 0)
+        chosen, cells = _chosen(setup, model, spec, reader, video.start, wanted)
+        cells = {name: {"replies": [], "lost": lost(items, asked, why)} for name, why in cells}
+        if not chosen:
+            return cells
+        streams = open_streams(model, chosen, spec, chunk_pieces=setup.chunk_pieces)
+        able, refused = _able(model, items, asked)
+        asking = Asking(able, asked, answered)
+        planned = asking.planned(video.start + model.media.piece_seconds)
+        more: dict[str, Any] = {"chunk_pieces": setup.chunk_pieces, "chunks": setup.chunks}
+        pieces = segments(reader, model, times=[one.time for one in planned], **more)
+        progress = Progress()
+        with prefetch(pieces) as ahead:
+            for _ in run(streams, ahead, planned, progress, setup.stop, ask=asking):
+                pass
+        if not progress.pieces and not setup.stop.wanted:
+            reason = reader.end.reason if reader.end else "it gave no piece"
+            raise UnwatchableError(f"nothing was decoded: {reason}")
+        seen = {
+            "seconds": progress.time - video.start,
+            "end": _end(reader),
+            "events": _told(reader),
+        }
+    for one in streams:
+        cells[one.contestant.name] = seen | _cell(one, asking, asked, refused)
+    return cells
+
+
+class Asking:
+    """Puts the questions of one video to all streams, and notes the replies of each."""
+
+    def __init__(
+        self, items: Sequence[Item], asked: Mapping[str, str], answered: Callable[[], object]
+    ):
+        """Begin with nothing asked; the arguments are those of `watch`."""
+        self.items, self._asked, self._answered = items, asked, answered
+        self.replies: dict[str, list[dict[str, Any]]] = {}
+        self.broken: dict[str, str] = {}  # memory -> why it cannot answer any more
+        self._waiting: deque[tuple[Item, bool]] = deque()
+
+    def planned(self, earliest: float) -> list[Planned]:
+        """Return when what is asked, in order; "proactive" items are asked again and again."""
+        plan: list[tuple[Planned, Item, bool]] = []
+        for item in self.items:
+            if item.polls:
+                last = len(item.polls) - 1
+                for i, time in enumerate(item.polls):
+                    plan.append((Planned(max(time, earliest), poll(item)), item, i == last))
+            else:
+                time = END if item.asked_at is None else max(item.asked_at, earliest)
+                plan.append((Planned(time, self._asked[item.id]), item, True))
+        plan.sort(key=lambda one: one[0].time)
+        self._waiting = deque((item, last) for _, item, last in plan)
+        return [one for one, _, _ in plan]
+
+    def __call__(
+        self, streams: Sequence[Stream], question: Planned, now: float
+    ) -> Iterator[Happened]:
+        """Put the next question of the plan."""
+        item, last = self._waiting.popleft()
+        for one in streams:
+            name = one.contestant.name
+            done = self.replies.setdefault(name, [])
+            if name in self.broken or any(reply["id"] == item.id for reply in done):
+                continue
+            try:
+                if item.polls and not re.search(r"\byes\b", _said(one, question, now), re.I):
+                    if last:
+                        done.append(self._noted(one, item, None))
+                    continue
+                if item.polls:
+                    question = question._replace(text=self._asked[item.id])
+                _said(one, question, now)
+                done.append(self._noted(one, item, now))
+            except NotFiniteError as error:
+                self.broken[name] = str(error)
+        if last:
+            self._answered()
+        yield Asked([one.answers[-1] for one in streams if one.answers])
+
+    def _noted(self, one: Stream, item: Item, now: float | None) -> dict[str, Any]:
+        """Return the last answer of a stream as the reply to an item; None: it kept silent."""
+        media, answer = one.session.model.media, one.answers[-1]
+        return {
+            "id": item.id,
+            "asked": self._asked[item.id],
+            "reply": "" if now is None else answer.answer,
+            "time": None if now is None else answer.time,
+            "wanted_time": answer.wanted_time,
+            "frames": one.session.pieces * round(media.fps * media.piece_seconds),
+            "tokens": one.session.tokens,
+            "first_token_ms": answer.first_token_ms,
+        }
+
+
+def _said(one: Stream, question: Planned, now: float) -> str:
+    for _ in put(one, question, now):
+        pass
+    return one.answers[-1].answer
+
+
+def _opened(model: Model, video: Video, items: Sequence[Item]) -> LiveReader | Pictures:
+    """Return a reader of a video, up to its last question."""
+    if video.path is None:
+        raise UnwatchableError("there is no file of that name, or more than one")
+    media = model.media
+    times = [max((*x.polls, x.asked_at)) if x.asked_at is not None else END for x in items]
+    last = max(times)
+    stop = None if last == END else max(last, video.start) + 2 * media.piece_seconds
+    limits = {"start": video.start, "stop": stop}
+    try:
+        if video.path.is_dir() or video.path.suffix == ".npy":
+            form = {"fps": media.fps, "piece_seconds": media.piece_seconds, "size": media.size}
+            form |= {"sample_rate": media.sample_rate}
+            return Pictures(video.path, video.fps or 1.0, **form, **limits)
+        return open_for(model, video.path, **limits)
+    except (ValueError, OSError) as error:
+        raise UnwatchableError(str(error)) from error
+
+
+def _chosen(
+    setup: Setup,
+    model: Model,
+    spec: Spec,
+    reader: LiveReader | Pictures,
+    start: float,
+    wanted: Sequence[str],
+) -> tuple[list[Contestant], list[tuple[str, str]]]:
+    """Return the wanted memories within the budget, and why others cannot take part."""
+    length = reader.info.duration
+    most = None if length is None else rounded(stream_tokens(model, max(length - start, 0.0)))
+    more = {"presets": model.presets, "bits": setup.bits}
+    every = contestants(setup.names, setup.options, parse_budget(setup.budget), spec, most, **more)
+    found, refused = [], []
+    for one in every:
+        if one.name in wanted:
+            try:
+                check_memories((one,), spec, setup.budget)
+            except ValueError as error:
+                refused.append((one.name, str(error)))
+            else:
+                found.append(one)
+    return found, refused
+
+
+def rounded(tokens: int) -> int:
+    """Return a number of tokens rounded up by an eighth at most, so that videos share programs."""
+    step = 1 << max(tokens.bit_length() - 4, 0)
+    return -(-tokens // step) * step
+
+
+def _able(
+    model: Model, items: Sequence[Item], asked: Mapping[str, str]
+) -> tuple[list[Item], list[dict[str, Any]]]:
+    """Return the items whose words a model knows, and the others with the reason."""
+    able, refused = [], []
+    for item in items:
+        try:
+            for text in (asked[item.id], *((poll(item),) if item.polls else ())):
+                model.tokenize(text)
+        except ValueError as error:
+            refused += lost([item], asked, str(error))
+        else:
+            able.append(item)
+    return able, refused
+
+
+def _cell(
+    one: Stream, asking: Asking, asked: Mapping[str, str], refused: list[dict[str, Any]]
+) -> Cell:
+    """Return what a stream has replied, and what it holds."""
+    name, held = one.contestant.name, one.session.footprint
+    replies = asking.replies.get(name, [])
+    there = {reply["id"] for reply in replies}
+    rest = [item for item in asking.items if item.id not in there]
+    return {
+        "nbytes": held.device,
+        "host_nbytes": held.host,
+        "slots": one.contestant.slots,
+        "replies": replies,
+        "lost": [*refused, *lost(rest, asked, asking.broken.get(name, "the run was interrupted"))],
+    }
+
+
+def _end(reader: LiveReader | Pictures) -> dict[str, Any] | None:
+    return None if reader.end is None else reader.end._asdict()
+
+
+def _told(reader: LiveReader | Pictures) -> list[dict[str, Any]]:
+    return [one._asdict() for one in reader.events[:EVENTS]]
