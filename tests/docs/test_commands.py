@@ -36,7 +36,7 @@ RUNS = {  # module -> its functions that do the work, once the arguments are rea
     "jaxmem.experiments.train": ("_train", "_evaluate"),
     "jaxmem.data.jaxmem_streams.__main__": ("Builder",),
 }
-OTHERS = {"pip", "git", "cd", "mkdocs", "pre-commit", "venv"}
+OTHERS = {"lmms_eval", "pip", "git", "cd", "mkdocs", "pre-commit", "venv"}
 COSTLY = {"--compare", "--model"}
 """These compile many programs; `tests/experiments/stream` runs such commands at small size."""
 SHORT = ("--seconds", "10", "--no-prompt")

@@ -71,11 +71,8 @@ def run(
     config: BenchmarkConfig, videos: Videos, names: Sequence[str], console: Console, stop: Stop
 ) -> None:
     """Stream the videos of which replies are missing, and store these."""
-    model = model_of(config, console)
-    seconds = config.chunk_seconds or model.media.piece_seconds
-    pieces = whole_pieces("chunk-seconds", seconds, model.media.piece_seconds)
-    check_chunk(model, pieces)
-    setup = Setup(model, tuple(names), config.budget, config.options, config.bits, pieces, stop)
+    setup = setup_of(config, console, stop)
+    model = setup.model
     weights = fingerprint(model.params)
     marks = {name: mark_of(config, model, weights, name) for name in names}
     template = template_of(config.prompt)
@@ -115,6 +112,20 @@ def _watched(
     except UnwatchableError as error:
         gone = {"replies": [], "failed": str(error), "lost": cells.lost(items, put, str(error))}
         return {name: gone for name in wanted}
+
+
+def setup_of(config: BenchmarkConfig, console: Console, stop: Stop) -> Setup:
+    """Return the model and the memories that videos are streamed through.
+
+    Raises:
+      ValueError: if the model does not load, or a chunk does not fit it or the machine.
+    """
+    model = model_of(config, console)
+    seconds = config.chunk_seconds or model.media.piece_seconds
+    pieces = whole_pieces("chunk-seconds", seconds, model.media.piece_seconds)
+    check_chunk(model, pieces)
+    names = parse_names(config.memory)
+    return Setup(model, names, config.budget, config.options, config.bits, pieces, stop)
 
 
 def model_of(config: BenchmarkConfig, console: Console) -> Model:

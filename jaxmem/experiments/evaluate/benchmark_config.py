@@ -65,24 +65,34 @@ def check(config: BenchmarkConfig) -> None:
         raise ValueError(f"--rule {config.rule!r} is none of {', '.join(RULES)}.")
     shard_of(config.shard)
     template_of(config.prompt)
+    if config.shard and config.merge:
+        raise ValueError("--merge reports all shards; leave --shard out.")
+    for folder in config.merge:
+        if not (folder / "cells").is_dir():
+            raise ValueError(f"--merge {folder}: there are no replies; give the --out of a run.")
+    if not config.merge:
+        check_model(config)
+
+
+def check_model(config: BenchmarkConfig) -> None:
+    """Refuse options of model and memories that make no sense.
+
+    Raises:
+      ValueError: naming the option, its value and what it may be.
+    """
     parse_budget(config.budget)
     around = Wrapped(config.bits, config.options.get("bank", {}))
     names = parse_names(config.memory)
     check_around(names, around)
-    if config.shard and config.merge:
-        raise ValueError("--merge reports all shards; leave --shard out.")
     if config.scorer is not None and "retention" not in names:
         raise ValueError("--scorer has no effect without --memory retention; leave it out.")
     if config.chunk_seconds is not None and config.chunk_seconds <= 0:
         raise ValueError(f"--chunk-seconds must be positive, got {config.chunk_seconds:g}.")
     for name in OF_CHECKPOINTS:
         given = getattr(config, name) != getattr(BenchmarkConfig, name)
-        if is_embedded(config.model) and given and not config.merge:
+        if is_embedded(config.model) and given:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} has no effect on an embedded model; leave it out.")
-    for folder in config.merge:
-        if not (folder / "cells").is_dir():
-            raise ValueError(f"--merge {folder}: there are no replies; give the --out of a run.")
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,23 +12,20 @@ from jaxmem.data.benchmarks.pictures import Pictures
 from jaxmem.data.benchmarks.prompts import poll
 from jaxmem.data.media.live import LiveReader
 from jaxmem.data.media.prefetch import prefetch
+from jaxmem.experiments.evaluate.benchmark_asking import Asking
 from jaxmem.experiments.evaluate.benchmark_cells import Cell, lost
 from jaxmem.experiments.stream.cost import check_memories
 from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.experiments.stream.job import SEGMENT_SECONDS
-from jaxmem.experiments.stream.questions import END, Planned
+from jaxmem.experiments.stream.questions import END
 from jaxmem.experiments.stream.run import (
-    Asked,
-    Happened,
     Progress,
     Stream,
     open_streams,
-    put,
     run,
 )
 from jaxmem.experiments.stream.segments import segments
 from jaxmem.feeding import open_for
-from jaxmem.finite import NotFiniteError
 from jaxmem.memory.base import Spec
 from jaxmem.memory.by_name import Contestant, Options, contestants, parse_budget
 from jaxmem.models.base import Model, for_frames
@@ -99,8 +94,8 @@ def watch(
     with closing(_opened(setup.model, video, items)) as reader:
         model = for_frames(setup.model, reader.info.size)
         spec = model_spec(model, setup.chunk_pieces, audio=reader.info.audio_streams > 0)
-        chosen, cells = _chosen(setup, model, spec, reader, video.start, wanted)
-        cells = {name: {"replies": [], "lost": lost(items, asked, why)} for name, why in cells}
+        chosen, bare = memories_for(setup, model, spec, reader, video.start, wanted)
+        cells = {name: {"replies": [], "lost": lost(items, asked, why)} for name, why in bare}
         if not chosen:
             return cells
         streams = open_streams(model, chosen, spec, chunk_pieces=setup.chunk_pieces)
@@ -126,79 +121,6 @@ def watch(
     return cells
 
 
-class Asking:
-    """Puts the questions of one video to all streams, and notes the replies of each."""
-
-    def __init__(
-        self, items: Sequence[Item], asked: Mapping[str, str], answered: Callable[[], object]
-    ):
-        """Begin with nothing asked; the arguments are those of `watch`."""
-        self.items, self._asked, self._answered = items, asked, answered
-        self.replies: dict[str, list[dict[str, Any]]] = {}
-        self.broken: dict[str, str] = {}  # memory -> why it cannot answer any more
-        self._waiting: deque[tuple[Item, bool]] = deque()
-
-    def planned(self, earliest: float) -> list[Planned]:
-        """Return when what is asked, in order; "proactive" items are asked again and again."""
-        plan: list[tuple[Planned, Item, bool]] = []
-        for item in self.items:
-            if item.polls:
-                last = len(item.polls) - 1
-                for i, time in enumerate(item.polls):
-                    plan.append((Planned(max(time, earliest), poll(item)), item, i == last))
-            else:
-                time = END if item.asked_at is None else max(item.asked_at, earliest)
-                plan.append((Planned(time, self._asked[item.id]), item, True))
-        plan.sort(key=lambda one: one[0].time)
-        self._waiting = deque((item, last) for _, item, last in plan)
-        return [one for one, _, _ in plan]
-
-    def __call__(
-        self, streams: Sequence[Stream], question: Planned, now: float
-    ) -> Iterator[Happened]:
-        """Put the next question of the plan."""
-        item, last = self._waiting.popleft()
-        for one in streams:
-            name = one.contestant.name
-            done = self.replies.setdefault(name, [])
-            if name in self.broken or any(reply["id"] == item.id for reply in done):
-                continue
-            try:
-                if item.polls and not re.search(r"\byes\b", _said(one, question, now), re.I):
-                    if last:
-                        done.append(self._noted(one, item, None))
-                    continue
-                if item.polls:
-                    question = question._replace(text=self._asked[item.id])
-                _said(one, question, now)
-                done.append(self._noted(one, item, now))
-            except NotFiniteError as error:
-                self.broken[name] = str(error)
-        if last:
-            self._answered()
-        yield Asked([one.answers[-1] for one in streams if one.answers])
-
-    def _noted(self, one: Stream, item: Item, now: float | None) -> dict[str, Any]:
-        """Return the last answer of a stream as the reply to an item; None: it kept silent."""
-        media, answer = one.session.model.media, one.answers[-1]
-        return {
-            "id": item.id,
-            "asked": self._asked[item.id],
-            "reply": "" if now is None else answer.answer,
-            "time": None if now is None else answer.time,
-            "wanted_time": answer.wanted_time,
-            "frames": one.session.pieces * round(media.fps * media.piece_seconds),
-            "tokens": one.session.tokens,
-            "first_token_ms": answer.first_token_ms,
-        }
-
-
-def _said(one: Stream, question: Planned, now: float) -> str:
-    for _ in put(one, question, now):
-        pass
-    return one.answers[-1].answer
-
-
 def _opened(model: Model, video: Video, items: Sequence[Item]) -> LiveReader | Pictures:
     """Return a reader of a video, up to its last question."""
     if video.path is None:
@@ -218,7 +140,7 @@ def _opened(model: Model, video: Video, items: Sequence[Item]) -> LiveReader | P
         raise UnwatchableError(str(error)) from error
 
 
-def _chosen(
+def memories_for(
     setup: Setup,
     model: Model,
     spec: Spec,
@@ -226,7 +148,19 @@ def _chosen(
     start: float,
     wanted: Sequence[str],
 ) -> tuple[list[Contestant], list[tuple[str, str]]]:
-    """Return the wanted memories within the budget, and why others cannot take part."""
+    """Return the wanted memories within the budget, and why others cannot take part.
+
+    Args:
+      setup: with the budget.
+      model: fitted to the frames of the video.
+      spec: of the streams.
+      reader: of the video, for its length.
+      start: seconds of the video where the stream begins.
+      wanted: names of memories.
+
+    Raises:
+      ValueError: if the budget holds no such memory.
+    """
     length = reader.info.duration
     most = None if length is None else rounded(stream_tokens(model, max(length - start, 0.0)))
     more = {"presets": model.presets, "bits": setup.bits}

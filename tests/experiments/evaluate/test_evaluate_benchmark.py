@@ -15,7 +15,7 @@ from jaxmem.data.benchmarks import BENCHMARKS, Item, Video
 from jaxmem.data.benchmarks.pictures import Pictures
 from jaxmem.data.world.files import held_out
 from jaxmem.experiments.evaluate import __main__ as evaluate
-from jaxmem.experiments.evaluate import benchmark, benchmark_watch
+from jaxmem.experiments.evaluate import benchmark, benchmark_asking, benchmark_watch
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig, by_video
 from jaxmem.finite import NotFiniteError
 from jaxmem.models.qwen.tiny_checkpoint import write_tiny
@@ -288,13 +288,13 @@ class Streamed:
 def test_a_proactive_question_waits_for_yes(monkeypatch):
     """Each stream by itself; one that breaks is left alone."""
     monkeypatch.setattr(
-        benchmark_watch, "put", lambda one, question, now: one.answer(question, now)
+        benchmark_asking, "put", lambda one, question, now: one.answer(question, now)
     )
     one = Item("p", Video("v", None), "Say it", "GOAL", form="proactive", polls=(1.0, 2.0, 3.0),
                due=2.0, asked_at=0.0)  # fmt: skip
     then = Item("q", Video("v", None), "What?", "x", form="text", asked_at=2.5)
     heard = []
-    asking = benchmark_watch.Asking(
+    asking = benchmark_asking.Asking(
         [one, then], {"p": "Say it", "q": "What?"}, lambda: heard.append(1)
     )
     planned = asking.planned(0.0)
