@@ -38,7 +38,7 @@ class Video(NamedTuple):
     @property
     def id(self) -> str:
         """Return what tells streams apart, the same on every machine."""
-        return f"{self.name}@{self.start:g}" if self.start else self.name
+        return f"{self.name}@{self.start}" if self.start else self.name
 
 
 @dataclass(frozen=True)

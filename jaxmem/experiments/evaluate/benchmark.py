@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -161,7 +160,7 @@ def merged(folders: Sequence[Path]) -> tuple[str, ...]:
     marks: dict[str, dict[str, Path]] = {}
     for folder in folders:
         for path in sorted((folder / "cells").glob("*/*.json")):
-            mark = json.loads(path.read_text())["fingerprint"]
+            mark = cells.load(path)["fingerprint"]
             marks.setdefault(path.parent.name, {}).setdefault(mark, path)
     for name, each in marks.items():
         if len(each) > 1:
@@ -186,8 +185,8 @@ def collect(
     for name in names:
         replied, lost, held = list[report.Replied](), list[Problem](), [(0, 0)]
         for video, items in videos.items():
-            found = (cells.read(folder, name, video) for folder in folders)
-            cell = next((one for one in found if one is not None), None)
+            found = [x for x in (cells.read(y, name, video) for y in folders) if x is not None]
+            cell = min(found, key=lambda x: "failed" in x, default=None)
             if cell is None:
                 lost.append(Problem(video.id, "it has not been watched yet", len(items)))
                 continue

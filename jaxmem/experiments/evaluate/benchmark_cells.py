@@ -36,8 +36,15 @@ def read(out: Path, memory: str, video: Video) -> Cell | None:
       ValueError: if the file is not one of this command.
     """
     path = path_of(out, memory, video)
-    if not path.is_file():
-        return None
+    return load(path) if path.is_file() else None
+
+
+def load(path: Path) -> Cell:
+    """Return the cell of a file.
+
+    Raises:
+      ValueError: if the file is not one of this command.
+    """
     try:
         found = json.loads(path.read_text())
     except ValueError:

@@ -92,7 +92,7 @@ def watch(
       ValueError: if the memories do not fit the budget.
     """
     with closing(_opened(setup.model, video, items)) as reader:
-        model = for_frames(setup.model, reader.info.size)
+        model = _fitted(setup.model, reader)
         spec = model_spec(model, setup.chunk_pieces, audio=reader.info.audio_streams > 0)
         chosen, bare = memories_for(setup, model, spec, reader, video.start, wanted)
         cells = {name: {"replies": [], "lost": lost(items, asked, why)} for name, why in bare}
@@ -140,6 +140,13 @@ def _opened(model: Model, video: Video, items: Sequence[Item]) -> LiveReader | P
         raise UnwatchableError(str(error)) from error
 
 
+def _fitted(model: Model, reader: LiveReader | Pictures) -> Model:
+    try:
+        return for_frames(model, reader.info.size)
+    except ValueError as error:
+        raise UnwatchableError(str(error)) from error
+
+
 def memories_for(
     setup: Setup,
     model: Model,
@@ -159,7 +166,7 @@ def memories_for(
       wanted: names of memories.
 
     Raises:
-      ValueError: if the budget holds no such memory.
+      ValueError: if the budget holds no such memory, or the machine not all of them.
     """
     length = reader.info.duration
     most = None if length is None else rounded(stream_tokens(model, max(length - start, 0.0)))
@@ -174,6 +181,7 @@ def memories_for(
                 refused.append((one.name, str(error)))
             else:
                 found.append(one)
+    check_memories(found, spec, setup.budget)
     return found, refused
 
 

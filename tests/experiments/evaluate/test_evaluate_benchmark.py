@@ -261,7 +261,7 @@ def test_videos_of_a_shard_and_the_order_of_questions():
     items = [item("a", 5), item("b", None), item("a", 2), item("a", 9, start=3.0), item("c", 1)]
     found = by_video(items)
     assert [(v.id, [i.asked_at for i in x]) for v, x in found.items()] == [
-        ("a", [2, 5]), ("b", [None]), ("a@3", [9]), ("c", [1])
+        ("a", [2, 5]), ("b", [None]), ("a@3.0", [9]), ("c", [1])
     ]  # fmt: skip
     assert [v.id for v in by_video(items, "1/2")] == ["b", "c"]
 
