@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from jaxmem.report.numbers import milliseconds, size
+from jaxmem.report.shares import DRAWS, Share, interval, percent, plain_share, share
 from jaxmem.report.style import figure, heading, label, plain, titles
 
 AGES = (0.0, 8.0, 32.0, 128.0, np.inf)
@@ -21,15 +22,6 @@ AGES = (0.0, 8.0, 32.0, 128.0, np.inf)
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B8794", "#1F2933",
 )  # fmt: skip
-
-
-class Share(NamedTuple):
-    """A share of right answers with its 95 % bootstrap interval over streams."""
-
-    share: float
-    low: float
-    high: float
-    asked: int
 
 
 class Outcome(NamedTuple):
@@ -53,26 +45,6 @@ def shown_at(one: Outcome, budget: str) -> bool:
     return one.budget in (budget, "all") or one.nbytes == one.states_nbytes
 
 
-def share(
-    right: np.ndarray, chosen: np.ndarray | None = None, *, draws: int = 2000, seed: int = 0
-) -> Share | None:
-    """Return the share of right answers among the chosen ones; None if there are none.
-
-    Whole streams are drawn with replacement: questions about one stream are not independent.
-    `right` and `chosen` (None: all) are bool [M, B, n], with the streams on axis 1.
-    """
-    chosen = np.ones(right.shape, bool) if chosen is None else chosen
-    asked = chosen.sum(axis=(0, 2))
-    hits = (right & chosen).sum(axis=(0, 2))
-    if not asked.sum():
-        return None
-    rows = np.random.default_rng(seed).integers(0, len(asked), (draws, len(asked)))
-    total = asked[rows].sum(1)
-    shares = hits[rows].sum(1)[total > 0] / total[total > 0]
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return Share(float(hits.sum() / asked.sum()), float(low), float(high), int(asked.sum()))
-
-
 def by_type(outcome: Outcome) -> dict[str, Share | None]:
     """Return the share for every type of question, in alphabetical order."""
     types = sorted(set(outcome.type.ravel().tolist()))
@@ -93,17 +65,11 @@ def age_name(low: float, high: float) -> str:
     return f"{low:g} s and more" if np.isinf(high) else f"{low:g} to {high:g} s"
 
 
-def difference(one: Outcome, other: Outcome, *, draws: int = 2000, seed: int = 0) -> Share:
+def difference(one: Outcome, other: Outcome, *, draws: int = DRAWS, seed: int = 0) -> Share:
     """Return the share of `one` minus that of `other` on the same questions, paired by stream."""
     gain = one.right.astype(float).mean((0, 2)) - other.right.astype(float).mean((0, 2))
-    rows = np.random.default_rng(seed).integers(0, len(gain), (draws, len(gain)))
-    low, high = np.quantile(gain[rows].mean(1), [0.025, 0.975])
-    return Share(float(gain.mean()), float(low), float(high), one.right.size)
-
-
-def plain_share(value: Share | None) -> dict[str, float] | None:
-    """Return a share as plain data."""
-    return None if value is None else {k: round(v, 4) for k, v in value._asdict().items()}
+    low, high = interval(len(gain), lambda rows: gain[rows].mean(1), draws=draws, seed=seed)
+    return Share(float(gain.mean()), low, high, one.right.size)
 
 
 def as_dict(one: Outcome) -> dict[str, Any]:
@@ -116,12 +82,6 @@ def as_dict(one: Outcome) -> dict[str, Any]:
         "by_type": {k: plain_share(v) for k, v in by_type(one).items()},
         "by_age": {k: plain_share(v) for k, v in by_age(one).items()},
     }
-
-
-def _cell(value: Share | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value.share:.1f} ({100 * value.low:.0f} to {100 * value.high:.0f})"
 
 
 def table(outcomes: Sequence[Outcome], seconds: int) -> Table:
@@ -137,7 +97,7 @@ def table(outcomes: Sequence[Outcome], seconds: int) -> Table:
         states = max(o.states_nbytes for o in mine.values())
         out.add_row(
             name,
-            *(_cell(share(mine[b].right)) if b in mine else "-" for b in budgets),
+            *(percent(share(mine[b].right)) if b in mine else "-" for b in budgets),
             size(states) if states else "-",
             size(bank) if bank else "-",
             milliseconds(timed.chunk_ms if timed else None),

@@ -25,7 +25,7 @@ from jaxmem.programs import model_spec
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNS = {  # module -> its functions that do the work, once the arguments are read
-    "jaxmem.experiments.evaluate.__main__": ("recall", "run_diagnose"),
+    "jaxmem.experiments.evaluate.__main__": ("recall", "run_diagnose", "benchmark"),
     "jaxmem.experiments.benchmark.__main__": (
         *("constancy", "footprints", "price", "price_train", "faults"),
         *("measure_kernels", "measure_remat", "measure_sessions", "measure_streams", "step"),
@@ -36,7 +36,7 @@ RUNS = {  # module -> its functions that do the work, once the arguments are rea
     "jaxmem.experiments.train": ("_train", "_evaluate"),
     "jaxmem.data.jaxmem_streams.__main__": ("Builder",),
 }
-OTHERS = {"pip", "git", "cd", "mkdocs", "pre-commit", "venv"}
+OTHERS = {"lmms_eval", "pip", "git", "cd", "mkdocs", "pre-commit", "venv"}
 COSTLY = {"--compare", "--model"}
 """These compile many programs; `tests/experiments/stream` runs such commands at small size."""
 SHORT = ("--seconds", "10", "--no-prompt")

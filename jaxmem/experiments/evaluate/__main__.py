@@ -2,6 +2,7 @@
 
 python -m jaxmem.experiments.evaluate recall --out experiments/memory_comparison
 python -m jaxmem.experiments.evaluate diagnose --budget 128KiB
+python -m jaxmem.experiments.evaluate benchmark --name ovo-bench --data OVO-Bench --model DIR
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxmem.experiments.evaluate.benchmark import benchmark
+from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
@@ -256,16 +259,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
-    commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
+    commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig, "benchmark": BenchmarkConfig}
     told = shown("evaluate", __doc__)
     config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, **told)
     options = read_options(words, {})
     beside = [text.partition("+")[2] for text in getattr(config, "states", "").split(",")]
-    named = parse_names(config.memories) if config.memories else ()
+    which = "memory" if isinstance(config, BenchmarkConfig) else "memories"
+    named = parse_names(getattr(config, which)) if getattr(config, which) else ()
     if idle := set(options) - {*named, *(name.strip() for name in beside), "bank"}:
-        raise ValueError(f"--{min(idle)}.* has no effect: it is not among --memories.")
+        raise ValueError(f"--{min(idle)}.* has no effect: it is not among --{which}.")
     config = replace(config, options=options)
-    if isinstance(config, DiagnoseConfig):
+    if isinstance(config, BenchmarkConfig):
+        benchmark(config, Console())
+    elif isinstance(config, DiagnoseConfig):
         run_diagnose(config, Console())
     else:
         recall(config, Console())

@@ -17,7 +17,8 @@ from jaxmem.memory.base import AnyMemory
 from jaxmem.memory.by_name import Contestant
 from jaxmem.models.base import Model
 from jaxmem.programs import model_spec
-from jaxmem.report.recall import Outcome, Share, by_type, difference, plain_share, share
+from jaxmem.report.recall import Outcome, by_type, difference
+from jaxmem.report.shares import Share, plain_share, share
 
 
 def measured(config: FinetuneConfig, before: Model, after: Model) -> Iterator[dict[str, Any]]:

@@ -184,11 +184,11 @@ def perform(plan: Plan, console: Console, stop: Stop, typed: Terminal | None = N
         before = (counted.count, counted.seconds)
         begin = time.perf_counter()
         screen = screen_of(job, console, typed)
-        more = {"typed": list if typed is None else typed.taken}
+        taken = list if typed is None else typed.taken
         with Bar(screen) as bar:
             moved = _mover(bar, plan.length, begin)
             try:
-                for happened in run(streams, ahead, questions, progress, stop, **more):
+                for happened in run(streams, ahead, questions, progress, stop, typed=taken):
                     if isinstance(happened, Moved):
                         moved(happened.time)
                         if trouble := saver(streams):

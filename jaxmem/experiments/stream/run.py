@@ -193,11 +193,13 @@ def run(
     stop: Stop,
     *,
     typed: Callable[[], Sequence[str]] = list,
+    ask: Callable[[Sequence[Stream], Planned, float], Iterator[Happened]] = put_all,
 ) -> Iterator[Happened]:
     """Feed every segment to every stream and ask what is due, until the media or the user ends it.
 
     Questions (in order of time) without a known answer that came too late are asked at the end.
-    `progress` is kept up to date; `typed` returns what was typed since it was last called.
+    `progress` is kept up to date; `typed` returns what was typed since it was last called; `ask`
+    puts a question to the streams at a time.
     """
     asked = 0
     while not stop.wanted and (segment := stop.next(ahead)) is not None:
@@ -210,7 +212,7 @@ def run(
             progress.pieces, progress.time = segment.pieces, segment.time
             yield Moved(progress.time)
         for number in segment.due:
-            yield from put_all(streams, questions[number], progress.time)
+            yield from ask(streams, questions[number], progress.time)
             asked = number + 1
         for text in typed() if progress.pieces else ():
             for happened in put_typed(streams, text, progress.time):
@@ -223,7 +225,7 @@ def run(
     for question in questions[asked:]:
         # A known answer is right at its own time only.
         if question.truth is None or question.time < soon:
-            yield from put_all(streams, question, progress.time)
+            yield from ask(streams, question, progress.time)
 
 
 def result_of(one: Stream, held: Sequence[Kept]) -> Result:

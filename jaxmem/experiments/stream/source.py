@@ -51,6 +51,15 @@ def find_model(config: StreamConfig, console: Console) -> Model:
       ValueError: if an argument makes no sense, or the checkpoint does not load.
     """
     check(config)
+    return load_model(config, console)
+
+
+def load_model(config: StreamConfig, console: Console) -> Model:
+    """Return the model of a config of which nothing else counts.
+
+    Raises:
+      ValueError: if the checkpoint does not load.
+    """
     if config.model is None:
         return _scored(config, adapted(embedded(config.weights), config.adapter))
     begin = time.perf_counter()

@@ -1,0 +1,226 @@
+"""`evaluate benchmark`: the questions of a published benchmark, put to memories of one model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxmem.data.benchmarks import Benchmark, Item, Problem, Video, named
+from jaxmem.data.benchmarks.prompts import asked, template_of
+from jaxmem.data.benchmarks.rules import score
+from jaxmem.experiments.evaluate import benchmark_cells as cells
+from jaxmem.experiments.evaluate.benchmark_config import (
+    OF_CHECKPOINTS,
+    BenchmarkConfig,
+    by_video,
+    check,
+    found_in,
+)
+from jaxmem.experiments.evaluate.benchmark_output import write
+from jaxmem.experiments.evaluate.benchmark_watch import Setup, UnwatchableError, watch
+from jaxmem.experiments.parsing import whole_pieces
+from jaxmem.experiments.stream.config import StreamConfig
+from jaxmem.experiments.stream.cost import check_chunk
+from jaxmem.experiments.stream.interrupt import ABORTED, Stop, interruptible
+from jaxmem.experiments.stream.source import load_model
+from jaxmem.memory.by_name import parse_budget, parse_names
+from jaxmem.memory.options import plain_options
+from jaxmem.models.base import Model
+from jaxmem.models.tiny.embedded import is_embedded
+from jaxmem.report import benchmarks as report
+from jaxmem.saving import fingerprint
+
+Videos = Mapping[Video, Sequence[Item]]
+
+
+def benchmark(config: BenchmarkConfig, console: Console) -> list[report.Outcome]:
+    """Ask what has not been asked yet, and report all replies.
+
+    Raises:
+      ValueError: if an argument makes no sense, or the folder is not one of the benchmark.
+      SystemExit: 130 after the report, if Ctrl-C ended the run early.
+    """
+    check(config)
+    found = found_in(config)
+    videos = by_video(found.items, config.shard)
+    names, folders = parse_names(config.memory), [config.out]
+    interrupted = False
+    if config.merge:
+        folders = list(config.merge)
+        names = merged(config.merge)
+    else:
+        with interruptible() as stop:
+            run(config, videos, names, console, stop)
+            interrupted = stop.wanted
+    outcomes, events = collect(config, videos, names, folders)
+    write(config, found, videos, outcomes, events, console)
+    if interrupted:
+        console.print("interrupted: the same command goes on from here", style="yellow")
+        raise SystemExit(ABORTED)
+    return outcomes
+
+
+def run(
+    config: BenchmarkConfig, videos: Videos, names: Sequence[str], console: Console, stop: Stop
+) -> None:
+    """Stream the videos of which replies are missing, and store these."""
+    setup = setup_of(config, console, stop)
+    model = setup.model
+    weights = fingerprint(model.params)
+    marks = {name: mark_of(config, model, weights, name) for name in names}
+    template = template_of(config.prompt)
+    columns = [TextColumn("{task.fields[at]:<32}"), BarColumn(), MofNCompleteColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("", total=sum(map(len, videos.values())), at="")
+        for video, items in videos.items():
+            if stop.wanted:
+                return
+            put = {item.id: asked(item, template) for item in items}
+            there = {name: cells.read(config.out, name, video) for name in names}
+            wanted = [n for n in names if not cells.complete(there[n], marks[n], put)]
+            bar.update(task, at=video.id[-32:])
+            if wanted:
+                heard = lambda: bar.update(task, advance=1)
+                before = bar.tasks[0].completed
+                stored = _watched(setup, video, items, put, wanted, heard)
+                bar.update(task, completed=before)
+                if stop.wanted:
+                    return
+                for name, cell in stored.items():
+                    cells.write(config.out, name, video, {"fingerprint": marks[name], **cell})
+            bar.update(task, advance=len(items))
+
+
+def _watched(
+    setup: Setup,
+    video: Video,
+    items: Sequence[Item],
+    put: Mapping[str, str],
+    wanted: Sequence[str],
+    heard: Any,
+) -> dict[str, cells.Cell]:
+    """Return the cells of a video; one that cannot be watched is tried again by the next run."""
+    try:
+        return watch(setup, video, items, put, wanted, heard)
+    except UnwatchableError as error:
+        gone = {"replies": [], "failed": str(error), "lost": cells.lost(items, put, str(error))}
+        return {name: gone for name in wanted}
+
+
+def setup_of(config: BenchmarkConfig, console: Console, stop: Stop) -> Setup:
+    """Return the model and the memories that videos are streamed through.
+
+    Raises:
+      ValueError: if the model does not load, or a chunk does not fit it or the machine.
+    """
+    model = model_of(config, console)
+    seconds = config.chunk_seconds or model.media.piece_seconds
+    pieces = whole_pieces("chunk-seconds", seconds, model.media.piece_seconds)
+    check_chunk(model, pieces)
+    names = parse_names(config.memory)
+    return Setup(model, names, config.budget, config.options, config.bits, pieces, stop)
+
+
+def model_of(config: BenchmarkConfig, console: Console) -> Model:
+    """Return the model that is asked.
+
+    Raises:
+      ValueError: if it does not load.
+    """
+    found = StreamConfig(adapter=config.adapter, scorer=config.scorer)
+    if is_embedded(config.model):
+        return load_model(replace(found, weights=Path(config.model)), console)
+    more = {name: getattr(config, name) for name in OF_CHECKPOINTS}
+    return load_model(replace(found, model=config.model, **more), console)
+
+
+def mark_of(config: BenchmarkConfig, model: Model, weights: str, name: str) -> str:
+    """Return what tells the replies of a memory under other settings or weights from these."""
+    settings = {key: getattr(config, key) for key in (*OF_CHECKPOINTS, "chunk_seconds", "bits")}
+    settings |= {"weights": weights, "memory": name, "bank": config.options.get("bank", {})}
+    first = parse_names(config.memory)[0]  # slots are its own; the others take its bytes
+    for one in {name} if parse_budget(config.budget).nbytes else {name, first}:
+        own = {**model.presets.get(one, {}), **config.options.get(one, {})}
+        settings |= {"budget": config.budget, one: plain_options(one, own)}
+    return cells.fingerprint(settings)
+
+
+def merged(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Return the memories of which some folders hold replies, of one setting each.
+
+    Raises:
+      ValueError: if the replies of a memory were given under different settings.
+    """
+    marks: dict[str, dict[str, Path]] = {}
+    for folder in folders:
+        for path in sorted((folder / "cells").glob("*/*.json")):
+            mark = cells.load(path)["fingerprint"]
+            marks.setdefault(path.parent.name, {}).setdefault(mark, path)
+    for name, each in marks.items():
+        if len(each) > 1:
+            one, other = list(each.values())[:2]
+            raise ValueError(
+                f"--merge: {one} and {other} hold replies of {name} under other settings or "
+                "weights; run one of them again."
+            )
+    return tuple(marks)
+
+
+def collect(
+    config: BenchmarkConfig, videos: Videos, names: Sequence[str], folders: Sequence[Path]
+) -> tuple[list[report.Outcome], list[dict[str, Any]]]:
+    """Return what the stored replies are worth, and what happened to the videos.
+
+    Raises:
+      ValueError: if there is not one reply.
+    """
+    rules = named(config.name)
+    outcomes, events = [], {}
+    for name in names:
+        replied, lost, held = list[report.Replied](), list[Problem](), [(0, 0)]
+        for video, items in videos.items():
+            found = [x for x in (cells.read(y, name, video) for y in folders) if x is not None]
+            cell = min(found, key=lambda x: "failed" in x, default=None)
+            if cell is None:
+                lost.append(Problem(video.id, "it has not been watched yet", len(items)))
+                continue
+            held.append((cell.get("nbytes", 0), cell.get("host_nbytes", 0)))
+            here = {item.id: item for item in items}
+            replied += _replied(config, rules, video, cell, here)
+            why = Counter(one["reason"] for one in cell["lost"] if one["id"] in here)
+            lost += [Problem(video.id, reason, count) for reason, count in why.items()]
+            events |= {(video.id, *one.values()): one for one in cell.get("events", ())}
+        most = (max(column) for column in zip(*held, strict=True))
+        outcomes.append(report.Outcome(name, replied, lost, *most))
+    told = [{"video": key[0], **one} for key, one in events.items()]
+    return outcomes, told
+
+
+def _replied(
+    config: BenchmarkConfig,
+    rules: Benchmark,
+    video: Video,
+    cell: cells.Cell,
+    here: Mapping[str, Item],
+) -> Iterator[report.Replied]:
+    how = {"rule": config.rule or rules.rule, "empty_counts": rules.empty_counts}
+    for one in cell["replies"]:
+        if one["id"] in here:
+            item = here[one["id"]]
+            yield report.Replied(
+                item=item,
+                score=score(item, one["reply"], at=one["time"], **how),
+                reply=one["reply"],
+                time=one["time"],
+                late=one["wanted_time"] is not None and not item.polls,
+                end=video.start + cell["seconds"],
+                frames=one["frames"],
+                tokens=one["tokens"],
+                first_token_ms=one["first_token_ms"],
+            )

@@ -1,0 +1,1 @@
+"""Models with a memory as models of other people's evaluation harnesses."""

@@ -1,0 +1,266 @@
+"""Every benchmark in the table, read from files in its own layout; traps, wrong folders, rules."""
+
+import itertools
+import json
+import re
+
+import pytest
+from benchmark_files import ABCD, LETTERED, dump, touch, write_rows
+from benchmark_layouts import LAYOUTS
+
+from jaxmem.data import benchmarks
+from jaxmem.data.benchmarks import BENCHMARKS, Item, Video, reading, rules
+from jaxmem.data.benchmarks.prompts import asked, poll, template_of
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_is_read_as_it_lies(name, tmp_path):
+    expected = LAYOUTS[name](tmp_path)
+    found = benchmarks.read(name, tmp_path)
+    items = found.items
+    facts = [(x.kind, x.asked_at, x.right, len(x.options), x.form) for x in items]
+    assert facts == expected.items
+    assert all("A." not in option for item in items for option in item.options)
+    assert len({item.id for item in items}) == len(items)
+    places = [one.path and str(one.path.relative_to(tmp_path)) for one in (x.video for x in items)]
+    assert places == expected.videos
+    if expected.labels:
+        assert list(items[0].labels) == expected.labels
+    if expected.evidence:
+        assert [item.evidence for item in items] == expected.evidence
+    if expected.groups:
+        assert {item.group for item in items} == expected.groups
+    for got, parts in ((found.problems, expected.problems), (found.mended, expected.mended)):
+        assert len(got) == len(parts), got
+        assert all(part in one.reason for one, part in zip(got, parts, strict=True)), got
+        assert all(".json" in one.where or ".parquet" in one.where for one in got)
+    assert all(one.questions == 1 for one in found.problems)
+
+
+JUNK = (None, 3.5, -1, "junk", [], {}, [3], [{}], {"x": []}, True)
+
+
+def damaged(value, junk):
+    """Every copy of a JSON value in which one entry is `junk()`, to any depth."""
+    keys = range(len(value)) if isinstance(value, list) else list(value)
+    for key in keys:
+        for other in junk():
+            copy = list(value) if isinstance(value, list) else dict(value)
+            copy[key] = other
+            yield copy
+        if isinstance(value[key], list | dict):
+            for inside in damaged(value[key], junk):
+                copy = list(value) if isinstance(value, list) else dict(value)
+                copy[key] = inside
+                yield copy
+
+
+@pytest.mark.parametrize("all_junk", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_what_is_damaged_is_a_problem_and_no_crash(name, all_junk, tmp_path):
+    """Whatever is junk in a file: every question is there or counted, or the file is refused."""
+    LAYOUTS[name](tmp_path)
+    whole, one = benchmarks.read(name, tmp_path), itertools.cycle(JUNK)
+    junk = lambda: JUNK if all_junk else (next(one),)
+    for path in sorted(tmp_path.rglob("*.json")):
+        text = path.read_text()
+        for value in damaged(json.loads(text), junk):
+            path.write_text(json.dumps(value))
+            try:
+                found = benchmarks.read(name, tmp_path)
+            except ValueError as error:
+                assert len(str(error)) > 20
+                continue
+            cost = sum(one.questions for one in found.problems)
+            if name not in ("egoschema", "worldsense"):  # private answers; tasks are what counts
+                assert len(found.items) + cost >= len(whole.items), value
+        path.write_text(text)
+
+
+def test_every_benchmark_has_a_layout_and_rules_that_exist():
+    assert list(LAYOUTS) == list(BENCHMARKS)
+    for name, benchmark in BENCHMARKS.items():
+        assert benchmark.name == name and benchmark.rule in rules.RULES
+    with pytest.raises(ValueError, match="unknown benchmark 'x': use streamingbench, ovo"):
+        benchmarks.read("x", ".")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_folder_of_another_benchmark_is_refused(name, tmp_path):
+    other = "video-mme" if name == "worldsense" else "worldsense"
+    LAYOUTS[other](tmp_path)
+    with pytest.raises(ValueError, match=f"{name}: expected .*: {BENCHMARKS[name].holds[:6]}"):
+        benchmarks.read(name, tmp_path)
+
+
+def test_what_is_no_copy_says_why(tmp_path):
+    with pytest.raises(ValueError, match="is no folder"):
+        benchmarks.read("avut", tmp_path / "absent")
+    with pytest.raises(ValueError, match="is no folder"):
+        benchmarks.read("avut", tmp_path, tmp_path / "absent")
+    with pytest.raises(ValueError, match="it is empty"):
+        benchmarks.read("avut", tmp_path)
+    LAYOUTS["ovo-bench"](tmp_path)
+    with pytest.raises(ValueError, match="It may be a copy of ovo-bench"):
+        benchmarks.read("avut", tmp_path)
+    (tmp_path / "ovo_bench_new.json").write_text('[{"id"')
+    with pytest.raises(ValueError, match=r"ovo_bench_new\.json is damaged: .*Download it again"):
+        benchmarks.read("ovo-bench", tmp_path)
+    (tmp_path / "ovo_bench_new.json").write_text("[]")
+    with pytest.raises(ValueError, match="its files are empty"):
+        benchmarks.read("ovo-bench", tmp_path)
+    dump(tmp_path / "questions.json", [{"q_uid": "u"}])
+    with pytest.raises(ValueError, match="no subset_answers"):
+        benchmarks.read("egoschema", tmp_path)
+
+
+def test_other_files_of_streamingbench(tmp_path):
+    """The hub's CSV, and spoken questions where there are no written ones."""
+    touch(tmp_path, "sample_3_real.mp4")
+    row = {"question_id": "Real-Time_sample_3_1", "task_type": "Counting", "question": "Which?",
+           "time_stamp": "0:01:30", "answer": "B", "options": str(LETTERED)}  # fmt: skip
+    rows = [row, row | {"time_stamp": "00:01:30"}, row | {"question_id": "x"}]
+    write_rows(tmp_path / "real.csv", rows)
+    question = {"task_type": "Counting", "question": "Which?", "time_stamp": "00:00:09",
+                "answer": "A", "options": ABCD, "time": "[0:0:0 - 0:0:20]"}  # fmt: skip
+    entry = {"video_path": "sample_3_real.mp4", "audio_path": "a.wav", "questions": [question]}
+    dump(tmp_path / "questions_real_stream.json", [entry])
+    found = benchmarks.read("streamingbench", tmp_path)
+    assert [item.asked_at for item in found.items] == [9, 90]
+    assert {str(item.video.path) for item in found.items} == {str(tmp_path / "sample_3_real.mp4")}
+    assert len(found.problems) == 2
+
+
+def test_proactive_and_sequential_questions(tmp_path):
+    LAYOUTS["streamingbench"](tmp_path)
+    items = benchmarks.read("streamingbench", tmp_path).items
+    waiting = items[-1]
+    assert waiting.polls == (4, 5, 6, 7, 8, 9) and waiting.due == 5  # stamp + 1 to truth + 4
+    assert 'output "GOAL" now' in poll(waiting)
+    assert items[8].question == (
+        "Asked before:\nQuestion: Which shape?\nAnswer: square\n\nWhich shape?"
+    )
+
+
+def test_videos_are_found_by_path_name_or_id(tmp_path):
+    touch(tmp_path, "a/x/v.mp4", "b/v.mp4", "c/w.webm", "c/w.wav", "d.1.mp4", "shown/0001.jpg")
+    find = reading.Folder(tmp_path).find
+    named = lambda name: (path := find(name)) and str(path.relative_to(tmp_path))
+    assert named("./data/x/v.mp4") == "a/x/v.mp4" and named("b/v") == "b/v.mp4"
+    assert named("v.mp4") is None  # two of them
+    assert named("w") == "c/w.webm" and named("w.mp4") == "c/w.webm"
+    assert named("d.1") == "d.1.mp4" and named("shown") == "shown" and named("absent") is None
+    assert named("") is None
+
+
+OPTIONS = ("red", "a blue ball", "blue", "green")
+READ = [  # reply, then the number that each rule reads of four options
+    # first, before ")", prefix, ranked, safe
+    ("B", 1, 1, 1, 1, 1),
+    ("(C) blue", None, 2, 2, 2, 2),
+    ("The best answer is D.", None, None, 3, 3, 3),
+    ("Answer: B", 0, 0, 0, 1, 1),
+    ("It is a blue ball", None, None, None, None, 1),
+    ("A because I saw it", 0, 0, 0, 0, 0),
+    ("A dog that is green", 0, 0, 0, 0, 3),
+    ("E", None, None, None, None, None),
+    ("", None, None, None, None, None),
+    ("not (A) but (B) here", None, 0, 0, 1, 0),
+    ("A B or C", 0, 0, 0, 0, 0),
+    ("well, I am not sure about all of this but Cats are nice", None, None, None, None, None),
+]
+
+
+@pytest.mark.parametrize(("reply", "first", "before", "prefix", "ranked", "safe"), READ)
+def test_rules_read_replies(reply, first, before, prefix, ranked, safe):
+    read = {name: one(reply, 4) for name, one in rules.READERS.items()}
+    assert read == {
+        "first_character": first,
+        "before_parenthesis": before,
+        "prefix_search": prefix,
+        "a_on_failure": 0 if prefix is None else prefix,
+        "ranked": ranked,
+    }
+    assert rules.safe_option(reply, OPTIONS) == safe
+
+
+def item(right, form="options", options=(), **more):
+    return Item("i", Video("v", None), "Which?", right, options, form=form, **more)
+
+
+def test_scores_are_official_and_safe():
+    five = item(4, options=(*ABCD, "none"))
+    contains = lambda one, reply: rules.score(one, reply, rule="contains")[:3]
+    assert contains(five, "E") == (True, True, True)  # a parser of A to D cannot score it
+    assert contains(item(0, options=ABCD), "Answer: C") == (True, False, True)
+    assert contains(five, "No idea at all") == (False, False, False)
+    assert contains(item("12", "count"), "1 or 2") == (True, False, True)
+    assert contains(item("3", "count"), "three times") == (False, True, True)
+    assert contains(item("No", "yes_no"), "Nothing yet") == (True, False, False)
+    assert contains(item("No", "yes_no"), "no") == (False, True, True)
+    assert contains(item("Yes", "yes_no"), "Y") == (True, False, False)
+    assert contains(item("a star", "text"), "it was a star") == (None, None, True)
+    left = rules.score(five, " ", rule="first_character", empty_counts=False)
+    assert left[:3] == (None, False, False)
+    waiting = item("GOAL", "proactive", due=5.0)
+    at = lambda time, reply: rules.score(waiting, reply, rule="contains", at=time)
+    assert at(7.0, "goal!") == (True, True, True, True)
+    assert at(7.5, "goal!").in_time is False and at(None, "").official is False
+    assert at(4.0, "what").official is False and at(4.0, "what").in_time is True
+
+
+def test_prompts(tmp_path):
+    one = item(1, options=("red", "blue"))
+    assert asked(one, template_of("options")) == (
+        "Which?\nA. red\nB. blue\nAnswer with the letter of the right option."
+    )
+    assert asked(one, template_of("question")) == "Which?"
+    assert "number" in asked(item("1", "count"), template_of("options"))
+    (tmp_path / "mine.txt").write_text("{options}\n{question}!\n")
+    assert asked(one, template_of(str(tmp_path / "mine.txt"))) == "A. red\nB. blue\nWhich?!"
+    with pytest.raises(ValueError, match="or a file, got 'x'"):
+        template_of("x")
+    (tmp_path / "mine.txt").write_text("{question}")
+    with pytest.raises(ValueError, match=r"no \{options\}"):
+        template_of(str(tmp_path / "mine.txt"))
+
+
+def test_options_are_cut_out_of_questions():
+    assert reading.split_options("Which?\nA) x\nB) y, z\n\nAnswer.") == ("Which?", ("x", "y, z"))
+    assert reading.split_options("Which? A. x B. y") == ("Which?", ("x", "y"))
+    assert reading.unlettered(["A. Smith", "Jones"]) == ("A. Smith", "Jones")
+    assert reading.unlettered(["A: x", "(B) y"]) == ("x", "y")
+
+
+def test_files_that_are_no_lists(tmp_path):
+    (tmp_path / "a.json").write_text("3")
+    with pytest.raises(ValueError, match="holds 3, expected a list"):
+        reading.records_of(tmp_path / "a.json")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    pytest.importorskip("pyarrow")
+    with pytest.raises(ValueError, match="is damaged"):
+        reading.records_of(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps({"x": 1}))
+    assert reading.records_of(tmp_path / "a.json") == [{"_id": "x", "_value": 1}]
+
+
+def test_the_page_says_the_rules_of_every_benchmark(root):
+    text = (root / "docs" / "evaluate.md").read_text()
+    rows = [row.split("|") for row in text.splitlines() if row.startswith("| `")]
+    said = {name: (row[2].strip(), row[3].strip()) for row in rows
+            for name in re.findall(r"`([\w-]+)`", row[1]) if name in BENCHMARKS}  # fmt: skip
+    assert said == {name: (one.rule, one.average) for name, one in BENCHMARKS.items()}
+
+
+def test_a_benchmark_of_the_users_own(tmp_path):
+    path = tmp_path / "mine.py"
+    dump(tmp_path / "a.json", [1])
+    path.write_text(
+        "from jaxmem.data.benchmarks import Benchmark\n"
+        "BENCHMARK = Benchmark('mine', lambda reading: None, ('a.json',), 'numbers')\n"
+    )
+    with pytest.raises(ValueError, match=r"no question of mine: expected a\.json: numbers"):
+        benchmarks.read(str(path), tmp_path)
+    path.write_text("BENCHMARK = 3")
+    with pytest.raises(ValueError, match="has no BENCHMARK"):
+        benchmarks.named(str(path))

@@ -1,0 +1,325 @@
+"""Plug-ins of evaluation harnesses against stand-ins of their interfaces, and lmms-eval itself."""
+
+import abc
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import jaxmem as jm
+from jaxmem.data.world.files import held_out
+from jaxmem.experiments.evaluate import benchmark_watch
+from jaxmem.experiments.harnesses import lmms, streams, vlmeval
+from jaxmem.experiments.harnesses.streams import Question, Streams
+
+
+class Base(abc.ABC):
+    """What `lmms_eval.api.model.lmms` asks of a model."""
+
+    is_simple = True
+
+    def __init__(self):
+        self.task_dict, self.added = {}, []
+        self.cache_hook = SimpleNamespace(add_partial=lambda *one: self.added.append(one))
+
+    @abc.abstractmethod
+    def loglikelihood(self, requests): ...
+
+    @abc.abstractmethod
+    def generate_until(self, requests): ...
+
+    @abc.abstractmethod
+    def generate_until_multi_round(self, requests): ...
+
+
+class Manifest(SimpleNamespace):
+    """`ModelManifest`."""
+
+    def __init__(self, model_id, simple_class_path=None, chat_class_path=None, aliases=()):
+        super().__init__(model_id=model_id, simple=simple_class_path, chat=chat_class_path)
+
+
+class Recorder:
+    """In place of `Streams`: notes what is asked, and says its number."""
+
+    def __init__(self, *given, **options):
+        self.given, self.options, self.calls = given, options, []
+
+    def replies(self, questions, max_new=None):
+        self.calls.append((list(questions), max_new))
+        return [f"{q.at}. stop here" for q in questions]
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A stand-in for lmms-eval, and a recorder for the model."""
+    for name, held in (
+        ("lmms_eval", {}), ("lmms_eval.api", {}), ("lmms_eval.models", {}),
+        ("lmms_eval.api.model", {"lmms": Base}),
+        ("lmms_eval.models.registry_v2", {"ModelManifest": Manifest}),
+    ):  # fmt: skip
+        module = ModuleType(name)
+        vars(module).update(held)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(lmms, "Streams", Recorder)
+    lmms._made.cache_clear()
+    yield
+    lmms._made.cache_clear()
+
+
+DOCS = [
+    {"video": "a.mp4", "realtime": 9.5}, {"video": "a.mp4", "time_stamp": "00:01:05"},
+    {"video": "b.mp4"}, {"video": "a.mp4", "query_times": [2, 4]},
+    {"video": "a.mp4", "start": 3, "end": 7},
+]  # fmt: skip
+TIMES = [(9.5, 0.0), (65.0, 0.0), (None, 0.0), (2.0, 0.0), (4.0, 0.0), (7.0, 3.0)]
+ASKED = [
+    Question(v, "What?", at, start)
+    for v, (at, start) in zip(["a.mp4"] * 2 + ["b.mp4"] + ["a.mp4"] * 3, TIMES, strict=True)
+]
+SAID = ["9.5", "65.0", "None", "[2.0, 4.0]", "7.0"]
+
+
+def made(kind, docs=DOCS, **options):
+    model = getattr(lmms, kind)(batch_size="1", device=None, **options)
+    model.task_dict = {"task": {"test": docs}}
+    return model
+
+
+def simple(number, settings, to_text=None):
+    to_visual = lambda doc: [doc["video"]]
+    rounds = () if to_text is None else (to_text,)
+    return SimpleNamespace(args=("What?", settings, to_visual, *rounds, number, "task", "test"))
+
+
+def chat(number, settings, to_messages=None):
+    def plain(doc, **more):
+        shown = {"type": "video", "url": doc["video"]}
+        content = [shown, {"type": "text", "text": "What?"}]
+        return [{"role": "user", "content": content}]
+
+    return SimpleNamespace(args=("", to_messages or plain, settings, number, "task", "test"))
+
+
+def test_the_manifest_names_classes_of_their_kind(stand_in, root):
+    found = lmms.manifest()
+    assert found.model_id == "jaxmem"
+    for path, is_simple in ((found.simple, True), (found.chat, False)):
+        module, name = path.rsplit(".", 1)
+        kind = getattr(sys.modules[module], name)
+        assert issubclass(kind, Base) and kind.is_simple is is_simple
+    points = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
+    module, _, name = points["lmms_eval.models"]["jaxmem"].partition(":")
+    assert getattr(sys.modules[module], name) is lmms.manifest
+
+
+@pytest.mark.parametrize(("kind", "request_of"), [("Simple", simple), ("Chat", chat)])
+def test_requests_become_questions_at_their_times(stand_in, kind, request_of):
+    model = made(kind, model="DIR", budget=64)
+    assert model.streams.given == ("DIR", "omnimem", "64")
+    settings = [{"max_new_tokens": 8 if i == 2 else 16, "until": ["."]} for i in range(len(DOCS))]
+    settings[0] = {"max_new_tokens": 16, "until": " stop"}
+    replies = model.generate_until([request_of(i, one) for i, one in enumerate(settings)])
+    assert replies == ["9.5.", "65", "None", "[2.0, 4.0]", "7"]
+    assert {most: len(asked) for asked, most in model.streams.calls} == {16: 5, 8: 1}
+    every = [one for asked, _ in model.streams.calls for one in asked]
+    assert sorted(map(repr, every)) == sorted(map(repr, ASKED))
+    assert [one[0] for one in model.added] == ["generate_until"] * 5
+    with pytest.raises(NotImplementedError, match="asks for likelihoods"):
+        model.loglikelihood([])
+
+
+def test_rounds_go_on_as_the_task_says(stand_in):
+    """Both protocols: the first record has two further rounds, the second one none."""
+
+    def to_text(doc, previous_output, round_idx, previous_round_info):
+        assert len(previous_output) == round_idx
+        assert previous_round_info == (None if round_idx == 1 else "kept")
+        done = "realtime" not in doc or round_idx == 3
+        return None, f"round {round_idx}", done, previous_output, "kept"
+
+    def to_messages(doc, **more):
+        if not more:
+            return chat(0, {}).args[1](doc)
+        _, text, done, said, kept = to_text(doc, **more)
+        return (None if done else [{"role": "user", "content": text}]), done, said, kept
+
+    for kind, requests in (
+        ("Simple", [simple(i, {}, to_text) for i in range(2)]),
+        ("Chat", [chat(i, {}, to_messages) for i in range(2)]),
+    ):
+        model = made(kind)
+        said = model.generate_until_multi_round(requests)
+        assert [len(one) for one in said] == [3, 1] and said[0][2] == "9.5. stop here"
+        asked = [[q.text for q in questions] for questions, _ in model.streams.calls]
+        assert asked == [["What?", "What?"], ["round 1"], ["round 2"]]
+        assert {q.video for questions, _ in model.streams.calls for q in questions} == {"a.mp4"}
+
+
+def test_chats_may_cut_a_video_and_pictures_are_refused(stand_in):
+    model = made("Chat")
+
+    def cut(doc):
+        shown = {"type": "video", "url": "c.mp4", "start_time": 5, "end_time": "0:08"}
+        return [{"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [shown, {"type": "text", "text": "Q"}]}]  # fmt: skip
+
+    model.generate_until([chat(2, {}, cut)])
+    assert model.streams.calls[0][0] == [Question("c.mp4", "Be brief.\nQ", 8.0, 5.0)]
+    picture = lambda doc: [{"role": "user", "content": [{"type": "image", "url": object()}]}]
+    with pytest.raises(ValueError, match="about one video, given by its path; this task gives obj"):
+        model.generate_until([chat(2, {}, picture)])
+    with pytest.raises(ValueError, match="gives nothing"):
+        model.generate_until([chat(2, {}, lambda doc: [{"role": "user", "content": "Q"}])])
+
+
+def test_harnesses_that_are_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lmms_eval.api.model", None)
+    lmms._made.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install 'jaxmem\[lmms\]'"):
+        _ = lmms.Simple
+    with pytest.raises(AttributeError, match="no attribute 'Other'"):
+        _ = lmms.Other
+    monkeypatch.setitem(sys.modules, "vlmeval.config", None)
+    with pytest.raises(ValueError, match="needs VLMEvalKit"):
+        vlmeval.register()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": 1}, "unknown option x: give model"),
+        ({"memory": "recent,full"}, "one memory at a time"),
+        ({"dtype": "float32"}, "--dtype has no effect"),
+        ({"uniform.sinks": 1}, "the memory is recent"),
+        ({"recent.sink": 1}, "do not parse: --recent.sink 1"),
+        ({"scorer": "x"}, "without --memory retention"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    given = {"model": "tiny", "memory": "recent", "budget": "64"} | options
+    with pytest.raises(ValueError, match=message):
+        Streams(given.pop("model"), given.pop("memory"), given.pop("budget"), **given)
+
+
+def test_questions_lose_the_placeholders_of_their_video():
+    assert streams.text_of("<video>\nWhat? <image>") == "What?"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    return [str(held_out(i, 5, folder, count=0, scale=1, fps=2)[0]) for i in range(2)]
+
+
+@pytest.mark.slow
+def test_videos_are_streamed_once(clips, monkeypatch):
+    """With the embedded model: the replies are those of a session asked at the same times."""
+    opened, asked = [], "Which was the last shape?"
+
+    def open_for(model, path, **options):
+        opened.append(str(path))
+        return jm.feeding.open_for(model, path, **options)
+
+    monkeypatch.setattr(benchmark_watch, "open_for", open_for)
+    model = Streams("tiny", "recent", "64", **{"recent.sinks": 0})
+    first, second = clips
+    order = [(first, 4.0), (second, None), (first, 2.0), (first, None)]
+    replies = model.replies([Question(video, asked, at) for video, at in order], 4)
+    assert opened == [first, second]
+    tiny = jm.load("tiny")
+    for (video, at), reply in zip(order, replies, strict=True):
+        session = jm.Session(tiny, jm.memory_for(tiny, "recent", 64, sinks=0))
+        assert session.watch(video, stop=at).ask(asked).text == reply
+    with pytest.warns(UserWarning, match=r"absent.mp4: 2 question\(s\) have no reply"):
+        assert model.replies([Question("absent.mp4", asked)] * 2) == ["", ""]
+
+
+@pytest.mark.slow
+def test_vlmevalkit_takes_a_model_from_its_table(clips, monkeypatch):
+    """A stand-in for the kit; questions in turn about a video share its stream."""
+    table = {}
+    for name, held in (
+        ("vlmeval", {}), ("vlmeval.config", {"supported_VLM": table}), ("vlmeval.vlm", {}),
+        ("vlmeval.vlm.base", {"BaseModel": type("BaseModel", (), {})}),
+    ):  # fmt: skip
+        module = ModuleType(name)
+        vars(module).update(held)
+        monkeypatch.setitem(sys.modules, name, module)
+    vlmeval._made.cache_clear()
+    vlmeval.register("mine", memory="recent", budget=64)
+    model = table["mine"]()
+    assert model.VIDEO_LLM and isinstance(model, sys.modules["vlmeval.vlm.base"].BaseModel)
+    text = {"type": "text", "value": "Which was the last shape?"}
+    shown = [{"type": "video", "value": one} for one in clips]
+    tiny = jm.load("tiny")
+    for one, clip in zip(shown, clips, strict=True):
+        session = jm.Session(tiny, jm.memory_for(tiny, "recent", 64)).watch(clip)
+        assert model.generate_inner([one, text], "MLVU") == session.ask(text["value"]).text
+        kept = model.streams.session(clip)
+        model.generate_inner([one, text])
+        assert model.streams.session(clip) is kept
+    with pytest.raises(ValueError, match="about one video.*image"):
+        model.generate_inner([{"type": "image", "value": "a.jpg"}, text])
+    vlmeval._made.cache_clear()
+
+
+TASK = """
+task: shapes
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: OUTPUT
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.text
+doc_to_target: answer
+generation_kwargs: {max_new_tokens: 4, until: ["\\n"]}
+process_results: !function utils.results
+metric_list: [{metric: right, aggregation: mean, higher_is_better: true}]
+"""
+UTILS = """
+def visual(doc):
+    return [doc["video"]]
+
+def text(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_idx=None,
+         previous_round_info=None):
+    if round_idx is None:
+        return doc["question"]
+    return None, doc["question"], round_idx == 2, previous_output, None
+
+def results(doc, replies):
+    said = replies[0] if isinstance(replies[0], (list, tuple)) else replies
+    return {"right": float(all(one == doc["answer"] for one in said))}
+"""
+
+
+@pytest.mark.lmms
+@pytest.mark.parametrize("force", [(), ("--force_simple",)], ids=["chat", "simple"])
+@pytest.mark.parametrize("output", ["generate_until", "generate_until_multi_round"])
+def test_lmms_eval_runs_the_plug_in(output, force, tmp_path):
+    """The installed lmms-eval, from its command line, on questions that the model knows."""
+    pytest.importorskip("lmms_eval")
+    docs = []
+    for seed in range(2):
+        path, asked = held_out(seed, 8, tmp_path, count=3)
+        docs += [{"video": str(path), "question": q.text, "answer": q.answer, "realtime": q.time}
+                 for q in asked]  # fmt: skip
+    (tmp_path / "docs.json").write_text(json.dumps(docs))
+    task = TASK.replace("FILE", str(tmp_path / "docs.json")).replace("OUTPUT", output)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "shapes.yaml").write_text(task)
+    (tmp_path / "tasks" / "utils.py").write_text(UTILS)
+    line = f"-m lmms_eval --model jaxmem --model_args model=tiny,memory=recent,budget=200 --tasks \
+shapes --include_path {tmp_path / 'tasks'} --output_path {tmp_path / 'out'} --log_samples"
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    words = [sys.executable, *line.split(), *force]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=offline)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(next((tmp_path / "out").rglob("*_results.json")).read_text())
+    score = next(v for k, v in found["results"]["shapes"].items() if re.match("right,", k))
+    assert score == 1.0, done.stdout[-2000:]
