@@ -96,9 +96,14 @@ def age_name(low: float, high: float) -> str:
 def difference(one: Outcome, other: Outcome, *, draws: int = 2000, seed: int = 0) -> Share:
     """Return the share of `one` minus that of `other` on the same questions, paired by stream."""
     gain = one.right.astype(float).mean((0, 2)) - other.right.astype(float).mean((0, 2))
-    rows = np.random.default_rng(seed).integers(0, len(gain), (draws, len(gain)))
-    low, high = np.quantile(gain[rows].mean(1), [0.025, 0.975])
-    return Share(float(gain.mean()), float(low), float(high), one.right.size)
+    return mean(gain, draws=draws, seed=seed)._replace(asked=one.right.size)
+
+
+def mean(values: np.ndarray, *, draws: int = 2000, seed: int = 0) -> Share:
+    """Return the mean of a number of every stream [B] with its 95 % bootstrap interval."""
+    rows = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[rows].mean(1), [0.025, 0.975])
+    return Share(float(values.mean()), float(low), float(high), len(values))
 
 
 def plain_share(value: Share | None) -> dict[str, float] | None:

@@ -2,6 +2,7 @@
 
 python -m jaxmem.experiments.evaluate recall --out experiments/memory_comparison
 python -m jaxmem.experiments.evaluate diagnose --budget 128KiB
+python -m jaxmem.experiments.evaluate text --memories full,recent,keydiff
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxmem.experiments.evaluate.cells import CellBar
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
+from jaxmem.experiments.evaluate.text import TextConfig, run_named
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.memory.by_name import (
@@ -231,12 +233,10 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
         console.print(note, markup=False)
     made = functools.cache(lambda seconds: streams_of(config, model, seconds))
     cells = []
-    columns = [TextColumn("{task.fields[at]:<28}"), BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("cells", total=len(plans(config, rows)), at="")
+    with CellBar(len(plans(config, rows)), console) as bar:
         for plan, row, cell in measure(config, rows, made):
             cells.append((plan, row, cell))
-            progress.update(task, advance=1, at=plan.stem)
+            bar.advance(plan.stem)
     outcomes = []
     for plan, row, cell in cells:
         if "refused" in cell:
@@ -256,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
-    commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig}
+    commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig, "text": TextConfig}
     told = shown("evaluate", __doc__)
     config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, **told)
     options = read_options(words, {})
@@ -267,6 +267,8 @@ def _run(argv: Sequence[str]) -> None:
     config = replace(config, options=options)
     if isinstance(config, DiagnoseConfig):
         run_diagnose(config, Console())
+    elif isinstance(config, TextConfig):
+        run_named(config, Console())
     else:
         recall(config, Console())
 
