@@ -205,13 +205,20 @@ def measure(
     for stream in streams:
         for cell in cells:
             held = found[cell.stem]
-            if stream.name not in held["texts"] and not config.measured_only:
-                assert cell.memory is not None
-                program = compile(model, cell.memory, spec=spec)
-                done = run_text(bind(program, model.params), program, stream.text)
-                held["texts"][stream.name] = done
+            known = stream.name in held["texts"] or "refused" in held
+            if not known and not config.measured_only:
+                try:
+                    held["texts"][stream.name] = _measured(cell, model, stream, spec)
+                except ValueError as error:  # a size that only a stream shows to be missing
+                    held["refused"] = str(error)
                 write_json(_path(config, cell), held)
             yield cell, held
+
+
+def _measured(cell: Cell, model: Model, stream: Stream, spec: Spec) -> dict[str, Any]:
+    assert cell.memory is not None
+    program = compile(model, cell.memory, spec=spec)
+    return run_text(bind(program, model.params), program, stream.text)
 
 
 def _path(config: TextConfig, cell: Cell) -> Path:
@@ -268,6 +275,9 @@ def run(config: TextConfig, model: Model, console: Console) -> list[report.Outco
         for cell, held in measure(config, model, streams, cells, spec):
             found[cell.stem] = cell, held
             bar.advance(cell.stem)
+    for cell, held in found.values():
+        if "refused" in held:
+            console.print(f"{cell.stem}: {held['refused']}", markup=False)
     made = [outcome(cell, held, streams, spec) for cell, held in found.values()]
     outcomes = [one for one in made if one is not None]
     if not outcomes:
