@@ -61,17 +61,18 @@ def table(outcomes: Sequence[Outcome], tokens: int) -> Table:
     names = ("memory", "slots", "bytes", "loss", "minus full", "of the second half", "answer nats")
     out = Table(*names, "facts right, %", "one fact, %", "texts", title=f"texts of {tokens} tokens")
     for one in outcomes:
+        texts = len(one.texts)
         out.add_row(
             one.label,
             f"{one.slots:,}",
             size(one.nbytes),
-            _nats(mean(one.loss.mean(1))),
-            _nats(over_full(one, outcomes)),
-            _nats(over_full(one, outcomes, half=True)),
-            _nats(mean(one.nats.mean(1))),
-            _percent(found(one.right)),
-            _percent(found(one.alone)),
-            str(len(one.texts)),
+            _nats(mean(one.loss.mean(1)), texts),
+            _nats(over_full(one, outcomes), texts),
+            _nats(over_full(one, outcomes, half=True), texts),
+            _nats(mean(one.nats.mean(1)), texts),
+            _percent(found(one.right), texts),
+            _percent(found(one.alone), len(one.alone)),
+            str(texts),
         )
     return out
 
@@ -106,11 +107,14 @@ def as_dict(one: Outcome, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _nats(value: Share | None) -> str:
-    return "-" if value is None else f"{value.share:.3f} ({value.low:.3f} to {value.high:.3f})"
+def _nats(value: Share | None, texts: int) -> str:
+    """Return a mean with its interval, which one text has not."""
+    if value is None or texts < 2:
+        return "-" if value is None else f"{value.share:.3f}"
+    return f"{value.share:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
-def _percent(value: Share | None) -> str:
-    if value is None:
-        return "-"
+def _percent(value: Share | None, texts: int) -> str:
+    if value is None or texts < 2:
+        return "-" if value is None else f"{100 * value.share:.0f}"
     return f"{100 * value.share:.0f} ({100 * value.low:.0f} to {100 * value.high:.0f})"

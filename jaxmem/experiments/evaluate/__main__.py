@@ -27,7 +27,8 @@ from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
-from jaxmem.experiments.evaluate.text import TextConfig, run_named
+from jaxmem.experiments.evaluate.text import run_named
+from jaxmem.experiments.evaluate.text_streams import TextConfig
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.memory.by_name import (
