@@ -64,7 +64,7 @@ def ask_all(
     begins = np.array([len(one.question) for one in asked], np.int32)
     answers = np.stack([one.answer for one in asked]).astype(np.int32)
     nats, right = _answers(bound, carry, ids.astype(np.int32), begins, answers, program=program)
-    return np.asarray(nats).mean(1), np.asarray(right).all(1)
+    return np.asarray(nats).mean(1), np.asarray(np.asarray(right).all(1))
 
 
 def _nats(

@@ -31,13 +31,12 @@ class LastRows:
 
     @property
     def _frames(self) -> LastFrames:
-        more = {"frames": self.frames, "tokens_per_frame": self.tokens_per_frame}
-        return LastFrames(self.rows, **more)
+        return LastFrames(self.rows, frames=self.frames, tokens_per_frame=self.tokens_per_frame)
 
     def init(self, spec: Spec) -> State:
         """Return no rows."""
-        state = self._frames.init(_flat(spec))
-        return _without_values(state)
+        slots, aux = self._frames.init(_flat(spec))
+        return State(slots._replace(kv=slots.kv._replace(v=None)), aux)
 
     def write(
         self, spec: Spec, state: State, embeds: Embeds, index: Int[Array, "T"] | None = None
@@ -47,7 +46,7 @@ class LastRows:
         pos = begin[None] + embeds.pos.astype(begin.dtype)
         fresh = KV(
             k=embeds.x[:, None].astype(spec.dtype),
-            v=jnp.zeros((rows, 1, 0), spec.dtype),
+            v=None,  # type: ignore[arg-type]
             pos=pos[:, None],
             index=(jnp.zeros((rows,), jnp.int32) if index is None else index)[:, None],
             modality=embeds.modality[:, None].astype(jnp.int8),
@@ -91,8 +90,3 @@ def numbers(state: State) -> tuple[Int[Array, "R 1"], Num[Array, "R 1 A"]]:
 def _flat(spec: Spec) -> Spec:
     """Return the sizes of rows held as keys; positions begin at 0."""
     return replace(spec, kv_heads=1, head_dim=spec.width, prefix=0)
-
-
-def _without_values(state: State) -> State:
-    kv = state.slots.kv
-    return state._replace(slots=state.slots._replace(kv=kv._replace(v=kv.v[..., :0])))
