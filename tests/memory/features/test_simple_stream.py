@@ -89,5 +89,6 @@ def test_sizes_are_checked():
             SimpleStream(**wrong)
 
 
+@pytest.mark.slow
 def test_a_budget_for_everything_is_full_attention():
     small.assert_full_attention(*small.streamed(SimpleStream(64, frames=None)))
