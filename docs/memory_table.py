@@ -91,6 +91,7 @@ def needs(memory: AnyMemory) -> str:
         "queries": "queries",
         "output": "output projection",
         "retention": "a score of values",
+        "rows": "embedded rows",
     }
     found += [words for field, words in names.items() if getattr(wants, field)]
     if wants.probes is not None:
@@ -104,7 +105,8 @@ def reads(memory: AnyMemory) -> str:
         return "features, prefilled"
     where = "its bank" if memory.bank(SPEC) is not None else "its slots"
     by = {None: "", "layer": ", by each layer's queries", "pass": ", by a first pass"}
-    return where + by[memory.requires.question]
+    anew = " and rows encoded anew" if memory.requires.rows else ""
+    return where + anew + by[memory.requires.question]
 
 
 def options(name: str) -> str:

@@ -35,7 +35,7 @@ from jaxmem.decoder.program import init_carry
 from jaxmem.memory import MEMORIES
 
 CHUNKS = 3
-FEATURES = ("flash_vstream", "flash_vstream_qwen", "moviechat", "ma_lmm", "memory_vla")
+FEATURES = tuple(n for n, kind in MEMORIES.items() if issubclass(kind, jm.FeatureMemory))
 NAMES = [name for name in MEMORIES if name not in FEATURES]
 ALONE = [
     name

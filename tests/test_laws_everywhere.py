@@ -150,7 +150,9 @@ def padded(rows):
     )
 
 
-@pytest.mark.parametrize("name", at_leisure([*WIDE, "with_audio", "quantized"], {"flexmem"}))
+@pytest.mark.parametrize(
+    "name", at_leisure([*WIDE, "with_audio", "quantized"], {"flexmem", "dscache"})
+)
 def test_scan_vmap_and_padding(name):
     """Both streams side by side in one scan of longer chunks equal each alone, chunk by chunk."""
     program = program_of(name, SIZE + 3)

@@ -242,8 +242,10 @@ class StackDriver(Driver):
         return aside, kept
 
     def end(self, carry: Carry, aside: View, chunk: Chunk | None, embeds: Embeds) -> Carry:
-        del aside, embeds
+        del aside
         assert chunk is not None
+        if self.program.requires.rows:
+            chunk = chunk._replace(rows=embeds)
         state, evicted = self.memory.write(self.spec, carry.state, chunk)
 
         def put(layer: Array, bank: Bank | None) -> Bank | None:
@@ -264,8 +266,14 @@ class StackDriver(Driver):
         asked: Int[Array, ""] | None = None,
     ) -> Asking:
         query = self._query(params, rows, prefix, states)
-        asking = Asking(carry, rows, prefix, None, carry.states, asked)
-        question = None if query is None else Question(query, asking.recalls, prefix)
+        asking, anew = Asking(carry, rows, prefix, None, carry.states, asked), None
+        if self.program.requires.rows:
+            alone_rows = self.memory.anew(self.spec, carry.state)
+            _, anew, _ = alone(params, self.program, alone_rows, prefix, states)
+        question = None
+        if query is not None or anew is not None:
+            query = jnp.zeros((0,), rows.x.dtype) if query is None else query
+            question = Question(query, asking.recalls, prefix, anew)
         views = self.memory.recall(self.spec, carry.state, question, carry.bank)
         return asking._replace(found=views)
 

@@ -192,6 +192,11 @@ def make_program(
                 f"memory {memory.name} recalls by each layer's queries but sees the whole stack at "
                 'once; use per "layer", or requires.question="pass".'
             )
+        if memory.per == "layer" and memory.requires.rows:
+            raise ValueError(
+                f"memory {memory.name} takes the rows that enter the decoder, which are of no "
+                'layer; use per "stack".'
+            )
         if memory.per == "layer":
             layout = layouts.layout_of(memory, spec, runs=runs)
     return Program(config, memory, spec, layout, encode, prefix, probes)

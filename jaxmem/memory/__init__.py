@@ -36,6 +36,8 @@ _TABLE = {
     "pyramid": "video.pyramid.Pyramid",
     "streaming_vlm": "video.streaming_vlm.StreamingVLM",
     "streaming_llm": "baselines.StreamingLLM",
+    "dscache": "video.dscache.DSCache",
+    "simple_stream": "features.simple_stream.SimpleStream",
     "flash_vstream": "flash_vstream.flash_vstream.FlashVStream",
     "flash_vstream_qwen": "flash_vstream.flash_vstream_qwen.FlashVStreamQwen",
     "moviechat": "features.moviechat.MovieChat",

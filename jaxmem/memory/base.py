@@ -172,14 +172,16 @@ class Chunk(NamedTuple):
     queries: Float[Array, "T H D"] | None = None  # the chunk's, before rotation
     output: Float[Array, "H D E"] | None = None  # the layer's output projection
     retention: Float[Array, "T G"] | None = None  # a score read off the values, float32
+    rows: Embeds | None = None  # as they entered the decoder, of no layer
 
 
 class Question(NamedTuple):
     """The queries of a question, for memories that recall by them (not rotated)."""
 
-    q: Float[Array, "Q H D"]
+    q: Float[Array, "Q H D"]  # no rows where `Requires.question` is None
     valid: Bool[Array, "Q"]
     prefix: KV | None
+    anew: KV | None = None  # tokens of the rows of `Memory.anew` [L, R], positions from the prefix
 
 
 class Attention(NamedTuple):
@@ -238,6 +240,8 @@ class Requires(NamedTuple):
         more than the best of their past, the score added to its logits ("logits").
       question: a question's queries are needed to recall: each layer's own, in the same pass
         ("layer"), or those of a first pass over [prefix | question] ("pass").
+      rows: report the rows that entered the decoder, and encode those of `Memory.anew` by
+        themselves at every question; for memories that see the whole stack.
     """
 
     hidden: bool = False
@@ -249,6 +253,7 @@ class Requires(NamedTuple):
     window: int | None = None
     retention: Literal["score", "logits"] | None = None
     question: Literal["layer", "pass"] | None = None
+    rows: bool = False
 
 
 class BankSpec(NamedTuple):
@@ -300,6 +305,10 @@ class Memory:
     ) -> View:
         """Return what a question attends to, and where it begins."""
         return self.view(spec, state, None, bank)
+
+    def anew(self, spec: Spec, state: State) -> Embeds:
+        """Return the rows that a question reads encoded alone, where `requires.rows` is set."""
+        raise NotImplementedError(f"{self.name}.anew")
 
     def kv(self, state: State) -> KV:
         """Return the tokens that a state holds, with keys and values as the policy knows them."""

@@ -92,7 +92,7 @@ class Blocks:
         y, chunks = self._run(x, embeds, attention)
         if requires.probes is not None and probes is not None:
             chunks = self._probed(views, chunks, embeds, probes)
-        state, bank = self._written(chunks)
+        state, bank = self._written(chunks, self._rows(x, embeds))
         return (y, state) if bank is None else (y, state, bank)
 
     def ask(self, x: Hidden, embeds: Embeds) -> Hidden:
@@ -102,7 +102,10 @@ class Blocks:
         scores = memory.requires.retention == "logits"
         queries = self._first_pass(x, embeds) if asks == "pass" else None
         if memory.per == "stack":
-            question = None if queries is None else Question(queries, real, self.prefix)
+            anew, question = self._anew(), None
+            if queries is not None or anew is not None:
+                asked = jnp.zeros((0,), x.dtype) if queries is None else queries
+                question = Question(asked, real, self.prefix, anew)
             whole = memory.recall(self.spec, self.state, question, self.bank)
 
         def attention(layer: int, x: Hidden, qkv: QKV, own: Own):
@@ -160,13 +163,37 @@ class Blocks:
 
     def _first_pass(self, x: Hidden, embeds: Embeds) -> Float[Array, "L Q H D"]:
         """Return every layer's queries of a question that sees only [prefix | itself]."""
-        begin = jnp.full((self.spec.axes,), self.spec.prefix, self.spec.pos_dtype)
-        nothing, embeds = View(self.spec.empty(1), begin), embeds._replace(start=None)
+        return jnp.stack([q for q, _, _ in self._alone(x, embeds)])
+
+    def _alone(self, x: Hidden, embeds: Embeds) -> list[QKV]:
+        """Return what every layer makes of rows that see only [prefix | themselves]."""
+        nothing, embeds = View(self.spec.empty(1), self._begin), embeds._replace(start=None)
 
         def attention(layer: int, x: Hidden, qkv: QKV, own: Own):
-            return self._read(layer, nothing, qkv, embeds, None), qkv[0]
+            return self._read(layer, nothing, qkv, embeds, None), qkv
 
-        return jnp.stack(self._run(x, embeds, attention)[1])
+        return self._run(x, embeds, attention)[1]
+
+    @property
+    def _begin(self) -> Array:
+        """Return where positions begin."""
+        return jnp.full((self.spec.axes,), self.spec.prefix, self.spec.pos_dtype)
+
+    def _rows(self, x: Hidden | None, embeds: Embeds) -> Embeds | None:
+        """Return a chunk's rows where the memory takes them."""
+        self._need("x", self.memory.requires.rows, x)
+        return embeds._replace(x=x) if self.memory.requires.rows and x is not None else None
+
+    def _anew(self) -> KV | None:
+        """Return the tokens of the rows that are encoded at every question [L, R]."""
+        if not self.memory.requires.rows:
+            return None
+        rows = self.memory.anew(self.spec, self.state)
+        _, k, v = zip(*self._alone(rows.x, rows), strict=True)
+        each = lambda x: jnp.broadcast_to(x[None], (len(k), *x.shape))
+        row = jnp.arange(rows.modality.shape[0], dtype=jnp.int32)[:, None]
+        pos = (self._begin[None] + rows.pos.astype(self._begin.dtype))[:, None]
+        return KV(jnp.stack(k), jnp.stack(v), each(pos), each(row), each(rows.modality[:, None]))
 
     def _bank_of(self, layer: int) -> Bank | None:
         return banks.of_layer(self.bank, jnp.int32(layer))
@@ -179,11 +206,11 @@ class Blocks:
             return [at_layer(whole, l) for l in self.layers]
         return [view(spec, state[l], embeds, self._bank_of(l)) for l in self.layers]
 
-    def _written(self, chunks: list[Chunk]) -> tuple[PyTree, Bank | None]:
+    def _written(self, chunks: list[Chunk], rows: Embeds | None) -> tuple[PyTree, Bank | None]:
         """Return the state and the bank after a chunk."""
         write, bank = self.memory.write, self.bank
         if self.memory.per == "stack":
-            state, evicted = write(self.spec, self.state, _stacked(chunks))
+            state, evicted = write(self.spec, self.state, _stacked(chunks)._replace(rows=rows))
             gone = [at_layer(evicted, l) for l in self.layers]
         else:
             written = [write(self.spec, s, c) for s, c in zip(self.state, chunks, strict=True)]

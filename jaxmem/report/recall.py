@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from jaxmem.report.numbers import milliseconds, size
-from jaxmem.report.shares import DRAWS, Share, interval, percent, plain_share, share
+from jaxmem.report.shares import DRAWS, Share, mean, percent, plain_share, share
 from jaxmem.report.style import figure, heading, label, plain, titles
 
 AGES = (0.0, 8.0, 32.0, 128.0, np.inf)
@@ -68,8 +68,7 @@ def age_name(low: float, high: float) -> str:
 def difference(one: Outcome, other: Outcome, *, draws: int = DRAWS, seed: int = 0) -> Share:
     """Return the share of `one` minus that of `other` on the same questions, paired by stream."""
     gain = one.right.astype(float).mean((0, 2)) - other.right.astype(float).mean((0, 2))
-    low, high = interval(len(gain), lambda rows: gain[rows].mean(1), draws=draws, seed=seed)
-    return Share(float(gain.mean()), low, high, one.right.size)
+    return mean(gain, draws=draws, seed=seed)._replace(asked=one.right.size)
 
 
 def as_dict(one: Outcome) -> dict[str, Any]:

@@ -61,6 +61,12 @@ def share(
     return Share(float(hits.sum() / asked.sum()), low, high, int(asked.sum()))
 
 
+def mean(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Share:
+    """Return the mean of a number of every stream [B] with its interval."""
+    low, high = interval(len(values), lambda rows: values[rows].mean(1), draws=draws, seed=seed)
+    return Share(float(values.mean()), low, high, len(values))
+
+
 def ratio(hits: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Return hits / asked, elementwise; NaN where nothing was asked."""
     return np.divide(hits, asked, out=np.full(np.shape(hits), np.nan), where=asked > 0)

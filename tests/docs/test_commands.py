@@ -25,7 +25,9 @@ from jaxmem.programs import model_spec
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNS = {  # module -> its functions that do the work, once the arguments are read
-    "jaxmem.experiments.evaluate.__main__": ("recall", "run_diagnose", "benchmark"),
+    "jaxmem.experiments.evaluate.__main__": (
+        *("recall", "run_diagnose", "benchmark", "run_named"),
+    ),
     "jaxmem.experiments.benchmark.__main__": (
         *("constancy", "footprints", "price", "price_train", "faults"),
         *("measure_kernels", "measure_remat", "measure_sessions", "measure_streams", "step"),

@@ -4,12 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmem.data.text.prose import documents
 from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.program import Program, init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.memory.base import Embeds
 from jaxmem.memory.baselines import Full
-from jaxmem.models.hf.gguf import read_gguf, smollm2_path
+from jaxmem.models.hf.gguf import read_gguf, read_words, smollm2_path
 
 pytestmark = pytest.mark.parity
 CHUNK, CHUNKS = 32, 3
@@ -21,11 +22,26 @@ def rows(program: Program, params, ids) -> Embeds:
     return Embeds(x=embed(params, ids), advance=jnp.full(1, CHUNK, spec.pos_dtype), **more)
 
 
-def test_logits_of_a_stream_are_those_of_transformers():
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+def path_of_weights():
     path = smollm2_path()
     if path is None:
         pytest.skip("needs the extra real")
+    return path
+
+
+def test_words_are_those_of_transformers():
+    transformers, path = pytest.importorskip("transformers"), path_of_weights()
+    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    ours = read_words(path).tokenizer
+    odd = ["  x\n\n\ty ", "naïve \u2018clauses\u2019 don't 日本 🙂", "123 1.5", "<|im_start|>user"]
+    for text in [*documents()[:3], *odd]:
+        ids = ours.encode(text, add_special_tokens=False).ids
+        assert ids == theirs.encode(text, add_special_tokens=False)
+
+
+def test_logits_of_a_stream_are_those_of_transformers():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    path = path_of_weights()
     config, params = read_gguf(path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32

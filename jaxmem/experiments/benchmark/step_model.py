@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jaxmem.kv import VISION
 from jaxmem.loop import advance
 from jaxmem.memory.base import AnyMemory, Embeds, Memory
 from jaxmem.memory.by_name import build
-from jaxmem.models.hf.gguf import read_gguf, smollm2_path
+from jaxmem.models.hf.gguf import gguf_of, read_gguf
 from jaxmem.models.load import load
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.report.compiled import Compiled, inspect, pool_size
@@ -82,10 +81,9 @@ def decoder_of(name: str) -> DecoderConfig:
 
 def model_of(name: str) -> StepModel:
     """Return the decoder of a name, float32: its own weights where they are at hand, else drawn."""
-    path = smollm2_path() if name == "smollm2" else None
-    if path is not None or name.endswith(".gguf"):
-        found = path or Path(name)
-        return StepModel(*read_gguf(found), f"weights of {found.name}")
+    path = gguf_of(name)
+    if path is not None:
+        return StepModel(*read_gguf(path), f"weights of {path.name}")
     if name == "tiny":
         model = embedded()
         return StepModel(model.decoder, model.params["decoder"], "its own weights")

@@ -3,6 +3,7 @@
 python -m jaxmem.experiments.evaluate recall --out experiments/memory_comparison
 python -m jaxmem.experiments.evaluate diagnose --budget 128KiB
 python -m jaxmem.experiments.evaluate benchmark --name ovo-bench --data OVO-Bench --model DIR
+python -m jaxmem.experiments.evaluate text --memories full,recent,keydiff
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxmem.experiments.evaluate.benchmark import benchmark
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig
+from jaxmem.experiments.evaluate.cells import CellBar
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
+from jaxmem.experiments.evaluate.text import run_named
+from jaxmem.experiments.evaluate.text_streams import TextConfig
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing, shown
 from jaxmem.memory.by_name import (
@@ -234,12 +237,10 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
         console.print(note, markup=False)
     made = functools.cache(lambda seconds: streams_of(config, model, seconds))
     cells = []
-    columns = [TextColumn("{task.fields[at]:<28}"), BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("cells", total=len(plans(config, rows)), at="")
+    with CellBar(len(plans(config, rows)), console) as bar:
         for plan, row, cell in measure(config, rows, made):
             cells.append((plan, row, cell))
-            progress.update(task, advance=1, at=plan.stem)
+            bar.advance(plan.stem)
     outcomes = []
     for plan, row, cell in cells:
         if "refused" in cell:
@@ -259,7 +260,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     rest, words = split_options(argv)
-    commands = {"recall": RecallConfig, "diagnose": DiagnoseConfig, "benchmark": BenchmarkConfig}
+    commands = {
+        "recall": RecallConfig,
+        "diagnose": DiagnoseConfig,
+        "benchmark": BenchmarkConfig,
+        "text": TextConfig,
+    }
     told = shown("evaluate", __doc__)
     config = tyro.extras.subcommand_cli_from_dict(commands, args=rest, **told)
     options = read_options(words, {})
@@ -273,6 +279,8 @@ def _run(argv: Sequence[str]) -> None:
         benchmark(config, Console())
     elif isinstance(config, DiagnoseConfig):
         run_diagnose(config, Console())
+    elif isinstance(config, TextConfig):
+        run_named(config, Console())
     else:
         recall(config, Console())
 

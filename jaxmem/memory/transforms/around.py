@@ -57,6 +57,9 @@ class Around(Memory):
     ) -> View:
         return self.memory.recall(spec, self.inner(state), question, bank)
 
+    def anew(self, spec: Spec, state: State) -> Embeds:
+        return self.memory.anew(spec, self.inner(state))
+
     def kv(self, state: State) -> KV:
         return self.memory.kv(self.inner(state))
 

@@ -1,1 +1,1 @@
-"""Streaming peers: ReKV, InfiniPot-V, StreamMem, LiveVLM, StreamingVLM."""
+"""Streaming peers: ReKV, InfiniPot-V, StreamMem, LiveVLM, StreamingVLM, DSCache."""

@@ -26,12 +26,23 @@ NAMES = {
 }  # fmt: skip
 """Parts of names in Hugging Face's checkpoints, and what GGUF calls them."""
 
+CONTROL = 3
+"""Type of a token that is no text, such as the one that ends a turn."""
+
 
 class TextDecoder(NamedTuple):
     """A pretrained decoder of text."""
 
     config: DecoderConfig
     params: Params
+
+
+class Words(NamedTuple):
+    """How a file's decoder reads and writes text."""
+
+    tokenizer: Any  # of the package `tokenizers`
+    ends: tuple[int, ...]  # tokens that end a text
+    context: int | None  # tokens that it was trained with
 
 
 def smollm2_path() -> Path | None:
@@ -45,6 +56,16 @@ def smollm2_path() -> Path | None:
     return next(iter(sorted(Path(found.origin).parent.glob("*.gguf"))), None)
 
 
+def gguf_of(name: str) -> Path | None:
+    """Return the file of a decoder's name: "smollm2" or a .gguf file; None: it is another's name.
+
+    Of SmolLM2 it is None, too, where the extra `real` is not installed.
+    """
+    if name == "smollm2":
+        return smollm2_path()
+    return Path(name) if name.endswith(".gguf") else None
+
+
 def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> TextDecoder:
     """Read a Llama decoder and its weights, which may be quantised in any way that `gguf` knows.
 
@@ -56,14 +77,9 @@ def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> TextDecoder:
       ValueError: if the package is missing, the file is damaged or no Llama, or a tensor is missing
         or has another shape than its description says.
     """
-    try:
-        from gguf import GGUFReader, dequantize  # type: ignore[import-not-found]
-    except ImportError:
-        raise ValueError("GGUF files need the package gguf: pip install 'jaxmem[real]'.") from None
-    try:
-        reader = GGUFReader(path)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path} is no whole GGUF file ({error}): download it again.") from None
+    reader = _opened(path)
+    from gguf import dequantize  # type: ignore[import-not-found]
+
     tensors = {x.name: x for x in reader.tensors}
     facts = {name: field.contents() for name, field in reader.fields.items() if name[0] != "t"}
     if "rope_freqs.weight" in tensors:
@@ -86,6 +102,53 @@ def read_gguf(path: str | Path, dtype: Any = jnp.float32) -> TextDecoder:
         parts = [turned(tensor(name, weight.shape), weight.turn) for name in weight.names]
         leaves[place] = jnp.asarray(parts[0] if weight.layers is None else np.stack(parts), dtype)
     return TextDecoder(config, nest(leaves))
+
+
+def _opened(path: str | Path) -> Any:
+    """Return the reader of a file.
+
+    Raises:
+      ValueError: if the package is missing or the file is damaged.
+    """
+    try:
+        from gguf import GGUFReader  # type: ignore[import-not-found]
+    except ImportError:
+        raise ValueError("GGUF files need the package gguf: pip install 'jaxmem[real]'.") from None
+    try:
+        return GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is no whole GGUF file ({error}): download it again.") from None
+
+
+def read_words(path: str | Path) -> Words:
+    """Return the tokenizer in a file: the byte-level BPE of GPT-2, digits one by one (SmolLM2).
+
+    Raises:
+      ValueError: if a package is missing, the file is damaged, or its tokenizer is another.
+    """
+    reader = _opened(path)
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    except ImportError:
+        raise ValueError("text needs the package tokenizers: pip install 'jaxmem[hf]'.") from None
+    fact = lambda name: reader.fields[name].contents() if name in reader.fields else None
+    words, merges = fact("tokenizer.ggml.tokens"), fact("tokenizer.ggml.merges")
+    kind = fact("tokenizer.ggml.pre")
+    if words is None or merges is None or kind != "smollm":
+        raise ValueError(
+            f"{path} has a tokenizer of kind {kind}; expected that of SmolLM2 (smollm), a "
+            "byte-level BPE with its merges."
+        )
+    bpe = models.BPE({w: i for i, w in enumerate(words)}, [tuple(m.split(" ")) for m in merges])
+    tokenizer = Tokenizer(bpe)
+    split = [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special = [w for w, t in zip(words, fact("tokenizer.ggml.token_type") or (), strict=False)
+               if t == CONTROL]  # fmt: skip
+    tokenizer.add_special_tokens(special)
+    ends = fact("tokenizer.ggml.eos_token_id")
+    return Words(tokenizer, () if ends is None else (ends,), fact("llama.context_length"))
 
 
 def config_of(facts: dict[str, Any], where: str, *, tied: bool) -> DecoderConfig:

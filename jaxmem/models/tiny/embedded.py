@@ -55,6 +55,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "reader": MemIndex((2,), keys=2, against="clips", query="after"),
         },
         "streaming_vlm": {"audio_share": 0.2, "reindex": False},
+        "dscache": {"reindex": False},
         "bank": {"block": 20, "topk": 4},
     }
 )

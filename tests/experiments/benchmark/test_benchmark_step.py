@@ -117,7 +117,7 @@ def test_everything_is_timed_in_turn():
 
 
 def test_without_its_package_the_weights_of_smollm2_are_drawn(monkeypatch):
-    monkeypatch.setattr("jaxmem.experiments.benchmark.step_model.smollm2_path", lambda: None)
+    monkeypatch.setattr("jaxmem.models.hf.gguf.smollm2_path", lambda: None)
     monkeypatch.setattr("jaxmem.experiments.benchmark.step_model.SMOLLM2", SIZES)
     assert "drawn" in model_of("smollm2").weights and "real" in model_of("smollm2").weights
 

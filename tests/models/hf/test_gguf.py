@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.models.hf.gguf import halves, read_gguf, smollm2_path
+from jaxmem.models.hf.gguf import gguf_of, halves, read_gguf, read_words, smollm2_path
 
 FACTS = {
     "embedding_length": 32, "block_count": 2, "feed_forward_length": 64, "vocab_size": 40,
@@ -97,3 +97,45 @@ def test_without_the_packages_there_is_no_path(monkeypatch):
 def test_pairs_of_neighbours_become_halves():
     x = np.arange(8.0)[:, None]
     assert halves(x, 1).ravel().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+PIECES = ["<|end|>", "a", "b", "\u0120", "1", "ab", "\u0120ab"]  # \u0120 is a space
+
+
+def with_words(path, **more):
+    """Write the tokenizer of a file, as llama.cpp does."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    given = {"pre": "smollm", "tokens": PIECES, "merges": ["a b", "\u0120 ab"]} | more
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(given["pre"])
+    writer.add_token_list(given["tokens"])
+    writer.add_token_types([3] + [1] * (len(PIECES) - 1))
+    if given["merges"]:
+        writer.add_token_merges(given["merges"])
+    writer.add_eos_token_id(0)
+    writer.add_context_length(64)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_words_are_read(tmp_path):
+    words = read_words(with_words(tmp_path / "a.gguf"))
+    ids = words.tokenizer.encode("ab ab11<|end|>", add_special_tokens=False).ids
+    assert ids == [5, 6, 4, 4, 0] and (words.ends, words.context) == ((0,), 64)
+    assert words.tokenizer.decode(ids) == "ab ab11"
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    for more in ({"pre": "llama-bpe"}, {"merges": []}):
+        with pytest.raises(ValueError, match="expected that of SmolLM2"):
+            read_words(with_words(tmp_path / "a.gguf", **more))
+
+
+def test_names_of_files(monkeypatch):
+    monkeypatch.setattr("jaxmem.models.hf.gguf.smollm2_path", lambda: None)
+    assert gguf_of("smollm2") is None is gguf_of("qwen3-vl:2b")
+    assert gguf_of("some/where.gguf").name == "where.gguf"

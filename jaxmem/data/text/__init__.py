@@ -1,0 +1,1 @@
+"""Text that is watched: prose, and facts planted in it."""

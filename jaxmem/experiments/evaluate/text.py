@@ -1,0 +1,252 @@
+"""`evaluate text`: memories on a pretrained text model, by loss and by planted facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxmem.bound import bind
+from jaxmem.experiments.evaluate.cells import CellBar
+from jaxmem.experiments.evaluate.text_run import run_text
+from jaxmem.experiments.evaluate.text_streams import (
+    ONE,
+    SEVERAL,
+    Stream,
+    TextConfig,
+    streams_of,
+    texts_mark,
+)
+from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec, nbytes
+from jaxmem.memory.baselines import Full
+from jaxmem.memory.by_name import Budget, contestants, parse_names
+from jaxmem.memory.options import options_of, plain_options
+from jaxmem.models.base import Model
+from jaxmem.models.text import text_model
+from jaxmem.programs import compile, model_spec
+from jaxmem.report import text as report
+from jaxmem.report.files import write_json
+
+FORMAT, VERSION = "jaxmem-text", 1
+
+
+class Cell(NamedTuple):
+    """A memory at a budget."""
+
+    name: str  # of the memory
+    share: float
+    newest: float
+    memory: AnyMemory | None  # None: refused
+    slots: int
+    why: str = ""  # it was refused
+
+    @property
+    def stem(self) -> str:
+        """Name of its file."""
+        return f"{self.name}_{self.share:g}_{self.newest:g}"
+
+
+def cells_of(config: TextConfig, model: Model, spec: Spec) -> list[Cell]:
+    """Return every memory at every budget, those that do not fit as refused.
+
+    Raises:
+      ValueError: for an unknown name, a memory of features, or parts outside (0, 1].
+    """
+    wrong = [x for x in config.shares if not 0 < x <= 1] + [
+        x for x in config.newest if not 0 <= x <= 1
+    ]
+    if wrong or not config.shares or not config.newest:
+        raise ValueError(f"--shares and --newest are parts of a whole, got {wrong or 'none'}.")
+    whole, out = nbytes(Full(config.tokens), spec), []
+    for name in parse_names(config.memories):
+        floors = config.newest if "newest" in options_of(name) else (0.0,)
+        shares = (1.0,) if name == "full" else config.shares
+        each = [(share, floor) for share in shares for floor in floors]
+        out += [_cell(config, model, spec, name, int(s * whole), s, f) for s, f in each]
+    return out
+
+
+def _cell(
+    config: TextConfig,
+    model: Model,
+    spec: Spec,
+    name: str,
+    allowed: int,
+    share: float,
+    floor: float,
+) -> Cell:
+    own = dict(config.options.get(name, {}))
+    longer = model.max_position is not None and config.tokens > model.max_position
+    renumbers = longer if config.renumber is None else config.renumber
+    if "reindex" in options_of(name) and renumbers:
+        own.setdefault("reindex", True)
+    try:
+        budget = Budget(None, allowed)
+        (chosen,) = contestants((name,), {name: own}, budget, spec, config.tokens)
+        if isinstance(chosen.memory, FeatureMemory):
+            raise ValueError(f"{name} keeps features and reads no text: leave it out.")
+        memory = chosen.memory
+        if floor:
+            memory = dataclasses.replace(memory, newest=round(floor * chosen.slots))  # type: ignore[call-arg]
+        compile(model, memory, spec=spec)  # sizes that it lacks are missed here
+    except ValueError as error:  # not to fit its budget is a result, too
+        return Cell(name, share, floor, None, 0, str(error))
+    return Cell(name, share, floor, memory, chosen.slots)
+
+
+def fingerprint(config: TextConfig, model: Model, streams: Sequence[Stream], cell: Cell) -> str:
+    """Return what tells results of other settings, texts or weights from these."""
+    own = plain_options(cell.name, config.options.get(cell.name, {}))
+    settings = {"options": own, "memory": repr(cell.memory), "chunk": config.chunk}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(texts_mark(streams).encode())
+    for leaf in jax.tree.leaves(model.params):
+        digest.update(np.asarray(leaf[..., :8]).tobytes())  # enough to tell weights apart
+    return digest.hexdigest()[:16]
+
+
+def measure(
+    config: TextConfig, model: Model, streams: Sequence[Stream], cells: Sequence[Cell], spec: Spec
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Measure what no file holds yet; yield every cell after each text.
+
+    All cells see a text before the next one begins, so that a run that is stopped early compares
+    all memories on the texts that it reached.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        mark = fingerprint(config, model, streams, cell)
+        path = _path(config, cell)
+        held = json.loads(path.read_text()) if path.is_file() else {}
+        if held.get("fingerprint") != mark:
+            held = {"fingerprint": mark, "texts": {}}
+        found[cell.stem] = held
+    for stream in streams:
+        for cell in cells:
+            held = found[cell.stem]
+            known = stream.name in held["texts"] or "refused" in held
+            if not known and not config.measured_only:
+                try:
+                    held["texts"][stream.name] = _measured(cell, model, stream, spec)
+                except ValueError as error:  # a size that only a stream shows to be missing
+                    held["refused"] = str(error)
+                write_json(_path(config, cell), held)
+            yield cell, held
+
+
+def _measured(cell: Cell, model: Model, stream: Stream, spec: Spec) -> dict[str, Any]:
+    assert cell.memory is not None
+    program = compile(model, cell.memory, spec=spec)
+    return run_text(bind(program, model.params), program, stream.text)
+
+
+def _path(config: TextConfig, cell: Cell) -> Path:
+    return config.out / "cells" / f"{cell.stem}.json"
+
+
+def outcome(
+    cell: Cell, held: dict[str, Any], streams: Sequence[Stream], spec: Spec
+) -> report.Outcome | None:
+    """Return what a memory did on the texts that were measured; None: there are none."""
+    assert cell.memory is not None
+    mine = {kind: [s for s in streams if s.kind == kind and s.name in held["texts"]]
+            for kind in (SEVERAL, ONE)}  # fmt: skip
+    if not mine[SEVERAL]:
+        return None
+
+    def column(kind: str, key: str) -> np.ndarray:
+        return np.array([held["texts"][s.name][key] for s in mine[kind]], float)
+
+    several = mine[SEVERAL]
+    return report.Outcome(
+        memory=cell.name,
+        share=cell.share,
+        newest=cell.newest,
+        slots=cell.slots,
+        nbytes=nbytes(cell.memory, spec),
+        texts=tuple(s.number for s in several),
+        loss=column(SEVERAL, "loss"),
+        nats=column(SEVERAL, "nats"),
+        right=column(SEVERAL, "right") > 0,
+        depth=np.array([[one.fact.depth for one in s.text.asked] for s in several]),
+        phrasing=np.array([[one.fact.phrasing for one in s.text.asked] for s in several]),
+        alone=column(ONE, "right") > 0 if mine[ONE] else np.zeros((0, 1), bool),
+        seconds=float(np.median(column(SEVERAL, "seconds")[:, 0])),
+    )
+
+
+def run(config: TextConfig, model: Model, console: Console) -> list[report.Outcome]:
+    """Measure, print and write the comparison.
+
+    Raises:
+      ValueError: if an option does not fit, or nothing was measured.
+    """
+    if not 0 < config.chunk <= config.tokens:
+        raise ValueError(f"--chunk lies between 1 and --tokens, got {config.chunk}.")
+    spec = model_spec(model, config.chunk)
+    streams, all_cells = streams_of(config, model), cells_of(config, model, spec)
+    for cell in all_cells:
+        if cell.memory is None:
+            console.print(f"{cell.stem}: {cell.why}", markup=False)
+    cells = [cell for cell in all_cells if cell.memory is not None]
+    found: dict[str, tuple[Cell, dict[str, Any]]] = {}
+    with CellBar(len(cells) * len(streams), console) as bar:
+        for cell, held in measure(config, model, streams, cells, spec):
+            found[cell.stem] = cell, held
+            bar.advance(cell.stem)
+    for cell, held in found.values():
+        if "refused" in held:
+            console.print(f"{cell.stem}: {held['refused']}", markup=False)
+    made = [outcome(cell, held, streams, spec) for cell, held in found.values()]
+    outcomes = [one for one in made if one is not None]
+    if not outcomes:
+        raise ValueError("nothing was measured, so there is nothing to compare.")
+    write(config, model, outcomes, texts_mark(streams), console)
+    return outcomes
+
+
+def write(
+    config: TextConfig,
+    model: Model,
+    outcomes: Sequence[report.Outcome],
+    mark: str,
+    console: Console,
+) -> None:
+    """Print the tables and write them as text and JSON."""
+    tables = [report.table(outcomes, config.tokens), report.depth_table(outcomes)]
+    for one in tables:
+        console.print(one)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with (config.out / "tables.txt").open("w") as file:
+        text = Console(width=200, file=file)
+        for one in tables:
+            text.print(one)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
+        "model": model.name,
+        "texts": mark,
+        "jax": jax.__version__,
+        "device": str(jax.devices()[0].device_kind),
+        "cells": [report.as_dict(one, outcomes) for one in outcomes],
+    }
+    write_json(config.out / "results.json", document)
+    console.print(f"written to {config.out}", markup=False)
+
+
+def run_named(config: TextConfig, console: Console) -> list[report.Outcome]:
+    """Run the comparison with the model that the options name.
+
+    Raises:
+      ValueError: as `run`, or if there is no such model.
+    """
+    return run(config, text_model(config.model), console)
