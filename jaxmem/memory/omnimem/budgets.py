@@ -183,7 +183,8 @@ def slots_for_bytes(
     values (redundancy vectors, text slots, grids of codes, summaries of a bank, counters, a bank
     that is not in host memory) is counted. Nothing is allocated. `factory` makes a memory of so
     many slots per layer, for example `OmniMem`, of which more never cost less; bytes are over all
-    layers, at rest, and `smallest` is the fewest slots that the memory takes.
+    layers, at rest, and `smallest` is the fewest slots that the memory takes. Of a memory that
+    holds no more from some number of slots on (`SimpleStream`), that number is the most.
 
     Raises:
       ValueError: if not even `smallest` slots per layer fit.
@@ -201,11 +202,20 @@ def slots_for_bytes(
         states = f", and {spec.state_bytes} bytes are states of layers" if spec.state_bytes else ""
         raise ValueError(f"{budget_bytes} bytes hold no memory: {costs}{states}.")
     low, high = smallest, 2 * smallest
-    while price(high) <= budget_bytes:
+    fits = lambda slots: price(slots) <= budget_bytes
+    while fits(high):
+        if high > budget_bytes:  # a slot that is held costs a byte at least
+            filling = lambda slots, full=price(high): price(slots) < full
+            return _last(filling, smallest - 1, high) + 1
         low, high = high, 2 * high
+    return _last(fits, low, high)
+
+
+def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """Return the last number from `low` on that `holds`; below it all do, and `high` does not."""
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if price(middle) <= budget_bytes else (low, middle)
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
