@@ -203,12 +203,12 @@ def slots_for_bytes(
         raise ValueError(f"{budget_bytes} bytes hold no memory: {costs}{states}.")
     low, high = smallest, 2 * smallest
     fits = lambda slots: price(slots) <= budget_bytes
-    while fits(high):
-        if high > budget_bytes:  # a slot that is held costs a byte at least
-            filling = lambda slots, full=price(high): price(slots) < full
-            return _last(filling, smallest - 1, high) + 1
+    while fits(high) and high <= budget_bytes:
         low, high = high, 2 * high
-    return _last(fits, low, high)
+    if not fits(high):
+        return _last(fits, low, high)
+    full = price(high)  # though a slot that is held costs a byte at least
+    return _last(lambda slots: price(slots) < full, smallest - 1, high) + 1
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
