@@ -17,6 +17,7 @@ os.environ.setdefault(
 
 import jax
 import pytest
+from doubles import DOUBLES
 
 ROOT = Path(__file__).resolve().parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -86,8 +87,22 @@ LONGEST = (
 """Files that take half a minute or more; begun last, one core would wait for the other."""
 
 
-def pytest_collection_modifyitems(items):
-    """Begin with the longest files (the sort is stable)."""
+def _doubles(item):
+    """The doubles of a test's file."""
+    return DOUBLES.get(item.path.relative_to(ROOT / "tests").as_posix(), ())
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected by their marks
+def pytest_collection_modifyitems(config, items):
+    """Mark the doubles as slow, and begin with the longest files (the sort is stable)."""
+    idle = {(item.path, name) for item in items for name in _doubles(item)}
+    for item in items:
+        names = {item.name, getattr(item, "originalname", None)} & set(_doubles(item))
+        if names:
+            item.add_marker(pytest.mark.slow)
+            idle -= {(item.path, name) for name in names}
+    if idle and not any("::" in word for word in config.args):
+        raise pytest.UsageError(f"tests/support/doubles.py names what is no test: {sorted(idle)}")
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 

@@ -35,7 +35,7 @@ MUTATIONS = [
     ("tova", "tova", "scores.protect(received(self, candidates), candidates.newest(1))",
      "received(self, candidates)", KV),
     ("knorm", "knorm", "return -jnp.linalg.norm", "return jnp.linalg.norm", KV),
-    ("keydiff", "keydiff", "return -scores.cosine_to", "return scores.cosine_to", KV),
+    ("keydiff", "keydiff", "return scores.unlike_mean", "return -scores.unlike_mean", KV),
     ("expected_attention", "expected_attention", "/ (2 * dim)", "/ dim", KV2),
     ("criticalkv", "criticalkv", "(self.first * lent)", "(0.9 * lent)", KV2),
     ("adakv", "adakv", "(self.alpha * even)", "(0.9 * even)", KV2),
