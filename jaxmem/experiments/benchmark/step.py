@@ -50,7 +50,7 @@ class StepConfig:
     # Time `transformers`, `kvpress` or both (extra parity, and the package kvpress) in turn with
     # ours, on the same weights, inputs and slots.
     against: str | None = None
-    fit: bool = False  # fit a + b T + c T S to the step of the first memory instead
+    fit: bool = False  # fit a + b T + c T S + d S to the step of the first memory instead
     threads: int | None = None  # cores to use, by JAX and by others; None: all
     clock: str = "wall"  # or cpu: seconds of the processor, for one thread of a shared machine
     rounds: int = 10  # how often all are timed, in turn

@@ -1,4 +1,4 @@
-"""How a chunk's time grows: a + b T + c T S, fitted over lengths of chunks and numbers of slots."""
+"""How a chunk's time grows with its length and with the slots: a + b T + c T S + d S, fitted."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ class Point(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """t = a + b T + c T S, milliseconds."""
+    """t = a + b T + c T S + d S, milliseconds: keeping moves S slots, whatever T is."""
 
     memory: str
     a: float
     b: float
     c: float
+    d: float
     residual: float  # root of the mean square of (fitted - t) / t
     worst: float  # the largest
+    without: float  # the residual of a + b T + c T S
     points: tuple[Point, ...]
 
 
@@ -48,16 +50,16 @@ def fitted(memory: str, points: Sequence[Point]) -> Fit:
     """Return the fit of smallest relative error; no coefficient is below 0."""
     from scipy.optimize import nnls
 
-    size = np.array([[1.0, p.chunk, p.chunk * p.slots] for p in points])
+    size = np.array([[1.0, p.chunk, p.chunk * p.slots, p.slots] for p in points])
     time = np.array([p.milliseconds for p in points])
-    found, _ = nnls(size / time[:, None], np.ones(len(time)))
+    found = nnls(size / time[:, None], np.ones(len(time)))[0]
+    fewer = nnls(size[:, :3] / time[:, None], np.ones(len(time)))[0]
     says = size @ found
-    error = says / time - 1
+    error, other = says / time - 1, size[:, :3] @ fewer / time - 1
     points = tuple(p._replace(fitted=float(t)) for p, t in zip(points, says, strict=True))
-    a, b, c = (float(x) for x in found)
-    return Fit(
-        memory, a, b, c, float(np.sqrt(np.mean(error**2))), float(np.max(np.abs(error))), points
-    )
+    rms = lambda x: float(np.sqrt(np.mean(x**2)))
+    worst = float(np.max(np.abs(error)))
+    return Fit(memory, *found.tolist(), rms(error), worst, rms(other), points)
 
 
 def measure_fits(
@@ -93,7 +95,7 @@ def _measured(
 def fits_table(config: StepConfig, fits: Sequence[Fit], weights: str) -> Table:
     """Return a line for every memory and size."""
     table = Table(
-        title=f"t = a + b T + c T S: {config.model}, {config.clock} time", caption=weights
+        title=f"t = a + b T + c T S + d S: {config.model}, {config.clock} time", caption=weights
     )
     for column in ("memory", "T", "S", "ms", "fitted", "error"):
         table.add_column(column, justify="left" if column == "memory" else "right")
@@ -102,7 +104,9 @@ def fits_table(config: StepConfig, fits: Sequence[Fit], weights: str) -> Table:
             error = f"{p.fitted / p.milliseconds - 1:+.0%}"
             sizes = (f"{p.chunk}", f"{p.slots:,}", f"{p.milliseconds:.1f}", f"{p.fitted:.1f}")
             table.add_row(fit.memory, *sizes, error)
-        terms = f"{fit.a:.2f} + {fit.b:.4f} T + {fit.c * 1e3:.4f} T S/1000"
+        of_slots = f"{fit.c * 1e3:.4f} T S/1000 + {fit.d * 1e3:.2f} S/1000"
+        terms = f"{fit.a:.2f} + {fit.b:.4f} T + {of_slots}"
         table.add_row(fit.memory, "", "", terms, "", f"rms {fit.residual:.0%}")
+        table.add_row(fit.memory, "", "", "without d S", "", f"rms {fit.without:.0%}")
         table.add_section()
     return table

@@ -94,9 +94,10 @@ def test_a_still_memory_is_told_everything_and_keeps_what_it_has():
 
 def test_a_fit_finds_the_terms_of_a_time():
     sizes = [(t, s) for t in (32, 128, 512) for s in (256, 4096)]
-    fit = fitted("recent", [Point(t, s, 3 + 0.5 * t + 1e-3 * t * s) for t, s in sizes])
-    assert (fit.a, fit.b, fit.c) == pytest.approx((3, 0.5, 1e-3), rel=1e-6)
-    assert fit.worst < 1e-9
+    time = lambda t, s: 3 + 0.5 * t + 1e-3 * t * s + 0.04 * s
+    fit = fitted("recent", [Point(t, s, time(t, s)) for t, s in sizes])
+    assert (fit.a, fit.b, fit.c, fit.d) == pytest.approx((3, 0.5, 1e-3, 0.04), rel=1e-6)
+    assert fit.worst < 1e-9 < 0.1 < fit.without
     off = fitted("recent", [Point(t, s, 3 + 0.5 * t * (1 + (t == 512))) for t, s in sizes])
     assert off.worst > 0.1
 
