@@ -137,7 +137,7 @@ class _Watch:
     def _run(self) -> None:
         seen = [0] * len(self._lives)
         with self._engine.changed:
-            while not self._over or any(live.ready for live in self._lives):
+            while not self._over or any(x.made > n for x, n in zip(self._lives, seen, strict=True)):
                 self._engine.changed.wait(0.1)
                 now = time.perf_counter()
                 for i, live in enumerate(self._lives):
