@@ -169,6 +169,8 @@ def _panel(fig: Figure, left: float, width: float) -> Axes:
 
 
 def _legend(axes: Axes) -> None:
+    if not axes.get_legend_handles_labels()[1]:
+        return  # nothing but `full`, which has no budget
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
 
 

@@ -28,9 +28,10 @@ REUSE = 16  # tiles of rows from which on keys are rotated once, before the kern
 
 
 def _tile(rows: int, bits: int, dim: int, *, sums: bool) -> Tile:
-    # Nothing spills from sm_80 to sm_90 (experiments/kernels_aot); float32 takes more registers,
-    # and up to width 64, with sums of columns, it spills 8 bytes in blocks of 16 keys, none in 32.
-    few = 32 if sums and dim <= 64 else 16
+    # Nothing spills from sm_80 to sm_90 (experiments/kernels_aot); float32 takes more registers.
+    # With sums of columns widths of 64 and 128 spill 8 to 36 bytes in blocks of 16 keys, and none
+    # in blocks of 32; of a width that is padded (80) it is the other way round.
+    few = 32 if sums and dim == pt.power_of_two(dim) else 16
     return Tile(min(64, pt.power_of_two(rows)), 64 if bits <= 16 else few)
 
 

@@ -30,7 +30,7 @@ READ = 'take mode "read"'
 REFUSED = {
     "rekv": "--bank.space device", "flexmem": "--bank.space device", "retention": "as --scorer",
     **dict.fromkeys(("flash_vstream", "flash_vstream_qwen", "moviechat", "ma_lmm"), READ),
-    "memory_vla": READ,
+    "memory_vla": READ, "simple_stream": READ,
 }  # fmt: skip
 """Name -> the repair that its refusal names, and that the test then takes."""
 
