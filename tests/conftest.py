@@ -89,7 +89,7 @@ LONGEST = (
 
 def _doubles(item):
     """The doubles of a test's file."""
-    return DOUBLES.get(item.path.relative_to(ROOT / "tests").as_posix(), ())
+    return DOUBLES.get(os.path.relpath(item.path, ROOT / "tests"), ())
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are deselected by their marks
