@@ -12,6 +12,8 @@ from jax import lax
 from jaxmem.kernels.blocks import wide
 from jaxmem.typing import Array, Bool, Float, Int
 
+COSINES = 2**16  # that are held at once, over all heads
+
 
 def unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
     """Return rows scaled to length 1, float32 (float64 if they are); a row of zeros stays zero."""
@@ -97,16 +99,19 @@ def largest_newer_cosine(
     newer_kind: Int[Array, "M Gm"],
     first: Int[Array, ""] | int,
     *,
-    block: int = 256,
+    block: int | None = None,
 ) -> Float[Array, "G N"]:
     """Return every key's largest cosine with a later key of its kind, float32; -1 without any.
 
     Row j of `newer` stands at place `first` + j of the pool whose rows are `keys`; "later" means at
     a larger place. The pool with itself is `newer` = `keys`, `first` = 0; a chunk's rows against
     the pool that ends with it cost N x M in place of N x N. Rows of kind 0 hold nothing. `block`
-    rows are compared at once: [G, block, M] is the largest array.
+    rows are compared at once, as many as have about `COSINES` of them where it is None:
+    [G, block, M] is the largest array.
     """
     heads = keys.shape[1]
+    if block is None:
+        block = max(16, 1 << (COSINES // (heads * newer.shape[0])).bit_length() >> 1)
     of_heads = lambda x: jnp.broadcast_to(x, (x.shape[0], heads)).T
     b, b_kind = unit(newer).swapaxes(0, 1), of_heads(newer_kind)
     place = jnp.arange(newer.shape[0], dtype=jnp.int32) + first

@@ -20,7 +20,7 @@ FAST = ("recent", "omnimem", "hermes")
 CHUNK = 32
 REBUILT = {"moviechat", "ma_lmm", "memory_vla"}
 """They merge frames: their whole (small) arrays are made anew with every frame."""
-NO_BITS = {"flexmem", "flash_vstream", "flash_vstream_qwen"}
+NO_BITS = {"flexmem", "dscache", "flash_vstream", "flash_vstream_qwen"}
 """They hold the stack of all layers, or features: bfloat16 is copied once a chunk or more."""
 EVERY = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MEMORIES]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
+from jaxmem.memory import layout
 from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Requires, Spec, State, View
 from jaxmem.memory.baselines import LastFrames
 from jaxmem.memory.parts import last_rows
@@ -82,8 +83,8 @@ class DSCache(Memory):
 
     def write(self, spec: Spec, state: State, chunk: Chunk) -> tuple[State, None]:
         assert chunk.rows is not None
-        write = lambda state, chunk: self.past.write(spec, state, chunk)[0]
-        past = jax.vmap(write)(self._past(state), Chunk(chunk.kv, chunk.next_pos))
+        layer = lambda past, chunk: self.past.write(spec, past, chunk)
+        past, _ = layout.rewrite(self._past(state), layer, Chunk(chunk.kv, chunk.next_pos))
         number = chunk.kv.index[0, :, 0]
         last = self.last(spec).write(spec, state.aux.rows, chunk.rows, number)
         return self._state(past, last), None
