@@ -59,7 +59,8 @@ def fitted(memory: str, points: Sequence[Point]) -> Fit:
     points = tuple(p._replace(fitted=float(t)) for p, t in zip(points, says, strict=True))
     rms = lambda x: float(np.sqrt(np.mean(x**2)))
     worst = float(np.max(np.abs(error)))
-    return Fit(memory, *found.tolist(), rms(error), worst, rms(other), points)
+    a, b, c, d = found.tolist()
+    return Fit(memory, a, b, c, d, rms(error), worst, rms(other), points)
 
 
 def measure_fits(
