@@ -25,7 +25,7 @@ from rich.console import Console
 
 from jaxmem.experiments.evaluate.benchmark import benchmark
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig
-from jaxmem.experiments.evaluate.cells import CellBar
+from jaxmem.experiments.evaluate.cells import CellBar, show_tables
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
@@ -200,12 +200,7 @@ def write(config: RecallConfig, outcomes: Sequence[report.Outcome], console: Con
     for title, split in (("type of question", report.by_type), ("age of evidence", report.by_age)):
         parts = {o.memory: split(o) for o in here}
         tables.append(report.split_table(here, parts, f"{longest} s streams, {budget}: {title}"))
-    for one in tables:
-        console.print(one)
-    with (config.out / "tables.txt").open("w") as file:
-        text = Console(width=240, file=file)
-        for one in tables:
-            text.print(one)
+    show_tables(tables, config.out / "tables.txt", console, width=240)
     document = {
         "format": FORMAT,
         "version": VERSION,

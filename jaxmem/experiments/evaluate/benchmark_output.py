@@ -13,6 +13,7 @@ from rich.console import Console
 from jaxmem.data.benchmarks import Found, Item, Video, named
 from jaxmem.data.world.atomic import complete
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig
+from jaxmem.experiments.evaluate.cells import show_tables
 from jaxmem.report import benchmarks as report
 from jaxmem.report.files import write_json
 
@@ -33,12 +34,7 @@ def write(
     parts = [rules.name, *filter(None, (config.only, config.shard and f"shard {config.shard}"))]
     title = f"{', '.join(parts)}: mean over {rules.average} (%), 95 % intervals over videos"
     tables = report.tables(outcomes, rules, title)
-    with complete(out / "tables.txt") as path, path.open("w") as file:
-        text = Console(width=200, file=file)
-        for one in tables:
-            text.print(one)
-    for one in tables:
-        console.print(one)
+    show_tables(tables, out / "tables.txt", console, width=200)
     document = {
         "format": FORMAT,
         "version": VERSION,

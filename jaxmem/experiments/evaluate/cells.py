@@ -1,11 +1,16 @@
-"""The bar of a comparison: how many of its cells are measured, and which one."""
+"""What comparisons share: the bar over their cells, and their tables, shown and written."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxmem.data.world.atomic import complete
 
 
 class CellBar:
@@ -26,3 +31,13 @@ class CellBar:
 
     def __exit__(self, *why: object) -> None:
         self.progress.stop()
+
+
+def show_tables(tables: Sequence[Table], path: Path, console: Console, *, width: int) -> None:
+    """Print tables, and write them as text of a width to `path`, all of it or nothing."""
+    for one in tables:
+        console.print(one)
+    with complete(path) as whole, whole.open("w") as file:
+        text = Console(width=width, file=file)
+        for one in tables:
+            text.print(one)

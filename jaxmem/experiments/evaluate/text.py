@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxmem.bound import bind
-from jaxmem.experiments.evaluate.cells import CellBar
+from jaxmem.experiments.evaluate.cells import CellBar, show_tables
 from jaxmem.experiments.evaluate.text_run import run_text
 from jaxmem.experiments.evaluate.text_streams import (
     ONE,
@@ -222,13 +222,8 @@ def write(
 ) -> None:
     """Print the tables and write them as text and JSON."""
     tables = [report.table(outcomes, config.tokens), report.depth_table(outcomes)]
-    for one in tables:
-        console.print(one)
     config.out.mkdir(parents=True, exist_ok=True)
-    with (config.out / "tables.txt").open("w") as file:
-        text = Console(width=200, file=file)
-        for one in tables:
-            text.print(one)
+    show_tables(tables, config.out / "tables.txt", console, width=200)
     document = {
         "format": FORMAT,
         "version": VERSION,

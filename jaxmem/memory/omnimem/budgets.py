@@ -203,9 +203,9 @@ def slots_for_bytes(
         raise ValueError(f"{budget_bytes} bytes hold no memory: {costs}{states}.")
     low, high = smallest, 2 * smallest
     fits = lambda slots: price(slots) <= budget_bytes
-    while fits(high) and high <= budget_bytes:
+    while (room := fits(high)) and high <= budget_bytes:
         low, high = high, 2 * high
-    if not fits(high):
+    if not room:
         return _last(fits, low, high)
     full = price(high)  # though a slot that is held costs a byte at least
     return _last(lambda slots: price(slots) < full, smallest - 1, high) + 1
