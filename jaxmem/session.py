@@ -9,7 +9,7 @@ Everything it holds is reachable: `session.carry` is the live state, a plain pyt
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ class Session(Asking):
         resume: bool = False,
         checkpoint: str | Path | None = None,
         every: float = EVERY,
+        show: Callable[[PieceLike], None] | None = None,
         **options: Any,
     ) -> Session:
         """Stream a source to its end; return self.
@@ -67,6 +68,7 @@ class Session(Asking):
             file is read again up to there; a live source goes on with what comes now.
           checkpoint: folder that the session saves itself to, for `restore`.
           every: seconds of stream between two saves.
+          show: called with every piece after it was fed, such as a `serve.notebook.LiveView`.
           options: of `jaxmem.data.media.media.open_media`, for example `stop=60.0`.
 
         Raises:
@@ -78,7 +80,7 @@ class Session(Asking):
         if checkpoint is not None:
             saver = Checkpoints(checkpoint, every, at=self.seconds, again=resume)
         if not isinstance(source, str | Path):
-            self._watch(source, saver)
+            self._watch(source, saver, show)
             return self
         if resume:
             check_same(self._source, source, "this session")
@@ -88,13 +90,20 @@ class Session(Asking):
         with self.open(source, **options) as reader:
             media = self.model.media
             live = is_live(reader.info, self._source or {})
-            self._watch(rest_of(reader, media, fed, live=live) if fed else reader, saver)
+            self._watch(rest_of(reader, media, fed, live=live) if fed else reader, saver, show)
             self._events += [Event(e.time, e.kind, e.message) for e in reader.events]
         return self
 
-    def _watch(self, pieces: Iterable[PieceLike], saver: Checkpoints | None) -> None:
+    def _watch(
+        self,
+        pieces: Iterable[PieceLike],
+        saver: Checkpoints | None,
+        show: Callable[[PieceLike], None] | None,
+    ) -> None:
         for piece in pieces:
             self.feed(piece)
+            if show is not None:
+                show(piece)
             if saver is not None:
                 with self._lock:
                     saver(self.seconds, lambda: {"stream": self.part()})
