@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxmem import saves, saving
 from jaxmem.decoder.program import layers_of
 from jaxmem.feeding import Event
@@ -24,7 +22,7 @@ from jaxmem.memory.base import AnyMemory, State, nbytes
 from jaxmem.models.base import Model
 from jaxmem.pieces import PieceLike
 from jaxmem.replies import Asking
-from jaxmem.report.kept import Kept, kept
+from jaxmem.report.kept import Kept, kept_by
 from jaxmem.resuming import (
     EVERY,
     Checkpoints,
@@ -147,11 +145,8 @@ class Session(Asking):
         Args:
           seconds: length of the stream; None: as the session counts it.
         """
-        layers, ticks = self.layers(), self.model.ticks_per_second
-        if not layers:
-            return [Kept(np.zeros(0), np.zeros(0, np.int8))] * max(self.spec.layers, 1)
         length = self.seconds if seconds is None else seconds
-        return kept(layers, seconds=length, seconds_per_tick=None if ticks is None else 1 / ticks)
+        return kept_by(self.layers(), self.model, self.spec, seconds=length)
 
     def memory_map(self) -> Figure:
         """Return a figure of what every layer holds, over the time of the stream."""
@@ -194,9 +189,9 @@ class Session(Asking):
                 "size": size if isinstance(size, tuple) else None,
                 "source": self._source,
             }
-            if self._made is None:
-                self._made = saving.made_by(self.program, self.model.params)
-            return saving.part_of(self.carry, made=self._made, host=host, numbers=numbers)
+            if self.made is None:
+                self.made = saving.made_by(self.program, self.model.params)
+            return saving.part_of(self.carry, made=self.made, host=host, numbers=numbers)
 
     @classmethod
     def restore(

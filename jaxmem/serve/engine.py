@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jaxmem.asking import check_drawing
@@ -23,6 +24,7 @@ from jaxmem.decoder.sampling import Sampling
 from jaxmem.memory.base import AnyMemory, nbytes
 from jaxmem.models.base import Model
 from jaxmem.programs import compile
+from jaxmem.saving import made_by
 from jaxmem.serve.answers import Answer, Asked
 from jaxmem.serve.live import Live
 from jaxmem.serve.stepper import Stepper
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from jaxmem.session import Session
 
 CLOSED = "the engine is closed; start another one."
+FAILED = "the engine failed"
 
 
 class Engine:
@@ -92,9 +95,19 @@ class Engine:
         self._thread.start()
 
     @property
+    def closed(self) -> bool:
+        """Return whether the engine was closed, or has failed."""
+        return self._stopping
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of one stream's memory and states; they never change."""
         return nbytes(self.memory, self.program.spec) + self.program.spec.state_bytes
+
+    @cached_property
+    def made(self) -> dict[str, str]:
+        """Return what the streams are made by, as saves of them say; it reads all weights once."""
+        return made_by(self.program, self.model.params)
 
     @property
     def streams(self) -> list[Live]:
@@ -263,7 +276,7 @@ class Engine:
         for answer in self._answers:
             answer.fail(error)
         for live in self.streams:
-            self.leave(live, f"the engine failed ({type(error).__name__}: {error})")
+            self.leave(live, f"{FAILED} ({type(error).__name__}: {error})")
 
 
 def _settle(job: Callable[[], Any], done: Future[Any]) -> None:
