@@ -73,6 +73,7 @@ class Hub(Table):
         old, name = self.get(id), new_id() if new is None else checked_name(new, "id of the branch")
         session = old.live.session()
         branch = self.begin(name, old.wanted, lambda: old.live.engine.open(session), old.brief)
+        branch.take_pushed(old)
         branch.questions.remember(old.questions.plain(), ())
         return branch
 

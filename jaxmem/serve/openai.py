@@ -121,10 +121,12 @@ class Chat:
         try:
             reader = source.open(self.model.media)
             try:
+                served.begin_source({"kind": source.kind, "name": source.name, "over": None})
                 for piece in reader:
                     served.feed(piece, wait=True)
             finally:
                 reader.close()
+                served.end_source("it was watched")
         finally:
             if path is not None:
                 path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -110,11 +111,19 @@ class Served:
             self._check_pushed()
             self.seen = time.monotonic()
             now = self.seen if now is None else now
-            done = [] if samples is None else self._gatherer.sound(samples, now, at)
+            done = [] if picture is None else self._gatherer.picture(picture, now, at)
+            if samples is not None:
+                done += self._gatherer.sound(samples, now, at)
+            dropped = sum(self.feed(piece) for piece in done)
             if picture is not None:
-                done += self._gatherer.picture(picture, now, at)
                 self._picture = self._gatherer.newest
-            return len(done), sum(self.feed(piece) for piece in done)
+            return len(done), dropped
+
+    def take_pushed(self, other: Served) -> None:
+        """Go on with what was pushed to another session and does not fill a piece yet."""
+        with other._feeding:
+            if not other.busy and other.pieces == self.pieces:
+                self._gatherer = deepcopy(other._gatherer)
 
     def _check_pushed(self) -> None:
         self.live.check_open()

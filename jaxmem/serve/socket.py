@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,6 +9,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import anyio
+from anyio.abc import TaskGroup
 from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -74,7 +75,7 @@ class Connection:
         self.hub, self.limits, self.websocket = hub, hub.limits, websocket
         self.outbox = Outbox(hub.limits.events)
         self._first: Served | None = None
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: TaskGroup
         self._table: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
             "video.frame": self._frame,
             "audio.chunk": self._frame,
@@ -105,19 +106,22 @@ class Connection:
 
     async def run(self) -> None:
         """Serve until the client leaves, reads too slowly, or its sessions have ended."""
-        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
         try:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._to_its_end, self._read)
+                self._tasks.start_soon(self._to_its_end, self._write)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
             for one in [] if self._first is None else self._first.peers:
                 one.publish.remove(self.outbox)
         if self.websocket.application_state is WebSocketState.CONNECTED:
             code = TOO_SLOW if self.outbox.slow else DONE
-            with suppress(TimeoutError, RuntimeError, OSError):  # nobody is there
-                await asyncio.wait_for(self.websocket.close(code), CLOSE_SECONDS)
+            with anyio.move_on_after(CLOSE_SECONDS), suppress(RuntimeError, OSError):
+                await self.websocket.close(code)
+
+    async def _to_its_end(self, job: Callable[[], Awaitable[None]]) -> None:
+        with suppress(WebSocketDisconnect, OSError):  # nobody is there
+            await job()
+        self._tasks.cancel_scope.cancel()
 
     async def _write(self) -> None:
         """Send messages until a reader is too slow, or all sessions have ended."""
@@ -133,10 +137,10 @@ class Connection:
         begin = time.monotonic()
         while True:
             left = begin + CONFIG_SECONDS - time.monotonic()
-            wait = max(left, 0.0) if self._first is None else None
-            try:
-                text = await asyncio.wait_for(self._text(), wait)
-            except (WebSocketDisconnect, TimeoutError):
+            text = None
+            with anyio.move_on_after(max(left, 0.0) if self._first is None else None):
+                text = await self._text()
+            if text is None:
                 return
             message: dict[str, Any] = {}
             try:
@@ -199,8 +203,7 @@ class Connection:
         about = [one.plain() for one in found]
         self.outbox({"type": "session.created", "session": first.plain(), "sessions": about})
         if names:
-            ticker = self._tell(names, max(every or 1.0, SOONEST))
-            self._tasks.append(asyncio.create_task(ticker))
+            self._tasks.start_soon(self._tell, names, max(every or 1.0, SOONEST))
 
     def _memories(self, message: dict[str, Any]) -> Sequence[dict[str, Any]]:
         """Return what a message says of every memory."""
@@ -224,7 +227,7 @@ class Connection:
                     except ValueError:  # it has ended meanwhile
                         continue
                     self.outbox(self._about(one, "memory.map", map=found))
-            await asyncio.sleep(every)
+            await anyio.sleep(every)
 
     def _about(self, served: Served, kind: str, **more: Any) -> dict[str, Any]:
         return {"type": kind, "session": served.id, **more}
