@@ -72,11 +72,11 @@ def test_messages_are_those_of_the_server(root, modules):
     known = {s for s in strings if isinstance(s, str) and MESSAGE.fullmatch(f'"{s}"')}
     mine = {s for text in modules.values() for s in MESSAGE.findall(text)}
     assert len(mine) > 15 and mine <= known, sorted(mine - known)
-    handled = set(re.findall(r'^  "([a-z.]+)": \(stream', modules["stream.js"], re.MULTILINE))
+    handled = set(re.findall(r'^  "([a-z.]+)": \(stream', modules["handlers.js"], re.MULTILINE))
     from jaxmem.serve.socket import SENT
 
     assert handled == set(SENT) - {"error"}
-    assert "error: (stream" in modules["stream.js"]
+    assert "error: (stream" in modules["handlers.js"]
 
 
 def pairs(css):

@@ -56,8 +56,7 @@ def visit(browser):
         page.set_default_timeout(SLOW)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         if quiet:
-            log = lambda entry: wrong.append(entry.text) if entry.type == "error" else None
-            page.on("console", log)
+            page.on("console", lambda entry: wrong.append(entry.text) if is_error(entry) else None)
         own = (re.match(r"http://[^/]+/", address)[0], "blob:", "data:")
         page.on("request", lambda one: None if one.url.startswith(own) else wrong.append(one.url))
         page.goto(address)
@@ -68,6 +67,11 @@ def visit(browser):
     for context in contexts:
         context.close()
     assert not wrong
+
+
+def is_error(entry):
+    """Whether an entry of the console tells of an error; a branch has no picture at first."""
+    return entry.type == "error" and "/picture" not in entry.location["url"]
 
 
 def button(page, name):
@@ -153,7 +157,7 @@ def test_the_same_moment_in_two_memories(server, visit):
     box = page.get_by_role("slider").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 4, box["y"] + 20)
     moments = page.locator(".moment p")
-    expect(moments.first).to_contain_text("tokens, in")
+    expect(moments.first).to_contain_text(re.compile("tokens?, in"))
     newest = re.compile(r"^\d\d:\d\d: ")
     times = [newest.match(text)[0] for text in moments.all_inner_texts()]
     assert times[0] == times[1]
@@ -217,7 +221,7 @@ def test_all_of_it_works_with_the_keyboard_alone(server, visit):
     expect(page.locator(".history .asked dd")).to_have_count(1)
     tab_to(page, "e.getAttribute('role') === 'slider'")
     text = lambda: page.locator(".map").get_attribute("aria-valuetext")
-    assert "tokens, in" in text()  # the newest moment, when it gets the focus
+    assert re.search("tokens?, in", text())  # the newest moment, when it gets the focus
     page.keyboard.press("Home")
     first = text()
     assert first.startswith("00:00: ")

@@ -89,6 +89,7 @@ function listen(one) {
   one.addEventListener("change", ({ detail }) => {
     if (detail === "status" && one === stream) tellStatus();
   });
+  one.addEventListener("joined", look);
   one.addEventListener("note", ({ detail }) => say(detail, { good: detail.startsWith("Saved") }));
   one.addEventListener("lost", ({ detail }) => lose(one, detail));
   one.addEventListener("branched", ({ detail }) => {

@@ -133,7 +133,9 @@ export class Panel {
     if (!moment) return `${at}: nothing of it is held.`;
     const kinds = KINDS.filter((kind) => moment[kind] > 0);
     const what = kinds.map((kind) => `${kind} ${moment[kind].toLocaleString("en")}`).join(", ");
-    return `${at}: ${what} tokens, in ${moment.layers} of ${count(this.map.layers.length, "layer")}.`;
+    const sum = KINDS.reduce((total, kind) => total + moment[kind], 0);
+    const tokens = sum === 1 ? "token" : "tokens";
+    return `${at}: ${what} ${tokens}, in ${moment.layers} of ${count(this.map.layers.length, "layer")}.`;
   }
 
   get summary() {

@@ -8,7 +8,7 @@ export class Picture {
   constructor(stream) {
     this.stream = stream;
     this.busy = false;
-    this.shown = null; // seconds of the stream at the picture that is shown
+    this.shown = null; // seconds of the stream at which a picture was asked for
     this.image = make("img", { class: "live", alt: "No picture has come yet", hidden: true });
     this.blank = make("p", { class: "blank faint small" }, "No picture has come yet.");
     this.caption = make("figcaption", { class: "small faint" }, "As the model sees it");
@@ -24,10 +24,10 @@ export class Picture {
     const [session] = sessions;
     if (session === undefined || this.busy || seconds === this.shown || seconds === 0) return;
     this.busy = true;
+    this.shown = seconds;
     try {
       const address = URL.createObjectURL(await api.picture(session.id));
       await this.put(address);
-      this.shown = seconds;
       const [height, width] = session.frame ?? [this.image.naturalHeight, this.image.naturalWidth];
       this.image.parentElement.style.aspectRatio = `${width} / ${height}`;
       this.image.alt = `The newest picture, at ${clock(seconds)}`;

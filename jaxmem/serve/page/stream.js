@@ -1,6 +1,7 @@
 // One stream: the sessions that see it, one memory each, over one WebSocket.
 
 import { api } from "./api.js";
+import { HANDLERS } from "./handlers.js";
 import { Socket } from "./socket.js";
 
 const SUBSCRIBE = ["memory.map", "session.stats"];
@@ -9,7 +10,8 @@ const fresh = () => crypto.randomUUID?.() ?? `q${Date.now()}-${Math.floor(Math.r
 
 /**
  * Events: "change" with the part that changed as detail ("sessions", "stats", "map", "questions",
- * "watches", "status"), "made" once it has sessions, "lost" with why, "note" with a sentence.
+ * "watches", "status"), "made" once it has sessions, "joined" when another memory is there,
+ * "lost" with why, "note" with a sentence.
  */
 export class Stream extends EventTarget {
   /** Begin a stream of new memories ([{memory, budget}]), or join the one of a session. */
@@ -20,6 +22,7 @@ export class Stream extends EventTarget {
     this.sessions = []; // in the order in which their memories joined
     this.stats = new Map(); // session -> numbers
     this.maps = new Map(); // session -> map
+    this.offsets = new Map(); // session -> see `offset`
     this.questions = []; // oldest first
     this.alerts = []; // standing questions that turned to yes
     this.watches = new Map(); // id -> {id, text, every}
@@ -130,11 +133,21 @@ export class Stream extends EventTarget {
 
   /** Return the seconds of stream before a memory joined, on the clock of the first one. */
   offset(id) {
-    const fed = (one) => {
-      const stats = this.stats.get(one);
-      return stats === undefined ? 0 : stats.seconds + stats.lag;
-    };
-    return Math.max(0, fed(this.sessions[0]?.id) - fed(id));
+    return this.offsets.get(id) ?? 0;
+  }
+
+  /**
+   * Compare how much came to each memory, in sessions that were looked at in one moment. A piece
+   * may have come to some of them only, so the smallest difference is the true one.
+   */
+  align(sessions) {
+    const fed = new Map(sessions.map(({ id, stats }) => [id, stats.seconds + stats.lag]));
+    const first = fed.get(this.sessions[0]?.id);
+    for (const { id } of this.sessions) {
+      if (!fed.has(id) || first === undefined) continue;
+      const before = Math.max(0, first - fed.get(id));
+      this.offsets.set(id, Math.min(before, this.offsets.get(id) ?? before));
+    }
   }
 
   /** Return the length of the stream so far. */
@@ -162,6 +175,7 @@ export class Stream extends EventTarget {
 
   /** Take what the list of sessions says: their sources and states. */
   refresh(sessions) {
+    this.align(sessions);
     let news = false;
     for (const mine of this.sessions) {
       const { source, state, why, standing } = sessions.find((one) => one.id === mine.id) ?? mine;
@@ -183,6 +197,7 @@ export class Stream extends EventTarget {
     this.sessions = this.sessions.filter((one) => one.id !== id);
     this.stats.delete(id);
     this.maps.delete(id);
+    this.offsets.clear(); // the first one may have gone
     this.changed("sessions");
   }
 
@@ -201,92 +216,3 @@ export class Stream extends EventTarget {
     }
   }
 }
-
-/** What a server says -> what becomes of it. */
-export const HANDLERS = {
-  "session.created": (stream, message) => {
-    const first = stream.sessions.length === 0;
-    stream.sessions = [];
-    for (const session of message.sessions ?? [message.session]) stream.take(session);
-    stream.id = stream.sessions[0].id;
-    stream.joined = true;
-    if (first) stream.dispatchEvent(new Event("made"));
-    for (const part of ["sessions", "stats", "questions", "watches"]) stream.changed(part);
-  },
-  "session.added": (stream, { session }) => {
-    stream.take(session);
-    stream.changed("sessions");
-    stream.changed("stats");
-  },
-  "session.stats": (stream, message) => {
-    stream.stats.set(message.session, message.stats);
-    stream.changed("stats");
-  },
-  "memory.map": (stream, message) => {
-    stream.maps.set(message.session, message.map);
-    stream.changed("map");
-  },
-  "response.waiting": (stream, message) => {
-    stream.question(message.id).at = message.at;
-    stream.answer(message.id, message.session);
-    stream.changed("questions");
-  },
-  "response.start": (stream, message) => {
-    stream.question(message.id, message.text).askedAt = message.asked_at;
-    stream.answer(message.id, message.session).text = "";
-    stream.changed("questions");
-  },
-  "response.text.delta": (stream, message) => {
-    stream.answer(message.id, message.session).text += message.delta;
-    stream.changed("questions");
-  },
-  "response.text.done": (stream, message) => {
-    const { text, cut = false, first_token_ms: first } = message;
-    const answer = stream.answer(message.id, message.session);
-    Object.assign(answer, { text, cut, first, done: true });
-    const detail = { question: stream.question(message.id), session: message.session, answer };
-    stream.dispatchEvent(new CustomEvent("answered", { detail }));
-    stream.changed("questions");
-  },
-  "session.unwatched": (stream, { id }) => {
-    stream.watches.delete(id);
-    stream.changed("watches");
-  },
-  "session.watching": (stream, { id, session, text, every }) => {
-    stream.watches.set(id, { id, session, text, every });
-    stream.changed("watches");
-  },
-  "session.alert": (stream, { id, session, text, at }) => {
-    stream.alerts.push({ id, session, text, at });
-    stream.dispatchEvent(new CustomEvent("alert", { detail: { session, text, at } }));
-    stream.changed("questions");
-  },
-  "session.saved": (stream, { saved }) => stream.note(`Saved as ${saved}.`),
-  "session.branched": (stream, { session }) => {
-    stream.dispatchEvent(new CustomEvent("branched", { detail: session }));
-  },
-  "source.started": (stream, { session, source }) => {
-    Object.assign(stream.sessions.find((one) => one.id === session) ?? {}, { source });
-    stream.changed("sessions");
-  },
-  "source.ended": (stream, { session, why }) => {
-    const found = stream.sessions.find((one) => one.id === session);
-    if (found?.source) found.source = { ...found.source, over: why };
-    stream.changed("sessions");
-  },
-  "session.ended": (stream, { session, why }) => {
-    const found = stream.sessions.find((one) => one.id === session);
-    if (found) Object.assign(found, { state: "ended", why });
-    stream.changed("sessions");
-  },
-  error: (stream, { id, code, message }) => {
-    if (id !== undefined && stream.questions.some((one) => one.id === id)) {
-      stream.question(id).error = message;
-      stream.changed("questions");
-    } else if (!stream.joined) {
-      stream.lose(message);
-    } else {
-      stream.note(message ?? code);
-    }
-  },
-};
