@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +23,14 @@ import tyro
 
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import parse, refusing, whole_pieces
+from jaxmem.experiments.stream.interrupt import leave_threads_behind
 from jaxmem.memory.omnimem.budgets import parse_bytes
 from jaxmem.models.base import Model, for_frames
 from jaxmem.models.load import load
 from jaxmem.serve.demo_world import DEMO
-from jaxmem.serve.engines import Engines
+from jaxmem.serve.engines import REHEARSING, Engines
 from jaxmem.serve.limits import LOCAL, Limits
+from jaxmem.serve.reading import SOURCE
 from jaxmem.serve.sources import Allowed
 from jaxmem.serve.wanting import Wanted, read_wanted
 
@@ -71,7 +74,14 @@ class ServeConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends it; return the exit status (0, or 2 for bad arguments)."""
-    return refusing(lambda: serve(_configured(sys.argv[1:] if argv is None else argv)))
+    status = refusing(lambda: serve(_configured(sys.argv[1:] if argv is None else argv)))
+    leave_threads_behind(status, _working)
+    return status
+
+
+def _working() -> bool:
+    """Return whether a thread is inside the compiler or the decoder of media."""
+    return any(thread.name in (SOURCE, REHEARSING) for thread in threading.enumerate())
 
 
 def _configured(argv: Sequence[str]) -> ServeConfig:
@@ -91,6 +101,8 @@ def _check(config: ServeConfig) -> None:
         if getattr(config, name) < least:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} must be at least {least}, got {getattr(config, name)}.")
+    if config.port > 65_535:
+        raise ValueError(f"--port must be at most 65535, got {config.port}.")
     for name in ("silence", "fps", "grace"):
         if not 0 < getattr(config, name) < float("inf"):
             raise ValueError(f"--{name} must be positive, got {getattr(config, name)}.")
@@ -160,28 +172,22 @@ def serve(config: ServeConfig) -> None:
         given = {"memory": config.memory, "budget": config.budget}
         options = config.memories.get(config.memory, {})
         usual = read_wanted(given | {"options": options}, Wanted(config.memory, config.budget))
-        hub = Hub(
-            engines,
-            limits,
-            usual=usual,
-            allowed=Allowed(config.root, config.source),
-            saves=config.saves,
-        )
         engine = engines.start(usual)
-        for trouble in hub.resume():
-            print(trouble, file=sys.stderr)
-        if config.demo and not any(one.id == DEMO for one in hub.sessions):
-            hub.read(hub.create([usual], DEMO), hub.allowed.find(DEMO))
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        print(
-            f"{model.name} with {usual.memory} ({usual.budget}; {engine.nbytes:,} bytes a session, "
-            f"{engine.lanes} sessions) on http://{shown}:{port}/"
-            + (f"  {model.note}" if model.note else ""),
-            flush=True,
-        )
-        token = config.token or os.environ.get(TOKEN) or None
-        run(hub, listener, token=token, host=config.host, grace=config.grace)
+        allowed = Allowed(config.root, config.source)
+        with Hub(engines, limits, usual=usual, allowed=allowed, saves=config.saves) as hub:
+            for trouble in hub.resume():
+                print(trouble, file=sys.stderr)
+            if config.demo and not any(one.id == DEMO for one in hub.sessions):
+                hub.read(hub.create([usual], DEMO), hub.allowed.find(DEMO))
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(
+                f"{model.name} with {usual.memory} ({usual.budget}; {engine.nbytes:,} bytes a "
+                f"session, {engine.lanes} sessions) on http://{shown}:{port}/  {model.note}",
+                flush=True,
+            )
+            token = config.token or os.environ.get(TOKEN) or None
+            run(hub, listener, token=token, host=config.host, grace=config.grace)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket
 
 from jaxmem.serve import http, socket
 from jaxmem.serve.about import About
+from jaxmem.serve.connections import Connections
 from jaxmem.serve.hub import Hub
 from jaxmem.serve.limits import LOCAL, RefusedError
 from jaxmem.serve.metrics import Metrics
@@ -47,13 +48,18 @@ log = logging.getLogger("jaxmem.serve")
 def make_app(hub: Hub, *, token: str | None = None, host: str | None = None) -> Starlette:
     """Return the application that serves a hub.
 
+    Its `state.connections` are the open WebSockets.
+
     Args:
       hub: of the sessions; the application does not end it.
       token: that every request needs; None: none.
       host: the address that is listened on. Where it is this machine's own, requests that name
         another one are refused, so that no web page reaches the server under a name of its own.
     """
-    metrics = Metrics(hub)
+    metrics, connections = Metrics(hub), Connections(hub)
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await connections(websocket)
 
     async def health(request: Request) -> Response:
         del request
@@ -80,7 +86,7 @@ def make_app(hub: Hub, *, token: str | None = None, host: str | None = None) -> 
         *http.Sessions(hub).routes(),
         Route("/v1/models", About(hub).models),
         Route("/v1/chat/completions", Chat(hub).chat, methods=["POST"]),
-        WebSocketRoute(socket.PATH, _endpoint(socket.Connections(hub))),
+        WebSocketRoute(socket.PATH, endpoint),
         Route("/metrics", metrics.show),
         Route("/health", health),
         Route("/", page),
@@ -93,16 +99,9 @@ def make_app(hub: Hub, *, token: str | None = None, host: str | None = None) -> 
         Exception: _failed,
     }
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    local = host in LOCAL
-    app.add_middleware(Guard, token=token, local=local)
+    app.state.connections = connections
+    app.add_middleware(Guard, token=token, local=host in LOCAL)
     return app
-
-
-def _endpoint(connections: socket.Connections) -> Any:
-    async def endpoint(websocket: Any) -> None:
-        await connections(websocket)
-
-    return endpoint
 
 
 async def _tidy(hub: Hub) -> None:

@@ -26,6 +26,7 @@ from jaxmem.models.base import Model
 from jaxmem.programs import compile
 from jaxmem.saving import made_by
 from jaxmem.serve.answers import Answer, Asked
+from jaxmem.serve.lanes import widths
 from jaxmem.serve.live import Live
 from jaxmem.serve.stepper import Stepper
 from jaxmem.typing import Array
@@ -47,6 +48,7 @@ class Engine:
       chunk_pieces: pieces that are written at once.
       waiting: chunks of a stream that may wait before the oldest is dropped.
       stepper: what the engine's thread runs.
+      warm: whether a step was taken: the first one waits for the compiler.
       changed: notified when anything is; it guards the streams' queues and counts.
     """
 
@@ -84,6 +86,7 @@ class Engine:
         self.sampling, self.key = sampling, key
         self.program = compile(model, memory, chunk_pieces=chunk_pieces)
         self.stepper = Stepper(model, self.program, lanes, sampling, key)
+        self.warm = False
         self.changed = threading.Condition()
         # What follows is guarded by `changed`.
         self._live: dict[int, Live] = {}
@@ -118,9 +121,11 @@ class Engine:
     def rehearse(self, question: str | None = None) -> None:
         """Compile the step of every width, and what a question of this length runs; run nothing.
 
-        Without it the first batch of each width waits for the compiler.
+        Without it the first batch of each width waits for the compiler. It ends with the engine.
         """
-        self.stepper.rehearse(question)
+        for width in widths(self.lanes):
+            if not self._stopping:
+                self.stepper.rehearse(width, question)
 
     def open(self, session: Session | None = None) -> Live:
         """Return a new stream.
@@ -260,6 +265,7 @@ class Engine:
         if not taken:
             return
         self.stepper.step([live.lane for live, _ in taken], [chunk for _, chunk in taken])
+        self.warm = True
         with self.changed:
             for live, _ in taken:
                 live.gone += 1

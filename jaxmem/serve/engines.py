@@ -30,7 +30,7 @@ from jaxmem.typing import Array
 
 BANK_SECONDS = 3600.0
 """Of stream that a bank has room for, in memories that have one."""
-BITS = "bits"
+BITS, REHEARSING = "bits", "jaxmem-rehearse"
 LEAST = "96"
 """Slots that a memory is tried with, to see whether it runs at all."""
 
@@ -164,9 +164,10 @@ class Engines:
         self._known.add(wanted)
         self._engines[wanted] = engine
         if self.rehearse:
+            threading.Thread(target=lambda: self.names, name=REHEARSING, daemon=True).start()
             question = self.model.probes[0] if self.model.probes else None
             work = partial(engine.rehearse, question)
-            threading.Thread(target=work, name="jaxmem-rehearse", daemon=True).start()
+            threading.Thread(target=work, name=REHEARSING, daemon=True).start()
         return engine
 
     def _lanes(self, wanted: Wanted, program: Program) -> int:

@@ -12,8 +12,9 @@ from jaxmem.serve.engines import Engines
 from jaxmem.serve.keeping import Keeping
 from jaxmem.serve.limits import Limits, RefusedError, checked_name
 from jaxmem.serve.question import new_id
+from jaxmem.serve.reading import Reading
 from jaxmem.serve.served import Served
-from jaxmem.serve.sources import Allowed, Reading, Source
+from jaxmem.serve.sources import Allowed, Source
 from jaxmem.serve.table import STOPPING, Table
 from jaxmem.serve.wanting import Wanted
 
@@ -73,6 +74,7 @@ class Hub(Table):
         old, name = self.get(id), new_id() if new is None else checked_name(new, "id of the branch")
         session = old.live.session()
         branch = self.begin(name, old.wanted, lambda: old.live.engine.open(session), old.brief)
+        branch.live.take_gaps(old.live.gaps.plain())
         branch.take_pushed(old)
         branch.questions.remember(old.questions.plain(), ())
         return branch
@@ -170,6 +172,7 @@ class Hub(Table):
         kept = self._kept()
         saved = kept.read(name)
         served = self.open(saved.wanted, id, saved=saved.folder, brief=brief)
+        served.live.take_gaps(saved.gaps)
         served.questions.remember(saved.questions, saved.standing)
         return served
 
@@ -229,3 +232,10 @@ class Hub(Table):
         self.engines.close()
         self._folder.cleanup()
         return failed
+
+    def __enter__(self) -> Hub:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self.stopping:
+            self.stop(0.0)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from jaxmem import saves
 from jaxmem.serve.limits import NAME, RefusedError, checked_name
+from jaxmem.serve.reading import Reading
 from jaxmem.serve.served import Served
-from jaxmem.serve.sources import Reading
 from jaxmem.serve.wanting import Wanted
 
 RUNNING = "running.json"
@@ -24,6 +24,7 @@ class SavedSession(NamedTuple):
     wanted: Wanted
     questions: list[dict[str, Any]]
     standing: list[dict[str, Any]]
+    gaps: list[list[int]]
 
 
 class Keeping:
@@ -67,6 +68,7 @@ class Keeping:
             "options": dict(wanted.options),
             "questions": questions.plain(),
             "standing": questions.standing(),
+            "gaps": served.live.gaps.plain(),
         }
         saves.write(folder, {"stream": session.part()}, replace=True, more={"served": more})
         return served.id
@@ -87,7 +89,7 @@ class Keeping:
             )
         options = tuple((k, _tuples(v)) for k, v in sorted(found["options"].items()))
         wanted = Wanted(found["memory"], found["budget"], options)
-        return SavedSession(folder, wanted, found["questions"], found["standing"])
+        return SavedSession(folder, wanted, found["questions"], found["standing"], found["gaps"])
 
     def write_all(self, sessions: Sequence[Served], readings: Mapping[str, Reading]) -> list[str]:
         """Save sessions, to go on with `take_list`; return what could not be, in words."""

@@ -15,6 +15,7 @@ from jaxmem.pieces import PieceLike, Preprocessor
 from jaxmem.programs import asked_rows
 from jaxmem.report.kept import Kept, kept_by
 from jaxmem.serve.answers import Answer, Asked
+from jaxmem.serve.gaps import Gaps
 from jaxmem.typing import PyTree
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Live:
     Attributes:
       engine: that it is a stream of.
       lane: its place among the engine's streams.
+      gaps: where chunks were dropped.
     """
 
     def __init__(self, engine: Engine, lane: int, session: Session | None = None):
@@ -47,6 +49,7 @@ class Live:
         self._feeding = threading.RLock()  # pieces are preprocessed in their order
         self._preprocessor = Preprocessor(engine.model, engine.chunk_pieces)
         self._held: list[PieceLike] = []
+        self.gaps = Gaps()
         if session is not None:
             self._preprocessor.heard = session.preprocessor.heard
         # What follows is guarded by `engine.changed`.
@@ -55,6 +58,7 @@ class Live:
         self.made = self.gone = self.written = self.dropped = self.questions = 0
         self.first = self._preprocessor.heard.pieces
         self.closed: str | None = None  # why
+        self._written_before = self.first // engine.chunk_pieces  # chunks, before this began
 
     def feed(self, piece: PieceLike, *, wait: bool = False) -> int:
         """Take one piece of video and audio.
@@ -97,6 +101,9 @@ class Live:
                 engine.changed.wait_for(lambda: self.closed or len(self.ready) < engine.waiting)
             self.check_open()
             dropped = max(len(self.ready) + 1 - engine.waiting, 0)
+            if dropped:
+                written = self.made - self.dropped - len(self.ready)
+                self.gaps.add(self._written_before + written, dropped)
             for _ in range(dropped):
                 self.ready.popleft()
             self.ready.append(inputs)
@@ -175,11 +182,22 @@ class Live:
                 nbytes=engine.nbytes,
             )
 
+    def take_gaps(self, gaps: Any) -> None:
+        """Take over the gaps (`Gaps.plain`) of the stream that this one goes on with."""
+        self.gaps = Gaps(gaps)
+        self._written_before = self.first // self.engine.chunk_pieces - self.gaps.total
+
     def kept(self) -> list[Kept]:
-        """Return times and modalities of what every layer that attends holds, as a `Session`'s."""
+        """Return times and modalities of what every layer that attends holds, as a `Session`'s.
+
+        A chunk that was dropped leaves a gap in the times, which a state knows nothing of.
+        """
         engine = self.engine
         layers = layers_of(engine.program, engine.read(self)._replace(bank=None))
-        return kept_by(layers, engine.model, engine.program.spec, seconds=self.stats.seconds)
+        each = engine.chunk_pieces * engine.model.media.piece_seconds
+        written = self.stats.seconds - self.gaps.total * each
+        held = kept_by(layers, engine.model, engine.program.spec, seconds=written)
+        return [one._replace(time=self.gaps.stream_time(one.time, each)) for one in held]
 
     def session(self) -> Session:
         """Return a `Session` that goes on from here, with a copy of the stream.

@@ -23,7 +23,7 @@ class Metrics:
     def __init__(self, hub: Hub):
         """Count what happens in a hub from now on."""
         self._hub, self._registry = hub, CollectorRegistry()
-        made = {"registry": self._registry}
+        made: dict[str, Any] = {"registry": self._registry}
         self._answers = Counter("jaxmem_answers", "Answers that have ended.", ["cut"], **made)
         self._ended = Counter("jaxmem_sessions_ended", "Sessions that have ended.", **made)
         self._alerts = Counter("jaxmem_alerts", "Standing questions that turned to yes.", **made)

@@ -7,9 +7,11 @@ import socket
 import sys
 from types import FrameType
 
+import anyio
 import uvicorn
 
 from jaxmem.serve.app import make_app
+from jaxmem.serve.connections import Connections
 from jaxmem.serve.hub import Hub
 
 CLOSING_SECONDS = 3
@@ -25,7 +27,7 @@ def listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(
             f"{host}:{port} cannot be listened on: {error}; give another --host or --port."
         ) from error
@@ -34,10 +36,10 @@ def listening(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """A server whose first signal ends the sessions, and with them the server."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub, grace: float):
-        """Serve a hub; `grace` is of `Hub.stop`."""
+    def __init__(self, config: uvicorn.Config, hub: Hub, sockets: Connections, grace: float):
+        """Serve a hub with its WebSockets; `grace` is of `Hub.stop`."""
         super().__init__(config)
-        self._hub, self._grace = hub, grace
+        self._hub, self._sockets, self._grace = hub, sockets, grace
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -62,6 +64,9 @@ class Server(uvicorn.Server):
         try:
             for trouble in await asyncio.to_thread(self._hub.stop, self._grace):
                 print(trouble, file=sys.stderr, flush=True)
+            with anyio.move_on_after(CLOSING_SECONDS):  # all of them hear of the end
+                while self._sockets.looking:
+                    await anyio.sleep(0.01)
         finally:
             self.should_exit = True
 
@@ -69,7 +74,7 @@ class Server(uvicorn.Server):
 def run(
     hub: Hub, listener: socket.socket, *, token: str | None = None, host: str = "", grace: float
 ) -> None:
-    """Serve a hub on a socket until SIGTERM or SIGINT, and end its sessions.
+    """Serve a hub on a socket until SIGTERM or SIGINT, which end its sessions.
 
     Args:
       hub: of the sessions.
@@ -78,8 +83,9 @@ def run(
       host: as in `make_app`.
       grace: seconds that answers get to finish.
     """
+    app = make_app(hub, token=token, host=host)
     config = uvicorn.Config(
-        make_app(hub, token=token, host=host),
+        app,
         log_level="warning",
         ws_max_size=hub.limits.message_bytes,
         ws="websockets-sansio",
@@ -87,9 +93,4 @@ def run(
         h11_max_incomplete_event_size=1 << 16,
         server_header=False,
     )
-    server = Server(config, hub, grace)
-    try:
-        asyncio.run(server.serve([listener]))
-    finally:
-        if not hub.stopping:
-            hub.stop(0.0)
+    asyncio.run(Server(config, hub, app.state.connections, grace).serve([listener]))

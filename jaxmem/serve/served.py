@@ -146,8 +146,8 @@ class Served:
         dropped = self.live.feed(piece, wait=wait)
         self.pieces += 1
         if piece.frames.size:
-            self._picture = piece.frames[-1]
-            self.thumbnails.add(self.seconds - self.media.piece_seconds / 2, self._picture)
+            seen = self._picture = piece.frames[-1]
+            self.thumbnails.add(self.seconds - self.media.piece_seconds / 2, seen)
         self.questions.ask_standing(self.seconds)
         self.seen = time.monotonic()
         with self._lock:

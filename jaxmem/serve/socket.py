@@ -41,30 +41,10 @@ MOST_SESSIONS = 4
 """Memories that see the stream of one connection."""
 SOONEST = 0.2
 """Seconds between two maps or statistics, at least."""
-DONE, TOO_SLOW, FULL = 1000, 1013, 1013
+GONE = (WebSocketDisconnect, OSError)
+"""Raised where nobody is there any more."""
+DONE, TOO_SLOW = 1000, 1013
 """Codes that a connection is closed with."""
-
-
-class Connections:
-    """The WebSockets of a hub."""
-
-    def __init__(self, hub: Hub):
-        """Serve a hub."""
-        self.hub, self.open = hub, 0
-
-    async def __call__(self, websocket: WebSocket) -> None:
-        """Serve one connection to its end."""
-        await websocket.accept()
-        if self.open >= self.hub.limits.connections:
-            refused = RefusedError(f"{self.open} connections are open, more are not taken.", "full")
-            await websocket.send_text(json.dumps(_error(refused)))
-            await websocket.close(FULL)
-            return
-        self.open += 1
-        try:
-            await Connection(self.hub, websocket).run()
-        finally:
-            self.open -= 1
 
 
 class Connection:
@@ -91,6 +71,11 @@ class Connection:
         assert (CONFIG, *self._table) == RECEIVED
 
     @property
+    def begun(self) -> bool:
+        """Return whether it looks at a session."""
+        return self._first is not None
+
+    @property
     def sessions(self) -> list[Served]:
         """Return the sessions that see the client's stream.
 
@@ -115,11 +100,11 @@ class Connection:
                 one.publish.remove(self.outbox)
         if self.websocket.application_state is WebSocketState.CONNECTED:
             code = TOO_SLOW if self.outbox.slow else DONE
-            with anyio.move_on_after(CLOSE_SECONDS), suppress(RuntimeError, OSError):
+            with anyio.move_on_after(CLOSE_SECONDS), suppress(*GONE, RuntimeError):
                 await self.websocket.close(code)
 
     async def _to_its_end(self, job: Callable[[], Awaitable[None]]) -> None:
-        with suppress(WebSocketDisconnect, OSError):  # nobody is there
+        with suppress(*GONE):
             await job()
         self._tasks.cancel_scope.cancel()
 
@@ -148,7 +133,7 @@ class Connection:
                 await self._take(message)
             except (ValueError, OSError) as error:
                 about = {"id": message["id"]} if isinstance(message.get("id"), str) else {}
-                self.outbox(_error(error) | about)
+                self.outbox(error_of(error) | about)
 
     async def _text(self) -> str | bytes:
         """Return the next message.
@@ -217,16 +202,22 @@ class Connection:
         return given
 
     async def _tell(self, names: Sequence[str], every: float) -> None:
+        """Send statistics and maps; a map that waits for its engine holds up nothing else."""
+        drawing: set[str] = set()
+
+        async def draw(one: Served) -> None:
+            drawing.add(one.id)
+            with suppress(ValueError):  # it has ended meanwhile
+                found = await run_in_threadpool(one.map)
+                self.outbox(self._about(one, "memory.map", map=found))
+            drawing.remove(one.id)
+
         while self._first is not None:
             for one in self._first.group:
                 if "session.stats" in names:
                     self.outbox(self._about(one, "session.stats", stats=one.stats()))
-                if "memory.map" in names:
-                    try:
-                        found = await run_in_threadpool(one.map)
-                    except ValueError:  # it has ended meanwhile
-                        continue
-                    self.outbox(self._about(one, "memory.map", map=found))
+                if "memory.map" in names and one.id not in drawing:
+                    self._tasks.start_soon(draw, one)
             await anyio.sleep(every)
 
     def _about(self, served: Served, kind: str, **more: Any) -> dict[str, Any]:
@@ -296,6 +287,7 @@ class Connection:
         await run_in_threadpool(self.hub.join, sessions[0], wanted)
 
 
-def _error(error: Exception) -> dict[str, Any]:
+def error_of(error: Exception) -> dict[str, Any]:
+    """Return the message that says what was refused."""
     code = error.code if isinstance(error, RefusedError) else "invalid_request"
     return {"type": "error", "code": code, "message": str(error)}

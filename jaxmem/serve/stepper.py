@@ -30,7 +30,6 @@ from jaxmem.serve.lanes import (
     put_lane,
     start_lanes,
     take_lane,
-    widths,
 )
 from jaxmem.typing import Array, PyTree
 
@@ -147,17 +146,15 @@ class Stepper:
         if going:
             self.writing.append(writing)
 
-    def rehearse(self, question: str | None) -> None:
-        """Compile what `Engine.rehearse` says; nothing is run, on whatever thread."""
-        carries = jax.eval_shape(lambda: start_lanes(self.program, self.bound, lanes=self.lanes))
-        rows = None
+    def rehearse(self, width: int, question: str | None) -> None:
+        """Compile what `Engine.rehearse` says for one width; nothing is run, on any thread."""
+        lowered_step(self.model, self.program, self.bound, self.lanes, width).compile()
         if question is not None:
+            carries = jax.eval_shape(
+                lambda: start_lanes(self.program, self.bound, lanes=self.lanes)
+            )
             rows = asked_rows(self.model, self.program, self.model.tokenize(question), 0)
-        for width in widths(self.lanes):
-            lowered_step(self.model, self.program, self.bound, self.lanes, width).compile()
-            if rows is not None:
-                which = np.zeros(width, np.int32)
-                self._rehearse(carries, which, stacked([rows], width))
+            self._rehearse(carries, np.zeros(width, np.int32), stacked([rows], width))
 
     def _rehearse(self, carries: Carry, which: np.ndarray, rows: PyTree) -> None:
         width, penalises = len(which), self.sampling is not None and self.sampling.penalises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -45,7 +46,7 @@ def _codec(data: bytes) -> str:
 
 
 def _decoded(data: bytes, codec: str, most: int) -> av.VideoFrame:
-    context = av.CodecContext.create(codec, "r")
+    context: Any = av.CodecContext.create(codec, "r")
     context.options = {"max_pixels": str(most)}
     context.thread_count = 1
     try:
@@ -73,7 +74,7 @@ def fitted(picture: np.ndarray, size: Size) -> np.ndarray:
 
 def encode_png(picture: np.ndarray) -> bytes:
     """Return an RGB picture uint8 [h, w, 3] as a PNG file."""
-    context = av.CodecContext.create("png", "w")
+    context: Any = av.CodecContext.create("png", "w")
     context.height, context.width = picture.shape[:2]
     context.pix_fmt, context.time_base = "rgb24", Fraction(1, 25)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
