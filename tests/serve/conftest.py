@@ -1,5 +1,6 @@
 """One server of the embedded model for all tests that only talk to it."""
 
+import browsers
 import pytest
 from serving import RECENT, Socket
 
@@ -76,3 +77,36 @@ def connect(client, tidy):
     yield connect
     for session in opened:
         session.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """Path of what the camera of a browser shows, and the one shape in it."""
+    path = tmp_path_factory.mktemp("clip") / "clip.y4m"
+    return path, browsers.write_clip(path)
+
+
+@pytest.fixture(scope="session")
+def browser(clip):
+    playwright = pytest.importorskip("playwright.sync_api")
+    flags = [*browsers.FLAGS, f"--use-file-for-fake-video-capture={clip[0]}"]
+    playwright.expect.set_options(timeout=browsers.SLOW)
+    with playwright.sync_playwright() as found:
+        started = found.chromium.launch(executable_path=browsers.chromium(), args=flags)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """Address of a server in a process of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    options = (*browsers.OPTIONS, "--saves", str(folder / "saves"))
+    with browsers.serving(*options, cwd=folder) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(browser):
+    with browsers.visiting(browser) as visit:
+        yield visit

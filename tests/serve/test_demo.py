@@ -7,13 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxmem.data.world.files import held_out
-from jaxmem.models.tiny.embedded import embedded
 from jaxmem.serve import demo
-
-
-@pytest.fixture(scope="module")
-def model():
-    return embedded()
 
 
 def test_a_video_is_watched_and_asked(model, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxmem.memory.baselines import Recent
-from jaxmem.models.tiny.embedded import embedded
 from jaxmem.serve.notebook import LiveView
 from jaxmem.session import Session
 
@@ -20,11 +19,6 @@ def pieces(count):
     for _ in range(count):
         frames = rng.integers(0, 255, (1, 48, 48, 3), dtype=np.uint8)
         yield SimpleNamespace(frames=frames, samples=np.zeros(16000, np.float32))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return embedded()
 
 
 @pytest.fixture

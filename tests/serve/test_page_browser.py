@@ -4,112 +4,18 @@
 `pytest -m browser`. Without the browser, `tests/serve/test_page.py` reads the page's files.
 """
 
-import json
 import re
-import urllib.request
 
 import pytest
-from browsers import FLAGS, chromium, serving, write_clip
+from browsers import ask, button, chromium, demo, panels, seconds, wait_for_map
 
-playwright = pytest.importorskip("playwright.sync_api")
+from jaxmem.data.world.files import held_out
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(chromium() is None, reason="there is no chromium"),
 ]
-expect = playwright.expect
-SLOW = 60_000  # milliseconds; a memory that is new is compiled first
-OPTIONS = ("--budget", "64")
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """Path of what the camera shows, and the one shape in it."""
-    path = tmp_path_factory.mktemp("clip") / "clip.y4m"
-    return path, write_clip(path)
-
-
-@pytest.fixture(scope="module")
-def browser(clip):
-    flags = [*FLAGS, f"--use-file-for-fake-video-capture={clip[0]}"]
-    with playwright.sync_playwright() as found:
-        started = found.chromium.launch(executable_path=chromium(), args=flags)
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
-    with serving(*OPTIONS, "--saves", str(folder / "saves"), cwd=folder) as address:
-        yield address
-
-
-@pytest.fixture
-def visit(browser):
-    """Return a function that opens a page; whatever else it loads or logs fails the test."""
-    contexts, wrong = [], []
-
-    def open_page(address, *, quiet=True, **options):
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(SLOW)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        if quiet:
-            page.on("console", lambda entry: wrong.append(entry.text) if is_error(entry) else None)
-        own = (re.match(r"http://[^/]+/", address)[0], "blob:", "data:")
-        page.on("request", lambda one: None if one.url.startswith(own) else wrong.append(one.url))
-        page.goto(address)
-        return page
-
-    expect.set_options(timeout=SLOW)
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not wrong
-
-
-def is_error(entry):
-    """Whether an entry of the console tells of an error; a branch has no picture at first."""
-    return entry.type == "error" and "/picture" not in entry.location["url"]
-
-
-def button(page, name):
-    return page.get_by_role("button", name=name, exact=True)
-
-
-def panels(page):
-    return page.locator(".panel")
-
-
-def seconds(page):
-    """Where the map of the first memory ends."""
-    return int(page.get_by_role("slider").first.get_attribute("aria-valuemax") or 0)
-
-
-def wait_for_map(page, at_least):
-    """Wait until every memory holds something, and the stream has so many seconds."""
-    script = """least => {
-      const maps = [...document.querySelectorAll(".map")];
-      const holds = (map) => map.ariaValueMax >= least && map.querySelector(".empty").hidden;
-      return maps.length > 0 && maps.every(holds);
-    }"""
-    page.wait_for_function(script, arg=at_least)
-
-
-def ask(page, text):
-    page.get_by_label("Question", exact=True).fill(text)
-    button(page, "Ask").click()
-    return page.locator(".history .asked").first
-
-
-def demo(server):
-    """Begin a session that reads the demo, over HTTP; return its id."""
-    body = json.dumps({"source": "demo"}).encode()
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{server}/v1/streaming/sessions", body, headers)
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)["id"]
+expect = pytest.importorskip("playwright.sync_api").expect
 
 
 def test_a_camera_is_watched_asked_and_found_again(server, visit, clip):
@@ -176,83 +82,24 @@ def test_the_same_moment_in_two_memories(server, visit):
     expect(ask(page, "What of elephants?")).to_contain_text("does not know elephants")
 
 
-def test_narrow_pages_do_not_scroll_sideways(server, visit):
-    page = visit(f"{server}/", color_scheme="dark")
-    page.set_viewport_size({"width": 375, "height": 800})
-    fits = lambda: page.evaluate("document.documentElement.scrollWidth") <= 375
-    expect(button(page, "Watch the demo")).to_be_visible()
-    assert fits()
-    button(page, "New stream").click()
-    expect(button(page, "Start")).to_be_visible()
-    inside = "d => d.scrollWidth <= d.clientWidth && d.getBoundingClientRect().width <= 375"
-    assert fits() and page.locator("#new-stream").evaluate(inside)
-    page.get_by_label("Side by side with").select_option("recent")
-    button(page, "Start").click()
-    wait_for_map(page, 2)
-    expect(ask(page, "Which was the last sound?").locator("dd")).to_have_count(2)
-    assert fits()
-    box = page.get_by_role("slider").last.bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= 375
-
-
-def tab_to(page, script):
-    """Press Tab until the element that has the focus satisfies a script."""
-    for _ in range(80):
-        page.keyboard.press("Tab")
-        if page.evaluate(f"(e => {script})(document.activeElement)"):
-            return
-    raise AssertionError(f"nothing that is reached by Tab satisfies {script}")
-
-
-def test_all_of_it_works_with_the_keyboard_alone(server, visit):
+def test_a_file_and_a_microphone(server, visit, tmp_path):
     page = visit(f"{server}/")
-    expect(button(page, "New stream")).to_be_enabled()
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the stream"
-    tab_to(page, "e.id === 'add'")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog")).to_be_visible()
-    tab_to(page, "e.textContent === 'Start'")
-    page.keyboard.press("Enter")
-    wait_for_map(page, 4)
-    tab_to(page, "e.name === 'question'")
-    page.keyboard.type("Which was the last shape?")
-    page.keyboard.press("Enter")
-    expect(page.locator(".history .asked dd")).to_have_count(1)
-    tab_to(page, "e.getAttribute('role') === 'slider'")
-    text = lambda: page.locator(".map").get_attribute("aria-valuetext")
-    assert re.search("tokens?, in", text())  # the newest moment, when it gets the focus
-    page.keyboard.press("Home")
-    first = text()
-    assert first.startswith("00:00: ")
-    page.keyboard.press("ArrowRight")
-    assert text() != first and text() == page.locator(".moment p").inner_text()
-    nameless = """
-      [...document.querySelectorAll("button, input, select, [role=slider], img")].filter((e) =>
-        !(e.labels?.length || e.ariaLabel || e.textContent.trim() || e.hasAttribute("alt")))
-        .map((e) => e.outerHTML)
-    """
-    assert page.evaluate(nameless) == []
-
-
-def test_dark_and_light(server, visit):
-    id = demo(server)
-    page = visit(f"{server}/#session={id}", color_scheme="dark")
+    video, _ = held_out(3, 6, tmp_path, count=1, scale=1)
+    button(page, "New stream").click()
+    page.get_by_role("radio", name="Video file").check()
+    page.locator("input[type=file]").set_input_files(video)
+    button(page, "Start").click()
+    wait_for_map(page, 6)
+    expect(page.locator(".stream-head")).to_contain_text("at its end, 00:06")
+    expect(ask(page, "Which was the last shape?").locator("dd")).to_have_count(1)
+    button(page, "New stream").click()
+    page.get_by_role("radio", name="Microphone").check()
+    button(page, "Start").click()
+    expect(page.locator(".own")).to_contain_text("Your microphone is on")
     wait_for_map(page, 2)
-    ground = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")
-    drawn = """() => {
-      const canvas = document.querySelector(".map canvas");
-      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-      const found = new Set();
-      for (let i = 0; i < data.length; i += 4) found.add([...data.slice(i, i + 3)].join());
-      return [...found];
-    }"""
-    assert ground() == "rgb(15, 20, 25)" and "74,168,224" in page.evaluate(drawn)
-    button(page, "Theme: system").click()
-    expect(button(page, "Theme: light")).to_be_visible()
-    assert ground() == "rgb(244, 246, 248)" and "0,114,178" in page.evaluate(drawn)
-    page.reload()
-    expect(button(page, "Theme: light")).to_be_visible()
+    expect(page.locator(".legend")).to_contain_text("audio")
+    button(page, "Stop").click()
+    expect(button(page, "Start the microphone")).to_be_visible()
 
 
 def test_standing_questions_saves_and_branches(server, visit):
@@ -276,30 +123,3 @@ def test_standing_questions_saves_and_branches(server, visit):
     expect(page.get_by_role("dialog").get_by_label("Saved stream").last).to_be_visible()
     button(page, "Start").click()
     wait_for_map(page, 2)
-
-
-def test_a_server_that_restarts_is_found_again(visit, tmp_path):
-    options = (*OPTIONS, "--saves", str(tmp_path / "saves"))
-    with serving(*options, cwd=tmp_path) as address:
-        page = visit(f"{address}/#session={demo(address)}", quiet=False)
-        wait_for_map(page, 3)
-        said = ask(page, "Which was the last shape?").locator("dd")
-        expect(said).not_to_contain_text("…")
-        before = seconds(page)
-    expect(page.locator("#connection")).to_contain_text("Connection lost")
-    with serving(*options, cwd=tmp_path, port=int(address.rpartition(":")[2])):
-        expect(page.locator("#connection")).to_contain_text("Connected")
-        wait_for_map(page, before + 1)
-        expect(page.locator(".history .asked")).to_have_count(1)
-
-
-def test_a_token_is_taken_out_of_the_address(visit, tmp_path):
-    with serving(*OPTIONS, "--token", "secret", cwd=tmp_path) as address:
-        page = visit(f"{address}/", quiet=False)
-        expect(page.locator("main")).to_contain_text("The server wants its token")
-        page = visit(f"{address}/?token=secret")
-        button(page, "Watch the demo").click()
-        wait_for_map(page, 2)
-        assert "secret" not in page.url
-        page.reload()
-        wait_for_map(page, 2)

@@ -1,5 +1,6 @@
 """A server as a process, a browser that looks at its page, and a clip for its camera."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +22,10 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
 )
+SLOW = 240_000
+"""Milliseconds that a page is waited for; a memory that is new is compiled first."""
+OPTIONS = ("--budget", "64")
+"""Of a server; memories of few slots compile no faster, but step faster."""
 ADDRESS = re.compile(r"http://[\w.]+:\d+")
 
 
@@ -89,3 +95,70 @@ def serving(*options: str, cwd, port: int = 0):
             process.wait(60)
         reader.join()
     assert "Traceback" not in "".join(said), "".join(said)[-3000:]
+
+
+def demo(address: str) -> str:
+    """Begin a session that reads the demo, over HTTP; return its id."""
+    body = json.dumps({"source": "demo"}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/v1/streaming/sessions", body, headers)
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)["id"]
+
+
+def is_error(entry) -> bool:
+    """Whether an entry of the console tells of an error; a branch has no picture at first."""
+    return entry.type == "error" and "/picture" not in entry.location["url"]
+
+
+def button(page, name):
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def panels(page):
+    return page.locator(".panel")
+
+
+def seconds(page):
+    """Where the map of the first memory ends."""
+    return int(page.get_by_role("slider").first.get_attribute("aria-valuemax") or 0)
+
+
+def wait_for_map(page, at_least):
+    """Wait until every memory holds something, and the stream has so many seconds."""
+    script = """least => {
+      const maps = [...document.querySelectorAll(".map")];
+      const holds = (map) => map.ariaValueMax >= least && map.querySelector(".empty").hidden;
+      return maps.length > 0 && maps.every(holds);
+    }"""
+    page.wait_for_function(script, arg=at_least)
+
+
+def ask(page, text):
+    page.get_by_label("Question", exact=True).fill(text)
+    button(page, "Ask").click()
+    return page.locator(".history .asked").first
+
+
+@contextmanager
+def visiting(browser):
+    """Yield a function that opens pages; what they load from elsewhere or log fails the test."""
+    contexts, wrong = [], []
+
+    def visit(address, *, quiet=True, **options):
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(SLOW)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        if quiet:
+            page.on("console", lambda entry: wrong.append(entry.text) if is_error(entry) else None)
+        own = (re.match(r"http://[^/]+/", address)[0], "blob:", "data:")
+        page.on("request", lambda one: None if one.url.startswith(own) else wrong.append(one.url))
+        page.goto(address)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong

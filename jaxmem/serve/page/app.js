@@ -184,6 +184,7 @@ async function upload(one, file) {
     const allowed = Math.floor(largest / 2 ** 20);
     throw new Error(`The file is larger than the ${allowed} MiB that the server takes; send a part.`);
   }
+  say(`Sending ${file.name}…`, { good: true });
   await api.upload(one.id, file);
 }
 
