@@ -113,7 +113,7 @@ class Feeding:
         self._source: dict[str, Any] | None = None  # what is watched, and from which piece on
         self._lock = threading.RLock()
         self._opened: tuple[Program, Bound] | None = None
-        self._made: dict[str, str] | None = None  # `saving.made_by`, once it is saved
+        self.made: dict[str, str] | None = None  # `saving.made_by`; None: not needed yet
         self._carry: Carry | None = None
         self._peeked: Carry | None = None
         self.preprocessor = Preprocessor(model, chunk_pieces)

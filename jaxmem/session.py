@@ -9,11 +9,9 @@ Everything it holds is reachable: `session.carry` is the live state, a plain pyt
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from jaxmem import saves, saving
 from jaxmem.decoder.program import layers_of
@@ -24,7 +22,7 @@ from jaxmem.memory.base import AnyMemory, State, nbytes
 from jaxmem.models.base import Model
 from jaxmem.pieces import PieceLike
 from jaxmem.replies import Asking
-from jaxmem.report.kept import Kept, kept
+from jaxmem.report.kept import Kept, kept_by
 from jaxmem.resuming import (
     EVERY,
     Checkpoints,
@@ -57,6 +55,7 @@ class Session(Asking):
         resume: bool = False,
         checkpoint: str | Path | None = None,
         every: float = EVERY,
+        show: Callable[[PieceLike], None] | None = None,
         **options: Any,
     ) -> Session:
         """Stream a source to its end; return self.
@@ -67,6 +66,7 @@ class Session(Asking):
             file is read again up to there; a live source goes on with what comes now.
           checkpoint: folder that the session saves itself to, for `restore`.
           every: seconds of stream between two saves.
+          show: called with every piece after it was fed, such as a `serve.notebook.LiveView`.
           options: of `jaxmem.data.media.media.open_media`, for example `stop=60.0`.
 
         Raises:
@@ -78,7 +78,7 @@ class Session(Asking):
         if checkpoint is not None:
             saver = Checkpoints(checkpoint, every, at=self.seconds, again=resume)
         if not isinstance(source, str | Path):
-            self._watch(source, saver)
+            self._watch(source, saver, show)
             return self
         if resume:
             check_same(self._source, source, "this session")
@@ -88,13 +88,20 @@ class Session(Asking):
         with self.open(source, **options) as reader:
             media = self.model.media
             live = is_live(reader.info, self._source or {})
-            self._watch(rest_of(reader, media, fed, live=live) if fed else reader, saver)
+            self._watch(rest_of(reader, media, fed, live=live) if fed else reader, saver, show)
             self._events += [Event(e.time, e.kind, e.message) for e in reader.events]
         return self
 
-    def _watch(self, pieces: Iterable[PieceLike], saver: Checkpoints | None) -> None:
+    def _watch(
+        self,
+        pieces: Iterable[PieceLike],
+        saver: Checkpoints | None,
+        show: Callable[[PieceLike], None] | None,
+    ) -> None:
         for piece in pieces:
             self.feed(piece)
+            if show is not None:
+                show(piece)
             if saver is not None:
                 with self._lock:
                     saver(self.seconds, lambda: {"stream": self.part()})
@@ -138,11 +145,8 @@ class Session(Asking):
         Args:
           seconds: length of the stream; None: as the session counts it.
         """
-        layers, ticks = self.layers(), self.model.ticks_per_second
-        if not layers:
-            return [Kept(np.zeros(0), np.zeros(0, np.int8))] * max(self.spec.layers, 1)
         length = self.seconds if seconds is None else seconds
-        return kept(layers, seconds=length, seconds_per_tick=None if ticks is None else 1 / ticks)
+        return kept_by(self.layers(), self.model, self.spec, seconds=length)
 
     def memory_map(self) -> Figure:
         """Return a figure of what every layer holds, over the time of the stream."""
@@ -185,9 +189,9 @@ class Session(Asking):
                 "size": size if isinstance(size, tuple) else None,
                 "source": self._source,
             }
-            if self._made is None:
-                self._made = saving.made_by(self.program, self.model.params)
-            return saving.part_of(self.carry, made=self._made, host=host, numbers=numbers)
+            if self.made is None:
+                self.made = saving.made_by(self.program, self.model.params)
+            return saving.part_of(self.carry, made=self.made, host=host, numbers=numbers)
 
     @classmethod
     def restore(

@@ -74,6 +74,14 @@ def test_notebook_runs(script, installed, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+def test_the_page_is_installed(installed):
+    """Modules, style, icon: what the server sends is in the wheel, byte for byte."""
+    found, made = (folder / "jaxmem" / "serve" / "page" for folder in (installed, FOLDER.parent))
+    names = sorted(file.name for file in made.iterdir())
+    assert "index.html" in names and names == sorted(file.name for file in found.iterdir())
+    assert all((found / name).read_bytes() == (made / name).read_bytes() for name in names)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 def test_notebook_is_paired(script):
     """The .ipynb is the .py converted; run `jupytext --sync` after a change."""

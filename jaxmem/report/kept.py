@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmem.kv import EMPTY, MODALITY_NAMES
-from jaxmem.memory.base import State, kv_of
+from jaxmem.memory.base import Spec, State, kv_of
+from jaxmem.models.base import Model
 
 
 class Kept(NamedTuple):
@@ -42,6 +43,23 @@ def kept(
         held = kind != EMPTY
         out.append(Kept(np.asarray(time, np.float64)[held], kind[held]))
     return out
+
+
+def kept_by(layers: Sequence[State], model: Model, spec: Spec, *, seconds: float) -> list[Kept]:
+    """Return what every layer of a model's stream holds that attends; nothing of features.
+
+    Where no layer attends that is one layer with nothing in it.
+
+    Args:
+      layers: each layer's slots.
+      model: whose stream it is.
+      spec: of the stream.
+      seconds: length of the stream so far.
+    """
+    if not layers:
+        return [Kept(np.zeros(0), np.zeros(0, np.int8))] * max(spec.layers, 1)
+    ticks = model.ticks_per_second
+    return kept(layers, seconds=seconds, seconds_per_tick=None if ticks is None else 1 / ticks)
 
 
 def count_modalities(layers: Sequence[Kept]) -> dict[str, int]:

@@ -48,5 +48,7 @@ def size(count: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Return a time in milliseconds with three digits, or a dash where nothing was measured."""
-    return "-" if value is None else f"{value:#.3g}".rstrip(".") + " ms"
+    """Return milliseconds with three digits or more, or a dash where nothing was measured."""
+    if value is None:
+        return "-"
+    return (f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:.0f}") + " ms"

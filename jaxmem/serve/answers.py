@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ class Answer:
         self._parts: list[str] = []
         self._reply: Reply | None = None
         self._error: BaseException | None = None
+        self._told: Callable[[], None] = lambda: None
+        self.tokens = 0  # so far
 
     def __iter__(self) -> Iterator[str]:
         """Yield the text as it is written; the parts together are `reply().text`.
@@ -45,7 +47,18 @@ class Answer:
         """Wait for more than `read` parts, or the end; return what is new, and whether it ended."""
         with self._changed:
             self._changed.wait_for(lambda: self.over or len(self._parts) > read)
+            return self.news(read)
+
+    def news(self, read: int) -> tuple[list[str], bool]:
+        """Return the parts after the first `read`, and whether the answer has ended; never wait."""
+        with self._changed:
             return self._parts[read:], self.over
+
+    def watch(self, told: Callable[[], None]) -> None:
+        """Have a function called at once, and at all news; on the engine's thread, so be quick."""
+        with self._changed:
+            self._told = told
+        told()
 
     def reply(self, timeout: float | None = None) -> Reply:
         """Return the whole answer with what it cost.
@@ -65,6 +78,16 @@ class Answer:
         return self._reply
 
     @property
+    def first_seconds(self) -> float | None:
+        """Return the seconds from the question to the first token; None: it has not come."""
+        return None if self._first is None else self._first[0]
+
+    @property
+    def error(self) -> str | None:
+        """Return why the answer ended without a reply; None: it did not."""
+        return None if self._error is None else str(self._error)
+
+    @property
     def over(self) -> bool:
         """Return whether the answer has ended, with a reply or without."""
         return self._reply is not None or self._error is not None
@@ -81,16 +104,19 @@ class Answer:
             now = time.perf_counter() - self._begin
             self._first = self._first or (now, first)
             self._parts += self._streamer.push(ids, done)
+            self.tokens = len(ids)
             if done:
                 self._reply = Reply("".join(self._parts), now, self._first[1], self._first[0])
             self._changed.notify_all()
+        self._told()
 
     def fail(self, error: BaseException) -> None:
-        """End without a reply; the engine's."""
+        """End without a reply, unless it has ended; nothing more of it is written."""
         with self._changed:
             if not self.over:
                 self._error = error
             self._changed.notify_all()
+        self._told()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jaxmem.asking import check_drawing
@@ -23,7 +24,9 @@ from jaxmem.decoder.sampling import Sampling
 from jaxmem.memory.base import AnyMemory, nbytes
 from jaxmem.models.base import Model
 from jaxmem.programs import compile
+from jaxmem.saving import made_by
 from jaxmem.serve.answers import Answer, Asked
+from jaxmem.serve.lanes import widths
 from jaxmem.serve.live import Live
 from jaxmem.serve.stepper import Stepper
 from jaxmem.typing import Array
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from jaxmem.session import Session
 
 CLOSED = "the engine is closed; start another one."
+FAILED = "the engine failed"
 
 
 class Engine:
@@ -44,6 +48,7 @@ class Engine:
       chunk_pieces: pieces that are written at once.
       waiting: chunks of a stream that may wait before the oldest is dropped.
       stepper: what the engine's thread runs.
+      warm: whether a step was taken: the first one waits for the compiler.
       changed: notified when anything is; it guards the streams' queues and counts.
     """
 
@@ -81,6 +86,7 @@ class Engine:
         self.sampling, self.key = sampling, key
         self.program = compile(model, memory, chunk_pieces=chunk_pieces)
         self.stepper = Stepper(model, self.program, lanes, sampling, key)
+        self.warm = False
         self.changed = threading.Condition()
         # What follows is guarded by `changed`.
         self._live: dict[int, Live] = {}
@@ -92,9 +98,19 @@ class Engine:
         self._thread.start()
 
     @property
+    def closed(self) -> bool:
+        """Return whether the engine was closed, or has failed."""
+        return self._stopping
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of one stream's memory and states; they never change."""
         return nbytes(self.memory, self.program.spec) + self.program.spec.state_bytes
+
+    @cached_property
+    def made(self) -> dict[str, str]:
+        """Return what the streams are made by, as saves of them say; it reads all weights once."""
+        return made_by(self.program, self.model.params)
 
     @property
     def streams(self) -> list[Live]:
@@ -105,9 +121,11 @@ class Engine:
     def rehearse(self, question: str | None = None) -> None:
         """Compile the step of every width, and what a question of this length runs; run nothing.
 
-        Without it the first batch of each width waits for the compiler.
+        Without it the first batch of each width waits for the compiler. It ends with the engine.
         """
-        self.stepper.rehearse(question)
+        for width in widths(self.lanes):
+            if not self._stopping:
+                self.stepper.rehearse(width, question)
 
     def open(self, session: Session | None = None) -> Live:
         """Return a new stream.
@@ -247,6 +265,7 @@ class Engine:
         if not taken:
             return
         self.stepper.step([live.lane for live, _ in taken], [chunk for _, chunk in taken])
+        self.warm = True
         with self.changed:
             for live, _ in taken:
                 live.gone += 1
@@ -263,7 +282,7 @@ class Engine:
         for answer in self._answers:
             answer.fail(error)
         for live in self.streams:
-            self.leave(live, f"the engine failed ({type(error).__name__}: {error})")
+            self.leave(live, f"{FAILED} ({type(error).__name__}: {error})")
 
 
 def _settle(job: Callable[[], Any], done: Future[Any]) -> None:

@@ -7,12 +7,15 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxmem.decoder.program import layers_of
 from jaxmem.feeding import open_for
 from jaxmem.models.base import penalised_ids
 from jaxmem.models.text_streamer import TextStreamer
 from jaxmem.pieces import PieceLike, Preprocessor
 from jaxmem.programs import asked_rows
+from jaxmem.report.kept import Kept, kept_by
 from jaxmem.serve.answers import Answer, Asked
+from jaxmem.serve.gaps import Gaps
 from jaxmem.typing import PyTree
 
 if TYPE_CHECKING:
@@ -35,16 +38,18 @@ class Live:
     """One stream of an engine. It may be fed on one thread and asked on others.
 
     Attributes:
+      engine: that it is a stream of.
       lane: its place among the engine's streams.
-      events: what happened to it and did not end it.
+      gaps: where chunks were dropped.
     """
 
     def __init__(self, engine: Engine, lane: int, session: Session | None = None):
         """Begin at a lane of an engine; `Engine.open` makes it."""
-        self._engine, self.lane = engine, lane
+        self.engine, self.lane = engine, lane
         self._feeding = threading.RLock()  # pieces are preprocessed in their order
         self._preprocessor = Preprocessor(engine.model, engine.chunk_pieces)
         self._held: list[PieceLike] = []
+        self.gaps = Gaps()
         if session is not None:
             self._preprocessor.heard = session.preprocessor.heard
         # What follows is guarded by `engine.changed`.
@@ -53,6 +58,7 @@ class Live:
         self.made = self.gone = self.written = self.dropped = self.questions = 0
         self.first = self._preprocessor.heard.pieces
         self.closed: str | None = None  # why
+        self._written_before = self.first // engine.chunk_pieces  # chunks, before this began
 
     def feed(self, piece: PieceLike, *, wait: bool = False) -> int:
         """Take one piece of video and audio.
@@ -89,12 +95,15 @@ class Live:
             return self._push(inputs, wait)
 
     def _push(self, inputs: PyTree, wait: bool) -> int:
-        engine = self._engine
+        engine = self.engine
         with engine.changed:
             if wait:
                 engine.changed.wait_for(lambda: self.closed or len(self.ready) < engine.waiting)
             self.check_open()
             dropped = max(len(self.ready) + 1 - engine.waiting, 0)
+            if dropped:
+                written = self.made - self.dropped - len(self.ready)
+                self.gaps.add(self._written_before + written, dropped)
             for _ in range(dropped):
                 self.ready.popleft()
             self.ready.append(inputs)
@@ -115,25 +124,31 @@ class Live:
           ValueError: if the source does not open, holds nothing that the model sees or hears, or
             has frames of another size than the engine's.
         """
-        with open_for(self._engine.model, source, **options) as reader:
+        with open_for(self.engine.model, source, **options) as reader:
             for piece in reader:
                 self.feed(piece, wait=True)
         self.flush(wait=True)
         return self
 
-    def ask(self, question: str) -> Answer:
+    def ask(self, question: str, unfinished: PieceLike | None = None) -> Answer:
         """Ask about everything fed so far; the stream stays as it was, and goes on meanwhile.
+
+        Args:
+          question: in the model's words.
+          unfinished: a piece that follows what was fed, as far as it has come. The question sees
+            it, the stream does not.
 
         Raises:
           ValueError: if the question has words that the model does not know, too many questions
             wait, or the stream is closed.
         """
-        engine, model = self._engine, self._engine.model
+        engine, model = self.engine, self.engine.model
         ids = model.tokenize(question)
         with self._feeding:
             self.check_open()
-            open_chunk = self._preprocessor.peek(self._held)[0] if self._held else None
-            pieces = self._preprocessor.heard.pieces + len(self._held)
+            held = self._held if unfinished is None else [*self._held, unfinished]
+            open_chunk = self._preprocessor.peek(held)[0] if held else None
+            pieces = self._preprocessor.heard.pieces + len(held)
             rows = asked_rows(model, engine.program, ids, pieces)
             repeated = penalised_ids(model, ids, engine.sampling)
             answer = Answer(question, TextStreamer(model.detokenize))
@@ -146,9 +161,15 @@ class Live:
         return answer
 
     @property
+    def pieces(self) -> int:
+        """Return how many pieces were fed, those of the open chunk and dropped ones included."""
+        with self._feeding:
+            return self._preprocessor.heard.pieces + len(self._held)
+
+    @property
     def stats(self) -> Stats:
         """Return how the stream stands."""
-        engine = self._engine
+        engine = self.engine
         each = engine.chunk_pieces * engine.model.media.piece_seconds
         with engine.changed:
             before = self.first * engine.model.media.piece_seconds
@@ -161,6 +182,23 @@ class Live:
                 nbytes=engine.nbytes,
             )
 
+    def take_gaps(self, gaps: Any) -> None:
+        """Take over the gaps (`Gaps.plain`) of the stream that this one goes on with."""
+        self.gaps = Gaps(gaps)
+        self._written_before = self.first // self.engine.chunk_pieces - self.gaps.total
+
+    def kept(self) -> list[Kept]:
+        """Return times and modalities of what every layer that attends holds, as a `Session`'s.
+
+        A chunk that was dropped leaves a gap in the times, which a state knows nothing of.
+        """
+        engine = self.engine
+        layers = layers_of(engine.program, engine.read(self)._replace(bank=None))
+        each = engine.chunk_pieces * engine.model.media.piece_seconds
+        written = self.stats.seconds - self.gaps.total * each
+        held = kept_by(layers, engine.model, engine.program.spec, seconds=written)
+        return [one._replace(time=self.gaps.stream_time(one.time, each)) for one in held]
+
     def session(self) -> Session:
         """Return a `Session` that goes on from here, with a copy of the stream.
 
@@ -169,7 +207,7 @@ class Live:
         """
         from jaxmem.session import Session
 
-        engine = self._engine
+        engine = self.engine
         with self._feeding:
             heard, held = self._preprocessor.heard, list(self._held)
             carry = engine.read(self)
@@ -182,9 +220,9 @@ class Live:
             session.hold(held)
         return session
 
-    def close(self) -> None:
+    def close(self, why: str = "it was closed") -> None:
         """End the stream; its lane is free again, and answers that are not begun fail."""
-        self._engine.leave(self, "it was closed")
+        self.engine.leave(self, why)
 
     def __enter__(self) -> Live:
         return self

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.asking import so_far
-from jaxmem.bound import bind
+from jaxmem.bound import Bound, bind
 from jaxmem.decoder.generate import Generation
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
@@ -30,7 +30,6 @@ from jaxmem.serve.lanes import (
     put_lane,
     start_lanes,
     take_lane,
-    widths,
 )
 from jaxmem.typing import Array, PyTree
 
@@ -141,30 +140,21 @@ class Stepper:
                     carry = self.read(lane)
                     check_answer(words, self.bound, carry, asked.rows, program=self.program)
                 asked.answer.grow(words, done, first[i])
-                going |= not done
+                going |= not asked.answer.over
             except NotFiniteError as error:
                 asked.answer.fail(error)
         if going:
             self.writing.append(writing)
 
-    def rehearse(self, question: str | None) -> None:
-        """Compile what `Engine.rehearse` says; nothing is run, on whatever thread."""
-        carries = jax.eval_shape(lambda: start_lanes(self.program, self.bound, lanes=self.lanes))
-        media = self.model.media
-        assert isinstance(media.size, tuple)
-        chunk = blank(
-            self.model, media.size, self.program.spec.chunk // self.model.tokens_per_piece
-        )
-        rows = None
+    def rehearse(self, width: int, question: str | None) -> None:
+        """Compile what `Engine.rehearse` says for one width; nothing is run, on any thread."""
+        lowered_step(self.model, self.program, self.bound, self.lanes, width).compile()
         if question is not None:
+            carries = jax.eval_shape(
+                lambda: start_lanes(self.program, self.bound, lanes=self.lanes)
+            )
             rows = asked_rows(self.model, self.program, self.model.tokenize(question), 0)
-        for width in widths(self.lanes):
-            which = np.zeros(width, np.int32)
-            chunks = stacked([chunk], width)
-            step = advance_lanes.lower(self.bound, carries, which, chunks, program=self.program)
-            step.compile()
-            if rows is not None:
-                self._rehearse(carries, which, stacked([rows], width))
+            self._rehearse(carries, np.zeros(width, np.int32), stacked([rows], width))
 
     def _rehearse(self, carries: Carry, which: np.ndarray, rows: PyTree) -> None:
         width, penalises = len(which), self.sampling is not None and self.sampling.penalises
@@ -175,6 +165,18 @@ class Stepper:
         begin_lanes.lower(*asked, **more).compile()
         generation = jax.eval_shape(lambda *a: begin_lanes(*a, **more), *asked)
         continue_lanes.lower(self.bound, generation, keys, **self._continuing()).compile()
+
+
+def lowered_step(model: Model, program: Program, bound: Bound, lanes: int, width: int) -> Any:
+    """Return the step of W = `width` of B = `lanes` streams, lowered; nothing is allocated.
+
+    `bound` may be of shapes.
+    """
+    assert isinstance(model.media.size, tuple)
+    carries = jax.eval_shape(lambda x: start_lanes(program, x, lanes=lanes), bound)
+    chunk = blank(model, model.media.size, program.spec.chunk // model.tokens_per_piece)
+    more = (np.zeros(width, np.int32), stacked([chunk], width))
+    return advance_lanes.lower(bound, carries, *more, program=program)
 
 
 def stacked(trees: Sequence[PyTree], width: int) -> PyTree:

@@ -100,6 +100,7 @@ def test_sizes_and_times():
         "5.00 GiB",
     ]
     assert [milliseconds(t) for t in (None, 2.5, 123.4)] == ["-", "2.50 ms", "123 ms"]
+    assert [milliseconds(t) for t in (999.4, 1204.0)] == ["999 ms", "1204 ms"]
 
 
 def test_accuracy_counts_known_truths_only():

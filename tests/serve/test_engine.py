@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from serving import same
 
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.memory import MEMORIES
@@ -25,15 +26,6 @@ def piece(seed):
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 255, (1, 48, 48, 3), dtype=np.uint8)
     return SimpleNamespace(frames=frames, samples=0.1 * rng.normal(size=16000).astype(np.float32))
-
-
-def same(a, b):
-    """Order, modality and every other integer bit by bit, floats to 1e-5 of the largest."""
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if x.dtype.kind in "iub" and x.ndim:
-            np.testing.assert_array_equal(x, y)
-        else:
-            np.testing.assert_allclose(x, y, atol=1e-5 * max(float(np.abs(x).max(initial=1)), 1))
 
 
 @pytest.fixture(scope="module")

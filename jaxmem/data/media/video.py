@@ -221,30 +221,45 @@ class VideoTrack:
             )
 
     def _draw(self, shown: _Shot) -> np.ndarray:
-        """Scales, converts and turns a frame; nothing in RGB is ever larger than the picture."""
-        t, frame, turn = shown
         assert self.size is not None  # set when the first frame was seen
-        transpose, mirror, flip = turn
-        h, w = self.size[::-1] if transpose else self.size
+        t, frame, turn = shown
         try:
-            scaled = self._scaler.reformat(
-                frame,
-                width=w,
-                height=h,
-                format="rgb24",
-                interpolation=SCALING,
-                dst_color_range=ColorRange.JPEG,
-                **ONE_THREAD,
-            )
-            picture = scaled.to_ndarray()
+            return drawn(self._scaler, frame, self.size, turn)
         except (av.FFmpegError, ValueError, MemoryError) as error:
             self.log(t, "damaged", f"video: a frame cannot be converted to RGB ({error})")
             return np.zeros((*self.size, 3), np.uint8)
-        if transpose:
-            picture = picture.transpose(1, 0, 2)
-        if mirror:
-            picture = picture[:, ::-1]
-        return picture[::-1] if flip else picture
+
+
+def drawn(
+    scaler: VideoReformatter, frame: Any, size: Size, turn: tuple[bool, bool, bool]
+) -> np.ndarray:
+    """Scales, converts and turns a frame; nothing in RGB is ever larger than the picture.
+
+    Args:
+      scaler: may be used again for the frames that follow.
+      frame: as it was decoded.
+      size: (h, w) of the picture.
+      turn: its `orientation`.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    transpose, mirror, flip = turn
+    h, w = size[::-1] if transpose else size
+    picture = scaler.reformat(
+        frame,
+        width=w,
+        height=h,
+        format="rgb24",
+        interpolation=SCALING,
+        dst_color_range=ColorRange.JPEG,
+        **ONE_THREAD,
+    ).to_ndarray()
+    if transpose:
+        picture = picture.transpose(1, 0, 2)
+    if mirror:
+        picture = picture[:, ::-1]
+    return picture[::-1] if flip else picture
 
 
 def check_size(size: Any) -> Size:

@@ -134,17 +134,17 @@ def _interrupt_main() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def leave_threads_behind(status: int) -> None:
-    """End the process without tidying up, if a thread then still waits inside the decoder library.
+def leave_threads_behind(status: int, running: Callable[[], bool] = left_running) -> None:
+    """End the process without tidying up, if a thread is then still `running` inside a library.
 
     Such a thread cannot be stopped, and the library must not be torn down under it.
     """
 
     def leave() -> None:
-        if left_running():
+        if running():
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
 
-    if left_running():
+    if running():
         atexit.register(leave)

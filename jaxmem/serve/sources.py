@@ -1,0 +1,172 @@
+"""What a session may read by itself: files, addresses, devices and a demo."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxmem.data.media.media import open_media
+from jaxmem.data.media.types import End, Piece
+from jaxmem.models.base import MediaFormat
+from jaxmem.serve.demo_world import DEMO, DemoWorld
+from jaxmem.serve.limits import RefusedError, shown
+
+FORMATS = (
+    "mov,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,h264,hevc,ivf,m4v,ogg,wav,flac,mp3,aac,"
+    "gif,image2,jpeg_pipe,png_pipe,webp_pipe,mjpeg,yuv4mpegpipe,caf,aiff,amr,w64"
+)
+"""Demuxers of files: none that opens what another file or address names, as playlists do."""
+SHOWN = frozenset(
+    f".{x}" for x in "mp4 mov m4v mkv webm avi flv ts mts mpg mpeg ogv gif wav mp3 flac m4a".split()
+)
+"""Endings of the files that clients are told of; others may be named as well."""
+MOST_SHOWN = 200
+_DEVICE = re.compile(r"(\w+):(?!//)(.+)")
+
+
+class Reader(Protocol):
+    """What `open_media` returns, and what looks like it."""
+
+    @property
+    def end(self) -> End | None:
+        """Return where and why it ended; None: it has not."""
+        ...
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Return the pieces that are still to come."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the source, from any thread."""
+        ...
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What clients may have opened.
+
+    Attributes:
+      root: folder whose files may be read; None: no file.
+      sources: addresses, and devices as FORMAT:NAME (v4l2:/dev/video0). One that ends with "/"
+        stands for all addresses that begin with it.
+    """
+
+    root: Path | None = None
+    sources: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return what sessions may see here, in words."""
+        devices = [one for one in self.sources if _DEVICE.fullmatch(one)]
+        more = {
+            "file": self.root is not None,
+            "address": len(devices) < len(self.sources),
+            "device": bool(devices),
+        }
+        return ("push", "upload", DEMO, *(name for name, there in more.items() if there))
+
+    def files(self) -> list[str]:
+        """Return the first files under the root, as clients name them."""
+        if self.root is None:
+            return []
+        found = (x for x in self.root.rglob("*") if x.suffix.lower() in SHOWN and x.is_file())
+        return sorted(x.relative_to(self.root).as_posix() for x in islice(found, MOST_SHOWN))
+
+    def find(self, source: object) -> Source:
+        """Return what a client names.
+
+        Raises:
+          ValueError: if there is no such file, or it is not allowed.
+        """
+        if not isinstance(source, str) or not 0 < len(source) <= 4096 or "\0" in source:
+            raise RefusedError(f"source must be a file, an address or {DEMO}, got {shown(source)}.")
+        if source == DEMO:
+            return Source(DEMO, DEMO, DEMO)
+        listed = any(
+            source == one or (one.endswith("/") and source.startswith(one)) for one in self.sources
+        )
+        if listed:
+            device = _DEVICE.fullmatch(source)
+            more = {"format": device[1]} if device else {}
+            return Source("camera", device[2] if device else source, source, {**more})
+        return self._file(source)
+
+    def _file(self, source: str) -> Source:
+        if self.root is None or "://" in source:
+            known = "; ".join((*self.sources, DEMO))
+            raise RefusedError(
+                f"{shown(source)} may not be opened on this server, which takes {known}"
+                + ("" if self.root is None else " and files under its --root")
+                + ": name one of these, or upload the file.",
+                "source",
+                403,
+            )
+        root = self.root.resolve()
+        path = (root / source).resolve()
+        if not path.is_relative_to(root) or not path.is_file():
+            raise RefusedError(
+                f"there is no file {shown(source)} under the server's --root: name it from there.",
+                "source",
+                404,
+            )
+        return Source("file", str(path), path.relative_to(root).as_posix())
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that can be read.
+
+    Attributes:
+      kind: "file", "camera" or "demo".
+      where: what is opened.
+      name: how clients know it.
+      options: of `open_media`.
+    """
+
+    kind: str
+    where: str
+    name: str
+    options: Any = None
+
+    def open(self, media: MediaFormat, after: int = 0) -> Reader:
+        """Return its pieces in a model's format, without the first `after` ones.
+
+        Those of a camera are what comes from now on.
+
+        Raises:
+          ValueError: if it cannot be opened.
+        """
+        if self.kind == DEMO:
+            return DemoWorld(media, after)
+        more = dict(self.options or {})
+        if self.kind == "file":
+            more["options"] = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        more |= {"fps": media.fps, "piece_seconds": media.piece_seconds, "size": media.size}
+        reader = open_media(self.where, sample_rate=media.sample_rate, **more)
+        return reader if self.kind == "camera" else Rest(reader, after)
+
+
+class Rest:
+    """A reader without its first pieces: they are read again, so that what follows is the same."""
+
+    def __init__(self, reader: Any, after: int):
+        """Leave out the first `after` pieces of a reader."""
+        self._reader, self._after = reader, after
+
+    @property
+    def end(self) -> End | None:
+        """Return where and why it ended."""
+        return self._reader.end
+
+    def __iter__(self) -> Iterator[Piece]:
+        for number, piece in enumerate(self._reader):
+            if number >= self._after:
+                yield piece
+
+    def close(self) -> None:
+        """Let go of the source."""
+        self._reader.close()
