@@ -37,6 +37,7 @@ _WHERE = {
     "memory.parts.prioritized": "Prioritized",
     # Streams.
     "decoder.program": "Carry Program",
+    "decoder.placing": "parse_mesh",
     "decoder.sampling": "Sampling",
     "bound": "Bound bind question_rows",
     "loop": "start stream advance branch",

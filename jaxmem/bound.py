@@ -13,6 +13,7 @@ import numpy as np
 from jaxmem import kv as kvs
 from jaxmem.compiled import Compiled
 from jaxmem.decoder.decoder import DecoderConfig, embed
+from jaxmem.decoder.placing import placed
 from jaxmem.decoder.program import Program, Text
 from jaxmem.decoder.step import prefix_and_states
 from jaxmem.kv import KV
@@ -40,17 +41,18 @@ def decoder_of(params: Params) -> Params:
 
 
 def bind(program: Program, params: Params, probes: Sequence[Text] | None = None) -> Bound:
-    """Return a program's arrays: weights, prefix KV and probes.
+    """Return a program's arrays: weights, prefix KV and probes, on its devices.
 
     Args:
       program: static description.
       params: weights.
       probes: texts of the probes; None: those of the program.
     """
+    params = placed(program.mesh, params)
     prefix, states = (None, ()) if program.prefix is None else _prefix_of(program, params)
     texts = program.probes if probes is None else tuple(probes)
     rows = probe_rows(params, texts, program=program) if texts else None
-    return Bound(params, prefix, rows, states)
+    return placed(program.mesh, Bound(params, prefix, rows, states), program.config.stacks)
 
 
 def _prefix_of(program: Program, params: Params) -> tuple[KV, tuple[PyTree, ...]]:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxmem.asking import check_drawing
 from jaxmem.bound import Bound, bind
 from jaxmem.data.samples import LOUDEST, plausible
-from jaxmem.decoder.program import Carry, Program
+from jaxmem.decoder.program import Carry, Program, settled
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.finite import broken_state
 from jaxmem.loop import advance, start, stream
@@ -78,6 +79,7 @@ class Feeding:
         spec: Spec | None = None,
         sampling: Sampling | None = None,
         key: Array | None = None,
+        mesh: Mesh | None = None,
     ):
         """Start an empty stream.
 
@@ -89,10 +91,11 @@ class Feeding:
           spec: sizes; None: those of the model.
           sampling: how answers are drawn, unless a question says otherwise; None: greedily.
           key: JAX key that the answers' keys are made from, with `sampling`.
+          mesh: devices that weights and stream are cut over (`jaxmem.parse_mesh`).
 
         Raises:
           ValueError: if `chunk_pieces` is not positive, the memory is none or does not fit the
-            model, or only one of `sampling` and `key` is given.
+            model or the mesh, or only one of `sampling` and `key` is given.
         """
         if chunk_pieces < 1 or chunk_pieces != int(chunk_pieces):
             raise ValueError(f"chunk_pieces must be whole and at least 1, got {chunk_pieces}.")
@@ -103,7 +106,7 @@ class Feeding:
             )
         check_drawing(1, sampling, key)
         self.model, self.memory, self.chunk_pieces = model, memory, chunk_pieces
-        self.sampling, self.key = sampling, key
+        self.sampling, self.key, self.mesh = sampling, key, mesh
         self.dialogue: tuple[str, str] | None = None
         self._spec = spec
         self._held: list[PieceLike] = []
@@ -132,7 +135,8 @@ class Feeding:
                 )
             self.model = for_frames(self.model, size)
             self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
-        program = compile(self.model, self.memory, chunk_pieces=self.chunk_pieces, spec=self._spec)
+        more = {"chunk_pieces": self.chunk_pieces, "spec": self._spec, "mesh": self.mesh}
+        program = compile(self.model, self.memory, **more)
         bound = bind(program, self.model.params)
         self._opened = program, bound
         self._carry = jax.block_until_ready(start(program, bound))
@@ -162,7 +166,7 @@ class Feeding:
     @carry.setter
     def carry(self, carry: Carry) -> None:
         self._need()
-        self._carry, self._peeked = carry, None
+        self._carry, self._peeked = settled(self.program, carry), None
 
     def _need(self) -> tuple[Program, Bound]:
         self._open()

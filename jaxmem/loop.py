@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jaxmem.bound import Bound, as_bound, decoder_of
 from jaxmem.compiled import Compiled
 from jaxmem.decoder.checks import check_carry
+from jaxmem.decoder.placing import held
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.decoder.step import chunk_step
 from jaxmem.memory.layout import as_bits, as_floats
@@ -130,7 +131,8 @@ def _scan(
         return chunk_step(decoder_of(params), program, carry, rows, prefix, probes)[0], None
 
     step = jax.checkpoint(body, prevent_cse=False) if remat else body  # type: ignore[attr-defined]
-    return jax.lax.scan(step, carry, chunks)[0]
+    after = jax.lax.scan(step, carry, chunks)[0]
+    return held(program.mesh, after, program.config.stacks)
 
 
 STATIC = ("program", "remat")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxmem.bound import decoder_of, question_rows
 from jaxmem.decoder.program import Program, Text, make_program, spec_of
@@ -87,7 +88,12 @@ def memory_for(
 
 
 def compile(
-    model: Model, memory: AnyMemory, *, chunk_pieces: int = 1, spec: Spec | None = None
+    model: Model,
+    memory: AnyMemory,
+    *,
+    chunk_pieces: int = 1,
+    spec: Spec | None = None,
+    mesh: Mesh | None = None,
 ) -> Program:
     """Return the program that streams a model through a memory; equal arguments, equal program.
 
@@ -99,9 +105,11 @@ def compile(
       memory: what is kept.
       chunk_pieces: pieces written at once.
       spec: sizes; None: those of the model.
+      mesh: devices that weights and streams are cut over (`jaxmem.parse_mesh`); None: they are not.
 
     Raises:
-      ValueError: if the memory does not fit the model, or reads weights that it lacks.
+      ValueError: if the memory does not fit the model, or reads weights that it lacks, or the mesh
+        does not share the heads evenly.
     """
     if model.decoder.attends:
         check_scorer(memory, decoder_of(model.params))
@@ -110,6 +118,7 @@ def compile(
     if model.prefix is not None and len(model.prefix):
         prefix = text_of(model, model.prefix)
     more = {"encode": model.encode, "prefix": prefix, "probes": probes_of(model, memory)}
+    more["mesh"] = mesh
     return make_program(model.decoder, memory, spec, **more)
 
 

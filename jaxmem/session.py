@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmem import saves, saving
+from jaxmem.decoder.placing import gathered
 from jaxmem.decoder.program import layers_of
 from jaxmem.feeding import Event
 from jaxmem.loop import advance, branch, stream
@@ -125,7 +126,8 @@ class Session(Asking):
         They are a copy: the stream may go on meanwhile.
         """
         with self._lock:
-            return layers_of(self.program, branch(self.carry._replace(bank=None)))
+            carry = gathered(self.mesh, self.carry._replace(bank=None))
+            return layers_of(self.program, branch(carry))
 
     @property
     def nbytes(self) -> int:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.decoder.decoder import finish, layer_in_stack, qkv
 from jaxmem.decoder.layer import state_step
+from jaxmem.decoder.placing import whole
 from jaxmem.decoder.program import Program, init_states
 from jaxmem.decoder.stretches import Place, by_layer, through
 from jaxmem.kernels.attend import attend
@@ -40,7 +41,7 @@ def alone(
 
     def layer(held: PyTree, place: Place, given: None) -> tuple[PyTree, PyTree]:
         del given
-        h, states = held
+        h, states = whole(program.mesh, held[0]), held[1]
         if place.kind is not None:
             return state_step(params, config, place, h, states, real), None
         weights, pinned = layer_in_stack(params, place.layer), at_layer(prefix, place.layer)

@@ -16,6 +16,7 @@ from jaxmem.decoder.checks import check_prefix, check_rows, check_weights
 from jaxmem.decoder.decoder import finish, layer_in_stack, logits, qkv
 from jaxmem.decoder.driving import driver_of
 from jaxmem.decoder.layer import state_step
+from jaxmem.decoder.placing import whole
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.step import zero_padding
 from jaxmem.decoder.stretches import Place, through
@@ -176,7 +177,7 @@ def prefill(
 
     def layer(held: PyTree, place: Place, given: None) -> tuple[PyTree, PyTree]:
         del given
-        h, states = held
+        h, states = whole(program.mesh, held[0]), held[1]
         if place.kind is not None:
             return state_step(params, config, place, h, states, real), None
         weights = layer_in_stack(params, place.layer)
@@ -230,7 +231,7 @@ def decode(
     turn = angles(config.rope, dialogue.next[None])[:, None]
 
     def layer(held: PyTree, place: Place, given: tuple[Context, Tail]) -> tuple[PyTree, PyTree]:
-        h, states = held
+        h, states = whole(program.mesh, held[0]), held[1]
         if place.kind is not None:
             return state_step(params, config, place, h, states, jnp.ones((1,), bool)), None
         context, tail = given

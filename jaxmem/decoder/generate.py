@@ -16,6 +16,7 @@ from jaxmem import kv as tk
 from jaxmem.decoder.alone import States
 from jaxmem.decoder.answer import Dialogue, decode, prefill
 from jaxmem.decoder.decoder import embed, logits
+from jaxmem.decoder.placing import whole
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling, penalised, sample
 from jaxmem.kv import KV
@@ -67,7 +68,7 @@ def begin(
     """
     dialogue, h = prefill(params, program, carry, question, room=room, prefix=prefix, states=states)
     last = jnp.maximum(jnp.sum(question.modality != tk.EMPTY, dtype=jnp.int32) - 1, 0)
-    first = logits(params, program.config, h[last])
+    first = whole(program.mesh, logits(params, program.config, h[last]))
     if sampling is None or not sampling.penalises:
         repeated = None
     elif repeated is None:
@@ -119,7 +120,8 @@ def extend(
         i, ids, dialogue, repeated = loop
         dialogue = dialogue._replace(context=context)
         dialogue, out = decode(params, program, dialogue, embed(params, ids[i - 1]))
-        token, repeated = _choose(logits(params, program.config, out), i, sampling, key, repeated)
+        scores = whole(program.mesh, logits(params, program.config, out))
+        token, repeated = _choose(scores, i, sampling, key, repeated)
         return i + 1, ids.at[i].set(token), dialogue._replace(context=()), repeated
 
     own = generation.dialogue._replace(context=())

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxmem.decoder.decoder import DecoderConfig
+from jaxmem.decoder.placing import check_mesh, placed
 from jaxmem.decoder.stretches import Stretch, stretches
 from jaxmem.memory import layout as layouts
 from jaxmem.memory.bank.bank import Bank, init_bank
@@ -60,6 +62,7 @@ class Program:
       encode: a chunk's inputs to rows.
       prefix: text in front of every stream.
       probes: texts that a memory scores by, as it requires them.
+      mesh: devices that its arrays are cut over (`decoder.placing`); None: they are not.
     """
 
     config: DecoderConfig
@@ -69,6 +72,7 @@ class Program:
     encode: Encode = as_embeds
     prefix: Text | None = None
     probes: tuple[Text, ...] = ()
+    mesh: Mesh | None = None
 
     def __hash__(self) -> int:
         """Return the hash, computed once: `jax.jit` asks for it at every call."""
@@ -152,6 +156,7 @@ def make_program(
     encode: Encode = as_embeds,
     prefix: Text | None = None,
     probes: tuple[Text, ...] = (),
+    mesh: Mesh | None = None,
 ) -> Program:
     """Return the static description of a stream.
 
@@ -163,10 +168,13 @@ def make_program(
       encode: see `Program`.
       prefix: see `Program`.
       probes: see `Program`.
+      mesh: see `Program`.
 
     Raises:
-      ValueError: if the spec does not fit the decoder, or the memory's options do not go together.
+      ValueError: if the spec does not fit the decoder, the memory's options do not go together, or
+        the mesh does not share the heads evenly.
     """
+    check_mesh(mesh, config.kv_heads if config.attends else 0)
     mine = spec_of(config, chunk=spec.chunk)
     for name in ("layers", "kv_heads", "head_dim", "width"):
         if getattr(spec, name) != getattr(mine, name):
@@ -199,7 +207,7 @@ def make_program(
             )
         if memory.per == "layer":
             layout = layouts.layout_of(memory, spec, runs=runs)
-    return Program(config, memory, spec, layout, encode, prefix, probes)
+    return Program(config, memory, spec, layout, encode, prefix, probes, mesh)
 
 
 def spec_of(config: DecoderConfig, *, chunk: int, **more: Any) -> Spec:
@@ -252,7 +260,7 @@ def init_states(config: DecoderConfig) -> tuple[PyTree, ...]:
 
 
 def settled(program: Program, carry: Carry) -> Carry:
-    """Return a carry, wherever it comes from, in the memories that its program streams it in.
+    """Return a carry, wherever it comes from, on the devices of its program, in their memories.
 
     Beside a bank in host memory everything else is tied to the device, as it comes out of a
     stream: tied and free arrays would compile the same step twice.
@@ -260,7 +268,10 @@ def settled(program: Program, carry: Carry) -> Carry:
     asked = None
     if isinstance(program.memory, Memory):
         asked = program.memory.bank(program.spec)
-    if carry.bank is None or asked is None or asked.space == "device":
+    on_device = carry.bank is None or asked is None or asked.space == "device"
+    if program.mesh is not None:
+        return placed(program.mesh, carry, program.config.stacks, host=not on_device)
+    if on_device or carry.bank is None:
         return carry
     bank, space = carry.bank, jax.memory.Space
     rest = jax.device_put(carry._replace(bank=bank._replace(slots=None)), space.Device)

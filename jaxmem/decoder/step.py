@@ -16,6 +16,8 @@ from jaxmem.decoder.decoder import DecoderConfig, layer_in_stack
 from jaxmem.decoder.driving import driver_of
 from jaxmem.decoder.gradient import Gradient, Passing
 from jaxmem.decoder.layer import add_deepstack, attend_step, layer_step, state_step
+from jaxmem.decoder.placing import held as kept_in_place
+from jaxmem.decoder.placing import tracing, whole
 from jaxmem.decoder.program import (
     Carry,
     Program,
@@ -73,9 +75,11 @@ def chunk_step(
     embeds, bad = finite_rows(embeds)
     state, clock = clocks.rebase(carry.state, carry.clock)
     carry = carry._replace(state=state, clock=clock)
-    after, h = _through_layers(params, program, carry, embeds, prefix, probes, gradient)
+    with tracing(program.mesh):
+        after, h = _through_layers(params, program, carry, embeds, prefix, probes, gradient)
     fresh = jnp.sum(embeds.modality != kvs.EMPTY, dtype=jnp.int32)
-    return _watched(program.config, _counted(after, fresh, bad), carry.chunks), h
+    after = _watched(program.config, _counted(after, fresh, bad), carry.chunks)
+    return kept_in_place(program.mesh, after, program.config.stacks), h
 
 
 def _counted(carry: Carry, fresh: Int[Array, ""], bad: Int[Array, ""]) -> Carry:
@@ -159,6 +163,7 @@ def _through_layers(
         held: PyTree, place: Place, weights: Params | None, passing: Passing
     ) -> tuple[PyTree, PyTree]:
         h, probe, aside, states = held
+        h = whole(program.mesh, h)
         if place.kind is not None:
             more = {"weights": weights, "gradient": gradient}
             h, states = state_step(params, config, place, h, states, real, **more)

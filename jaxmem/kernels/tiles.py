@@ -62,8 +62,11 @@ def logits(
         # A product for each KV head. As one product, XLA on a CPU transposes the keys first; with
         # heads side by side in one row it is faster, but slows the attention that shares them.
         k = k.astype(jnp.float32)
-        each = [jnp.einsum("qd,nd->qn", q[:, g], k[:, g]) for g in range(groups)]
-        s = sum(each[1:], start=each[0])[None, None]
+        if jax.sharding.get_abstract_mesh().empty:
+            each = [jnp.einsum("qd,nd->qn", q[:, g], k[:, g]) for g in range(groups)]
+            s = sum(each[1:], start=each[0])[None, None]
+        else:  # devices hold heads of their own, and add up what these give
+            s = jnp.einsum("qgd,ngd->qn", q, k)[None, None]
     else:
         shared = heads // groups
         q = q.reshape(rows, groups, shared, dim).transpose(1, 2, 0, 3)

@@ -49,7 +49,7 @@ def fresh_kv(
     """Return a chunk's tokens as the memory stores them (Gm as the view has it)."""
     like = view.kv
     length, groups = k.shape[0], like.modality.shape[1]
-    pos = view.base.astype(like.pos.dtype)[None] + embeds.pos.astype(like.pos.dtype)
+    pos = _places(view, embeds)
     index = clock + jnp.arange(length, dtype=jnp.int32)
     real = embeds.modality != kvs.EMPTY
 
@@ -63,6 +63,12 @@ def fresh_kv(
         index=spread(jnp.where(real, index, 0)),
         modality=spread(embeds.modality.astype(jnp.int8)),
     )
+
+
+def _places(view: View, embeds: Embeds) -> Num[Array, "T A"]:
+    """Return the positions of a chunk's rows."""
+    dtype = view.kv.pos.dtype
+    return view.base.astype(dtype)[None] + embeds.pos.astype(dtype)
 
 
 def one_place(fresh: KV) -> KV:
@@ -127,11 +133,12 @@ def attend_once(
     # Row t comes after the n valid slots: pool entry n + t. Only a sliding window cares.
     n, t = kvs.count(view.kv), jnp.arange(embeds.modality.shape[0], dtype=jnp.int32)
     fresh = fresh_kv(k, v, view, embeds, clock)
+    once = fresh._replace(pos=_places(view, embeds)[:, None])  # all heads hold it there
     scored = None if requires.retention is None or scorer is None else retention(scorer, v)
     held, own = biases(held_of(view), scored, embeds.modality, t)
     segments = [
         segment(view.kv, view.base, embeds.pos, last=n + t if requires.window else None, **held),
-        segment(one_place(fresh), view.base, embeds.pos, last=t, **own),
+        segment(once, view.base, embeds.pos, last=t, **own),
     ]
     if prefix is not None:
         bias = prefix_bias(held_of(view), scorer, prefix)
@@ -238,7 +245,7 @@ def attend_probe(
     own = fresh_kv(k, v, view, probe, jnp.zeros((), jnp.int32))
     begin = advance.astype(view.base.dtype)
     place = begin[None] + probe.pos.astype(begin.dtype)
-    own = own._replace(pos=jnp.broadcast_to(place[:, None], own.pos.shape))
+    own = own._replace(pos=place[:, None])
     t = jnp.arange(place.shape[0], dtype=jnp.int32)
     if segments is None:
         past = [segment(kv, view.base, place) for kv in (view.kv, one_place(fresh))]
@@ -248,7 +255,7 @@ def attend_probe(
             Segment(x.k, x.v, x.valid, x.pos, place) for x in segments[: 2 + (prefix is not None)]
         ]
     last = t if form == "causal" else None
-    past.append(segment(one_place(own), jnp.zeros_like(view.base), place, last=last))
+    past.append(segment(own, jnp.zeros_like(view.base), place, last=last))
     real = probe.modality != kvs.EMPTY
     out, _, columns = attend_mass(q, past, rope=rope, rows=real, reduce=_reduce(past))
     return out, Received(columns[0], columns[1])

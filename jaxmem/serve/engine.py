@@ -13,10 +13,14 @@ for an answer, and no stream for another. What does not fit is dropped oldest fi
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from jax.sharding import Mesh
 
 from jaxmem.asking import check_drawing
 from jaxmem.decoder.program import Carry
@@ -47,6 +51,7 @@ class Engine:
       lanes: B, how many streams there is room for.
       chunk_pieces: pieces that are written at once.
       waiting: chunks of a stream that may wait before the oldest is dropped.
+      mesh: the devices; None: the default one.
       stepper: what the engine's thread runs.
       warm: whether a step was taken: the first one waits for the compiler.
       changed: notified when anything is; it guards the streams' queues and counts.
@@ -62,6 +67,7 @@ class Engine:
         waiting: int = 4,
         sampling: Sampling | None = None,
         key: Array | None = None,
+        mesh: Mesh | None = None,
     ):
         """Start an engine without streams, and its thread.
 
@@ -73,10 +79,13 @@ class Engine:
           waiting: chunks of a stream that may wait, at least 1.
           sampling: how answers are drawn; None: greedily.
           key: JAX key that the answers' keys are made from, with `sampling`.
+          mesh: devices of this host: streams lie along its `data`, heads along its `model`
+            (`jaxmem.parse_mesh`); None: the default device.
 
         Raises:
-          ValueError: if an argument is out of range, the model is not fitted, or the memory does
-            not fit the model or does not run side by side (`lanes.check_lanes`).
+          ValueError: if an argument is out of range, the model is not fitted, the memory does not
+            fit the model or does not run side by side (`lanes.check_lanes`), or the mesh does not
+            share lanes and heads evenly.
         """
         if waiting < 1 or waiting != int(waiting):
             raise ValueError(f"waiting must be a whole number, at least 1, got {waiting}.")
@@ -84,7 +93,13 @@ class Engine:
         self.model, self.memory, self.lanes = model, memory, lanes
         self.chunk_pieces, self.waiting = chunk_pieces, waiting
         self.sampling, self.key = sampling, key
-        self.program = compile(model, memory, chunk_pieces=chunk_pieces)
+        if mesh is not None and mesh.is_multi_process:
+            raise ValueError(
+                "an engine runs on the devices of one host: give it parse_mesh(text, "
+                "jax.local_devices()), and start one on every host."
+            )
+        self.mesh = mesh
+        self.program = compile(model, memory, chunk_pieces=chunk_pieces, mesh=mesh)
         self.stepper = Stepper(model, self.program, lanes, sampling, key)
         self.warm = False
         self.changed = threading.Condition()
@@ -123,9 +138,10 @@ class Engine:
 
         Without it the first batch of each width waits for the compiler. It ends with the engine.
         """
-        for width in widths(self.lanes):
+        parts = self.stepper.parts
+        for width in widths(self.lanes // parts):
             if not self._stopping:
-                self.stepper.rehearse(width, question)
+                self.stepper.rehearse(parts * width, question)
 
     def open(self, session: Session | None = None) -> Live:
         """Return a new stream.
@@ -138,7 +154,8 @@ class Engine:
           ValueError: if every lane is taken, the session is another program's, or the engine is
             closed.
         """
-        if session is not None and session.program != self.program:
+        anywhere = lambda program: replace(program, mesh=None)
+        if session is not None and anywhere(session.program) != anywhere(self.program):
             raise ValueError(
                 "the session is of another model, memory or chunk length than the engine: make it "
                 "with the same ones."
@@ -151,7 +168,10 @@ class Engine:
                     f"all {self.lanes} lanes of the engine are taken ({self.nbytes:,} bytes of "
                     "state each): close a stream, or start the engine with more."
                 )
-            live = self._live[free[0]] = Live(self, free[0], session)
+            each = self.lanes // self.stepper.parts
+            busy = Counter(lane // each for lane in self._live)
+            lane = min(free, key=lambda lane: (busy[lane // each], lane))  # parts fill evenly
+            live = self._live[lane] = Live(self, lane, session)
         carry = self.stepper.fresh if session is None else session.carry
         self.run(lambda: self.stepper.replace(live.lane, carry))
         for piece in () if session is None else session.held:

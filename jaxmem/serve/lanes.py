@@ -5,6 +5,10 @@ out, advances them under `vmap` and puts them back; the others are not touched. 
 widths (powers of two), so that few programs are compiled whatever comes and goes. Entries of
 `which` beyond B are padding: they compute something and are put nowhere.
 
+Over a mesh the B lanes are cut along `data` into parts of equal size. A batch then has a part of
+equal width for each, whose numbers count the lanes of that part alone: no device reads, or waits
+for, streams that others hold.
+
     carries = start_lanes(program, bound, lanes=32)
     carries = advance_lanes(bound, carries, which, chunks, program=program)
 """
@@ -13,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +27,12 @@ from jaxmem.asking import begin_answer, continue_answer
 from jaxmem.bound import Bound
 from jaxmem.compiled import Compiled
 from jaxmem.decoder.generate import Generation
+from jaxmem.decoder.placing import DATA, named, place_of
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.loop import start, stream
 from jaxmem.memory.base import Embeds, Memory
+from jaxmem.serve.parts import held_lanes, in_parts, parts_of, put, take
 from jaxmem.typing import Array, Bool, Int, PyTree
 
 
@@ -35,10 +41,29 @@ def widths(lanes: int) -> tuple[int, ...]:
     return (*(1 << i for i in range((lanes - 1).bit_length())), lanes)
 
 
-def padded(which: Sequence[int], lanes: int) -> Int[np.ndarray, "W"]:
-    """Return the numbers of lanes, padded to the next width with one that no lane has."""
-    width = next(w for w in widths(lanes) if w >= len(which))
-    return np.asarray([*which, *[lanes] * (width - len(which))], np.int32)
+class Dealt(NamedTuple):
+    """A batch of lanes, cut into one part of equal width for each part of the streams."""
+
+    which: Int[np.ndarray, "W"]  # numbers in their part; for padding, one that no lane has
+    at: list[int]  # where in the batch each of the lanes is
+
+
+def dealt(which: Sequence[int], lanes: int, parts: int = 1) -> Dealt:
+    """Return lanes as a batch: those of every part side by side, padded to the next width.
+
+    Args:
+      which: lanes, at most B / parts of each part.
+      lanes: B.
+      parts: of the streams; lane i is in part i // (B / parts).
+    """
+    each = lanes // parts
+    mine = [[i for i, lane in enumerate(which) if lane // each == part] for part in range(parts)]
+    width = next(w for w in widths(each) if w >= max(map(len, mine)))
+    batch, at = np.full(parts * width, each, np.int32), [0] * len(which)
+    for part, members in enumerate(mine):
+        for place, i in enumerate(members, part * width):
+            batch[place], at[i] = which[i] - part * each, place
+    return Dealt(batch, at)
 
 
 def check_lanes(program: Program) -> None:
@@ -67,23 +92,34 @@ def start_lanes(program: Program, bound: Bound, *, lanes: int) -> Carry:
     """Return the carry of B = `lanes` streams that have not begun, [B, ...] everywhere.
 
     Raises:
-      ValueError: if there is no lane, or the program's streams do not run side by side.
+      ValueError: if there is no lane, the parts of a mesh do not share them evenly, or the
+        program's streams do not run side by side.
     """
     if lanes < 1 or lanes != int(lanes):
         raise ValueError(f"lanes must be a whole number, at least 1, got {lanes}.")
+    parts = parts_of(program)
+    if lanes % parts:
+        raise ValueError(
+            f"{DATA}={parts} does not share {lanes} lanes evenly: take a multiple of {parts} lanes."
+        )
     check_lanes(program)
     one = start(program, bound)
-    return jax.tree.map(lambda x: jnp.repeat(x[None], lanes, axis=0), one)
+    repeated = lambda one: jax.tree.map(lambda x: jnp.repeat(x[None], lanes, axis=0), one)
+    if program.mesh is None:
+        return repeated(one)
+    return jax.jit(lambda one: held_lanes(program, repeated(one)))(one)  # never whole on one device
 
 
-def take(tree: PyTree, which: Int[Array, "W"]) -> PyTree:
-    """Return the lanes `which` of a tree; for padding, any lane."""
-    return jax.tree.map(lambda x: jnp.take(x, which, axis=0, mode="clip"), tree)
-
-
-def put(tree: PyTree, which: Int[Array, "W"], new: PyTree) -> PyTree:
-    """Return a tree [B, ...] with the lanes `which` replaced by `new` [W, ...]; padding is not."""
-    return jax.tree.map(lambda x, y: x.at[which].set(y, mode="drop"), tree, new)
+def lane_shapes(program: Program, bound: Bound, lanes: int) -> Carry:
+    """Return what `start_lanes` does as shapes, and where they lie; nothing is allocated."""
+    shapes = jax.eval_shape(lambda bound: start_lanes(program, bound, lanes=lanes), bound)
+    if program.mesh is None:
+        return shapes
+    leaves, structure = named(shapes, program.config.stacks)
+    place = partial(place_of, program.mesh, lanes=True)
+    make = jax.ShapeDtypeStruct
+    where = [make(x.shape, x.dtype, sharding=place(path, x.shape)) for path, x in leaves]
+    return jax.tree.unflatten(structure, where)
 
 
 def _advance(
@@ -94,7 +130,7 @@ def _advance(
     Args:
       bound: weights with prefix and probes (`bind`), shared by all streams.
       carries: of all lanes; donated.
-      which: lanes, each at most once; from B on: padding.
+      which: lanes, each at most once; padding: beyond them (`dealt`).
       chunks: a chunk of each lane, [W, ...] of whatever `program.encode` takes.
       program: static description.
 
@@ -102,25 +138,16 @@ def _advance(
       The carries of all lanes.
     """
 
-    def one(carry: Carry, chunk: PyTree) -> Carry:
-        return stream(bound, carry, jax.tree.map(lambda x: x[None], chunk), program=program)
+    def part(bound: Bound, carries: Carry, which: Int[Array, "W"], chunks: PyTree) -> Carry:
+        def one(carry: Carry, chunk: PyTree) -> Carry:
+            return stream(bound, carry, jax.tree.map(lambda x: x[None], chunk), program=program)
 
-    return put(carries, which, jax.vmap(one)(take(carries, which), chunks))
+        return put(carries, which, jax.vmap(one)(take(carries, which), chunks))
+
+    return held_lanes(program, in_parts(program, part)(bound, carries, which, chunks))
 
 
 advance_lanes = Compiled(_advance, static_argnames=("program",), donate_argnames=("carries",))
-
-
-@partial(Compiled, donate_argnums=(0,))
-def put_lane(carries: Carry, lane: Int[Array, ""], carry: Carry) -> Carry:
-    """Return the carries with one lane replaced, as for a stream that begins; they are donated."""
-    return jax.tree.map(lambda x, y: x.at[lane].set(y), carries, carry)
-
-
-@jax.jit
-def take_lane(carries: Carry, lane: Int[Array, ""]) -> Carry:
-    """Return the carry of one stream: a copy, to save or to branch."""
-    return take(carries, lane)
 
 
 def _begin(
@@ -141,7 +168,7 @@ def _begin(
     Args:
       bound: as in `advance_lanes`.
       carries: of all lanes; only read.
-      which: the lane of every question; from B on: padding.
+      which: the lane of every question; padding: beyond them (`dealt`).
       questions: rows [W, Q, ...] (`question_rows`).
       keys: JAX keys [W], with `sampling`.
       repeated: prompt tokens that a penalty of repetition counts, or None.
@@ -156,12 +183,17 @@ def _begin(
     """
     more = {"program": program, "max_new": max_new, "sampling": sampling}
 
-    def one(carry: Carry, question: Embeds, key: Any, repeated: Any, chunk: PyTree) -> Generation:
-        if chunk is not None:
-            carry = stream(bound, carry, jax.tree.map(lambda x: x[None], chunk), program=program)
-        return begin_answer(bound, carry, question, key=key, repeated=repeated, **more)
+    def part(bound: Bound, carries: Carry, which: Int[Array, "W"], *asked: PyTree) -> Generation:
+        def one(carry: Carry, question: Embeds, key: Any, repeated: Any, chunk: Any) -> Generation:
+            if chunk is not None:
+                inputs = jax.tree.map(lambda x: x[None], chunk)
+                carry = stream(bound, carry, inputs, program=program)
+            return begin_answer(bound, carry, question, key=key, repeated=repeated, **more)
 
-    return jax.vmap(one)(take(carries, which), questions, keys, repeated, chunks)
+        return jax.vmap(one)(take(carries, which), *asked)
+
+    every = in_parts(program, part)
+    return every(bound, carries, which, questions, keys, repeated, chunks)
 
 
 begin_lanes = Compiled(_begin, static_argnames=("program", "max_new", "sampling"))
@@ -187,7 +219,10 @@ def continue_lanes(
     """
     more = {"program": program, "steps": steps, "end": end, "stop_run": stop_run}
 
-    def one(generation: Generation, key: Any) -> Generation:
-        return continue_answer(bound, generation, key=key, sampling=sampling, **more)
+    def part(bound: Bound, generations: Generation, keys: Array | None) -> Generation:
+        def one(generation: Generation, key: Any) -> Generation:
+            return continue_answer(bound, generation, key=key, sampling=sampling, **more)
 
-    return jax.vmap(one)(generations, keys)
+        return jax.vmap(one)(generations, keys)
+
+    return in_parts(program, part)(bound, generations, keys)

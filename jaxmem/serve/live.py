@@ -211,7 +211,7 @@ class Live:
         with self._feeding:
             heard, held = self._preprocessor.heard, list(self._held)
             carry = engine.read(self)
-            options = {"sampling": engine.sampling, "key": engine.key}
+            options = {"sampling": engine.sampling, "key": engine.key, "mesh": engine.mesh}
             session = Session(
                 engine.model, engine.memory, chunk_pieces=engine.chunk_pieces, **options
             )

@@ -91,12 +91,14 @@ from jax.sharding import Mesh
 sys.path[:0] = {paths!r}
 from passes import pieces_of
 import jaxmem as jm
-from jaxmem.models.hf.weights import decoder_rules, mesh_rule
-place, found = mesh_rule(Mesh(np.array(jax.devices()), ("model",)), decoder_rules("model")), []
-for sharding in (None, place):
-    model = jm.load(sys.argv[1], dtype="float32", fps=2, max_new=2, sharding=sharding)
+from jaxmem.decoder.placing import weight_places
+found = []
+for mesh in (None, jm.parse_mesh("model=2")):
+    place = None if mesh is None else weight_places(mesh)
+    model = jm.load(sys.argv[1], dtype="float32", fps=2, max_new=2, sharding=place)
     model = jm.for_frames(model, (16, 24))
-    session = jm.Session(model, jm.Full(99), chunk_pieces=2).watch(pieces_of(model, (16, 24), 3))
+    session = jm.Session(model, jm.Full(99), chunk_pieces=2, mesh=mesh)
+    session.watch(pieces_of(model, (16, 24), 3))
     found.append(session.ask("what is shown").logits)
 decoder = model.params["decoder"]
 for leaf in (decoder["mixers"][0]["gate"], decoder["layers"]["q"], decoder["layers"]["attn_gate"]):

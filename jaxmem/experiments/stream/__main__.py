@@ -23,6 +23,7 @@ from pathlib import Path
 from jax.errors import JaxRuntimeError
 from rich.console import Console
 
+from jaxmem.experiments.devices import join_processes
 from jaxmem.experiments.memories import help_of, read_options, split_options
 from jaxmem.experiments.parsing import parse, shortened
 from jaxmem.experiments.stream.config import StreamConfig
@@ -89,6 +90,8 @@ def _main(argv: Sequence[str], errors: Console) -> int:
     with ExitStack() as terminal:
         try:
             config = configured(argv)
+            if config.mesh is not None and (number := join_processes()):
+                config = replace(config, out=config.out / f"process{number}", prompt=False)
             console = plain(stderr=config.json)
             with interruptible() as stop:
                 with ExitStack() as media:

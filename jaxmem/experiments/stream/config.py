@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxmem.decoder.sampling import Sampling
+from jaxmem.experiments.devices import mesh_of, spread
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.memory.by_name import parse_names
 from jaxmem.memory.options import NAMES, check_options
@@ -35,7 +36,6 @@ TRIED_BYTES = 1 << 20
 @dataclass(frozen=True)
 class StreamConfig:
     """Stream a video with sound through a memory of fixed size, and ask about it.
-
     A memory's own options are --NAME.OPTION, see --help-memory NAME. The guide is docs/stream.md.
     """
 
@@ -77,6 +77,7 @@ class StreamConfig:
     checkpoint: File = None  # Folder that the stream saves itself to, complete at any moment.
     every: float = EVERY  # Seconds of stream between two saves.
     resume: File = None  # Go on from such a folder.
+    mesh: Text = None  # Several devices: model=N cuts heads over N, data=N spreads --compare.
     prompt: bool = True  # Take questions from the terminal.
     config: File = None  # Python file whose get_config() gives values to start from.
     bits: Literal[4, 8] | None = None  # Store keys and values in so many bits.
@@ -107,6 +108,12 @@ def check(config: StreamConfig) -> None:
     if config.model is not None and config.video is None:
         raise ValueError(
             f"--model {config.model} knows nothing of the synthetic world: give it a --video FILE."
+        )
+    mesh = mesh_of(config.mesh)
+    spread(mesh, len(parse_names(config.compare or config.memory)))
+    if mesh is not None and mesh.is_multi_process and (config.checkpoint or config.resume):
+        raise ValueError(
+            "--checkpoint and --resume are for the devices of one host; leave them out."
         )
     _refuse_idle(config)
     media_options(config)

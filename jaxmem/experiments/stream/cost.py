@@ -79,15 +79,15 @@ def check_chunk(model: Model, pieces: int) -> None:
         )
 
 
-def check_memories(chosen: Sequence[Contestant], spec: Spec, budget: str) -> None:
-    """Refuse memories that together are more than the device and the machine hold.
+def check_memories(chosen: Sequence[Contestant], spec: Spec, budget: str, devices: int = 1) -> None:
+    """Refuse memories that together are more than the devices and the machine hold.
 
     Raises:
       ValueError: naming the cost and what there is.
     """
     prices = [footprint(one.memory, spec) for one in chosen]
     for needed, has, where in (
-        (sum(price.device for price in prices), device_bytes(), "the device"),
+        (sum(price.device for price in prices), devices * device_bytes(), "the device"),
         (sum(price.device + price.host for price in prices), None, "the machine"),
     ):
         has = max(machine_bytes(), device_bytes()) if has is None else has

@@ -13,7 +13,9 @@ from rich.progress import Progress as RichProgress
 
 from jaxmem.data.media.live import LiveReader
 from jaxmem.data.media.prefetch import HURRY, prefetch
+from jaxmem.decoder.placing import check_mesh
 from jaxmem.decoder.sampling import Sampling
+from jaxmem.experiments.devices import mesh_of, spread, told
 from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.experiments.stream.checkpoint import Resumed, Saver, resumed
 from jaxmem.experiments.stream.config import StreamConfig, check, sampling_of
@@ -113,6 +115,8 @@ def prepare(config: StreamConfig, model: Model) -> Job:
     planned = sorted((parse_ask(text) for text in config.ask), key=lambda question: question.time)
     for question in planned:
         model.tokenize(question.text)
+    heads = model.decoder.kv_heads if model.decoder.attends else 0
+    check_mesh(mesh_of(config.mesh), heads)
     media = model.media
     if config.fps is not None and config.model is None and config.fps > media.fps:
         raise ValueError(
@@ -160,7 +164,8 @@ def plan(job: Job, source: Source, reader: LiveReader) -> Plan:
     ):
         budget = Budget(enough_slots(most), None)  # more would only cost
         chosen = contestants(job.names, config.memories, budget, spec, most, **more)
-    check_memories(chosen, spec, config.budget)
+    mesh = mesh_of(config.mesh)
+    check_memories(chosen, spec, config.budget, 1 if mesh is None else mesh.size)
     return Plan(job, source, reader, length, spec, tuple(chosen))
 
 
@@ -219,6 +224,8 @@ def _announced(plan: Plan) -> list[str]:
     if job.budget.slots is not None and job.budget.slots > plan.contestants[0].slots > 0:
         most = plan.contestants[0].slots
         lines.append(f"--budget {config.budget}: {most} slots hold all of the stream, as taken")
+    if (mesh := mesh_of(config.mesh)) is not None:
+        lines += told(mesh, job.model)
     lines += check_around(job.names, Wrapped(config.bits, config.memories.get("bank", {})))
     if job.resumed is not None:
         lines.append(f"going on at {clock(job.resumed.progress.time)} ({job.resumed.where})")
@@ -250,7 +257,8 @@ def _warm(plan: Plan, console: Console) -> list[Stream]:
     """Return empty streams for which everything is compiled."""
     job = plan.job
     more = {"sampling": job.sampling, "seed": job.config.seed, "chunk_pieces": job.chunk_pieces}
-    streams = open_streams(job.model, plan.contestants, plan.spec, **more)
+    meshes = spread(mesh_of(job.config.mesh), len(plan.contestants))
+    streams = open_streams(job.model, plan.contestants, plan.spec, meshes=meshes, **more)
     with console.status("compiling"):
         warm_up(streams, plan.source.questions, plan.reader.info.size, job.chunks)
     return streams

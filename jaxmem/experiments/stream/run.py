@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jaxmem.data.media.prefetch import Prefetch
 from jaxmem.decoder.sampling import Sampling
@@ -85,11 +86,16 @@ def open_streams(
     chunk_pieces: int,
     sampling: Sampling | None = None,
     seed: int = 0,
+    meshes: Sequence[Mesh | None] | None = None,
 ) -> list[Stream]:
-    """Return empty streams, which answer greedily unless `sampling` is given."""
+    """Return empty streams, which answer greedily unless `sampling` is given.
+
+    `meshes` are the devices of each; None: the default one.
+    """
     drawn = {} if sampling is None else {"sampling": sampling, "key": jax.random.key(seed)}
     more = {"chunk_pieces": chunk_pieces, "spec": spec} | drawn
-    return [Stream(one, Session(model, one.memory, **more)) for one in contestants]
+    pairs = zip(contestants, meshes or [None] * len(contestants), strict=True)
+    return [Stream(one, Session(model, one.memory, mesh=mesh, **more)) for one, mesh in pairs]
 
 
 def warm_up(

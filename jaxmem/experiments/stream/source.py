@@ -13,6 +13,7 @@ from jaxmem.data.media.live import LiveReader
 from jaxmem.data.media.prefetch import apart
 from jaxmem.data.world.files import held_out
 from jaxmem.data.world.world import split_seed, world
+from jaxmem.experiments.devices import places_of
 from jaxmem.experiments.stream.config import StreamConfig, check, media_options
 from jaxmem.experiments.stream.cost import check_synthetic
 from jaxmem.experiments.stream.questions import AT_THE_END, END, Planned
@@ -71,6 +72,7 @@ def load_model(config: StreamConfig, console: Console) -> Model:
             fps=config.fps or 1.0,
             max_new=config.max_new,
             max_pixels=config.max_pixels,
+            sharding=places_of(config.mesh),
         )
     console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
     return _scored(config, model)

@@ -118,9 +118,8 @@ def expected_share(
     mean = known.mean.reshape(groups, -1, dim)
     cov = known.cov.reshape(groups, -1, dim, dim)
 
-    def attention(item: tuple[Array, ...]) -> Float[Array, "N"]:
-        head, mu, sigma, there = item  # of one KV head
-        k = jax.lax.dynamic_index_in_dim(keys, head, 1, keepdims=False)
+    def attention(k: Array, mu: Array, sigma: Array, there: Array) -> Float[Array, "N"]:
+        """Return it for one KV head."""
         z = jnp.einsum("rd,nd->rn", mu, k, precision=HIGHEST) / dim**0.5
         if covariance:
             spread = jnp.einsum("nd,rde->rne", k, sigma, precision=HIGHEST)
@@ -129,6 +128,12 @@ def expected_share(
         return jnp.mean(a, axis=0)
 
     held = jnp.broadcast_to(real, (groups, real.shape[1]))
+    if not jax.sharding.get_abstract_mesh().empty:  # devices hold heads of their own
+        return jax.vmap(attention, in_axes=(1, 0, 0, 0))(keys, mean, cov, held)
+
+    def of_head(item: tuple[Array, ...]) -> Float[Array, "N"]:
+        return attention(jax.lax.dynamic_index_in_dim(keys, item[0], 1, keepdims=False), *item[1:])
+
     # Keys with their heads in front would have XLA hold the slots of all layers so on a GPU, and
     # transpose them before and after every call.
-    return jax.lax.map(attention, (jnp.arange(groups, dtype=jnp.int32), mean, cov, held))
+    return jax.lax.map(of_head, (jnp.arange(groups, dtype=jnp.int32), mean, cov, held))

@@ -220,8 +220,8 @@ def load(
       directory: the checkpoint.
       table: tree paths to stored tensors.
       dtype: of every leaf; None: as stored, float64 as float32.
-      sharding: placement of every leaf, or a function of the tree path (`mesh_rule`); None: the
-        default device.
+      sharding: placement of every leaf, or a function of its path and shape (`mesh_rule`, or
+        `jaxmem.decoder.placing.weight_places`); None: the default device.
       renames: see the module's docstring.
       ignore: patterns of names that need not be in the table.
       stored: the tensors, where they are not just those of the files (`adapter.merged`).
@@ -232,7 +232,8 @@ def load(
     """
     stored = stored_tensors(directory) if stored is None else stored
     matched = match(stored, table, renames=renames, ignore=ignore)
-    places = {path: sharding(path) if callable(sharding) else sharding for path in table}
+    cut = lambda path: sharding(path, table[path].tree_shape) if callable(sharding) else sharding
+    places = {path: cut(path) for path in table}
     _check_places(table, places)
     leaves: dict[str, Array] = {}
     jobs: dict[tuple[Path, int], list[tuple[str, int, Stored]]] = {}

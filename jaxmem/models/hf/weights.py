@@ -26,8 +26,8 @@ kernel [in * window, out] of flattened patches (channel first). "flat": to one a
 
 Layers = int | tuple[int, ...] | None
 """How many tensors are stacked, or the numbers in their names; None: one tensor, not stacked."""
-Place = Callable[[str], Sharding]
-"""Tree path to the placement of the (stacked) leaf."""
+Place = Callable[[str, tuple[int, ...]], Sharding]
+"""Tree path and shape to the placement of the (stacked) leaf."""
 
 
 @dataclass(frozen=True)
@@ -175,31 +175,9 @@ def mesh_rule(mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] = ()) -> Pl
     Leaves that match no rule are replicated. A spec counts the leading axis L of stacks.
     """
 
-    def place(path: str) -> NamedSharding:
+    def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        del shape
         specs = (spec for pattern, spec in rules if fnmatchcase(path, pattern))
         return NamedSharding(mesh, next(specs, PartitionSpec()))
 
     return place
-
-
-def decoder_rules(axis: str, at: str = "*") -> list[tuple[str, PartitionSpec]]:
-    """Return rules that split a decoder's heads and inner widths over a mesh axis.
-
-    Also those of layers with a state, whose convolutions, rates and norms are on every device.
-    """
-    columns, rows = PartitionSpec(None, None, axis), PartitionSpec(None, axis)
-    split = [(f"{at}layers.{name}.kernel", columns) for name in ("q", "k", "v", "gate", "up")]
-    split += [(f"{at}layers.{name}.bias", rows) for name in ("q", "k", "v")]
-    split += [(f"{at}layers.{name}.kernel", rows) for name in ("o", "down")]
-    inner = ("mixer.in", "mixer.qkv", "mixer.z", "gate", "up")
-    split += [(f"{at}mixers.*.{name}.kernel", columns) for name in inner]
-    split += [(f"{at}mixers.*.{name}.kernel", rows) for name in ("mixer.out", "down")]
-    return [*split, (f"{at}head.kernel", rows)]
-
-
-def state_rules(axis: str) -> list[tuple[str, PartitionSpec]]:
-    """Return rules that split the heads of a carry's states over a mesh axis.
-
-    Paths are those of the carry: `states.0.ssm` [l, H, P, N], `states.0.memory` [l, H, K, V].
-    """
-    return [(f"states.*.{name}", PartitionSpec(None, axis)) for name in ("ssm", "memory")]

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder
+from jaxmem.decoder.placing import weight_places
 from jaxmem.models.hf import checkpoint as ck
 from jaxmem.models.hf import weights as ws
 from jaxmem.models.hf.config import read_json
@@ -237,9 +238,9 @@ def test_weight_names_and_layers_go_together():
 
 def test_placement_on_one_device(tmp_path):
     mesh = Mesh(np.array(jax.devices()[:1]), ("model",))
-    place = ws.mesh_rule(mesh, ws.decoder_rules("model"))
+    place = weight_places(mesh)
     params = ck.load(write(tmp_path, stored(TABLE)), TABLE, sharding=place)
-    assert params["layers"]["q"]["kernel"].sharding.spec == PartitionSpec(None, None, "model")
+    assert params["layers"]["q"]["kernel"].sharding.is_fully_replicated
     assert params["norm"]["scale"].sharding == NamedSharding(mesh, PartitionSpec())
 
 
@@ -250,11 +251,12 @@ sys.path.insert(0, {tests!r})
 import test_checkpoint as t
 folder = t.write(__import__("pathlib").Path(sys.argv[1]), t.stored(t.TABLE), 2)
 mesh = Mesh(np.array(jax.devices()), ("model",))
-place = t.ws.mesh_rule(mesh, t.ws.decoder_rules("model"))
+place = t.weight_places(mesh)
 split = t.ck.load(folder, t.TABLE, sharding=place)
 t.same(split, t.ck.load(folder, t.TABLE))
 q, down = split["layers"]["q"]["kernel"], split["layers"]["down"]["kernel"]
 assert q.sharding.spec == P(None, None, "model"), q.sharding
+assert split["layers"]["q"]["bias"].sharding.spec == P(None, "model")
 assert q.addressable_shards[0].data.shape == (3, 24, 16)
 assert down.addressable_shards[0].data.shape == (3, 16, 24)
 assert len(split["norm"]["scale"].addressable_shards) == 2
@@ -279,23 +281,19 @@ def test_placement_on_two_devices(tmp_path):
 
 
 STATES = """
-import sys, jax, jax.numpy as jnp, numpy as np
-from jax.sharding import Mesh, PartitionSpec as P
+import sys, jax, numpy as np
 sys.path.insert(0, {tests!r})
 from checkpoints import write_ma2mba
 import jaxmem as jm
-from jaxmem.models.hf import weights as ws
+from jaxmem.decoder.placing import weight_places
 folder = write_ma2mba(__import__("pathlib").Path(sys.argv[1]))
-mesh = Mesh(np.array(jax.devices()), ("model",))
 found = []
-for rules in ([], ws.decoder_rules("model")):
-    model = jm.load(folder, dtype="float32", sharding=ws.mesh_rule(mesh, rules))
-    program = jm.compile(model, jm.Recent(4), chunk_pieces=2)
+for mesh in (None, jm.parse_mesh("model=2")):
+    place = None if mesh is None else weight_places(mesh)
+    model = jm.load(folder, dtype="float32", sharding=place)
+    program = jm.compile(model, jm.Recent(4), chunk_pieces=2, mesh=mesh)
     bound = jm.bind(program, model.params)
-    place = ws.mesh_rule(mesh, ws.state_rules("model") if rules else [])
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
-    put = lambda path, x: jax.device_put(x, place(name(path)))
-    begun = jax.tree_util.tree_map_with_path(put, jm.start(program, bound))
+    begun = jm.start(program, bound)
     frames = np.random.default_rng(0).integers(0, 256, (3, 2, 1, 16, 16, 3), np.uint8)
     samples, valid = np.zeros((2, 1), np.float32), np.ones(2, bool)
     chunks = [model.preprocess(part, samples, valid, None, 0) for part in frames]
