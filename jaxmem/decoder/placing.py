@@ -248,7 +248,7 @@ def gathered(mesh: Mesh | None, tree: PyTree) -> PyTree:
 
 def weight_places(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """Return the placement of weights while they are read, for `jaxmem.load(sharding=...)`."""
-    return lambda path, shape: place_of(mesh, path, shape)
+    return lambda path, shape: place_of(mesh, _known(path, ()), shape)
 
 
 def uneven(mesh: Mesh, tree: PyTree, stacks: Sequence[Any] = ()) -> list[str]:

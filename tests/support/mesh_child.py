@@ -1,7 +1,7 @@
 """Memories over four devices against one device: run by tests in a process of its own.
 
-python mesh_child.py recent,omnimem            # a Session over model=2
-python mesh_child.py omnimem --engine          # an Engine over data=2, model=2, too
+`python mesh_child.py recent:0 omnimem:4` streams through a `Session` over model=2, and through an
+`Engine` of so many lanes over data=2,model=2, too.
 """
 
 import re
@@ -125,6 +125,12 @@ def check_session(model, name):
 def check_engine(model, name, plain, lanes):
     """Streams over two rows of two devices are those of sessions, whatever the others do."""
     mesh, each = jm.parse_mesh("data=2,model=2"), lanes // 2
+    try:
+        Engine(model, memory_of(model, name), lanes=3, mesh=mesh)
+    except ValueError as error:
+        assert "data=2 does not share 3 lanes evenly" in str(error)
+    else:
+        raise AssertionError("three lanes were cut in two")
     with Engine(model, memory_of(model, name), lanes=lanes, mesh=mesh) as engine:
         lives = [engine.open() for _ in range(max(2, lanes - 1))]
         assert [x.lane for x in lives] == [0, each, 1][: len(lives)]  # rows fill evenly
@@ -153,16 +159,16 @@ def check_engine(model, name, plain, lanes):
         check_collectives(name, compiled.as_text(), f"f32[{each},20,128]")
 
 
-def main(names, lanes):
+def main(words):
     assert len(jax.devices()) == 4
     jax.config.update("jax_numpy_rank_promotion", "raise")
     model = embedded()
-    for name in names.split(","):
+    for name, lanes in (word.split(":") for word in words):
         plain = check_session(model, name)
-        if lanes:
-            check_engine(model, name, plain, lanes)
+        if int(lanes):
+            check_engine(model, name, plain, int(lanes))
         print(name, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1:])
