@@ -224,8 +224,8 @@ def tracing(mesh: Mesh | None) -> AbstractContextManager[Any]:
 
     Some are written in another way then (`jax.sharding.get_abstract_mesh().empty` tells).
     """
-    cut = mesh is not None and mesh.shape[MODEL] > 1
-    if not cut or not jax.sharding.get_abstract_mesh().empty:  # or of one part of the streams
+    around = jax.sharding.get_abstract_mesh()  # that of one part of the streams
+    if mesh is None or mesh.shape[MODEL] == 1 or not around.empty:
         return nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 

@@ -28,9 +28,11 @@ def join_processes() -> int:
         return 0
     if not jax.distributed.is_initialized():
         try:
-            known = {"num_processes": os.environ.get(COUNT), "process_id": os.environ.get(NUMBER)}
-            given = {name: int(value) for name, value in known.items() if value is not None}
-            jax.distributed.initialize(os.environ[COORDINATOR], **given)
+            count, number = (
+                None if name not in os.environ else int(os.environ[name])
+                for name in (COUNT, NUMBER)
+            )
+            jax.distributed.initialize(os.environ[COORDINATOR], count, number)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ValueError(
                 f"the processes of {COORDINATOR}={os.environ[COORDINATOR]} could not be joined "

@@ -129,7 +129,8 @@ class MoM(Mixer):
         """See `Mixer.chunk`."""
         wide = jnp.result_type(jnp.float32, x, state.memory)
         share, q = self.shares(weights, x).astype(wide), linear(x, weights["q"])
-        own = {n: weights[n] for n in ("k", "v", "a", "b")}
+        # Kernels alone: in a loop over layers there is the whole stack beside each.
+        own = {n: {"kernel": weights[n]["kernel"]} for n in ("k", "v", "a", "b")}
         one = lambda *of: self._memory(weights, q, x, *of)
         sent = (share > 0) & real[:, None]
         y, state = jax.vmap(one)(own, state, sent.T)

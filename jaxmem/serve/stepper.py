@@ -197,8 +197,8 @@ def lowered_step(model: Model, program: Program, bound: Bound, lanes: int, width
 
 def _shape(x: PyTree, place: Sharding, program: Program) -> jax.ShapeDtypeStruct:
     """Return an array's shape, with where it lies if that is asked for by the program."""
-    more = {} if program.mesh is None else {"sharding": place}
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, **more)
+    asked = None if program.mesh is None else place
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=asked)
 
 
 def stacked(trees: Sequence[PyTree], width: int, at: Sequence[int] | None = None) -> PyTree:

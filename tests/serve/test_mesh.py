@@ -53,6 +53,11 @@ def test_every_memory_over_devices(name):
     assert child(f"{name}:{lanes}").split() == [name]
 
 
+@pytest.mark.slow
+def test_layers_with_a_state_over_devices():
+    child("mixers:0")
+
+
 def test_batches_are_dealt_to_the_parts_that_hold_their_lanes():
     assert dealt([2, 0], 4).which.tolist() == [2, 0] and dealt([2, 0], 4).at == [0, 1]
     which, at = dealt([6, 0, 7, 3, 6], 8, 2)

@@ -4,14 +4,22 @@
 `Engine` of so many lanes over data=2,model=2, too.
 """
 
+import dataclasses
 import re
 import sys
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import small
 
 import jaxmem as jm
+from jaxmem.decoder.program import make_program, spec_of
+from jaxmem.mixers.gated_delta import GatedDelta
+from jaxmem.mixers.linear import LinearAttention
+from jaxmem.mixers.mamba2 import Mamba2
+from jaxmem.mixers.mom import MoM
+from jaxmem.mixers.titans import Titans
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.pieces import Preprocessor
 from jaxmem.serve import Engine
@@ -30,6 +38,10 @@ MORE = {
 }
 """Collectives of a chunk beside the two of a layer that are the products' own. They are what the
 memory's score adds up over heads, and modalities of the first head, by which all count."""
+MIXERS = (
+    *(GatedDelta(4, key_dim=4), LinearAttention(4, 4), Mamba2(4, 4, size=4), MoM(4, 4)),
+    Titans(4, 4, rows=4),
+)
 FEATURES = (
     *("simple_stream", "flash_vstream", "flash_vstream_qwen", "moviechat", "ma_lmm"),
     "memory_vla",
@@ -159,11 +171,32 @@ def check_engine(model, name, plain, lanes):
         check_collectives(name, compiled.as_text(), f"f32[{each},20,128]")
 
 
+def check_mixers():
+    """Layers with a state: streams over two devices are those of one."""
+    rows = None
+    for mixer in MIXERS:
+        config = dataclasses.replace(small.config(4), mixers=(mixer, None, mixer, None))
+        rows = small.stream_rows(config, 3, 8, lengths=[8, 5, 7]) if rows is None else rows
+        weights, found = small.params(config), []
+        for mesh in (None, jm.parse_mesh("model=2")):
+            spec = spec_of(config, chunk=8)
+            program = make_program(config, jm.Recent(12), spec, mesh=mesh)
+            bound = jm.bind(program, weights)
+            found.append(jm.stream(bound, jm.start(program, bound), rows, program=program))
+        same(*found)
+        whole = [x for x in jax.tree.leaves(found[1].states) if x.is_fully_replicated]
+        assert len(whole) < len(jax.tree.leaves(found[1].states)), mixer.name
+        assert np.abs(jax.tree.leaves(found[0].states)[-1]).max() > 0
+
+
 def main(words):
     assert len(jax.devices()) == 4
     jax.config.update("jax_numpy_rank_promotion", "raise")
     model = embedded()
     for name, lanes in (word.split(":") for word in words):
+        if name == "mixers":
+            check_mixers()
+            continue
         plain = check_session(model, name)
         if int(lanes):
             check_engine(model, name, plain, int(lanes))
