@@ -173,6 +173,7 @@ def serve(config: ServeConfig) -> None:
         options = config.memories.get(config.memory, {})
         usual = read_wanted(given | {"options": options}, Wanted(config.memory, config.budget))
         engine = engines.start(usual)
+        engine.rehearse(engines.question, most=1)
         allowed = Allowed(config.root, config.source)
         with Hub(engines, limits, usual=usual, allowed=allowed, saves=config.saves) as hub:
             for trouble in hub.resume():

@@ -133,14 +133,18 @@ class Engine:
         with self.changed:
             return list(self._live.values())
 
-    def rehearse(self, question: str | None = None) -> None:
+    def rehearse(self, question: str | None = None, *, most: int | None = None) -> None:
         """Compile the step of every width, and what a question of this length runs; run nothing.
 
         Without it the first batch of each width waits for the compiler. It ends with the engine.
+
+        Args:
+          question: None: no question.
+          most: the largest width; None: all lanes.
         """
         parts = self.stepper.parts
         for width in widths(self.lanes // parts):
-            if not self._stopping:
+            if not self._stopping and parts * width <= (most or self.lanes):
                 self.stepper.rehearse(parts * width, question)
 
     def open(self, session: Session | None = None) -> Live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from jaxmem.typing import Array
 BANK_SECONDS = 3600.0
 """Of stream that a bank has room for, in memories that have one."""
 BITS, REHEARSING = "bits", "jaxmem-rehearse"
+REHEARSING_SECONDS = 0.2
 LEAST = "96"
 """Slots that a memory is tried with, to see whether it runs at all."""
 
@@ -164,11 +166,22 @@ class Engines:
         self._known.add(wanted)
         self._engines[wanted] = engine
         if self.rehearse:
-            threading.Thread(target=lambda: self.names, name=REHEARSING, daemon=True).start()
-            question = self.model.probes[0] if self.model.probes else None
-            work = partial(engine.rehearse, question)
+            work = partial(self._rehearse, engine)
             threading.Thread(target=work, name=REHEARSING, daemon=True).start()
         return engine
+
+    def _rehearse(self, engine: Engine) -> None:
+        """Compile what an engine may need later, once it has compiled what it needs first."""
+        while not engine.warm and not engine.closed:
+            time.sleep(REHEARSING_SECONDS)
+        if not engine.closed:
+            assert self.names  # they are looked up once
+            engine.rehearse(self.question)
+
+    @property
+    def question(self) -> str | None:
+        """Return a question of usual length; None: the model names none."""
+        return self.model.probes[0] if self.model.probes else None
 
     def _lanes(self, wanted: Wanted, program: Program) -> int:
         """Return how many lanes of a new engine there is room for, letting unused engines go."""
@@ -199,6 +212,7 @@ class Engines:
     def _price(self, wanted: Wanted, program: Program, lanes: int, state: int) -> int:
         """Return the bytes of an engine: its states, and what its widest step needs besides."""
         if (wanted, lanes) not in self._prices:
+            self._known.add(wanted)  # also if it is refused: what is compiled stays
             bound = jax.eval_shape(partial(bind, program), self.model.params)
             step = lowered_step(self.model, program, bound, lanes, lanes).compile()
             found = step.memory_analysis()
