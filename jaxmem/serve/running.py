@@ -14,6 +14,8 @@ from jaxmem.serve.app import make_app
 from jaxmem.serve.connections import Connections
 from jaxmem.serve.hub import Hub
 
+PONG_SECONDS = 120.0
+"""That a client has to answer a ping: what it sends is not read while its session is compiled."""
 CLOSING_SECONDS = 3
 """That connections get to close, once all sessions have ended."""
 
@@ -89,6 +91,7 @@ def run(
         log_level="warning",
         ws_max_size=hub.limits.message_bytes,
         ws="websockets-sansio",
+        ws_ping_timeout=PONG_SECONDS,
         timeout_graceful_shutdown=CLOSING_SECONDS,
         h11_max_incomplete_event_size=1 << 16,
         server_header=False,

@@ -112,7 +112,10 @@ class Connection:
         """Send messages until a reader is too slow, or all sessions have ended."""
         ended: set[str] = set()
         while (message := await self.outbox.get()) is not None:
-            await self.websocket.send_text(json.dumps(message))
+            try:
+                await self.websocket.send_text(json.dumps(message))
+            except RuntimeError:  # the client is closing the connection
+                return
             if message["type"] == "session.ended" and self._first is not None:
                 ended.add(message["session"])
                 if ended >= {one.id for one in self._first.peers}:
@@ -204,11 +207,12 @@ class Connection:
     async def _tell(self, names: Sequence[str], every: float) -> None:
         """Send statistics and maps; a map that waits for its engine holds up nothing else."""
         drawing: set[str] = set()
+        limiter = anyio.CapacityLimiter(MOST_SESSIONS)  # threads that frames do not wait for
 
         async def draw(one: Served) -> None:
             drawing.add(one.id)
             with suppress(ValueError):  # it has ended meanwhile
-                found = await run_in_threadpool(one.map)
+                found = await anyio.to_thread.run_sync(one.map, limiter=limiter)
                 self.outbox(self._about(one, "memory.map", map=found))
             drawing.remove(one.id)
 

@@ -33,12 +33,13 @@ RUNS = {  # module -> its functions that do the work, once the arguments are rea
         *("measure_kernels", "measure_remat", "measure_sessions", "measure_streams", "step"),
     ),
     "jaxmem.experiments.calibrate": ("calibrate",),
+    "jaxmem.experiments.serve": ("serve",),
     "jaxmem.experiments.scorer": ("learn",),
     "jaxmem.experiments.finetune.__main__": ("finetune",),
     "jaxmem.experiments.train": ("_train", "_evaluate"),
     "jaxmem.data.jaxmem_streams.__main__": ("Builder",),
 }
-OTHERS = {"lmms_eval", "pip", "git", "cd", "mkdocs", "pre-commit", "venv"}
+OTHERS = {"lmms_eval", "curl", "pip", "git", "cd", "mkdocs", "pre-commit", "venv"}
 COSTLY = {"--compare", "--model"}
 """These compile many programs; `tests/experiments/stream` runs such commands at small size."""
 SHORT = ("--seconds", "10", "--no-prompt")

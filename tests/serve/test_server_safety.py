@@ -117,34 +117,39 @@ def test_sessions_are_priced_before_anything_is_allocated(model):
 
 def test_sessions_end_in_time(model, hub):
     """Idle ones, those that nobody looks at, those of a failed engine; too many do not begin."""
-    limits = Limits(sessions=2, silence=0.2, linger=0.05)
-    mine = Hub(hub.engines, limits, usual=RECENT)
-    heard: list = []
-    looks = lambda message: heard.append(message)
-    (quiet,) = mine.create([RECENT])
-    (brief,) = mine.create([RECENT], brief=True)
-    with pytest.raises(RefusedError, match="2 sessions are open"):
-        mine.create([RECENT])
-    brief.publish.add(looks, looks=True)
-    mine.tidy()
-    brief.publish.remove(looks)
-    brief.publish.add(looks)
-    time.sleep(0.1)
-    mine.tidy()
-    assert mine.sessions == [quiet] and "nobody looked" in heard[-1]["why"]
-    mine.read([quiet], mine.allowed.find("demo"), pace=100.0)
-    time.sleep(0.3)
-    mine.tidy()
-    assert mine.sessions == [quiet]  # it reads a source
-    mine.stop_reading(quiet)
-    time.sleep(0.3)
-    mine.tidy()
-    assert not mine.sessions and "silent" in quiet.live.closed
-    (failing,) = mine.create([RECENT])
-    failing.live.close("the engine failed (RuntimeError: out of memory)")
-    mine.tidy()
-    assert not mine.sessions and failing.state == "failed"
-    mine._folder.cleanup()
+    with Hub(hub.engines, Limits(sessions=2, silence=900.0, linger=90.0), usual=RECENT) as mine:
+        heard: list = []
+        looks = lambda message: heard.append(message)
+        (quiet,) = mine.create([RECENT])
+        (brief,) = mine.create([RECENT], brief=True)
+        with pytest.raises(RefusedError, match="2 sessions are open"):
+            mine.create([RECENT])
+        brief.publish.add(looks, looks=True)
+        quiet.seen = brief.seen = time.monotonic() - 800
+        mine.tidy()
+        brief.publish.remove(looks)
+        mine.tidy()
+        assert mine.sessions == [quiet, brief]
+        brief.publish.add(looks)
+        brief.publish.left -= 100
+        mine.tidy()
+        assert mine.sessions == [quiet] and "nobody looked" in heard[-1]["why"]
+        quiet.begin_source({"kind": "camera", "name": "x", "over": None})
+        quiet.seen = time.monotonic() - 1000
+        mine.tidy()
+        assert mine.sessions == [quiet]  # it reads a source
+        quiet.end_source("stopped")
+        mine.tidy()
+        assert mine.sessions == [quiet]  # since now
+        quiet.seen = time.monotonic() - 1000
+        mine.tidy()
+        assert not mine.sessions and "silent" in quiet.live.closed
+        (failing,) = mine.create([RECENT])
+        failing.live.close("the engine failed (RuntimeError: out of memory)")
+        mine.tidy()
+        assert not mine.sessions and failing.state == "failed"
+        mine.stopping = True  # the engines are others', too
+        mine._folder.cleanup()
 
 
 def test_what_is_under_way_is_cut_or_finished_and_saved_and_goes_on(model, hub, tmp_path, folder):
