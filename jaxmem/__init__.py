@@ -40,7 +40,7 @@ _WHERE = {
     "decoder.sampling": "Sampling",
     "bound": "Bound bind question_rows",
     "loop": "start stream advance branch",
-    "asking": "Answer ask log_prob",
+    "asking": "Answer ask ask_all log_prob",
     "programs": "compile memory_for model_spec",
     "feeding": "Event",
     "replies": "Reply",

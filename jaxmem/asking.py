@@ -1,6 +1,7 @@
 """Questions: `ask` answers from a stream's carry at once, `begin_answer` step by step.
 
-A question is compiled once per bucket of lengths. The carry is only read.
+A question is compiled once per bucket of lengths. The carry is only read. `ask_all` answers several
+of the same moment for what their own rows cost: prefix and recalled keys are turned once for all.
 
     question = question_rows(params, ids, program=program)
     answer = ask(bound, carry, question, program=program)
@@ -27,7 +28,7 @@ from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.finite import check_answer
 from jaxmem.loop import FromCarry
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.base import Embeds, Memory
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 
 
@@ -69,7 +70,7 @@ def _front(program: Program, bound: Bound | Params, carry: Carry) -> tuple[Param
 
 
 class _Checked(FromCarry):
-    """`ask`, with an error where the logits of a token are not finite."""
+    """`ask` or `ask_all`, with an error where the logits of a token are not finite."""
 
     def __call__(
         self,
@@ -82,7 +83,10 @@ class _Checked(FromCarry):
     ) -> Answer:
         answer = super().__call__(bound, carry, question, program=program, **more)
         if not isinstance(answer.ids, Tracer):
-            check_answer(np.asarray(answer.ids), bound, carry, question, program=program)
+            ids = np.asarray(answer.ids)
+            for i in np.ndindex(ids.shape[:-1]):  # of `ask` there is one
+                one = jax.tree.map(lambda x, i=i: x[i], question) if i else question
+                check_answer(ids[i], bound, carry, one, program=program)
         return answer
 
 
@@ -132,6 +136,52 @@ def ask(
     ids, written, first, *_ = extend(weights, program, begun, **stops, **draw)
     ended = jnp.sum(jnp.isin(ids, ends) & (jnp.arange(max_new) < written), dtype=jnp.int32)
     return Answer(ids, written - ended, first)
+
+
+@partial(_Checked, static_argnames=("program", "max_new", "end", "stop_run", "sampling"))
+def ask_all(
+    bound: Bound | Params,
+    carry: Carry,
+    questions: Embeds,
+    *,
+    program: Program,
+    key: Array | None = None,
+    repeated: Bool[Array, "n V"] | None = None,
+    **more: Any,
+) -> Answer:
+    """Answer n questions of one moment together, each as `ask` does alone.
+
+    One more costs its own rows: the weights are read once for all rows, prefix and recalled keys
+    are turned once. A memory that recalls by the question does so for each; one with a bank in host
+    memory is asked one question after the other.
+
+    Args:
+      bound: weights with prefix and probes (`bind`), or weights alone.
+      carry: the stream so far; only read.
+      questions: rows of each, padded to one bucket (`question_rows` with `size`), stacked on a
+        leading axis.
+      program: static description.
+      key: JAX keys [n] of the answers, with `sampling`.
+      repeated: see `ask`, for each question.
+      **more: options of `ask`: `max_new`, `end`, `stop_run`, `sampling`.
+
+    Returns:
+      The answers, on a leading axis.
+
+    Raises:
+      ValueError: as `ask`.
+    """
+
+    def one(question: Embeds, key: Array | None, repeated: Array | None) -> Answer:
+        own = {"key": key, "repeated": repeated}
+        return ask(bound, carry, question, program=program, **own, **more)
+
+    memory = program.memory
+    bank = memory.bank(program.spec) if isinstance(memory, Memory) else None
+    given = (questions, key, repeated)
+    if bank is not None and bank.space == "host":  # one pick at a time
+        return jax.lax.map(lambda each: one(*each), given)
+    return jax.vmap(one)(*given)
 
 
 def log_prob(

@@ -113,7 +113,9 @@ def compile(
     return make_program(model.decoder, memory, spec, **more)
 
 
-def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> Embeds:
+def asked_rows(
+    model: Model, program: Program, ids: np.ndarray, pieces: int, size: int | None = None
+) -> Embeds:
     """Return a question's rows as the model places them, padded to its bucket.
 
     Args:
@@ -121,6 +123,7 @@ def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> 
       program: of the stream.
       ids: token ids [Q].
       pieces: fed before the question.
+      size: padded length; None: the question's bucket.
 
     Raises:
       ValueError: as `question_rows`.
@@ -129,6 +132,7 @@ def asked_rows(model: Model, program: Program, ids: np.ndarray, pieces: int) -> 
         model.params,
         ids,
         program=program,
+        size=size,
         steps=None if model.text_steps is None else model.text_steps(ids),
         start=None if model.question_start is None else model.question_start(pieces),
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.asking import ask, begin_answer, continue_answer, so_far
+from jaxmem.asking import ask, ask_all, begin_answer, continue_answer, so_far
 from jaxmem.bound import Bound, bucket, probe_rows
-from jaxmem.decoder.program import Carry
+from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.feeding import Feeding
 from jaxmem.finite import NotFiniteError, check_answer
@@ -79,6 +80,50 @@ class Asking(Feeding):
         self._note(question, text)
         return Reply(text, seconds, np.asarray(answer.first), seconds)
 
+    def ask_all(
+        self,
+        questions: Sequence[str],
+        *,
+        sampling: Sampling | None = None,
+        key: Array | None = None,
+    ) -> list[Reply]:
+        """Answer several questions about the same moment together, each as `ask` would.
+
+        One more costs little more than its own rows: weights, prefix and what is remembered are
+        read once for all. The times of every reply are those of all.
+
+        Args:
+          questions: in the model's words.
+          sampling: as in `ask`.
+          key: JAX key of the first answer; the i-th takes `jax.random.fold_in(key, i)`. Where it
+            comes from the session, every answer is the one that `ask` would give in turn.
+
+        Raises:
+          ValueError: as `ask`, and if there is no question.
+        """
+        if isinstance(questions, str) or not questions:
+            raise ValueError(f"ask_all takes a list of questions, at least one, got {questions!r}.")
+        model = self.model
+        many = [model.tokenize(question) for question in questions]
+        size = max(bucket(len(ids)) for ids in many)
+        draw = self._drawing(sampling, key)
+        keys = self._keys(len(many), key) if draw["key"] is not None else None
+        with self._lock:
+            program, bound, carry = self._ready()
+            rows = [asked_rows(model, program, ids, self.pieces, size) for ids in many]
+            repeated = [penalised_ids(model, ids, draw["sampling"]) for ids in many]
+            each = jax.tree.map(lambda *x: jnp.stack(x), *zip(rows, repeated, strict=True))
+            more = {"sampling": draw["sampling"], "key": keys, "repeated": each[1]}
+            more |= {"program": program, "max_new": model.max_new}
+            begin = time.perf_counter()
+            answer = ask_all(bound, carry, each[0], **stops_of(model), **more)
+        ids, lengths, firsts = (np.asarray(x) for x in answer)
+        seconds = time.perf_counter() - begin
+        texts = [model.detokenize(x[:n]) for x, n in zip(ids, lengths, strict=True)]
+        for question, text in zip(questions, texts, strict=True):
+            self._note(question, text)
+        return [Reply(x, seconds, first, seconds) for x, first in zip(texts, firsts, strict=True)]
+
     def answer(
         self, question: str, *, sampling: Sampling | None = None, key: Array | None = None
     ) -> Iterator[str]:
@@ -121,22 +166,33 @@ class Asking(Feeding):
             key = None if self.key is None else jax.random.fold_in(self.key, self._answers)
         return {"sampling": sampling, "key": key}
 
+    def _keys(self, count: int, key: Array | None) -> Array:
+        """Return the keys of so many answers: of a key that was given, or of the session's."""
+        first, own = (self._answers, self.key) if key is None else (0, key)
+        assert own is not None
+        return jnp.stack([jax.random.fold_in(own, first + i) for i in range(count)])
+
     def _asked(
         self, ids: np.ndarray, draw: dict[str, Any]
     ) -> tuple[tuple[Bound, Carry, Embeds], dict[str, Any]]:
         """Return what an answer is asked with: arrays, carry and rows after all pieces; options."""
-        model, (program, bound) = self.model, self._need()
-        carry = self._peek()
+        model, (program, bound, carry) = self.model, self._ready()
         rows = asked_rows(model, program, ids, self.pieces)
-        jax.block_until_ready((carry, rows))
+        jax.block_until_ready(rows)
+        repeated = penalised_ids(model, ids, draw["sampling"])
+        more = {"program": program, "max_new": model.max_new, "repeated": repeated}
+        return (bound, carry, rows), more | draw
+
+    def _ready(self) -> tuple[Program, Bound, Carry]:
+        """Return what a question about everything so far is asked with, once it is there."""
+        (program, bound), carry = self._need(), self._peek()
+        jax.block_until_ready(carry)
         if (broken := self._broken(carry)) is not None:
             raise NotFiniteError(
                 f"{broken.message} No answer can be given: begin anew, with bfloat16 or float32 in "
                 "place of float16 (--dtype, the dtype of load), or with weights that are finite."
             )
-        repeated = penalised_ids(model, ids, draw["sampling"])
-        more = {"program": program, "max_new": model.max_new, "repeated": repeated}
-        return (bound, carry, rows), more | draw
+        return program, bound, carry
 
     def _note(self, question: str, text: str) -> None:
         """Remember the dialogue, for memories that guide what they keep by it."""

@@ -16,10 +16,10 @@ KeyDiff Knorm LastCopy LastFrames LiveVLM MALMM MEMORIES MediaFormat Memory Memo
 Model MovieChat OmniMem Prioritized Probed Probes Program Prompt Pyramid Quantized Question
 RandomSample ReKV Received Recent Recorded Reply Requires Retention Rope Sampling Scored Session
 SimpleStream Sinks SnapKV Spec State StreamMem StreamingLLM StreamingVLM TOVA Uniform View WithAudio
-WithBank advance ask ask_stack attend attend_question attend_stack bind branch compile embeds
-footprint for_frames init_bank init_stack load log_prob memory_for model_spec mrope_interleaved
-mrope_sectioned nbytes question_rows restore rope_1d save slots start stream tick with_scorer within
-yarn
+WithBank advance ask ask_all ask_stack attend attend_question attend_stack bind branch compile
+embeds footprint for_frames init_bank init_stack load log_prob memory_for model_spec
+mrope_interleaved mrope_sectioned nbytes question_rows restore rope_1d save slots start stream tick
+with_scorer within yarn
 """.split()  # fmt: skip
 
 

@@ -111,14 +111,21 @@ def extend(
         again = came_again(ids, i, stop_run)
         return (i < until) & ~jnp.isin(ids[i - 1], ends) & (ids[i - 1] >= 0) & ~again
 
+    # What layers attend to never changes: outside of the loop's state it stays one array where many
+    # answers from one stream are written side by side (`vmap` would copy a state for each).
+    context = generation.dialogue.context
+
     def body(loop: PyTree) -> PyTree:
         i, ids, dialogue, repeated = loop
+        dialogue = dialogue._replace(context=context)
         dialogue, out = decode(params, program, dialogue, embed(params, ids[i - 1]))
         token, repeated = _choose(logits(params, program.config, out), i, sampling, key, repeated)
-        return i + 1, ids.at[i].set(token), dialogue, repeated
+        return i + 1, ids.at[i].set(token), dialogue._replace(context=()), repeated
 
-    start = (generation.written, generation.ids, generation.dialogue, generation.repeated)
-    written, ids, dialogue, repeated = jax.lax.while_loop(more, body, start)
+    own = generation.dialogue._replace(context=())
+    start = (generation.written, generation.ids, own, generation.repeated)
+    written, ids, own, repeated = jax.lax.while_loop(more, body, start)
+    dialogue = own._replace(context=context)
     return Generation(ids, written, generation.first, dialogue, repeated)
 
 

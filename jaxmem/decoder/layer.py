@@ -19,8 +19,9 @@ from jaxmem.decoder.decoder import (
 from jaxmem.decoder.gradient import Gradient
 from jaxmem.decoder.program import Program
 from jaxmem.decoder.stretches import Place
+from jaxmem.kernels.segment import Segment
 from jaxmem.kv import EMPTY, KV
-from jaxmem.memory.attention import attend_probe, attend_view
+from jaxmem.memory.attention import attend_once, attend_probe
 from jaxmem.memory.base import Chunk, Embeds, Probed, Probes, Received, View, at_layer
 from jaxmem.typing import Array, Bool, Float, Hidden, Int, Params, PyTree
 
@@ -86,10 +87,12 @@ def attend_step(
     q, k, v = qkv(weights, config, h)
     output = weights["o"]["kernel"].reshape(config.heads, config.head_dim, config.width)
     more = {"prefix": prefix, "hidden": h, "output": output, "scorer": weights.get("retention")}
-    out, chunk = attend_view(requires, config.rope, view, q, k, v, embeds, clock, **more)
+    given = requires, config.rope, view, q, k, v, embeds, clock
+    out, chunk, segments = attend_once(*given, **more)
     after = None
     if requires.probes is not None and probes is not None:
-        after, probed = _probe(weights, program, view, embeds, chunk.kv, prefix, probes)
+        seen = view, embeds, chunk.kv, prefix, segments
+        after, probed = _probe(weights, program, *seen, probes)
         chunk = chunk._replace(probed=probed)
     h = add_deepstack(finish(weights, config, h, out), embeds.deepstack, number)
     return Attended(h, after, chunk)
@@ -102,6 +105,7 @@ def _probe(
     embeds: Embeds,
     fresh: KV,
     prefix: KV | None,
+    segments: list[Segment],
     probes: Embeds,
 ) -> tuple[Float[Array, "n Q E"], Probed]:
     """Return the probes' input of the next layer, and the attention that they gave.
@@ -115,7 +119,7 @@ def _probe(
     def one(probe: Embeds) -> tuple[Hidden, Received]:
         q, k, v = qkv(weights, config, probe.x)
         out, received = attend_probe(
-            asked.form, config.rope, view, fresh, embeds.advance, probe, q, k, v, prefix
+            asked.form, config.rope, view, fresh, embeds.advance, probe, q, k, v, prefix, segments
         )
         causal = asked.form == "causal"
         return finish(weights, config, probe.x, out) if causal else probe.x, received

@@ -131,6 +131,14 @@ def row_block(tree: PyTree, start: Int[Array, ""], size: int) -> PyTree:
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), tree)
 
 
+def evenly(rows: int, size: int) -> int:
+    """Return the rows of each of as few blocks of at most `size` as there can be, evenly filled.
+
+    300 rows in blocks of 256 would be computed as 512.
+    """
+    return -(-rows // -(-rows // size))
+
+
 def over_rows(
     function: Callable[..., Any], tree: PyTree, segments: Sequence[Segment], size: int
 ) -> PyTree:
@@ -141,6 +149,7 @@ def over_rows(
     rows = jax.tree.leaves(tree)[0].shape[0]
     if rows <= size:
         return function(tree, segments)
+    size = evenly(rows, size)
     tree = pad_rows(tree, size)
     segments = [map_rows(s, partial(pad_rows, size=size)) for s in segments]
 
@@ -163,6 +172,7 @@ def sum_rows(
     rows = jax.tree.leaves(tree)[0].shape[0]
     if rows <= size:
         return function(tree, segments)
+    size = evenly(rows, size)
     tree = pad_rows(tree, size)
     segments = [map_rows(s, partial(pad_rows, size=size)) for s in segments]
 

@@ -7,6 +7,7 @@ one that needs no attention statistics costs none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -100,6 +101,29 @@ def attend_view(
       output: the layer's output projection, if `requires.output`.
       scorer: weights of the score of values, if `requires.retention`.
     """
+    more = {"prefix": prefix, "hidden": hidden, "output": output, "scorer": scorer}
+    return attend_once(requires, rope, view, q, k, v, embeds, clock, **more)[:2]
+
+
+def attend_once(
+    requires: Requires,
+    rope: Rope,
+    view: View,
+    q: Float[Array, "T H D"],
+    k: Float[Array, "T G D"],
+    v: Float[Array, "T G D"],
+    embeds: Embeds,
+    clock: Int[Array, ""],
+    *,
+    prefix: KV | None = None,
+    hidden: Hidden | None = None,
+    output: Float[Array, "H D E"] | None = None,
+    scorer: Params | None = None,
+) -> tuple[Float[Array, "T H D"], Chunk, list[Segment]]:
+    """Do as `attend_view`, and return the segments too, for probes that attend to the same keys.
+
+    Where more than the attention reads them their keys are turned, once for all.
+    """
     # Row t comes after the n valid slots: pool entry n + t. Only a sliding window cares.
     n, t = kvs.count(view.kv), jnp.arange(embeds.modality.shape[0], dtype=jnp.int32)
     fresh = fresh_kv(k, v, view, embeds, clock)
@@ -115,7 +139,7 @@ def attend_view(
     if view.sinks is not None:
         place = jnp.broadcast_to(view.sinks.pos[None], embeds.pos.shape)
         segments.append(segment(view.sinks.kv, jnp.zeros_like(view.base), place))
-    if requires.attention is not None or requires.given:
+    if requires.attention is not None or requires.given or requires.probes is not None:
         segments = prerotated(segments, rope)  # once for all that read them
     more = {"rope": rope, "window": requires.window}
     received = given = None
@@ -138,7 +162,7 @@ def attend_view(
         output=output if requires.output else None,
         retention=scored,
     )
-    return out, chunk
+    return out, chunk, segments
 
 
 def biases(
@@ -192,6 +216,7 @@ def attend_probe(
     k: Float[Array, "Q G D"],
     v: Float[Array, "Q G D"],
     prefix: KV | None = None,
+    segments: Sequence[Segment] | None = None,
 ) -> tuple[Float[Array, "Q H D"], Received]:
     """Attend one probe to [prefix | memory | chunk | itself] as if it came after the chunk.
 
@@ -208,23 +233,24 @@ def attend_probe(
       k: keys before rotation.
       v: values.
       prefix: this layer's pinned tokens, or None.
+      segments: what the chunk attended to (`attend_once`), with keys that are turned already.
     """
     own = fresh_kv(k, v, view, probe, jnp.zeros((), jnp.int32))
     begin = advance.astype(view.base.dtype)
     place = begin[None] + probe.pos.astype(begin.dtype)
     own = own._replace(pos=jnp.broadcast_to(place[:, None], own.pos.shape))
     t = jnp.arange(place.shape[0], dtype=jnp.int32)
-    segments = [
-        segment(view.kv, view.base, place),
-        segment(one_place(fresh), view.base, place),
-        segment(
-            one_place(own), jnp.zeros_like(view.base), place, last=t if form == "causal" else None
-        ),
-    ]
-    if prefix is not None:
-        segments.append(segment(prefix, view.base, place))
+    if segments is None:
+        past = [segment(kv, view.base, place) for kv in (view.kv, one_place(fresh))]
+        past += [] if prefix is None else [segment(prefix, view.base, place)]
+    else:  # all of it lies before the probe
+        past = [
+            Segment(x.k, x.v, x.valid, x.pos, place) for x in segments[: 2 + (prefix is not None)]
+        ]
+    last = t if form == "causal" else None
+    past.append(segment(one_place(own), jnp.zeros_like(view.base), place, last=last))
     real = probe.modality != kvs.EMPTY
-    out, _, columns = attend_mass(q, segments, rope=rope, rows=real, reduce=_reduce(segments))
+    out, _, columns = attend_mass(q, past, rope=rope, rows=real, reduce=_reduce(past))
     return out, Received(columns[0], columns[1])
 
 

@@ -12,10 +12,12 @@ import pytest
 import small
 from laws import compiled
 
-from jaxmem.bound import question_rows
+from jaxmem.bound import bind, question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import decode, first_pass, prefill
 from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program
+from jaxmem.experiments.benchmark.step_model import chunks_of, program_of
+from jaxmem.kernels import segment as segments
 from jaxmem.memory.base import (
     Attention,
     BankSpec,
@@ -344,3 +346,15 @@ def test_statistics_need_no_array_of_rows_by_pool():
     step = jax.jit(lambda w, c, r: chunk_step(w, program, c, r)[0], donate_argnums=1)
     used = step.lower(weights, carry, rows).compile().memory_analysis().temp_size_in_bytes
     assert used < 2048 * (2048 + 8192) * 4 // 2
+
+
+@pytest.mark.parametrize("name", ["hermes", "streammem", "livevlm", "snapkv", "recent"])
+def test_slots_are_turned_once_for_all_that_read_them(name, monkeypatch):
+    """The chunk, the attention that is read, and every probe attend to the same turned keys."""
+    program = program_of(CFG, name, 64, 16)
+    bound, carry, chunk = bind(program, WEIGHTS), init_carry(program), chunks_of(program, 1)
+    turned, turn = [], segments.turn
+    monkeypatch.setattr(segments, "turn", lambda x, *by: turned.append(len(x)) or turn(x, *by))
+    step = lambda c, r: chunk_step(WEIGHTS, program, c, small.chunk(r, 0), probes=bound.probes)
+    jax.eval_shape(step, carry, chunk)
+    assert sum(rows > 16 for rows in turned) == 1

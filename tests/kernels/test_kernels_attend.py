@@ -11,7 +11,7 @@ from kernel_cases import CASES, build, dense_logits, dense_weights, on_device, r
 
 from jaxmem.kernels.attend import attend, ref
 from jaxmem.kernels.segment import Segment
-from jaxmem.kernels.tiles import Tile
+from jaxmem.kernels.tiles import Tile, over_rows
 from jaxmem.rope import rope_1d
 
 
@@ -182,3 +182,11 @@ def test_errors_name_what_came():
         attend(q, [segments[0]._replace(until=jnp.zeros((30, 1), jnp.int32))], rope=rope)
     with pytest.raises(ValueError, match="last for 3 rows"):
         attend(q, [segments[0]._replace(last=jnp.zeros(3, jnp.int32))], rope=rope)
+
+
+@pytest.mark.parametrize(("rows", "size", "each"), [(300, 256, 150), (513, 256, 171), (9, 4, 3)])
+def test_blocks_of_rows_are_evenly_filled(rows, size, each):
+    """Rows beyond the last real one are computed for nothing."""
+    seen = []
+    over_rows(lambda x, _: seen.append(len(x)) or x, jnp.zeros(rows), [], size)
+    assert seen[-1] == each and each * -(-rows // size) < rows + -(-rows // size)

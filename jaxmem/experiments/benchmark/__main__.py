@@ -50,6 +50,7 @@ from jaxmem.experiments.benchmark.step import StepConfig, measure_steps, steps_t
 from jaxmem.experiments.benchmark.step_against import against_table, measure_against
 from jaxmem.experiments.benchmark.step_fit import fits_table, measure_fits
 from jaxmem.experiments.benchmark.step_model import model_of, use_threads
+from jaxmem.experiments.benchmark.step_questions import measure_questions, questions_table
 from jaxmem.experiments.benchmark.streams import StreamsConfig, measure_streams, streams_table
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import refusing, shown
@@ -132,13 +133,13 @@ def faults(config: FaultsConfig) -> Faults:
 
 
 def step(config: StepConfig) -> tuple[dict[str, Any], RenderableType]:
-    """Time the chunk step, alone, in turn with others or over many sizes.
+    """Time the chunk step, alone, in turn with others or over many sizes; or several questions.
 
     Raises:
       ValueError: if options make no sense, or a package is missing.
     """
-    if config.against is not None and config.fit:
-        raise ValueError("--against and --fit are two measurements: give one of them.")
+    if (config.against is not None) + config.fit + (config.questions is not None) > 1:
+        raise ValueError("--against, --fit and --questions are measurements: give one of them.")
     use_threads(config.threads)
     model = model_of(config.model)
     if config.against is not None:
@@ -147,6 +148,9 @@ def step(config: StepConfig) -> tuple[dict[str, Any], RenderableType]:
     elif config.fit:
         found = measure_fits(config, model)
         key, table = "fits", fits_table(config, found, model.weights)
+    elif config.questions is not None:
+        found = measure_questions(config, model)
+        key, table = "questions", questions_table(config, found, model.weights)
     else:
         found = measure_steps(config, model)
         key, table = "steps", steps_table(config, found, model.weights)

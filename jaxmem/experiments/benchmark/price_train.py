@@ -139,6 +139,7 @@ def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPri
         loss = partial(_answer_loss, found=found, mode=config.mode, segments=segments)
         flops, temp = _measured(loss, train, given, around, found.carry, example)
         kept = _kept(count, segments, nbytes(found.carry), nbytes(_needed(found.carry)))
+        kept = 0 if config.mode == "read" else kept  # no gradient comes back to the stream
         steps.append(Trained(scheme, program.spec.chunk, segments, flops, temp, kept, temp))
     inputs, memory = nbytes((example, found.carry, around)), config.memory
     return _price(tokens, found, memory, config.mode, rank, train, given, inputs, steps)

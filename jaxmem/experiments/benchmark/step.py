@@ -51,6 +51,8 @@ class StepConfig:
     # ours, on the same weights, inputs and slots.
     against: str | None = None
     fit: bool = False  # fit a + b T + c T S + d S to the step of the first memory instead
+    # Time so many questions of one moment instead, together, one alone, and one as long as all.
+    questions: int | None = None
     threads: int | None = None  # cores to use, by JAX and by others; None: all
     clock: str = "wall"  # or cpu: seconds of the processor, for one thread of a shared machine
     rounds: int = 10  # how often all are timed, in turn

@@ -33,6 +33,14 @@ def test_step_command(capsys):
     assert all(s["copies"] == 0 and 0 < s["share"] < 2 for s in steps)
 
 
+def test_questions_of_one_moment(capsys):
+    argv = ["step", "--model", "tiny", "--memories", "recent", "--slots", "64", "--chunk", "32"]
+    assert benchmark.main([*argv, "--rounds", "2", "--questions", "3", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["questions"]
+    assert found["count"] == 3 and found["memory"] == "recent"
+    assert min(found[x] for x in ("alone", "together", "as_one", "against_as_one")) > 0
+
+
 def test_operations_are_those_of_the_products_by_hand():
     config = DecoderConfig(2, 8, 4, 2, 4, 12, 50, rope_1d(4))
     each = 8 * 16 + 2 * 8 * 8 + 16 * 8 + 3 * 8 * 12  # q, k and v, o, and the MLP
@@ -71,6 +79,7 @@ def test_options_that_make_no_sense_are_refused(capsys):
     for more in (
         ["--dtypes", "float8"], ["--clock", "sun"], ["--rounds", "0"], ["--threads", "0"],
         ["--against", "others"], ["--fit", "--against", "kvpress"],
+        ["--questions", "1"], ["--questions", "4", "--fit"],
         ["--against", "kvpress", "--memories", "hermes"],
     ):  # fmt: skip
         assert benchmark.main(["step", "--model", "tiny", "--slots", "16", *more]) == 2

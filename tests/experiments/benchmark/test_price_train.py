@@ -47,6 +47,17 @@ def test_a_transformer_through_a_memory(capsys):
     assert few["trained_bytes"] < few["frozen_bytes"] / 100 and few["rank"] == 16
 
 
+@pytest.mark.slow
+def test_modes_cost_what_their_gradients_need(capsys):
+    """Lower layers are made again from states, so "published" keeps them; "read" keeps nothing."""
+    words = ("--model", "tiny", "--tokens", "1024", "--mode")
+    through, published, read = (priced(capsys, *words, m) for m in ("through", "published", "read"))
+    for a, b, c in zip(*(x["steps"] for x in (through, published, read)), strict=True):
+        assert b["flops"] < 0.6 * a["flops"] and c["flops"] < b["flops"]
+        assert b["stream_bytes"] == a["stream_bytes"] > 0 == c["stream_bytes"]
+        assert c["temporary_bytes"] < a["temporary_bytes"] - 0.9 * a["stream_bytes"]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
