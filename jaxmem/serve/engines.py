@@ -199,6 +199,7 @@ class Engines:
     def _price(self, wanted: Wanted, program: Program, lanes: int, state: int) -> int:
         """Return the bytes of an engine: its states, and what its widest step needs besides."""
         if (wanted, lanes) not in self._prices:
+            self._known.add(wanted)  # also if it is refused: what is compiled stays
             bound = jax.eval_shape(partial(bind, program), self.model.params)
             step = lowered_step(self.model, program, bound, lanes, lanes).compile()
             found = step.memory_analysis()

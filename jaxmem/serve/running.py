@@ -91,6 +91,7 @@ def run(
         log_level="warning",
         ws_max_size=hub.limits.message_bytes,
         ws="websockets-sansio",
+        limit_concurrency=4 * hub.limits.connections,
         ws_ping_timeout=PONG_SECONDS,
         timeout_graceful_shutdown=CLOSING_SECONDS,
         h11_max_incomplete_event_size=1 << 16,

@@ -22,7 +22,8 @@ def decode_picture(data: bytes, size: Size, most: int = MOST_PIXELS) -> np.ndarr
     Args:
       data: of the whole picture.
       size: (h, w) of what is returned; the aspect ratio is not kept.
-      most: pixels that it may have; the decoder allocates nothing for more.
+      most: pixels that it may have, where the decoder rounds rows up to a multiple of 64; it
+        allocates nothing for more.
 
     Returns:
       uint8 [h, w, 3], RGB.
