@@ -83,7 +83,7 @@ def app(where: str = "tiny") -> Any:
       ValueError: if gradio is missing, or the model does not load.
     """
     try:
-        import gradio as gr
+        import gradio as gr  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("the demo needs gradio: pip install 'jaxmem[demo]'.") from None
     model = load(where)

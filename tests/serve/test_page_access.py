@@ -60,7 +60,7 @@ def test_all_of_it_works_with_the_keyboard_alone(server, visit):
     assert re.search("tokens?, in", text())  # the newest moment, when it gets the focus
     page.keyboard.press("Home")
     first = text()
-    assert first.startswith("00:00: ")
+    assert re.match(r"00:\d\d: .* tokens?, in", first)
     page.keyboard.press("ArrowRight")
     assert text() != first and text() == page.locator(".moment p").inner_text()
     nameless = """
@@ -110,7 +110,7 @@ def test_a_token_is_taken_out_of_the_address(visit, tmp_path):
     with serving(*OPTIONS, "--token", "secret", cwd=tmp_path) as address:
         page = visit(f"{address}/", quiet=False)
         expect(page.locator("main")).to_contain_text("The server wants its token")
-        page = visit(f"{address}/?token=secret")
+        page = visit(f"{address}/?token=secret", quiet=False)
         button(page, "Watch the demo").click()
         wait_for_map(page, 2)
         assert "secret" not in page.url
