@@ -11,6 +11,7 @@ adds up over heads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
@@ -244,6 +245,18 @@ def gathered(mesh: Mesh | None, tree: PyTree) -> PyTree:
     if mesh is None or not mesh.is_multi_process:
         return tree
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+
+
+def spread_nbytes(tree: PyTree) -> int:
+    """Return the bytes of arrays, or of their shapes, on all devices that hold them, together."""
+
+    def one(x: Any) -> int:
+        place = getattr(x, "sharding", None)
+        if place is None:
+            return x.size * x.dtype.itemsize
+        return math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize * len(place.device_set)
+
+    return sum(one(x) for x in jax.tree.leaves(tree))
 
 
 def weight_places(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:

@@ -16,11 +16,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
+from jaxmem.decoder.placing import DATA, weight_places
+from jaxmem.experiments.devices import mesh_of, told
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import parse, refusing, whole_pieces
 from jaxmem.experiments.stream.interrupt import leave_threads_behind
@@ -58,7 +60,8 @@ class ServeConfig:
     token: str | None = None  # that clients must give; also the variable JAXMEM_TOKEN
     sessions: int = Limits.sessions  # open at once, at most
     lanes: int = 8  # streams of one memory at once
-    bytes: str | None = None  # weights, states and steps, at most; None: what the device has
+    bytes: str | None = None  # weights, states and steps, at most; None: what the devices have
+    mesh: str | None = None  # several devices, as data=2,model=2: streams side by side, heads
     saves: Path | None = None  # folder for sessions: all are saved at the end, and go on from there
     root: Path | None = None  # folder whose files clients may have read
     # Addresses that clients may have read, and devices (v4l2:/dev/video0); one that ends with / is
@@ -117,6 +120,11 @@ def _check(config: ServeConfig) -> None:
     parse_bytes(config.upload)
     if config.bytes is not None:
         parse_bytes(config.bytes)
+    mesh = mesh_of(config.mesh)
+    if mesh is not None and config.lanes % mesh.shape[DATA]:
+        raise ValueError(
+            f"--mesh {DATA}={mesh.shape[DATA]} does not share --lanes {config.lanes} evenly."
+        )
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -132,14 +140,19 @@ def loaded(config: ServeConfig) -> Model:
     Raises:
       ValueError: if it does not load.
     """
-    more = {"dtype": config.dtype, "fps": config.fps, "max_new": config.max_new}
+    more: dict[str, Any] = {
+        "dtype": config.dtype, "fps": config.fps, "max_new": config.max_new,
+    }  # fmt: skip
+    mesh = mesh_of(config.mesh)
+    if mesh is not None:
+        more["sharding"] = weight_places(mesh)
     model = load(config.model, adapter=config.adapter, **more)
     size = model.media.size
     return for_frames(model, size if isinstance(size, tuple) else size(*_size(config.frame)))
 
 
 def device_bytes() -> int | None:
-    """Return the memory of the device that streams, where it says so."""
+    """Return the memory of a device, where it says so."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
@@ -160,14 +173,18 @@ def serve(config: ServeConfig) -> None:
     )
     with listening(config.host, config.port) as listener:
         model = loaded(config)
-        piece = model.media.piece_seconds
+        piece, mesh = model.media.piece_seconds, mesh_of(config.mesh)
+        room = device_bytes()
+        if room is not None and mesh is not None:
+            room *= mesh.size
         engines = Engines(
             model,
             lanes=config.lanes,
             chunk_pieces=whole_pieces("chunk-seconds", config.chunk_seconds or piece, piece),
-            nbytes=device_bytes() if config.bytes is None else parse_bytes(config.bytes),
+            nbytes=room if config.bytes is None else parse_bytes(config.bytes),
             memories=limits.memories,
             rehearse=True,
+            mesh=mesh,
         )
         given = {"memory": config.memory, "budget": config.budget}
         options = config.memories.get(config.memory, {})
@@ -187,6 +204,8 @@ def serve(config: ServeConfig) -> None:
                 f"session, {engine.lanes} sessions) on http://{shown}:{port}/  {model.note}",
                 flush=True,
             )
+            for line in () if mesh is None else told(mesh, engines.model):
+                print(line, flush=True)
             token = config.token or os.environ.get(TOKEN) or None
             run(hub, listener, token=token, host=config.host, grace=config.grace)
 

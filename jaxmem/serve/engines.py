@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
+from jax.sharding import Mesh
 
-from jaxmem.bound import bind
+from jaxmem.bound import Bound, bind
+from jaxmem.decoder.placing import check_mesh, placed, spread_nbytes
 from jaxmem.decoder.program import Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.memory.base import AnyMemory
-from jaxmem.memory.base import nbytes as state_bytes
 from jaxmem.memory.options import NAMES, worded
 from jaxmem.models.base import Model
 from jaxmem.programs import compile, memory_for, stream_tokens
 from jaxmem.report.numbers import size
 from jaxmem.serve.engine import Engine
-from jaxmem.serve.lanes import check_lanes
+from jaxmem.serve.lanes import check_lanes, lane_shapes
 from jaxmem.serve.limits import RefusedError, shown
 from jaxmem.serve.live import Live
+from jaxmem.serve.parts import parts_of
 from jaxmem.serve.stepper import lowered_step
 from jaxmem.serve.wanting import Wanted
 from jaxmem.session import Session
@@ -51,6 +53,7 @@ class Engines:
         sampling: Sampling | None = None,
         key: Array | None = None,
         rehearse: bool = False,
+        mesh: Mesh | None = None,
     ):
         """Begin without an engine.
 
@@ -58,20 +61,33 @@ class Engines:
           model: fitted to the size of its frames.
           lanes: of every engine; fewer where the device has no room for so many.
           chunk_pieces: pieces that are written at once.
-          nbytes: that weights, states and the temporaries of steps may take; None: any.
+          nbytes: that weights, states and the temporaries of steps may take, on all devices
+            together; None: any.
           memories: different ones that are compiled in the life of a server, at most.
           sampling: how answers are drawn; None: greedily.
           key: JAX key, with `sampling`.
           rehearse: whether a new engine compiles everything at once, in the background.
+          mesh: devices of every engine (`Engine`); None: the default one.
+
+        Raises:
+          ValueError: if the mesh does not share heads or lanes evenly.
         """
-        self.model, self.lanes, self.chunk_pieces = model, lanes, chunk_pieces
+        if model.decoder.attends:
+            check_mesh(mesh, model.decoder.kv_heads)
+        params = placed(mesh, model.params, model.decoder.stacks)  # once for all engines
+        self.model, self.lanes, self.chunk_pieces = (
+            model._replace(params=params),
+            lanes,
+            chunk_pieces,
+        )
+        self.mesh = mesh
         self.limit, self.memories, self.rehearse = nbytes, memories, rehearse
         self._drawing: dict[str, Any] = {"sampling": sampling, "key": key}
         self._engines: dict[Wanted, Engine] = {}
         self._prices: dict[tuple[Wanted, int], int] = {}
         self._known: set[Wanted] = set()
         self._lock = threading.RLock()
-        self._weights = sum(x.nbytes for x in jax.tree.leaves(model.params))
+        self._weights = spread_nbytes(params)
 
     def memory(self, wanted: Wanted) -> AnyMemory:
         """Return the memory that a client wants.
@@ -102,7 +118,7 @@ class Engines:
         for name in NAMES:
             try:
                 memory = self.memory(Wanted(name, LEAST))
-                check_lanes(compile(self.model, memory, chunk_pieces=self.chunk_pieces))
+                check_lanes(self._program(memory))
                 found.append(name)
             except ValueError:
                 pass
@@ -157,18 +173,19 @@ class Engines:
                 "memories",
                 503,
             )
-        program = compile(self.model, memory, chunk_pieces=self.chunk_pieces)
+        program = self._program(memory)
         check_lanes(program)
-        lanes = self._lanes(wanted, program)
-        engine = Engine(
-            self.model, memory, lanes=lanes, chunk_pieces=self.chunk_pieces, **self._drawing
-        )
+        more = {"chunk_pieces": self.chunk_pieces, "mesh": self.mesh, **self._drawing}
+        engine = Engine(self.model, memory, lanes=self._lanes(wanted, program), **more)
         self._known.add(wanted)
         self._engines[wanted] = engine
         if self.rehearse:
             work = partial(self._rehearse, engine)
             threading.Thread(target=work, name=REHEARSING, daemon=True).start()
         return engine
+
+    def _program(self, memory: AnyMemory) -> Program:
+        return compile(self.model, memory, chunk_pieces=self.chunk_pieces, mesh=self.mesh)
 
     def _rehearse(self, engine: Engine) -> None:
         """Compile what an engine may need later, once it has compiled what it needs first."""
@@ -188,16 +205,18 @@ class Engines:
         lanes, limit = self.lanes, self.limit
         if limit is None:
             return lanes
-        state = state_bytes(program.memory, program.spec) + program.spec.state_bytes
+        bound = jax.eval_shape(partial(bind, program), self.model.params)
+        parts = parts_of(program)
+        state = spread_nbytes(lane_shapes(program, bound, parts)) // parts
         while True:
             needed = lanes * state
             if needed + self.nbytes <= limit:  # or else it would be compiled for nothing
-                needed = self._price(wanted, program, lanes, state)
+                needed = self._price(wanted, program, bound, lanes, state)
             if needed + self.nbytes <= limit:
                 return lanes
             if self._let_go():
                 continue
-            if lanes == 1:
+            if lanes == parts:
                 break
             lanes //= 2
         raise RefusedError(
@@ -209,15 +228,15 @@ class Engines:
             503,
         )
 
-    def _price(self, wanted: Wanted, program: Program, lanes: int, state: int) -> int:
+    def _price(self, wanted: Wanted, program: Program, bound: Bound, lanes: int, state: int) -> int:
         """Return the bytes of an engine: its states, and what its widest step needs besides."""
         if (wanted, lanes) not in self._prices:
             self._known.add(wanted)  # also if it is refused: what is compiled stays
-            bound = jax.eval_shape(partial(bind, program), self.model.params)
             step = lowered_step(self.model, program, bound, lanes, lanes).compile()
-            found = step.memory_analysis()
+            found = step.memory_analysis()  # of one device
             temporary = 0 if found is None else found.temp_size_in_bytes
-            self._prices[wanted, lanes] = lanes * state + temporary
+            devices = 1 if self.mesh is None else self.mesh.size
+            self._prices[wanted, lanes] = lanes * state + devices * temporary
         return self._prices[wanted, lanes]
 
     @property

@@ -124,3 +124,25 @@ def test_help_is_there(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0 and "--saves" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_mesh_answers_as_one_device_does():
+    """Two streams side by side on two devices each, from the command line."""
+    argv = ("--demo", "--memory", "recent", "--budget", "24", "--lanes", "2")
+    ask, path = {"text": LAST, "at": 3.0}, "/v1/streaming/sessions"
+    with Process(*argv) as server:
+        alone = server.get(f"{path}/demo/query", ask)
+    devices = "--xla_force_host_platform_device_count=4"
+    with Process(*argv, "--mesh", "data=2,model=2", XLA_FLAGS=devices) as server:
+        assert server.get(f"{path}/demo/query", ask)["text"] == alone["text"]
+        other = server.get(path, {"memory": "recent", "budget": 24})["id"]
+        assert server.get(f"{path}/{other}/query", {"text": LAST})["asked_at"] == 0.0
+        code, out, errors = server.end()
+    assert code == 0 and errors == "" and "over 4 devices (cpu): data=2, model=2" in out
+
+
+def test_a_mesh_that_does_not_share_the_lanes_is_refused(capsys):
+    assert main(["--mesh", "data=1,model=1", "--lanes", "0"]) == 2
+    assert main(["--mesh", "data=64"]) == 2
+    assert "devices" in capsys.readouterr().err
