@@ -21,7 +21,7 @@ from jaxmem.decoder.program import Program
 from jaxmem.decoder.stretches import Place
 from jaxmem.kernels.segment import Segment
 from jaxmem.kv import EMPTY, KV
-from jaxmem.memory.attention import attend_once, attend_probe
+from jaxmem.memory.attention import attend_probe, attend_view
 from jaxmem.memory.base import Chunk, Embeds, Probed, Probes, Received, View, at_layer
 from jaxmem.typing import Array, Bool, Float, Hidden, Int, Params, PyTree
 
@@ -88,7 +88,7 @@ def attend_step(
     output = weights["o"]["kernel"].reshape(config.heads, config.head_dim, config.width)
     more = {"prefix": prefix, "hidden": h, "output": output, "scorer": weights.get("retention")}
     given = requires, config.rope, view, q, k, v, embeds, clock
-    out, chunk, segments = attend_once(*given, **more)
+    out, chunk, segments = attend_view(*given, **more)
     after = None
     if requires.probes is not None and probes is not None:
         seen = view, embeds, chunk.kv, prefix, segments

@@ -90,8 +90,10 @@ def attend_view(
     hidden: Hidden | None = None,
     output: Float[Array, "H D E"] | None = None,
     scorer: Params | None = None,
-) -> tuple[Float[Array, "T H D"], Chunk]:
+) -> tuple[Float[Array, "T H D"], Chunk, list[Segment]]:
     """Attend a chunk's rows to what a memory shows, and report what the memory requires.
+
+    Where more than the attention reads the keys they are turned, once for all.
 
     Args:
       requires: of the memory.
@@ -106,29 +108,9 @@ def attend_view(
       hidden: the layer's input, if `requires.hidden`.
       output: the layer's output projection, if `requires.output`.
       scorer: weights of the score of values, if `requires.retention`.
-    """
-    more = {"prefix": prefix, "hidden": hidden, "output": output, "scorer": scorer}
-    return attend_once(requires, rope, view, q, k, v, embeds, clock, **more)[:2]
 
-
-def attend_once(
-    requires: Requires,
-    rope: Rope,
-    view: View,
-    q: Float[Array, "T H D"],
-    k: Float[Array, "T G D"],
-    v: Float[Array, "T G D"],
-    embeds: Embeds,
-    clock: Int[Array, ""],
-    *,
-    prefix: KV | None = None,
-    hidden: Hidden | None = None,
-    output: Float[Array, "H D E"] | None = None,
-    scorer: Params | None = None,
-) -> tuple[Float[Array, "T H D"], Chunk, list[Segment]]:
-    """Do as `attend_view`, and return the segments too, for probes that attend to the same keys.
-
-    Where more than the attention reads them their keys are turned, once for all.
+    Returns:
+      The output, the report, and the segments, for probes that attend to the same keys.
     """
     # Row t comes after the n valid slots: pool entry n + t. Only a sliding window cares.
     n, t = kvs.count(view.kv), jnp.arange(embeds.modality.shape[0], dtype=jnp.int32)
@@ -240,7 +222,7 @@ def attend_probe(
       k: keys before rotation.
       v: values.
       prefix: this layer's pinned tokens, or None.
-      segments: what the chunk attended to (`attend_once`), with keys that are turned already.
+      segments: what the chunk attended to (`attend_view`), with keys that are turned already.
     """
     own = fresh_kv(k, v, view, probe, jnp.zeros((), jnp.int32))
     begin = advance.astype(view.base.dtype)

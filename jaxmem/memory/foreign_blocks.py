@@ -87,7 +87,8 @@ class Blocks:
             self._need("output", requires.output, own.output)
             self._need("retention", requires.retention is not None, own.scorer)
             more = {"prefix": at_layer(self.prefix, layer), "hidden": x, **own._asdict()}
-            return attend_view(requires, self.turn, views[layer], *qkv, embeds, clock, **more)
+            given = requires, self.turn, views[layer], *qkv, embeds, clock
+            return attend_view(*given, **more)[:2]
 
         y, chunks = self._run(x, embeds, attention)
         if requires.probes is not None and probes is not None:

@@ -73,7 +73,7 @@ def write_piece(program, carry, q, k, v, kind, clock):
     rows = Embeds(jnp.zeros((kind.shape[0], WIDTH)), row[:, None], kind, n[None])
     view = memory.view(spec, state, rows)
     rope = program.config.rope
-    out, chunk = attend_view(memory.requires, rope, view, q, k, v, rows, clock)
+    out, chunk, _ = attend_view(memory.requires, rope, view, q, k, v, rows, clock)
     state, evicted = memory.write(spec, state, chunk)
     return (state, append(bank, LAYER, evicted)), out
 
