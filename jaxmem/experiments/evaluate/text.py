@@ -13,10 +13,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxmem.bound import bind, decoder_of
-from jaxmem.experiments.benchmark.step_theirs import PRESSES
+from jaxmem.bound import bind
 from jaxmem.experiments.evaluate.cells import CellBar, show_tables
-from jaxmem.experiments.evaluate.text_kvpress import Decoder
+from jaxmem.experiments.evaluate.text_kvpress import Decoder, comparable, rival_of
 from jaxmem.experiments.evaluate.text_run import alike, kept_tokens, run_text
 from jaxmem.experiments.evaluate.text_streams import (
     ONE,
@@ -117,7 +116,9 @@ def fingerprint(config: TextConfig, model: Model, streams: Sequence[Stream], cel
     """Return what tells results of other settings, texts or weights from these."""
     own = plain_options(cell.name, config.options.get(cell.name, {}))
     settings = {"options": own, "memory": repr(cell.memory), "chunk": config.chunk}
-    settings |= {} if config.marked == "vision" else {"marked": config.marked}
+    usual = TextConfig()
+    more = {name: getattr(config, name) for name in ("marked", "prompt")}
+    settings |= {name: value for name, value in more.items() if value != getattr(usual, name)}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(texts_mark(streams).encode())
     for leaf in jax.tree.leaves(model.params):
@@ -134,7 +135,7 @@ def measure(
     all memories on the texts that it reached.
     """
     found: dict[str, dict[str, Any]] = {}
-    rival = rival_of(config, model, cells)
+    rival = rival_of(config, model, [(cell.name, cell.newest) for cell in cells])
     for cell in cells:
         mark = fingerprint(config, model, streams, cell)
         path = _path(config, cell)
@@ -145,7 +146,7 @@ def measure(
     for stream in streams:
         for cell in cells:
             held = found[cell.stem]
-            theirs = rival if comparable(config, cell) else None
+            theirs = rival if comparable(config, cell.name, cell.newest) else None
             here = held["texts"].get(stream.name)
             known = here is not None and (theirs is None or config.against in here)
             if not (known or "refused" in held or config.measured_only):
@@ -155,27 +156,6 @@ def measure(
                     held["refused"] = str(error)
                 write_json(_path(config, cell), held)
             yield cell, held
-
-
-def comparable(config: TextConfig, cell: Cell) -> bool:
-    """Return whether a cell has a counterpart in kvpress."""
-    return bool(config.against) and cell.name in PRESSES and not cell.newest and not config.bits
-
-
-def rival_of(config: TextConfig, model: Model, cells: Sequence[Cell]) -> Decoder | None:
-    """Return what runs kvpress, if it is asked for.
-
-    Raises:
-      ValueError: if a package is missing, the decoder is no Llama, or kvpress has no such memory.
-    """
-    if config.against is None or config.measured_only:
-        return None
-    if not any(comparable(config, cell) for cell in cells):
-        raise ValueError(
-            f"--against kvpress compares {', '.join(PRESSES)}, without --bits or a floor; there is "
-            f"none of them in {config.memories}."
-        )
-    return Decoder(model.decoder, decoder_of(model.params), config.chunk)
 
 
 def _measured(
@@ -292,4 +272,10 @@ def run_named(config: TextConfig, console: Console) -> list[report.Outcome]:
       ValueError: as `run`, or if there is no such model.
     """
     modality = Modality[config.marked.upper()]
-    return run(config, text_model(config.model, modality=modality), console)
+    model = text_model(config.model, modality=modality)
+    return run(config, pinned(model, config.prompt), console)
+
+
+def pinned(model: Model, prompt: str) -> Model:
+    """Return a model with a text in front of every stream, if there is one."""
+    return model._replace(prefix=model.tokenize(prompt)) if prompt else model

@@ -8,15 +8,51 @@ neighbours need. The packages are used through what they make public.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmem.bound import decoder_of
 from jaxmem.data.text.facts import Planted
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.experiments.benchmark.step_theirs import EAGER, chunk_as_prompt, llama, needed, press_of
+from jaxmem.experiments.benchmark.step_theirs import (
+    EAGER,
+    PRESSES,
+    chunk_as_prompt,
+    llama,
+    needed,
+    press_of,
+)
+from jaxmem.experiments.evaluate.text_streams import TextConfig
+from jaxmem.models.base import Model
 from jaxmem.typing import Int, Params
+
+
+def comparable(config: TextConfig, name: str, newest: float) -> bool:
+    """Return whether a memory with a floor has a counterpart in kvpress."""
+    return bool(config.against) and name in PRESSES and not newest and not config.bits
+
+
+def rival_of(
+    config: TextConfig, model: Model, cells: Sequence[tuple[str, float]]
+) -> Decoder | None:
+    """Return what runs kvpress on memories with floors, if it is asked for.
+
+    Raises:
+      ValueError: if a package is missing, the decoder is no Llama, or kvpress has no such memory.
+    """
+    if config.against is None or config.measured_only:
+        return None
+    if config.prompt:
+        raise ValueError("kvpress has no text that is never dropped: leave out --prompt.")
+    if not any(comparable(config, *cell) for cell in cells):
+        raise ValueError(
+            f"--against kvpress compares {', '.join(PRESSES)}, without --bits or a floor; there is "
+            f"none of them in {config.memories}."
+        )
+    return Decoder(model.decoder, decoder_of(model.params), config.chunk)
 
 
 class Pressed(NamedTuple):

@@ -35,6 +35,8 @@ class TextConfig:
     bits: int | None = None  # Keys and values in 8 or 4 bits, where a memory takes them.
     # What memories take the tokens for; text: last_copy scores them by --last-copy.text.
     marked: Literal["vision", "text"] = "vision"
+    # Text in front of every stream that is never dropped, as a template's is of a video model.
+    prompt: str = ""
     # The same texts through kvpress's presses beside ours (extra parity, and kvpress).
     against: Literal["kvpress"] | None = None
     keys: int = 20  # Texts; each has a fact at every depth.

@@ -105,6 +105,15 @@ def test_loss_and_answers_with_everything_are_those_of_one_pass(model, ran):
     assert not full.right.any()  # it was never trained
 
 
+def test_a_prompt_is_in_front_and_never_dropped(model, tmp_path):
+    (one,) = command.streams_of(command.TextConfig(**SMALL), model)
+    (full,) = run(command.pinned(model, "ab"), tmp_path, memories="full", prompt="ab")
+    want = in_one_pass(model.params, np.concatenate([model.tokenize("ab"), one.text.ids]))
+    text = np.append(want[2:], 0).reshape(-1, CHUNK)
+    np.testing.assert_allclose(full.loss[0], text.sum(1) / SIZES, atol=1e-4)
+    assert command.pinned(model, "") is model
+
+
 def test_what_was_measured_is_not_measured_again(model, ran, monkeypatch):
     out, (_, before), _ = ran
     path = out / "cells" / "recent_0.5_0.json"
