@@ -20,6 +20,7 @@ from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.kv import EMPTY
 from jaxmem.loop import start
+from jaxmem.memory.base import Memory
 from jaxmem.typing import Array, Bool, Float, Int, Params
 
 
@@ -60,9 +61,10 @@ def run_text(bound: Bound, program: Program, text: Planted) -> Ran:
 
 def kept_tokens(program: Program, carry: Carry) -> list[list[Int[np.ndarray, "n"]]]:
     """Return the numbers of the tokens that every layer's heads hold at the end of a text."""
-    out = []
+    memory, out = program.memory, []
+    assert isinstance(memory, Memory)  # `cells_of` refuses those of features
     for state in layers_of(program, carry):
-        kv = program.memory.kv(state)
+        kv = memory.kv(state)
         real, index = np.asarray(kv.modality) != EMPTY, np.asarray(kv.index)
         numbers = index - index // (program.spec.chunk + 1)  # a chunk has one number to spare
         out.append([numbers[real[:, g], g] for g in range(real.shape[1])])
