@@ -23,6 +23,7 @@ from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec
 from jaxmem.report.files import write_json, write_picture
 
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "depth.png"
 TOKENS, CHUNK = 1536, 128
 AGES = {
     "the chunk itself": (0, 128),
@@ -44,6 +45,18 @@ def shares(received: np.ndarray) -> dict[str, float]:
     return out | {"the chunk itself": float(1 - mass[:before].sum())}
 
 
+def picture(mean: np.ndarray) -> plt.Figure:
+    """Return a bar for every layer; mean [L, ages] are shares."""
+    figure, axes = plt.subplots(figsize=(8.5, 3.5), layout="constrained")
+    layers, bottom = np.arange(mean.shape[0]), np.zeros(mean.shape[0])
+    for name, column in zip(AGES, mean.T, strict=True):
+        axes.bar(layers, 100 * column, bottom=bottom, label=name, width=0.9)
+        bottom += 100 * column
+    axes.set(xlabel="layer", ylabel="share of attention, %", title=f"SmolLM2 135M, {TOKENS} tokens")
+    figure.legend(title="tokens back", fontsize=8, loc="outside right upper")
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=4)
@@ -62,14 +75,7 @@ def main() -> None:
         args.out / "depth.json",
         {"texts": args.texts, "ages": list(AGES), "mean": mean.tolist(), "range": spread.tolist()},
     )
-    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    layers, bottom = np.arange(mean.shape[0]), np.zeros(mean.shape[0])
-    for name, column in zip(AGES, mean.T, strict=True):
-        axes.bar(layers, 100 * column, bottom=bottom, label=name, width=0.9)
-        bottom += 100 * column
-    axes.set(xlabel="layer", ylabel="share of attention, %", title=f"SmolLM2 135M, {TOKENS} tokens")
-    axes.legend(title="tokens back", fontsize=7, title_fontsize=7, loc="lower right")
-    write_picture(args.out / "depth.png", figure)
+    write_picture(PICTURE, picture(mean))
     for layer, row in enumerate(mean):
         print(
             layer, json.dumps(dict(zip(AGES, (round(100 * float(x), 1) for x in row), strict=True)))
