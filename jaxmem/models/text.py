@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.decoder.decoder import embed
-from jaxmem.kv import EMPTY, VISION
+from jaxmem.kv import EMPTY, Modality
 from jaxmem.memory.base import Embeds
 from jaxmem.models.base import Encode, MediaFormat, Model
 from jaxmem.models.hf.gguf import Words, gguf_of, read_gguf, read_words
@@ -24,7 +24,12 @@ class Watched:
 
     They are marked as vision. To memories text is what stands between the frames: OmniMem, for one,
     keeps it apart, and nothing of it where there are no time stamps. Here it is what is watched.
+
+    Attributes:
+      modality: that they are marked with; TEXT for memories that score text in its own way.
     """
+
+    modality: Modality = Modality.VISION
 
     def encode(self, params: Params, inputs: Int[Array, "T"]) -> Embeds:
         """Return ids as rows; -1 is padding, which comes last."""
@@ -33,12 +38,14 @@ class Watched:
         return Embeds(
             x=embed(params.get("decoder", params), jnp.maximum(inputs, 0)),
             pos=jnp.where(real, row, 0)[:, None],
-            modality=jnp.where(real, VISION, EMPTY).astype(jnp.int8),
+            modality=jnp.where(real, int(self.modality), EMPTY).astype(jnp.int8),
             advance=jnp.sum(real, dtype=jnp.int32)[None],
         )
 
 
-def text_model(name: str = "smollm2", dtype: Any = jnp.float32) -> Model:
+def text_model(
+    name: str = "smollm2", dtype: Any = jnp.float32, modality: Modality = Modality.VISION
+) -> Model:
     """Return a decoder of text whose streams are token ids, a piece each.
 
     Its chunks are so many pieces as they have tokens: `model_spec(model, 128)`. It knows no frames,
@@ -48,6 +55,7 @@ def text_model(name: str = "smollm2", dtype: Any = jnp.float32) -> Model:
       name: "smollm2" (SmolLM2 135M Instruct, with the extra `real`), or a .gguf file of a Llama
         with SmolLM2's tokenizer.
       dtype: of the weights.
+      modality: that tokens are marked with, see `Watched`.
 
     Raises:
       ValueError: if there is no such file or a package is missing, or the file holds another
@@ -60,10 +68,16 @@ def text_model(name: str = "smollm2", dtype: Any = jnp.float32) -> Model:
             "install 'jaxmem[real,hf]')."
         )
     config, params = read_gguf(path, dtype)
-    return text_model_of(path.stem, config, params, read_words(path))
+    return text_model_of(path.stem, config, params, read_words(path), modality)
 
 
-def text_model_of(name: str, decoder: Any, params: Params, words: Words) -> Model:
+def text_model_of(
+    name: str,
+    decoder: Any,
+    params: Params,
+    words: Words,
+    modality: Modality = Modality.VISION,
+) -> Model:
     """Return `text_model` of a decoder, its weights and its tokenizer."""
 
     def ids(text: str) -> np.ndarray:
@@ -80,7 +94,7 @@ def text_model_of(name: str, decoder: Any, params: Params, words: Words) -> Mode
         media=MEDIA,
         tokens_per_piece=1,
         preprocess=no_frames,
-        encode=Encode(Watched()),
+        encode=Encode(Watched(modality)),
         tokenize=ids,
         detokenize=lambda given: words.tokenizer.decode(np.asarray(given).tolist()),
         end=words.ends,

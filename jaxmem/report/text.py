@@ -12,6 +12,17 @@ from jaxmem.report.numbers import size
 from jaxmem.report.shares import Share, mean, plain_share, share
 
 
+class Theirs(NamedTuple):
+    """What kvpress's press did on b of the texts."""
+
+    texts: tuple[int, ...]  # b places in `Outcome.texts`
+    alike: np.ndarray  # [b] share of its tokens that ours holds at the end
+    loss: np.ndarray  # [b, K]
+    nats: np.ndarray  # [b, n]
+    right: np.ndarray  # bool [b, n]
+    seconds: np.ndarray  # [b]
+
+
 class Outcome(NamedTuple):
     """What one memory did at one budget on B texts of K chunks with n facts each."""
 
@@ -27,13 +38,26 @@ class Outcome(NamedTuple):
     depth: np.ndarray  # [B, n]
     phrasing: np.ndarray  # [B, n]
     alone: np.ndarray  # bool [B', 1]: the same facts, each alone in its text
-    seconds: float  # of a text, the median
+    seconds: tuple[float, ...]  # B of a text; of the first one with compilation
+    theirs: Theirs | None = None
 
     @property
     def label(self) -> str:
         """Name of its row."""
         floor = f", newest {self.newest:g}" if self.newest else ""
         return self.memory if self.memory == "full" else f"{self.memory} {self.share:g}{floor}"
+
+
+def theirs_of(found: Sequence[dict[str, Any] | None]) -> Theirs | None:
+    """Return what kvpress did, of what was measured on each of B texts (None: not run)."""
+    places = [i for i, one in enumerate(found) if one is not None]
+    if not places:
+        return None
+    names = ("alike", "loss", "nats", "right", "seconds")
+    alike, loss, nats, right, seconds = (
+        np.array([one[name] for one in found if one is not None], float) for name in names
+    )
+    return Theirs(tuple(places), alike, loss, nats, right > 0, seconds[:, 0])
 
 
 def over_full(one: Outcome, outcomes: Sequence[Outcome], *, half: bool = False) -> Share | None:
@@ -88,13 +112,57 @@ def depth_table(outcomes: Sequence[Outcome]) -> Table:
     return out
 
 
+def against_table(outcomes: Sequence[Outcome], tokens: int) -> Table:
+    """Return ours and kvpress's side by side, on the texts that both have."""
+    names = ("memory", "slots", "kept alike, %", "by chance", "loss, ours", "theirs minus ours",
+             "answer nats, ours", "theirs minus ours", "facts right, ours", "theirs",
+             "s a text, ours", "theirs", "texts")  # fmt: skip
+    out = Table(*names, title="kvpress on the same weights and texts")
+    for one in outcomes:
+        if one.theirs is None:
+            continue
+        them, here, texts = one.theirs, list(one.theirs.texts), len(one.theirs.texts)
+        loss, nats = one.loss[here].mean(1), one.nats[here].mean(1)
+        out.add_row(
+            one.label,
+            f"{one.slots:,}",
+            _percent(mean(them.alike), texts),
+            f"{100 * one.slots / tokens:.0f}",
+            f"{loss.mean():.3f}",
+            _nats(mean(them.loss.mean(1) - loss), texts),
+            f"{nats.mean():.2f}",
+            _nats(mean(them.nats.mean(1) - nats), texts),
+            _percent(found(one.right[here]), texts),
+            _percent(found(them.right), texts),
+            f"{np.median(np.array(one.seconds)[here]):.1f}",
+            f"{np.median(them.seconds):.1f}",
+            str(texts),
+        )
+    return out
+
+
+def _against_dict(one: Outcome) -> dict[str, Any] | None:
+    if one.theirs is None:
+        return None
+    them, here = one.theirs, list(one.theirs.texts)
+    return {
+        "texts": [one.texts[i] for i in here],
+        "alike": plain_share(mean(them.alike)),
+        "loss_minus_ours": plain_share(mean(them.loss.mean(1) - one.loss[here].mean(1))),
+        "nats_minus_ours": plain_share(mean(them.nats.mean(1) - one.nats[here].mean(1))),
+        "right": plain_share(found(them.right)),
+        "seconds": float(np.median(them.seconds)),
+    }
+
+
 def as_dict(one: Outcome, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return an outcome as plain data, with what is compared to `full`."""
-    names = ("memory", "share", "newest", "slots", "nbytes", "texts", "seconds")
+    names = ("memory", "share", "newest", "slots", "nbytes", "texts")
     depths = sorted(set(one.depth.ravel().tolist()))
     kinds = sorted(set(one.phrasing.ravel().tolist()))
     return {
         **{name: getattr(one, name) for name in names},
+        "seconds": float(np.median(one.seconds)),
         "loss": plain_share(mean(one.loss.mean(1))),
         "loss_by_chunk": [round(float(x), 4) for x in one.loss.mean(0)],
         "minus_full": plain_share(over_full(one, outcomes)),
@@ -104,6 +172,7 @@ def as_dict(one: Outcome, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "alone": plain_share(found(one.alone)),
         "by_depth": {f"{d:g}": plain_share(found(one.right, one.depth == d)) for d in depths},
         "by_phrasing": {str(p): plain_share(found(one.right, one.phrasing == p)) for p in kinds},
+        "kvpress": _against_dict(one),
     }
 
 

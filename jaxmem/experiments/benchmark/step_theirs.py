@@ -5,7 +5,7 @@ Both are used as installed packages, through what they make public.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +27,9 @@ PRESSES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "random": ("RandomPress", {}),
 }
 """Our memories and kvpress's, with our options. Observed attention is H2O's score, averaged."""
+
+EAGER = ("h2o",)
+"""Of them, those that read attention, which transformers' fused attention does not return."""
 
 
 def needed(name: str) -> Any:
@@ -74,6 +77,26 @@ def llama(config: DecoderConfig, params: Params) -> Any:
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise ValueError(f"transformers' Llama has other weights: {missing}, {unexpected}.")
     return model
+
+
+def press_of(name: str) -> Any:
+    """Return kvpress's press for a memory, with our options."""
+    kind, options = PRESSES[name]
+    return getattr(needed("kvpress"), kind)(**options)
+
+
+def chunk_as_prompt(press: Any, length: Callable[[], int]) -> Callable[..., Any]:
+    """Return the hook of a press that shows it a chunk of `length()` rows as a prompt of its own.
+
+    A press knows a prompt by where its rows lie in the cache.
+    """
+    own, torch = press.forward_hook, needed("torch")
+
+    def hook(module: Any, given: Any, kwargs: Any, output: Any) -> Any:
+        rows = torch.arange(length())
+        return own(module, given, kwargs | {"cache_position": rows}, output)
+
+    return hook
 
 
 class Theirs:
@@ -130,21 +153,12 @@ class Theirs:
     def press(self, name: str) -> Any:
         """Return what passes chunks over a full cache, which a press brings back to its slots.
 
-        A press works on a prompt, which it knows by where its rows lie in the cache; every chunk is
-        shown to it as a prompt of its own, after what is kept.
+        Every chunk is shown to it as a prompt of its own, after what is kept.
         """
-        kvpress = needed("kvpress")
-        kind, options = PRESSES[name]
-        length = self.x.shape[2]
-        press = getattr(kvpress, kind)(**options)
+        press, length = press_of(name), self.x.shape[2]
         press.compression_ratio = (length - 0.5) / (self.slots + length)
-        own, rows_of_prompt = press.forward_hook, self.torch.arange(length)
-
-        def hook(module: Any, given: Any, kwargs: Any, output: Any) -> Any:
-            return own(module, given, kwargs | {"cache_position": rows_of_prompt}, output)
-
-        press.forward_hook = hook
-        cache, form = self.filled(), "eager" if name == "h2o" else "sdpa"
+        press.forward_hook = chunk_as_prompt(press, lambda: length)
+        cache, form = self.filled(), "eager" if name in EAGER else "sdpa"
 
         def run() -> float:
             self.model.set_attn_implementation(form)
@@ -156,6 +170,7 @@ class Theirs:
             self.model.set_attn_implementation("sdpa")
             held = cache.get_seq_length()
             if held != self.slots:
+                kind = type(press).__name__
                 raise ValueError(f"kvpress's {kind} left {held} tokens, expected {self.slots}.")
             return took
 

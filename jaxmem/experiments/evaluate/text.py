@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,8 @@ from rich.console import Console
 
 from jaxmem.bound import bind
 from jaxmem.experiments.evaluate.cells import CellBar, show_tables
-from jaxmem.experiments.evaluate.text_run import run_text
+from jaxmem.experiments.evaluate.text_kvpress import Decoder, comparable, rival_of
+from jaxmem.experiments.evaluate.text_run import alike, kept_tokens, run_text
 from jaxmem.experiments.evaluate.text_streams import (
     ONE,
     SEVERAL,
@@ -25,10 +25,12 @@ from jaxmem.experiments.evaluate.text_streams import (
     streams_of,
     texts_mark,
 )
+from jaxmem.kv import Modality
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec, nbytes
 from jaxmem.memory.baselines import Full
-from jaxmem.memory.by_name import Budget, contestants, parse_names
+from jaxmem.memory.by_name import Budget, contestants, parse_names, why_bare
 from jaxmem.memory.options import options_of, plain_options
+from jaxmem.memory.transforms.around import Around
 from jaxmem.models.base import Model
 from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec
@@ -90,22 +92,33 @@ def _cell(
         own.setdefault("reindex", True)
     try:
         budget = Budget(None, allowed)
-        (chosen,) = contestants((name,), {name: own}, budget, spec, config.tokens)
+        bits = None if why_bare(name, "bits") else config.bits
+        (chosen,) = contestants((name,), {name: own}, budget, spec, config.tokens, bits=bits)
         if isinstance(chosen.memory, FeatureMemory):
             raise ValueError(f"{name} keeps features and reads no text: leave it out.")
         memory = chosen.memory
         if floor:
-            memory = dataclasses.replace(memory, newest=round(floor * chosen.slots))  # type: ignore[call-arg]
+            memory = _with_newest(memory, round(floor * chosen.slots))
         compile(model, memory, spec=spec)  # sizes that it lacks are missed here
     except ValueError as error:  # not to fit its budget is a result, too
         return Cell(name, share, floor, None, 0, str(error))
     return Cell(name, share, floor, memory, chosen.slots)
 
 
+def _with_newest(memory: Any, count: int) -> Any:
+    """Return a memory that holds so many newest tokens, through what is around it."""
+    if isinstance(memory, Around):
+        return replace(memory, memory=_with_newest(memory.memory, count))
+    return replace(memory, newest=count)
+
+
 def fingerprint(config: TextConfig, model: Model, streams: Sequence[Stream], cell: Cell) -> str:
     """Return what tells results of other settings, texts or weights from these."""
     own = plain_options(cell.name, config.options.get(cell.name, {}))
     settings = {"options": own, "memory": repr(cell.memory), "chunk": config.chunk}
+    usual = TextConfig()
+    more = {name: getattr(config, name) for name in ("marked", "prompt")}
+    settings |= {name: value for name, value in more.items() if value != getattr(usual, name)}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(texts_mark(streams).encode())
     for leaf in jax.tree.leaves(model.params):
@@ -122,6 +135,7 @@ def measure(
     all memories on the texts that it reached.
     """
     found: dict[str, dict[str, Any]] = {}
+    rival = rival_of(config, model, [(cell.name, cell.newest) for cell in cells])
     for cell in cells:
         mark = fingerprint(config, model, streams, cell)
         path = _path(config, cell)
@@ -132,20 +146,29 @@ def measure(
     for stream in streams:
         for cell in cells:
             held = found[cell.stem]
-            known = stream.name in held["texts"] or "refused" in held
-            if not known and not config.measured_only:
+            theirs = rival if comparable(config, cell.name, cell.newest) else None
+            here = held["texts"].get(stream.name)
+            known = here is not None and (theirs is None or config.against in here)
+            if not (known or "refused" in held or config.measured_only):
                 try:
-                    held["texts"][stream.name] = _measured(cell, model, stream, spec)
+                    held["texts"][stream.name] = _measured(cell, model, stream, spec, theirs)
                 except ValueError as error:  # a size that only a stream shows to be missing
                     held["refused"] = str(error)
                 write_json(_path(config, cell), held)
             yield cell, held
 
 
-def _measured(cell: Cell, model: Model, stream: Stream, spec: Spec) -> dict[str, Any]:
+def _measured(
+    cell: Cell, model: Model, stream: Stream, spec: Spec, rival: Decoder | None = None
+) -> dict[str, Any]:
     assert cell.memory is not None
     program = compile(model, cell.memory, spec=spec)
-    return run_text(bind(program, model.params), program, stream.text)
+    ran = run_text(bind(program, model.params), program, stream.text)
+    if rival is None:
+        return ran.result
+    theirs = rival.run(cell.name, cell.slots, stream.text)
+    same = round(alike(kept_tokens(program, ran.carry), theirs.tokens), 5)
+    return ran.result | {"kvpress": theirs.result | {"alike": same}}
 
 
 def _path(config: TextConfig, cell: Cell) -> Path:
@@ -166,6 +189,7 @@ def outcome(
         return np.array([held["texts"][s.name][key] for s in mine[kind]], float)
 
     several = mine[SEVERAL]
+    against = [held["texts"][s.name].get("kvpress") for s in several]
     return report.Outcome(
         memory=cell.name,
         share=cell.share,
@@ -179,7 +203,8 @@ def outcome(
         depth=np.array([[one.fact.depth for one in s.text.asked] for s in several]),
         phrasing=np.array([[one.fact.phrasing for one in s.text.asked] for s in several]),
         alone=column(ONE, "right") > 0 if mine[ONE] else np.zeros((0, 1), bool),
-        seconds=float(np.median(column(SEVERAL, "seconds")[:, 0])),
+        seconds=tuple(column(SEVERAL, "seconds")[:, 0]),
+        theirs=report.theirs_of(against),
     )
 
 
@@ -222,6 +247,8 @@ def write(
 ) -> None:
     """Print the tables and write them as text and JSON."""
     tables = [report.table(outcomes, config.tokens), report.depth_table(outcomes)]
+    if any(one.theirs for one in outcomes):
+        tables.append(report.against_table(outcomes, config.tokens))
     config.out.mkdir(parents=True, exist_ok=True)
     show_tables(tables, config.out / "tables.txt", console, width=200)
     document = {
@@ -244,4 +271,11 @@ def run_named(config: TextConfig, console: Console) -> list[report.Outcome]:
     Raises:
       ValueError: as `run`, or if there is no such model.
     """
-    return run(config, text_model(config.model), console)
+    modality = Modality[config.marked.upper()]
+    model = text_model(config.model, modality=modality)
+    return run(config, pinned(model, config.prompt), console)
+
+
+def pinned(model: Model, prompt: str) -> Model:
+    """Return a model with a text in front of every stream, if there is one."""
+    return model._replace(prefix=model.tokenize(prompt)) if prompt else model

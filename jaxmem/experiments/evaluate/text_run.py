@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,30 @@ from jaxmem.compiled import Compiled
 from jaxmem.data.text.facts import Asked, Planted
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.decoder import logits
-from jaxmem.decoder.program import Carry, Program
+from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.step import chunk_step
+from jaxmem.kv import EMPTY
 from jaxmem.loop import start
+from jaxmem.memory.base import Memory
 from jaxmem.typing import Array, Bool, Float, Int, Params
 
 
-def run_text(bound: Bound, program: Program, text: Planted) -> dict[str, Any]:
-    """Return as plain data what a memory does on one text.
+class Ran(NamedTuple):
+    """What a memory did on one text, and the stream at its end."""
+
+    result: dict[str, Any]
+    carry: Carry
+
+
+def run_text(bound: Bound, program: Program, text: Planted) -> Ran:
+    """Return what a memory does on one text.
 
     Returns:
-      `loss`: mean nats of a token in every chunk [K], of each token after all before it that the
-      memory shows (the first token is not predicted). `nats`: mean nats of a token of every
-      answer, after the right tokens before it; `right`: 1 where each of them is the likeliest.
-      `seconds`: those of the text and of the questions, compilation excluded where it was before.
+      Plain data. `loss`: mean nats of a token in every chunk [K], of each token after all before
+      it that the memory shows (the first token is not predicted). `nats`: mean nats of a token of
+      every answer, after the right tokens before it; `right`: 1 where each of them is the
+      likeliest. `seconds`: those of the text and of the questions, compilation excluded where it
+      was before.
     """
     begin, chunk = time.perf_counter(), program.spec.chunk
     size = -(-len(text.ids) // chunk) * chunk
@@ -40,12 +50,36 @@ def run_text(bound: Bound, program: Program, text: Planted) -> dict[str, Any]:
     loss = np.where(real, nats, 0).sum(1) / np.maximum(real.sum(1), 1)
     watched = time.perf_counter() - begin
     score, likeliest = ask_all(bound, carry, text.asked, program=program)
-    return {
+    result = {
         "loss": [round(float(x), 5) for x in loss],
         "nats": [round(float(x), 5) for x in score],
         "right": [int(x) for x in likeliest],
         "seconds": [round(watched, 2), round(time.perf_counter() - begin - watched, 2)],
     }
+    return Ran(result, carry)
+
+
+def kept_tokens(program: Program, carry: Carry) -> list[list[Int[np.ndarray, "n"]]]:
+    """Return the numbers of the tokens that every layer's heads hold at the end of a text."""
+    memory, out = program.memory, []
+    assert isinstance(memory, Memory)  # `cells_of` refuses those of features
+    for state in layers_of(program, carry):
+        kv = memory.kv(state)
+        real, index = np.asarray(kv.modality) != EMPTY, np.asarray(kv.index)
+        numbers = index - index // (program.spec.chunk + 1)  # a chunk has one number to spare
+        out.append([numbers[real[:, g], g] for g in range(real.shape[1])])
+    return out
+
+
+def alike(ours: list[list[np.ndarray]], theirs: Int[np.ndarray, "L G S"]) -> float:
+    """Return the share of their tokens that we hold, mean over layers and heads."""
+    heads = range(theirs.shape[1])
+    found = [
+        np.isin(them[g], mine[g if len(mine) > 1 else 0]).mean()
+        for mine, them in zip(ours, theirs, strict=True)
+        for g in heads
+    ]
+    return float(np.mean(found))
 
 
 def ask_all(

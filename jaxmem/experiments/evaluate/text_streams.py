@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxmem.data.text import facts, prose
 from jaxmem.experiments.memories import MemoryOptions
@@ -32,6 +32,13 @@ class TextConfig:
     shares: tuple[float, ...] = (0.5, 0.25, 0.125, 0.0625)
     # Parts of the slots for the newest tokens, where a memory has `newest`.
     newest: tuple[float, ...] = (0.0, 0.25, 0.5)
+    bits: int | None = None  # Keys and values in 8 or 4 bits, where a memory takes them.
+    # What memories take the tokens for; text: last_copy scores them by --last-copy.text.
+    marked: Literal["vision", "text"] = "vision"
+    # Text in front of every stream that is never dropped, as a template's is of a video model.
+    prompt: str = ""
+    # The same texts through kvpress's presses beside ours (extra parity, and kvpress).
+    against: Literal["kvpress"] | None = None
     keys: int = 20  # Texts; each has a fact at every depth.
     depths: int = 5  # Evenly spaced; a key each.
     alone: int = 1  # Of the facts of a text so many are also planted and asked alone.

@@ -1,5 +1,6 @@
 """`evaluate text` on a small random decoder: losses, answers, cells, tables."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,8 +13,11 @@ from rich.console import Console
 from jaxmem.decoder.decoder import DecoderConfig, embed, logits
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.experiments.evaluate import text as command
+from jaxmem.experiments.evaluate.text_run import Ran
+from jaxmem.kv import Modality
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import FeatureMemory
+from jaxmem.memory.baselines import Full
 from jaxmem.memory.options import NAMES
 from jaxmem.models.hf.gguf import Words
 from jaxmem.models.text import text_model, text_model_of
@@ -101,6 +105,15 @@ def test_loss_and_answers_with_everything_are_those_of_one_pass(model, ran):
     assert not full.right.any()  # it was never trained
 
 
+def test_a_prompt_is_in_front_and_never_dropped(model, tmp_path):
+    (one,) = command.streams_of(command.TextConfig(**SMALL), model)
+    (full,) = run(command.pinned(model, "ab"), tmp_path, memories="full", prompt="ab")
+    want = in_one_pass(model.params, np.concatenate([model.tokenize("ab"), one.text.ids]))
+    text = np.append(want[2:], 0).reshape(-1, CHUNK)
+    np.testing.assert_allclose(full.loss[0], text.sum(1) / SIZES, atol=1e-4)
+    assert command.pinned(model, "") is model
+
+
 def test_what_was_measured_is_not_measured_again(model, ran, monkeypatch):
     out, (_, before), _ = ran
     path = out / "cells" / "recent_0.5_0.json"
@@ -112,7 +125,7 @@ def test_what_was_measured_is_not_measured_again(model, ran, monkeypatch):
     with pytest.raises(ValueError, match="nothing was measured"):
         run(model, out, seed=1, measured_only=True)  # other keys, so other texts
     done = {"loss": [1.0] * 4, "nats": [2.0, 2.0], "right": [1, 0], "seconds": [1, 1]}
-    monkeypatch.setattr(command, "run_text", lambda *args: done)
+    monkeypatch.setattr(command, "run_text", lambda *args: Ran(done, None))
     (other,) = run(model, out, seed=1, memories="recent")
     assert other.right.tolist() == [[True, False]]
 
@@ -146,6 +159,27 @@ def test_budgets_floors_and_positions_of_every_cell(model):
     assert longer.memory.reindex  # the model knows 4,000 positions
     (kept,) = cells(model, memories="recent", tokens=5000, renumber=False)
     assert not kept.memory.reindex
+
+
+def test_bits_are_around_a_memory_and_its_floor(model):
+    full, found = cells(model, memories="full,keydiff", newest=(0.5,), bits=4)
+    (plain,) = cells(model, memories="keydiff", newest=(0.0,))
+    assert isinstance(full.memory, Full) and found.slots > 1.5 * plain.slots
+    assert found.memory.bits == 4 and found.memory.memory.newest == round(found.slots / 2)
+
+
+def test_tokens_are_marked_as_asked(model):
+    ids, config = jnp.array([5, 6, -1]), command.TextConfig(**SMALL)
+    as_text = text_model_of(
+        "letters", CFG, model.params, Words(Letters(), (0,), 4000), Modality.TEXT
+    )
+    for one, mark in ((model, Modality.VISION), (as_text, Modality.TEXT)):
+        rows = one.encode(one.params, ids)
+        assert rows.modality.tolist() == [mark, mark, Modality.EMPTY]
+    streams, (cell,) = command.streams_of(config, model), cells(model, memories="recent")
+    others = dataclasses.replace(config, marked="text")
+    marks = {command.fingerprint(c, model, streams, cell) for c in (config, others)}
+    assert len(marks) == 2
 
 
 def test_what_does_not_fit_is_refused(model, capsys):
@@ -189,7 +223,7 @@ def outcome(memory, loss):
         memory=memory, share=0.5, newest=0.5, slots=9, nbytes=99, texts=tuple(range(count)),
         loss=np.array(loss), nats=np.ones((count, 2)), right=np.zeros((count, 2), bool),
         depth=np.tile([0.25, 0.75], (count, 1)), phrasing=np.zeros((count, 2), int),
-        alone=np.zeros((0, 1), bool), seconds=1.0,
+        alone=np.zeros((0, 1), bool), seconds=(1.0,) * count,
     )  # fmt: skip
 
 
