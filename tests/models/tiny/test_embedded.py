@@ -48,3 +48,12 @@ def test_names_are_those_that_come_with_the_package(monkeypatch, tmp_path):
 def test_two_models_are_refused(capsys):
     assert main(["--model", "tiny", "--weights", "x.safetensors"]) == 2
     assert "two models" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", embedded.shipped())
+def test_every_model_of_the_package_is_the_main_job(name, tmp_path):
+    argv = ["--model", name, "--seconds", "8", "--questions", "2", "--no-prompt", "--json"]
+    assert main([*argv, "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["end"]["kind"] == "end" and len(report["results"][0]["answers"]) == 2
