@@ -51,8 +51,10 @@ def shown(name: str, doc: str | None) -> Shown:
     return {"prog": f"python -m jaxmem.experiments.{name}", "description": "\n".join(lines)}
 
 
-def parse(kind: type[C], argv: Sequence[str], *, prog: str) -> C:
+def parse(kind: type[C], argv: Sequence[str], *, prog: str, description: str | None = None) -> C:
     """Return a config from arguments; `--config FILE` gives the values that they start from.
+
+    `description` is what --help says; None: the docstring of the class.
 
     Raises:
       ValueError: if the config file is missing or makes something else.
@@ -67,7 +69,7 @@ def parse(kind: type[C], argv: Sequence[str], *, prog: str) -> C:
         )
     rest, path = split(argv)
     default = kind() if path is None else load(kind, path)
-    return tyro.cli(kind, args=rest, default=default, prog=prog)
+    return tyro.cli(kind, args=rest, default=default, prog=prog, description=description)
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], Path | None]:

@@ -24,7 +24,7 @@ import tyro
 from jaxmem.decoder.placing import DATA, weight_places
 from jaxmem.experiments.devices import mesh_of, told
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
-from jaxmem.experiments.parsing import parse, refusing, whole_pieces
+from jaxmem.experiments.parsing import parse, refusing, shown, whole_pieces
 from jaxmem.experiments.stream.interrupt import leave_threads_behind
 from jaxmem.memory.omnimem.budgets import parse_bytes
 from jaxmem.models.base import Model, for_frames
@@ -89,7 +89,7 @@ def _working() -> bool:
 
 def _configured(argv: Sequence[str]) -> ServeConfig:
     rest, words = split_options(argv)
-    config = parse(ServeConfig, rest, prog="python -m jaxmem.experiments.serve")
+    config = parse(ServeConfig, rest, **shown("serve", __doc__))
     _check(config)
     return ServeConfig(**{**vars(config), "memories": read_options(words, config.memories)})
 
@@ -198,10 +198,10 @@ def serve(config: ServeConfig) -> None:
             if config.demo and not any(one.id == DEMO for one in hub.sessions):
                 hub.read(hub.create([usual], DEMO), hub.allowed.find(DEMO))
             host, port = listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
+            where = f"[{host}]" if ":" in host else host
             print(
                 f"{model.name} with {usual.memory} ({usual.budget}; {engine.nbytes:,} bytes a "
-                f"session, {engine.lanes} sessions) on http://{shown}:{port}/  {model.note}",
+                f"session, {engine.lanes} sessions) on http://{where}:{port}/  {model.note}",
                 flush=True,
             )
             for line in () if mesh is None else told(mesh, engines.model):
