@@ -113,6 +113,7 @@ class Asking(Feeding):
             rows = [asked_rows(model, program, ids, self.pieces, size) for ids in many]
             repeated = [penalised_ids(model, ids, draw["sampling"]) for ids in many]
             each = jax.tree.map(lambda *x: jnp.stack(x), *zip(rows, repeated, strict=True))
+            jax.block_until_ready(each)
             more = {"sampling": draw["sampling"], "key": keys, "repeated": each[1]}
             more |= {"program": program, "max_new": model.max_new}
             begin = time.perf_counter()

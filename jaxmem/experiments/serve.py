@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import tyro
 
 from jaxmem.decoder.placing import DATA, weight_places
 from jaxmem.experiments.devices import mesh_of, told
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import parse, refusing, shown, whole_pieces
+from jaxmem.experiments.stream.cost import device_limit
 from jaxmem.experiments.stream.interrupt import leave_threads_behind
 from jaxmem.memory.omnimem.budgets import parse_bytes
 from jaxmem.models.base import Model, for_frames
@@ -32,6 +32,7 @@ from jaxmem.models.load import load
 from jaxmem.serve.demo_world import DEMO
 from jaxmem.serve.engines import REHEARSING, Engines
 from jaxmem.serve.limits import LOCAL, Limits
+from jaxmem.serve.parts import check_parts
 from jaxmem.serve.reading import SOURCE
 from jaxmem.serve.sources import Allowed
 from jaxmem.serve.wanting import Wanted, read_wanted
@@ -120,11 +121,8 @@ def _check(config: ServeConfig) -> None:
     parse_bytes(config.upload)
     if config.bytes is not None:
         parse_bytes(config.bytes)
-    mesh = mesh_of(config.mesh)
-    if mesh is not None and config.lanes % mesh.shape[DATA]:
-        raise ValueError(
-            f"--mesh {DATA}={mesh.shape[DATA]} does not share --lanes {config.lanes} evenly."
-        )
+    if (mesh := mesh_of(config.mesh)) is not None:
+        check_parts(config.lanes, mesh.shape[DATA])
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -151,11 +149,6 @@ def loaded(config: ServeConfig) -> Model:
     return for_frames(model, size if isinstance(size, tuple) else size(*_size(config.frame)))
 
 
-def device_bytes() -> int | None:
-    """Return the memory of a device, where it says so."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
 def serve(config: ServeConfig) -> None:
     """Serve until a signal ends it.
 
@@ -174,7 +167,7 @@ def serve(config: ServeConfig) -> None:
     with listening(config.host, config.port) as listener:
         model = loaded(config)
         piece, mesh = model.media.piece_seconds, mesh_of(config.mesh)
-        room = device_bytes()
+        room = device_limit()
         if room is not None and mesh is not None:
             room *= mesh.size
         engines = Engines(

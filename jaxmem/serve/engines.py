@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxmem.bound import Bound, bind
-from jaxmem.decoder.placing import check_mesh, placed, spread_nbytes
+from jaxmem.decoder.placing import DATA, check_mesh, placed, spread_nbytes
 from jaxmem.decoder.program import Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.memory.base import AnyMemory
@@ -25,7 +25,7 @@ from jaxmem.serve.engine import Engine
 from jaxmem.serve.lanes import check_lanes, lane_shapes
 from jaxmem.serve.limits import RefusedError, shown
 from jaxmem.serve.live import Live
-from jaxmem.serve.parts import parts_of
+from jaxmem.serve.parts import check_parts, parts_of
 from jaxmem.serve.stepper import lowered_step
 from jaxmem.serve.wanting import Wanted
 from jaxmem.session import Session
@@ -74,6 +74,7 @@ class Engines:
         """
         if model.decoder.attends:
             check_mesh(mesh, model.decoder.kv_heads)
+        check_parts(lanes, 1 if mesh is None else mesh.shape[DATA])
         params = placed(mesh, model.params, model.decoder.stacks)  # once for all engines
         self.model, self.lanes, self.chunk_pieces = (
             model._replace(params=params),
@@ -218,7 +219,7 @@ class Engines:
                 continue
             if lanes == parts:
                 break
-            lanes //= 2
+            lanes = parts * (lanes // parts // 2)
         raise RefusedError(
             f"{wanted.memory} with a budget of {wanted.budget} needs {size(needed)} for one stream "
             f"({size(state)} of state, the rest while a chunk is written); weights and the "

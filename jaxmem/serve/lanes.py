@@ -27,12 +27,12 @@ from jaxmem.asking import begin_answer, continue_answer
 from jaxmem.bound import Bound
 from jaxmem.compiled import Compiled
 from jaxmem.decoder.generate import Generation
-from jaxmem.decoder.placing import DATA, named, place_of
+from jaxmem.decoder.placing import named, place_of
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.loop import start, stream
 from jaxmem.memory.base import Embeds, Memory
-from jaxmem.serve.parts import held_lanes, in_parts, parts_of, put, take
+from jaxmem.serve.parts import check_parts, held_lanes, in_parts, parts_of, put, take
 from jaxmem.typing import Array, Bool, Int, PyTree
 
 
@@ -97,11 +97,7 @@ def start_lanes(program: Program, bound: Bound, *, lanes: int) -> Carry:
     """
     if lanes < 1 or lanes != int(lanes):
         raise ValueError(f"lanes must be a whole number, at least 1, got {lanes}.")
-    parts = parts_of(program)
-    if lanes % parts:
-        raise ValueError(
-            f"{DATA}={parts} does not share {lanes} lanes evenly: take a multiple of {parts} lanes."
-        )
+    check_parts(lanes, parts_of(program))
     check_lanes(program)
     one = start(program, bound)
     repeated = lambda one: jax.tree.map(lambda x: jnp.repeat(x[None], lanes, axis=0), one)

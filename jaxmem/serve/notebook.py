@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmem.data.media.picture import encode_png
 from jaxmem.pieces import PieceLike
 from jaxmem.replies import Reply
 from jaxmem.report.numbers import clock, milliseconds, size
@@ -227,23 +228,19 @@ def _row(line: Line) -> str:
 
 def picture(frame: UInt[np.ndarray, "h w 3"]) -> str:
     """Return a frame as an image in HTML, its pixels as the model sees them."""
-    from matplotlib.image import imsave
-
     height, width = frame.shape[:2]
     scale = PICTURE / max(height, width)
     box = f'width="{round(width * scale)}" height="{round(height * scale)}"'
-    file = io.BytesIO()
-    imsave(file, frame, format="png")
     style = "image-rendering:pixelated;border-radius:4px"
-    return f'<img {box} style="{style}" alt="the newest picture" src="{_data(file)}">'
+    return f'<img {box} style="{style}" alt="the newest picture" src="{_data(encode_png(frame))}">'
 
 
 def embedded_figure(figure: Any) -> str:
     """Return a matplotlib figure as an image in HTML, as wide as its place allows."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
-    return f'<img style="width:100%" alt="the memory map" src="{_data(file)}">'
+    return f'<img style="width:100%" alt="the memory map" src="{_data(file.getvalue())}">'
 
 
-def _data(file: io.BytesIO) -> str:
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

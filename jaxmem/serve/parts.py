@@ -31,6 +31,18 @@ def parts_of(program: Program) -> int:
     return 1 if program.mesh is None else program.mesh.shape[DATA]
 
 
+def check_parts(lanes: int, parts: int) -> None:
+    """Refuse lanes that the parts of a mesh do not share evenly.
+
+    Raises:
+      ValueError: naming a multiple.
+    """
+    if lanes % parts:
+        raise ValueError(
+            f"{DATA}={parts} does not share {lanes} lanes evenly: take a multiple of {parts} lanes."
+        )
+
+
 def in_parts(program: Program, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that every part's devices run for the streams that they hold.
 

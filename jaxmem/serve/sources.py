@@ -163,9 +163,7 @@ class Rest:
         return self._reader.end
 
     def __iter__(self) -> Iterator[Piece]:
-        for number, piece in enumerate(self._reader):
-            if number >= self._after:
-                yield piece
+        yield from islice(self._reader, self._after, None)
 
     def close(self) -> None:
         """Let go of the source."""

@@ -13,6 +13,7 @@ from jaxmem.bound import question_rows
 from jaxmem.experiments.benchmark.step import StepConfig, check
 from jaxmem.experiments.benchmark.step_model import (
     CLOCKS,
+    QUESTION,
     Run,
     StepModel,
     Stream,
@@ -25,7 +26,7 @@ from jaxmem.experiments.benchmark.step_theirs import PRESSES, Theirs
 from jaxmem.memory.by_name import parse_names
 
 OTHERS = ("transformers", "kvpress")
-QUESTION, ANSWER = 16, 32  # tokens
+ANSWER = 32  # tokens
 GOALS = {"chunk": 0.8, "first token": 0.8, "token": 0.6}
 
 

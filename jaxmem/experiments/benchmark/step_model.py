@@ -32,6 +32,7 @@ SMOLLM2 = {
 """Sizes of SmolLM2 135M."""
 MATRIX = 1536  # side of the products that the machine's rate is measured with
 PER_CALL = 2  # chunks
+QUESTION = 16  # tokens
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 DRAWN = "weights are drawn"
 

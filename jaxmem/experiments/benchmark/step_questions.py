@@ -18,7 +18,7 @@ from jaxmem.asking import ask_all
 from jaxmem.bound import question_rows
 from jaxmem.experiments.benchmark.step import StepConfig, check
 from jaxmem.experiments.benchmark.step_model import (
-    CLOCKS,
+    QUESTION,
     StepModel,
     Stream,
     in_turn,
@@ -27,8 +27,6 @@ from jaxmem.experiments.benchmark.step_model import (
     ratio,
 )
 from jaxmem.memory.by_name import parse_names
-
-QUESTION = 16  # tokens
 
 
 class Questions(NamedTuple):
@@ -70,13 +68,8 @@ def _measured(config: StepConfig, model: StepModel, name: str, slots: int, count
         "together": (count, QUESTION),
         "as one": (1, count * QUESTION),
     }
-    runs = {
-        what: partial(
-            _timed, asking_of(stream, *shape), stream, _rows(stream, *shape), config.clock
-        )
-        for what, shape in shapes.items()
-    }
-    took = in_turn(runs, config.rounds)
+    asking = {what: _asking(stream, *shape) for what, shape in shapes.items()}
+    took = in_turn({w: partial(_timed, stream, *one) for w, one in asking.items()}, config.rounds)
     alone, together, as_one = (took[what] for what in shapes)
     return Questions(
         memory=name,
@@ -100,14 +93,20 @@ def _rows(stream: Stream, count: int, length: int) -> Any:
 
 def asking_of(stream: Stream, count: int, length: int, max_new: int = 1) -> Any:
     """Return the compiled program that answers so many questions of so many rows."""
-    given = stream.bound, stream.carry, _rows(stream, count, length)
-    return ask_all.lower(*given, program=stream.program, max_new=max_new).compile()
+    return _asking(stream, count, length, max_new)[0]
 
 
-def _timed(asking: Any, stream: Stream, rows: Any, clock: str) -> float:
-    begin = CLOCKS[clock]()
+def _asking(stream: Stream, count: int, length: int, max_new: int = 1) -> tuple[Any, Any]:
+    """Return that program, and the questions."""
+    rows = _rows(stream, count, length)
+    more = {"program": stream.program, "max_new": max_new}
+    return ask_all.lower(stream.bound, stream.carry, rows, **more).compile(), rows
+
+
+def _timed(stream: Stream, asking: Any, rows: Any) -> float:
+    begin = stream.clock()
     np.asarray(asking(stream.bound, stream.carry, rows).ids)
-    return CLOCKS[clock]() - begin
+    return stream.clock() - begin
 
 
 def questions_table(config: StepConfig, found: list[Questions], weights: str) -> Table:

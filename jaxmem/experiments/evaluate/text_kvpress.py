@@ -146,9 +146,7 @@ class Cut:
     def _hook(self, module: Any, given: Any, kwargs: Any, output: Any) -> Any:
         layer, number = self.cache.layers[module.layer_idx], module.layer_idx
         keys, values = layer.keys, layer.values
-        if (
-            self.name == "expected_attention"
-        ):  # its queries to come follow a prompt that begins at 0
+        if self.name == "expected_attention":  # its queries to come follow a prompt from 0 on
             layer.keys = self._turned_back(module, keys)
         shown = layer.keys
         output = self.own(module, given, kwargs, output)

@@ -33,10 +33,14 @@ def machine_bytes() -> int:
     return min(most, int(text)) if text.isdigit() else most
 
 
+def device_limit() -> int | None:
+    """Return the memory of the device that streams, where it says so."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def device_bytes() -> int:
-    """Return the memory of the device that streams."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit", machine_bytes())
+    """Return the memory of the device that streams, that of the machine where it does not say."""
+    return device_limit() or machine_bytes()
 
 
 def check_synthetic(config: StreamConfig, seconds: float) -> None:

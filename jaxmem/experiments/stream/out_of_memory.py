@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import jax
-
 from jaxmem.experiments.benchmark.price import nbytes
 from jaxmem.experiments.stream.config import StreamConfig
+from jaxmem.experiments.stream.cost import device_limit
 from jaxmem.experiments.stream.job import Plan
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.models.load import load
@@ -32,7 +31,7 @@ def asked_and_price(config: StreamConfig, ready: Plan | None) -> str:
             for one in ready.contestants
         ]
     price = f" needs {' and '.join(needs)}, and room to compute in" if needs else ""
-    room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    room = device_limit()
     has = "" if room is None else f"; the device has {size(room)}"
     memory = config.compare or config.memory
     return (
