@@ -192,13 +192,13 @@ def serve(config: ServeConfig) -> None:
                 hub.read(hub.create([usual], DEMO), hub.allowed.find(DEMO))
             host, port = listener.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
+            devices = [] if mesh is None else told(mesh, engines.model)
             print(
                 f"{model.name} with {usual.memory} ({usual.budget}; {engine.nbytes:,} bytes a "
                 f"session, {engine.lanes} sessions) on http://{where}:{port}/  {model.note}",
+                *devices,
                 flush=True,
             )
-            for line in () if mesh is None else told(mesh, engines.model):
-                print(line, flush=True)
             token = config.token or os.environ.get(TOKEN) or None
             run(hub, listener, token=token, host=config.host, grace=config.grace)
 
