@@ -7,10 +7,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jaxmem.decoder.scorer import add_scorer
 from jaxmem.models.base import Model
+from jaxmem.models.hf.tensors import write_tensors
 from jaxmem.typing import Params
 
 
@@ -46,8 +47,7 @@ def without_scorer(model: Model) -> Params:
 
 def save_scorer(path: str | Path, scorer: Params) -> None:
     """Write a scorer's weights as float16 safetensors."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.asarray(x, np.float16) for name, x in scorer.items()}, path)
+    write_tensors(path, {name: np.asarray(x, np.float16) for name, x in scorer.items()})
 
 
 def load_scorer(path: str | Path) -> Params:

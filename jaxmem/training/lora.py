@@ -21,11 +21,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from jaxmem.data.world.atomic import complete
 from jaxmem.decoder.checks import arrays_of
 from jaxmem.models.adapters import FORMAT, attach, digest, load, maps_of, merge
+from jaxmem.models.hf.tensors import write_tensors
 from jaxmem.models.hf.weights import nest
 from jaxmem.typing import Array, Params
 
@@ -88,8 +87,4 @@ def save(
     """
     metadata = {"format": FORMAT, "base": base, "alpha": repr(float(alpha)), "name": name}
     arrays = {k: np.asarray(x, np.float32) for k, x in arrays_of(adapters).items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with complete(path) as temporary:
-        save_file(arrays, temporary, metadata)
-    return path
+    return write_tensors(path, arrays, metadata)

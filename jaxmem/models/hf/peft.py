@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxmem.data.world.atomic import complete
 from jaxmem.decoder.checks import arrays_of
@@ -21,6 +20,7 @@ from jaxmem.models.base import Model
 from jaxmem.models.hf.adapter import CONFIG, INSIDE, WEIGHTS
 from jaxmem.models.hf.checkpoint import Renames, listed, rename, stored_tensors
 from jaxmem.models.hf.family import Family
+from jaxmem.models.hf.tensors import write_tensors
 from jaxmem.models.hf.weights import Weight
 from jaxmem.models.load import find
 from jaxmem.typing import Float, Params
@@ -87,8 +87,7 @@ def write(
         "alpha_pattern": {pattern: alpha * mine / rank for pattern, mine in own.items()},
     }  # fmt: skip
     folder = Path(directory)
-    with complete(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     with complete(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
     return folder

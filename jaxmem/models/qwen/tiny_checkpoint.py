@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from jaxmem.models.hf.tensors import write_tensors
 from jaxmem.models.hf.weights import Table
 from jaxmem.models.qwen.qwen2_5_vl import read_config, weight_table
 
@@ -61,7 +61,7 @@ def write_tiny(directory: str | Path, seed: int = 0) -> Path:
     for name, content in files.items():
         (target / name).write_text(json.dumps(content, indent=1) + "\n")
     tensors = random_tensors(weight_table(read_config(_config())), seed)
-    save_file(tensors, target / "model.safetensors")
+    write_tensors(target / "model.safetensors", tensors)
     return target
 
 

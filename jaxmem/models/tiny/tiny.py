@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxmem.data.world.scene import COLOURS, DECOYS, QUADRANTS, SHAPES, SOUNDS
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder, linear, rms_norm
 from jaxmem.kv import AUDIO, VISION
+from jaxmem.models.hf.tensors import write_tensors
 from jaxmem.models.hf.weights import nest
 from jaxmem.models.tiny.mixers import mixers_of
 from jaxmem.rope import Rope
@@ -275,7 +275,7 @@ def save(path: str | Path, params: Params, config: TinyConfig) -> None:
         ".".join(map(name, keys)): np.asarray(leaf, np.float16)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    save_file(flat, path, metadata={"config": json.dumps(dataclasses.asdict(config))})
+    write_tensors(path, flat, {"config": json.dumps(dataclasses.asdict(config))})
 
 
 def load(path: str | Path | None = None) -> tuple[Params, TinyConfig]:
