@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import av
 
 from jaxmem.experiments.benchmark.faults_child import ANSWERED, RAISED, REFUSED
+from jaxmem.report.commit import commit
 from jaxmem.report.files import write_json
 
 BAD = ("crashed", "hung", "beyond memory")
@@ -74,7 +74,7 @@ def write_record(
         command=COMMAND,
         cores=os.cpu_count(),
         pyav=av.__version__,
-        commit=_commit(),
+        commit=commit(),
         wall=wall,
         containers=_table({**result["by_container"], "**all**": result["counts"]}),
         damages=_table(result["by_damage"]),
@@ -94,12 +94,3 @@ def _table(rows: Mapping[str, Mapping[str, int]]) -> str:
         f"| {name} | {' | '.join(str(row[o]) for o in OUTCOMES)} |" for name, row in rows.items()
     ]
     return "\n".join([head, *body])
-
-
-def _commit() -> str:
-    """Return the commit that runs, with a plus sign if files were changed since."""
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    try:
-        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -48,6 +48,7 @@ from jaxmem.models.base import Model
 from jaxmem.models.scorer import without_scorer
 from jaxmem.programs import model_spec
 from jaxmem.report import recall as report
+from jaxmem.report.commit import made_by
 from jaxmem.report.files import write_json, write_picture
 
 FORMAT, VERSION = "jaxmem-recall", 1
@@ -147,7 +148,7 @@ def measure(
         if cell.get("fingerprint") != mark:
             if config.measured_only:
                 continue
-            cell = {"fingerprint": mark, **asdict(plan)}
+            cell = {"fingerprint": mark, **made_by(), **asdict(plan)}
             tokens = max(config.seconds) * row.model.tokens_per_piece
             try:
                 key = plan.name, plan.budget

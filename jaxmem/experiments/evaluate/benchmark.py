@@ -34,6 +34,7 @@ from jaxmem.memory.options import plain_options
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import is_embedded
 from jaxmem.report import benchmarks as report
+from jaxmem.report.commit import made_by
 from jaxmem.saving import fingerprint
 
 Videos = Mapping[Video, Sequence[Item]]
@@ -93,7 +94,8 @@ def run(
                 if stop.wanted:
                     return
                 for name, cell in stored.items():
-                    cells.write(config.out, name, video, {"fingerprint": marks[name], **cell})
+                    whole = {"fingerprint": marks[name], **made_by(), **cell}
+                    cells.write(config.out, name, video, whole)
             bar.update(task, advance=len(items))
 
 

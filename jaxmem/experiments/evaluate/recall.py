@@ -54,7 +54,7 @@ def run_cell(
         "nbytes": held.device,
         "bank_nbytes": held.host,
         "slots": chosen.slots,
-        "seconds": round(time.perf_counter() - begin, 2),
+        "took": round(time.perf_counter() - begin, 2),
     }
 
 

@@ -35,6 +35,7 @@ from jaxmem.models.base import Model
 from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec
 from jaxmem.report import text as report
+from jaxmem.report.commit import made_by
 from jaxmem.report.files import write_json
 
 FORMAT, VERSION = "jaxmem-text", 1
@@ -141,7 +142,7 @@ def measure(
         path = _path(config, cell)
         held = json.loads(path.read_text()) if path.is_file() else {}
         if held.get("fingerprint") != mark:
-            held = {"fingerprint": mark, "texts": {}}
+            held = {"fingerprint": mark, **made_by(), "texts": {}}
         found[cell.stem] = held
     for stream in streams:
         for cell in cells:
