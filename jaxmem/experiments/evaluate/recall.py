@@ -46,7 +46,7 @@ def run_cell(
         for first in range(0, inputs.valid.shape[1], segment):
             part = jax.tree.map(lambda x, i=first: x[:, i : i + segment], inputs)
             carry = step(bound, carry, part)
-        hits = np.asarray(_answers(bound, carry, asked.ids, program=program)) == asked.answer
+        hits = np.asarray(answers(bound, carry, asked.ids, program=program)) == asked.answer
         right.append(["".join("1" if hit else "0" for hit in row) for row in hits])
     held = footprint(chosen.memory, spec)
     return {
@@ -77,7 +77,7 @@ def advance_all(program: Program) -> Callable[[Bound, Carry, PyTree], Carry]:
 
 
 @functools.partial(Compiled, static_argnames="program")
-def _answers(bound: Bound, carry: Carry, ids: Array, *, program: Program) -> Array:
+def answers(bound: Bound, carry: Carry, ids: Array, *, program: Program) -> Array:
     """Return the first answer token [B, n] to questions [B, n, Q]."""
 
     def one(carry: Carry, ids: Array) -> Array:
@@ -109,6 +109,6 @@ def measure_times(
     many = jax.tree.map(lambda x: x[None], carry)
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        np.asarray(_answers(bound, many, ids, program=program))
+        np.asarray(answers(bound, many, ids, program=program))
         first.append((time.perf_counter() - begin) * 1e3)
     return {"chunk": median(chunk[1:]), "first_token": median(first[1:])}

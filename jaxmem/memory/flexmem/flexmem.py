@@ -38,7 +38,7 @@ from jaxmem.memory.base import (
 from jaxmem.memory.flexmem import clips, memindex
 from jaxmem.memory.flexmem.ledger import MOST, Entry
 from jaxmem.memory.flexmem.memindex import Encoding, MemIndex
-from jaxmem.memory.flexmem.state import Aux, Sizes, empty_aux, sizes_of
+from jaxmem.memory.flexmem.state import Aux, Sizes, empty_aux, shares_of, sizes_of
 from jaxmem.memory.parts import positions as places
 from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.typing import Array, Float, Int, PyTree
@@ -115,6 +115,11 @@ class FlexMem(Memory):
             )
 
     @property
+    def sees_local(self) -> bool:
+        """Return whether the next clip sees local memories of older ones, too."""
+        return self.encoding if self.long_term is None else self.long_term
+
+    @property
     def encoding(self) -> bool:
         """Return whether the question is known while the stream is watched."""
         return isinstance(self.reader, Encoding)
@@ -135,9 +140,14 @@ class FlexMem(Memory):
         return (Prompt(self.reader.question),) if isinstance(self.reader, Encoding) else ()
 
     def resized(self, slots: int, spec: Spec) -> FlexMem:
-        """Return the same memory with as many clips of context as the slots hold."""
+        """Return the same memory with as many clips of context as the slots hold.
+
+        It has at least those whose older half has the room of one local memory, if that is seen.
+        """
         rows = spec.chunk if self.clip is None else self.clip
-        return replace(self, window=max(1, slots // max(1, rows // self.context_ratio)))
+        context, local = shares_of(self, rows)
+        least = 2 * -(-local // context) - 1 if self.sees_local else 1
+        return replace(self, window=max(least, slots // context))
 
     def sizes(self, spec: Spec) -> Sizes:
         """Return the slots of a stream."""

@@ -29,6 +29,11 @@ class Sizes(NamedTuple):
     lines: int  # N, of the ledger
 
 
+def shares_of(memory: FlexMem, clip: int) -> tuple[int, int]:
+    """Return what a clip of so many rows leaves: tokens of context, and of local memory."""
+    return max(1, clip // memory.context_ratio), max(1, clip // memory.local_ratio)
+
+
 def sizes_of(memory: FlexMem, spec: Spec) -> Sizes:
     """Return the slots of a stream.
 
@@ -41,9 +46,9 @@ def sizes_of(memory: FlexMem, spec: Spec) -> Sizes:
             f"a chunk is part of a clip, of at most clip={clip} rows, but chunks have "
             f"{spec.chunk}; raise clip, or leave it out."
         )
-    context, local = (max(1, clip // r) for r in (memory.context_ratio, memory.local_ratio))
+    context, local = shares_of(memory, clip)
     half, longs = memory.window // 2, 0
-    if memory.encoding if memory.long_term is None else memory.long_term:
+    if memory.sees_local:
         longs = (memory.window - half) * context // local
         if not longs:
             raise ValueError(

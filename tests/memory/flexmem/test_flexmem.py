@@ -23,6 +23,7 @@ from jaxmem.memory.base import (
     nbytes,
     slots,
 )
+from jaxmem.memory.by_name import contestants, parse_budget
 from jaxmem.memory.flexmem import clips
 from jaxmem.memory.flexmem.flexmem import FlexMem
 from jaxmem.memory.flexmem.memindex import Encoding, MemIndex
@@ -363,6 +364,21 @@ def test_the_defaults_fit_every_model(layers, prefix):
     assert memory.requires.question == "pass" and memory.requires.probes is None
     assert memory.prompts() == ()
     assert memory == FlexMem() and hash(memory) == hash(FlexMem())
+
+
+def test_bytes_find_a_memory_whose_question_is_known():
+    # The least window is the one whose older half holds one local memory.
+    spec = replace(SPEC, chunk=20, prefix=0)
+    for ratio, least in ((2, 3), (1, 7), (4, 1)):
+        memory = FlexMem(reader=Encoding("what?"), local_ratio=ratio, capacity=64)
+        assert memory.resized(1, spec).window == least
+        memory.resized(1, spec).sizes(spec)
+        if least > 1:
+            with pytest.raises(ValueError, match="raise window"):
+                replace(memory, window=least - 1).sizes(spec)
+    options = {"flexmem": {"reader_question": "what?", "capacity": 64}}
+    (chosen,) = contestants(("flexmem",), options, parse_budget("64KiB"), spec, 200)
+    assert chosen.memory.window > 3 and footprint(chosen.memory, spec).device <= 64 << 10
 
 
 def test_a_known_question_is_the_probe():
