@@ -8,8 +8,6 @@ import jax
 
 import jaxmem
 
-_QUIET = {"capture_output": True, "text": True, "check": True}
-
 
 @cache
 def commit() -> str:
@@ -18,15 +16,18 @@ def commit() -> str:
     A package that is installed without its history is named by its version, also inside of
     somebody else's repository.
     """
-    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], **_QUIET)
-        found = subprocess.run([*git, "describe", "--always", "--dirty=+"], **_QUIET)
+        _git("ls-files", "--error-unmatch", __file__)
+        return _git("describe", "--always", "--dirty=+")
     except (OSError, subprocess.CalledProcessError):
         return f"version {jaxmem.__version__}"
-    return found.stdout.strip()
 
 
 def made_by() -> dict[str, str]:
     """Return the commit and the version of JAX."""
     return {"commit": commit(), "jax": jax.__version__}
+
+
+def _git(*words: str) -> str:
+    line = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
