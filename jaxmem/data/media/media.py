@@ -6,7 +6,7 @@ What is guaranteed, and the rules for damaged and odd media, are in docs/media.m
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,6 @@ from jaxmem.data.media.video import Size, VideoTrack, check_size
 
 __all__ = ["End", "Event", "LiveReader", "MediaInfo", "Piece", "open_media"]
 
-_KINDS: tuple[Kind, Kind] = ("video", "audio")
 _MAX_BYTES = 64 << 20  # of compressed packets read ahead, per stream
 
 
@@ -92,22 +91,9 @@ def open_media(
     container = None
     try:
         container = _open(found, format, options, timeout)
-        streams: dict[Kind, Any] = {}
         log = Log()
-        for kind, wanted in zip(_KINDS, (video_stream, audio_stream), strict=True):
-            stream = choose_stream(container, kind, wanted, name, log)
-            if stream is not None:
-                streams[kind] = stream
-                context = stream.codec_context
-                context.thread_count = threads
-                context.thread_type = "AUTO"
-        if not streams:
-            raise ValueError(
-                f"{name}: neither video nor audio that can be decoded: "
-                f"{describe_streams(container, 'video')}, {describe_streams(container, 'audio')}, "
-                f"{len(container.streams)} stream(s) in all"
-                + "".join(f"; {event.message}" for event in log.events)
-            )
+        wanted: dict[Kind, int | None] = {"video": video_stream, "audio": audio_stream}
+        streams = _chosen(container, name, wanted, threads, log)
         limits = {"look_ahead": look_ahead, "max_bytes": _MAX_BYTES, "patience": timeout or 10.0}
         packets = Packets(container, streams, log=log, **limits)
         reader = LiveReader(
@@ -141,6 +127,28 @@ def open_media(
     # FFmpeg looked for the length at the end of the file, and the server stalled there.
     more["options"] = {**(options or {}), "seekable": "0"}
     return open_media(source, **more, size=size, start=start, stop=stop, reconnect=reconnect)
+
+
+def _chosen(
+    container: Any, name: str, wanted: Mapping[Kind, int | None], threads: int, log: Log
+) -> dict[Kind, Any]:
+    """The streams to decode, of each kind at most one; a ValueError if there is none."""
+    streams: dict[Kind, Any] = {}
+    for kind, number in wanted.items():
+        stream = choose_stream(container, kind, number, name, log)
+        if stream is not None:
+            streams[kind] = stream
+            context = stream.codec_context
+            context.thread_count = threads
+            context.thread_type = "AUTO"
+    if not streams:
+        raise ValueError(
+            f"{name}: neither video nor audio that can be decoded: "
+            f"{describe_streams(container, 'video')}, {describe_streams(container, 'audio')}, "
+            f"{len(container.streams)} stream(s) in all"
+            + "".join(f"; {event.message}" for event in log.events)
+        )
+    return streams
 
 
 def _check_numbers(
