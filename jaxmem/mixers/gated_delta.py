@@ -12,7 +12,7 @@ import numpy as np
 from jaxmem.kernels.delta import delta
 from jaxmem.kernels.dense import linear
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import causal_conv, dense
+from jaxmem.mixers.parts import causal_conv, dense, step_bias
 from jaxmem.typing import Array, Bool, Float, Params
 
 UNIT = 1e-6
@@ -81,8 +81,8 @@ class GatedDelta(Mixer):
         return 2 * self.groups * self.key_dim + self.heads * self.width
 
     def weights(self, width: int, key: Array) -> Params:
-        """Return initial weights: rates 0 to -16, steps from a bias of 1."""
-        keys, inner = jax.random.split(key, 7), self.heads * self.width
+        """Return initial weights: rates 0 to -16, and steps of 0.001 to 0.1."""
+        keys, inner = jax.random.split(key, 8), self.heads * self.width
         ends = {"minval": -(self.kernel**-0.5), "maxval": self.kernel**-0.5}
         rates = jax.random.uniform(keys[6], (self.heads,), minval=1e-3, maxval=16.0)
         return {
@@ -91,7 +91,7 @@ class GatedDelta(Mixer):
             "a": dense(keys[2], width, self.heads),
             "b": dense(keys[3], width, self.heads),
             "conv": {"kernel": jax.random.uniform(keys[4], (self.kernel, self.channels), **ends)},
-            "dt_bias": jnp.ones(self.heads, jnp.float32),
+            "dt_bias": step_bias(keys[7], self.heads),
             "a_log": jnp.log(rates),
             "norm": {"scale": jnp.ones(self.width, jnp.float32)},
             "out": dense(keys[5], inner, width),

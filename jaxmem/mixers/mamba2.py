@@ -13,11 +13,8 @@ import numpy as np
 from jaxmem.kernels.dense import linear
 from jaxmem.kernels.ssd import ssd
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import causal_conv, dense
+from jaxmem.mixers.parts import causal_conv, dense, step_bias
 from jaxmem.typing import Array, Bool, Float, Params
-
-STEPS = (1e-3, 1e-1, 1e-4)
-"""Of initial weights: steps are log-uniform between the first two, and not below the third."""
 
 
 class Mamba2State(NamedTuple):
@@ -82,18 +79,14 @@ class Mamba2(Mixer):
         return self.inner + 2 * self.groups * self.size
 
     def weights(self, width: int, key: Array) -> Params:
-        """Return initial weights: rates -1 to -16, and steps of `STEPS`."""
+        """Return initial weights: rates -1 to -16, and steps of 0.001 to 0.1."""
         into, out, conv, rate, step = jax.random.split(key, 5)
-        low, high, floor = STEPS
-        uniform = jax.random.uniform(step, (self.heads,), jnp.float32)
-        dt = jnp.exp(uniform * math.log(high / low) + math.log(low))
-        dt = jnp.maximum(dt, floor)
         ends = {"minval": -(self.kernel**-0.5), "maxval": self.kernel**-0.5}
         ones = jnp.ones(self.heads, jnp.float32)
         found: Params = {
             "in": dense(into, width, self.inner + self.channels + self.heads, self.bias),
             "conv": {"kernel": jax.random.uniform(conv, (self.kernel, self.channels), **ends)},
-            "dt_bias": dt + jnp.log(-jnp.expm1(-dt)),
+            "dt_bias": step_bias(step, self.heads),
             "a_log": jnp.log(jax.random.uniform(rate, (self.heads,), minval=1.0, maxval=16.0)),
             "d": ones,
             "norm": {"scale": jnp.ones(self.inner, jnp.float32)},

@@ -12,7 +12,7 @@ from jaxmem.kernels.delta import delta
 from jaxmem.kernels.dense import linear, product
 from jaxmem.mixers.base import Mixer
 from jaxmem.mixers.gated_delta import unit
-from jaxmem.mixers.parts import causal_conv, dense
+from jaxmem.mixers.parts import causal_conv, dense, step_bias
 from jaxmem.typing import Array, Bool, Float, Params
 
 
@@ -80,7 +80,7 @@ class MoM(Mixer):
     def weights(self, width: int, key: Array) -> Params:
         """Return initial weights; those of memories are stacked [M, ...]."""
         names = ("k", "v", "a", "b")
-        parts = (*names, "q", "z", "out", "router", "conv", "rates")
+        parts = (*names, "q", "z", "out", "router", "conv", "rates", "steps")
         keys = dict(zip(parts, jax.random.split(key, len(parts)), strict=True))
         wide = {"k": self.inner, "v": self.inner, "a": self.heads, "b": self.heads}
         each = lambda n: jax.vmap(lambda k: dense(k, width, wide[n]))(
@@ -94,7 +94,7 @@ class MoM(Mixer):
             "z": dense(keys["z"], width, self.inner),
             "router": dense(keys["router"], width, self.memories),
             "conv": {"kernel": conv},
-            "dt_bias": jnp.ones(self.heads, jnp.float32),
+            "dt_bias": step_bias(keys["steps"], self.heads),
             "a_log": jnp.log(rates),
             "norm": {"scale": jnp.ones(self.head_dim, jnp.float32)},
             "out": dense(keys["out"], self.inner, width),

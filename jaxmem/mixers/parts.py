@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -44,3 +46,13 @@ def dense(key: Array, fan_in: int, fan_out: int, bias: bool = False) -> Params:
     """Return the weights of a projection, with variance 1 / fan_in."""
     kernel = jax.random.truncated_normal(key, -2, 2, (fan_in, fan_out)) / 0.87962566 / fan_in**0.5
     return {"kernel": kernel} | ({"bias": jnp.zeros(fan_out, jnp.float32)} if bias else {})
+
+
+def step_bias(key: Array, heads: int, low: float = 1e-3, high: float = 1e-1) -> Float[Array, "H"]:
+    """Return the initial bias of steps softplus(x w + bias): log-uniform between both, for x = 0.
+
+    With rates of 1 to 16 a state then forgets within tens to hundreds of rows (arXiv 2312.00752).
+    """
+    spread = jax.random.uniform(key, (heads,), jnp.float32) * math.log(high / low)
+    step = jnp.exp(spread + math.log(low))
+    return step + jnp.log(-jnp.expm1(-step))  # the inverse of softplus

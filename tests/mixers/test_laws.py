@@ -165,3 +165,12 @@ def test_streams_side_by_side_are_the_streams_one_by_one(name):
 def test_groups_must_divide_heads(make):
     with pytest.raises(ValueError, match="that divide"):
         make()
+
+
+@pytest.mark.parametrize("mixer", [Mamba2(64, 8), GatedDelta(64, key_dim=8), MoM(64, 8)])
+def test_a_new_state_remembers_for_a_while(mixer):
+    """Half of it is left after dozens to thousands of rows, not after one or two."""
+    made = mixer.weights(16, jax.random.key(0))
+    decay = np.exp(made["a_log"]) * np.log1p(np.exp(np.asarray(made["dt_bias"], np.float64)))
+    half = np.sort(np.log(2) / decay)
+    assert half[len(half) // 4] > 1 and 4 < np.median(half) < 200
