@@ -22,7 +22,7 @@ def test_one_memory_is_gated_delta():
     same |= {n: w[n] for n in ("z", "conv", "dt_bias", "a_log", "norm", "out")}
     y, state = jax.jit(mixer.chunk)(w, mixer.init(WIDTH), X, REAL)
     want, end = jax.jit(plain.chunk)(same, plain.init(WIDTH), X, REAL)
-    np.testing.assert_allclose(y, want, atol=1e-6)
+    np.testing.assert_allclose(y, want, atol=1e-6, rtol=1e-6)
     np.testing.assert_allclose(state.memory[0], end.memory, atol=1e-6)
     np.testing.assert_allclose(state.tail[0], end.tail, atol=1e-6)
 
