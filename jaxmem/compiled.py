@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,3 +60,24 @@ class Compiled:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._plain, name)
+
+
+def make_room(most: int = 40_000) -> None:
+    """Let go of all compiled programs once they are many; for processes that compile hundreds.
+
+    On a CPU a program holds dozens of mappings of memory, of which Linux gives a process 65,530.
+    Beyond them the next program is not compiled, and the process ends with a fault of its segments.
+
+    Args:
+      most: mappings of this process up to which programs are kept.
+    """
+    if mappings() > most:
+        jax.clear_caches()
+
+
+def mappings() -> int:
+    """Return the memory mappings of this process; 0 where the system does not say."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0

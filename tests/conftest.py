@@ -128,8 +128,10 @@ def forget_programs():
     Every program is a few memory mappings. Where the system allows no more, compiling crashes and
     starting other programs fails. Files share small programs, so few are dropped for nothing.
     """
+    from jaxmem.compiled import mappings
+
     yield
-    if mappings() > MAPPINGS or resident() > floor[0] + ROOM:
+    if (mappings() or MAPPINGS + 1) > MAPPINGS or resident() > floor[0] + ROOM:
         jax.clear_caches()
         gc.collect()
         floor[0] = resident()
@@ -139,14 +141,6 @@ def forget_programs():
 def no_programs():
     """Nothing is compiled yet when a file begins that counts what it compiles."""
     jax.clear_caches()
-
-
-def mappings() -> int:
-    """Return the memory mappings of this process; elsewhere than on Linux, too many."""
-    try:
-        return Path("/proc/self/maps").read_text().count("\n")
-    except OSError:
-        return MAPPINGS + 1
 
 
 def resident() -> int:

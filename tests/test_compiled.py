@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxmem as jm
-from jaxmem.compiled import Compiled
+from jaxmem.compiled import Compiled, make_room, mappings
 from jaxmem.decoder.decoder import DecoderConfig, linear, logits
 from jaxmem.pieces import blank
 
@@ -92,3 +92,13 @@ def test_rehearsing_runs_nothing():
         session.write(inputs, session.preprocessor.heard)
         session.ask("what was the last shape ?")
     assert counted.count == 0
+
+
+@pytest.mark.skipif(not mappings(), reason="the system does not say what is mapped")
+def test_programs_are_let_go_of_before_the_system_has_no_room_for_more():
+    step = jax.jit(lambda x: x + 3)
+    step(1.0)
+    make_room()
+    assert step._cache_size() == 1
+    make_room(most=mappings() - 1)
+    assert step._cache_size() == 0 and float(step(1.0)) == 4

@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from jaxmem.compiled import make_room
 from jaxmem.experiments.evaluate.benchmark import benchmark
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig
 from jaxmem.experiments.evaluate.cells import CellBar, show_tables
@@ -140,7 +141,7 @@ def measure(
     `made` returns the streams of a length, and is called when they are first needed.
     """
     marks = {row.name: fingerprint(config, row.model, row.memory) for row in rows}
-    chosen: dict[tuple[str, str], Contestant] = {}  # one for all lengths: compiled once
+    chosen: dict[tuple[str, str], Contestant] = {}  # the last one, for all lengths: compiled once
     for plan, row in plans(config, rows):
         path = config.out / "cells" / f"{plan.stem}.json"
         mark = marks[plan.name]
@@ -152,7 +153,10 @@ def measure(
             tokens = max(config.seconds) * row.model.tokens_per_piece
             try:
                 key = plan.name, plan.budget
-                chosen[key] = chosen.get(key) or chosen_for(config, row, plan.budget, tokens)
+                if key not in chosen:
+                    chosen.clear()
+                    make_room()
+                    chosen[key] = chosen_for(config, row, plan.budget, tokens)
             except ValueError as error:  # not to fit its budget is a result, too
                 cell |= {"refused": str(error)}
             else:

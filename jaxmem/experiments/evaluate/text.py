@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxmem.bound import bind
+from jaxmem.compiled import make_room
 from jaxmem.experiments.evaluate.cells import CellBar, show_tables
 from jaxmem.experiments.evaluate.text_kvpress import Decoder, comparable, rival_of
 from jaxmem.experiments.evaluate.text_run import alike, kept_tokens, run_text
@@ -163,6 +164,7 @@ def _measured(
     cell: Cell, model: Model, stream: Stream, spec: Spec, rival: Decoder | None = None
 ) -> dict[str, Any]:
     assert cell.memory is not None
+    make_room()
     program = compile(model, cell.memory, spec=spec)
     ran = run_text(bind(program, model.params), program, stream.text)
     if rival is None:
