@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "stream": "jaxmem.experiments.stream.__main__",
     "serve": "jaxmem.experiments.serve",
+    "proxy": "jaxmem.experiments.proxy",
     "evaluate": "jaxmem.experiments.evaluate.__main__",
     "benchmark": "jaxmem.experiments.benchmark.__main__",
     "calibrate": "jaxmem.experiments.calibrate",

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +31,7 @@ from jaxmem.models.base import Model, for_frames
 from jaxmem.models.load import load
 from jaxmem.serve.demo_world import DEMO
 from jaxmem.serve.engines import REHEARSING, Engines
+from jaxmem.serve.lasting import EVERY
 from jaxmem.serve.limits import LOCAL, Limits
 from jaxmem.serve.parts import check_parts
 from jaxmem.serve.reading import SOURCE
@@ -63,7 +64,13 @@ class ServeConfig:
     lanes: int = 8  # streams of one memory at once
     bytes: str | None = None  # weights, states and steps, at most; None: what the devices have
     mesh: str | None = None  # several devices, as data=2,model=2: streams side by side, heads
-    saves: Path | None = None  # folder for sessions: all are saved at the end, and go on from there
+    saves: Path | None = (
+        None  # folder for sessions: open ones are saved there, and go on from there
+    )
+    save_every: float = EVERY  # seconds between two saves of an open session
+    replica: Annotated[bool, tyro.conf.FlagCreatePairsOff] = (
+        False  # one of several behind `jaxmem proxy`, which says what goes on here
+    )
     root: Path | None = None  # folder whose files clients may have read
     # Addresses that clients may have read, and devices (v4l2:/dev/video0); one that ends with / is
     # the beginning of addresses.
@@ -78,7 +85,7 @@ class ServeConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends it; return the exit status (0, or 2 for bad arguments)."""
-    status = refusing(lambda: serve(_configured(sys.argv[1:] if argv is None else argv)))
+    status = refusing(lambda: serve(configured(sys.argv[1:] if argv is None else argv)))
     leave_threads_behind(status, _working)
     return status
 
@@ -88,7 +95,12 @@ def _working() -> bool:
     return any(thread.name in (SOURCE, REHEARSING) for thread in threading.enumerate())
 
 
-def _configured(argv: Sequence[str]) -> ServeConfig:
+def configured(argv: Sequence[str]) -> ServeConfig:
+    """Return what arguments say, checked.
+
+    Raises:
+      ValueError: naming the option.
+    """
     rest, words = split_options(argv)
     config = parse(ServeConfig, rest, **shown("serve", __doc__))
     _check(config)
@@ -107,22 +119,32 @@ def _check(config: ServeConfig) -> None:
             raise ValueError(f"--{option} must be at least {least}, got {getattr(config, name)}.")
     if config.port > 65_535:
         raise ValueError(f"--port must be at most 65535, got {config.port}.")
-    for name in ("silence", "fps", "grace"):
+    for name in ("silence", "fps", "grace", "save_every"):
         if not 0 < getattr(config, name) < float("inf"):
-            raise ValueError(f"--{name} must be positive, got {getattr(config, name)}.")
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be positive, got {getattr(config, name)}.")
     if config.root is not None and not config.root.is_dir():
         raise ValueError(f"--root {config.root}: there is no such folder.")
-    if config.host not in LOCAL and not (config.token or os.environ.get(TOKEN)):
-        raise ValueError(
-            f"--host {config.host} lets others than this machine in: give them a --token (or "
-            f"{TOKEN} in the environment), or listen on 127.0.0.1."
-        )
+    check_reached(config.host, config.token)
     _size(config.frame)
     parse_bytes(config.upload)
     if config.bytes is not None:
         parse_bytes(config.bytes)
     if (mesh := mesh_of(config.mesh)) is not None:
         check_parts(config.lanes, mesh.shape[DATA])
+
+
+def check_reached(host: str, token: str | None) -> None:
+    """Refuse to let others than this machine in without a token.
+
+    Raises:
+      ValueError: naming both options.
+    """
+    if host not in LOCAL and not (token or os.environ.get(TOKEN)):
+        raise ValueError(
+            f"--host {host} lets others than this machine in: give them a --token (or {TOKEN} in "
+            "the environment), or listen on 127.0.0.1."
+        )
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -149,8 +171,15 @@ def loaded(config: ServeConfig) -> Model:
     return for_frames(model, size if isinstance(size, tuple) else size(*_size(config.frame)))
 
 
-def serve(config: ServeConfig) -> None:
+def serve(
+    config: ServeConfig, began: Callable[[str, Callable[[], None]], None] | None = None
+) -> None:
     """Serve until a signal ends it.
+
+    Args:
+      config: what is served.
+      began: called with the address and a function that does what a signal does; None: a line says
+        the address.
 
     Raises:
       ValueError: if the model, the memory or the address cannot be had.
@@ -185,22 +214,31 @@ def serve(config: ServeConfig) -> None:
         engine = engines.start(usual)
         engine.rehearse(engines.question, most=1)
         allowed = Allowed(config.root, config.source)
-        with Hub(engines, limits, usual=usual, allowed=allowed, saves=config.saves) as hub:
-            for trouble in hub.resume():
+        kept = {"saves": config.saves, "every": config.save_every}
+        with Hub(engines, limits, usual=usual, allowed=allowed, **kept) as hub:
+            for trouble in [] if config.replica else hub.resume():
                 print(trouble, file=sys.stderr)
             if config.demo and not any(one.id == DEMO for one in hub.sessions):
                 hub.read(hub.create([usual], DEMO), hub.allowed.find(DEMO))
             host, port = listener.getsockname()[:2]
-            where = f"[{host}]" if ":" in host else host
+            where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             devices = [] if mesh is None else told(mesh, engines.model)
-            print(
-                f"{model.name} with {usual.memory} ({usual.budget}; {engine.nbytes:,} bytes a "
-                f"session, {engine.lanes} sessions) on http://{where}:{port}/  {model.note}",
-                *devices,
-                flush=True,
+            if began is None:
+                print(
+                    f"{model.name} with {usual.memory} ({usual.budget}; {engine.nbytes:,} bytes a "
+                    f"session, {engine.lanes} sessions) on {where}/  {model.note}",
+                    *devices,
+                    flush=True,
+                )
+            run(
+                hub,
+                listener,
+                grace=config.grace,
+                began=lambda stop: None if began is None else began(where, stop),
+                token=config.token or os.environ.get(TOKEN) or None,
+                host=config.host,
+                replica=config.replica,
             )
-            token = config.token or os.environ.get(TOKEN) or None
-            run(hub, listener, token=token, host=config.host, grace=config.grace)
 
 
 if __name__ == "__main__":

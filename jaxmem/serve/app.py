@@ -1,51 +1,38 @@
-"""The server as an ASGI application: routes, the token, errors, and the files of its page."""
+"""The server as an ASGI application: routes, and the files of its page."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from jaxmem.serve import http, socket
 from jaxmem.serve.about import About
 from jaxmem.serve.connections import Connections
+from jaxmem.serve.guard import HANDLERS, Guard
 from jaxmem.serve.hub import Hub
 from jaxmem.serve.limits import LOCAL, RefusedError
 from jaxmem.serve.metrics import Metrics
-from jaxmem.serve.openai import Chat
+from jaxmem.serve.openai import CHAT, Chat
 
 PAGE = Path(__file__).parent / "page"
-OPEN, STATIC = ("/", "/health"), "/static/"
-"""What needs no token: it tells nothing of the sessions, and imports of a page send none."""
 TIDY_SECONDS = 0.5
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
-    "'self' blob: data:; connect-src 'self'; font-src 'self'; manifest-src 'self'; media-src "
-    "'self' blob:; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "permissions-policy": "camera=(self), microphone=(self), display-capture=(self)",
-}
-"""Of every answer: the page loads nothing from elsewhere, and sends its address nowhere."""
 log = logging.getLogger("jaxmem.serve")
 
 
-def make_app(hub: Hub, *, token: str | None = None, host: str | None = None) -> Starlette:
+def make_app(
+    hub: Hub, *, token: str | None = None, host: str | None = None, replica: bool = False
+) -> Starlette:
     """Return the application that serves a hub.
 
     Its `state.connections` are the open WebSockets.
@@ -55,6 +42,7 @@ def make_app(hub: Hub, *, token: str | None = None, host: str | None = None) -> 
       token: that every request needs; None: none.
       host: the address that is listened on. Where it is this machine's own, requests that name
         another one are refused, so that no web page reaches the server under a name of its own.
+      replica: whether a proxy says which sessions it goes on with.
     """
     metrics, connections = Metrics(hub), Connections(hub)
 
@@ -64,7 +52,8 @@ def make_app(hub: Hub, *, token: str | None = None, host: str | None = None) -> 
     async def health(request: Request) -> Response:
         del request
         status = "stopping" if hub.stopping else "ok"
-        return JSONResponse({"status": status, "sessions": len(hub.sessions)})
+        more = {"sessions": len(hub.sessions), "replica": replica}
+        return JSONResponse({"status": status, **more})
 
     async def page(request: Request) -> Response:
         del request
@@ -75,114 +64,34 @@ def make_app(hub: Hub, *, token: str | None = None, host: str | None = None) -> 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         del app
-        tidy = asyncio.create_task(_tidy(hub))
+        tasks = [asyncio.create_task(_again(work)) for work in (hub.tidy, hub.keep_up)]
         try:
             yield
         finally:
-            tidy.cancel()
-            await asyncio.gather(tidy, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     routes = [
         *http.Sessions(hub).routes(),
         Route("/v1/models", About(hub).models),
-        Route("/v1/chat/completions", Chat(hub).chat, methods=["POST"]),
+        Route(CHAT, Chat(hub).chat, methods=["POST"]),
         WebSocketRoute(socket.PATH, endpoint),
         Route("/metrics", metrics.show),
         Route("/health", health),
         Route("/", page),
         Mount("/static", StaticFiles(directory=PAGE, check_dir=False)),
     ]
-    handlers: Any = {
-        HTTPException: _http_error,
-        ValueError: _refused,
-        OSError: _refused,
-        Exception: _failed,
-    }
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
     app.state.connections = connections
     app.add_middleware(Guard, token=token, local=host in LOCAL)
     return app
 
 
-async def _tidy(hub: Hub) -> None:
+async def _again(work: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(TIDY_SECONDS)
         try:
-            await run_in_threadpool(hub.tidy)
+            await run_in_threadpool(work)
         except Exception:
-            log.exception("sessions could not be tidied up")
-
-
-def error_body(message: str, code: str, kind: str = "invalid_request_error") -> dict[str, Any]:
-    """Return the body of an error, as OpenAI has it."""
-    return {"error": {"type": kind, "message": message, "code": code}}
-
-
-def _refused(request: Request, error: Exception) -> Response:
-    del request
-    code, status = "invalid_request", 500 if isinstance(error, OSError) else 400
-    if isinstance(error, RefusedError):
-        code, status = error.code, error.status
-    return JSONResponse(error_body(str(error), code), status)
-
-
-def _http_error(request: Request, error: HTTPException) -> Response:
-    message = f"{request.method} {request.url.path}: {error.detail}."
-    return JSONResponse(error_body(message, "http"), error.status_code, error.headers)
-
-
-def _failed(request: Request, error: Exception) -> Response:
-    del request
-    message = f"the server could not do that ({type(error).__name__}); its log says more."
-    return JSONResponse(error_body(message, "internal", "server_error"), 500)
-
-
-class Guard:
-    """Refuses requests without the token, of pages of other sites, and under a foreign name."""
-
-    def __init__(self, app: ASGIApp, token: str | None, local: bool):
-        """Guard an application."""
-        self.app, self.token, self.local = app, token, local
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or refuse it."""
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        refused = self._refused(scope)
-        if refused is not None:
-            status, message, code = refused
-            response = JSONResponse(error_body(message, code), status)
-            if scope["type"] == "websocket":
-                await WebSocket(scope, receive, send).send_denial_response(response)
-            else:
-                await response(scope, receive, send)
-            return
-
-        async def send_with(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                static = {"cache-control": "no-cache"} if scope["path"].startswith(STATIC) else {}
-                more = [(k.encode(), v.encode()) for k, v in {**HEADERS, **static}.items()]
-                message = {**message, "headers": [*message.get("headers", []), *more]}
-            await send(message)
-
-        await self.app(scope, receive, send_with)
-
-    def _refused(self, scope: Scope) -> tuple[int, str, str] | None:
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        host = headers.get("host", "")
-        if self.local and urlsplit(f"//{host}").hostname not in LOCAL:
-            return 403, f"this server is not {host!r}: use 127.0.0.1 or localhost.", "host"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return 403, f"pages of {origin!r} may not use this server.", "origin"
-        path = scope["path"]
-        if self.token is None or path in OPEN or path.startswith(STATIC):
-            return None
-        given = headers.get("authorization", "")
-        given = given[7:] if given[:7].lower() == "bearer " else ""
-        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        given = given or query.get("token", [""])[0]
-        if hmac.compare_digest(given.encode(), self.token.encode()):
-            return None
-        return 401, "give the server's token: Authorization: Bearer TOKEN, or ?token=.", "token"
+            log.exception("sessions could not be looked after")

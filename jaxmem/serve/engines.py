@@ -134,12 +134,13 @@ class Engines:
         with self._lock:
             return self._of(wanted)
 
-    def open(self, wanted: Wanted, saved: Path | None = None) -> Live:
+    def open(self, wanted: Wanted, saved: Path | None = None, name: str | None = None) -> Live:
         """Return a new stream of the memory that a client wants.
 
         Args:
           wanted: memory, budget and options.
           saved: folder of a saved stream to go on with; None: an empty one.
+          name: of the stream, where several are saved there.
 
         Raises:
           ValueError: if there is no room for it, or as by `memory` and `Session.restore`.
@@ -148,7 +149,7 @@ class Engines:
             engine = self._of(wanted)
             session = None
             if saved is not None:
-                more = {**self._drawing, "chunk_pieces": self.chunk_pieces}
+                more = {**self._drawing, "chunk_pieces": self.chunk_pieces, "name": name}
                 session = Session.restore(saved, self.model, engine.memory, **more)
             if len(engine.streams) >= engine.lanes:
                 raise RefusedError(

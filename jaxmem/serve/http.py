@@ -72,14 +72,20 @@ class Sessions:
 
     async def list(self, request: Request) -> Response:
         """Answer with all sessions."""
-        del request
-        saved = [] if self.hub.keeping is None else self.hub.keeping.names
-        sessions = [one.plain() for one in self.hub.sessions]
-        return JSONResponse({"sessions": sessions, "saved": saved})
+        hub, short = self.hub, request.query_params.get("only") == "ids"
+        about = lambda one: {"id": one.id, "stream": one.stream} if short else one.plain()
+        sessions = [about(one) for one in hub.sessions]
+        saved = await run_in_threadpool(lambda: hub.keeping and hub.keeping.names)
+        lasting = await run_in_threadpool(lambda: hub.lasting and hub.lasting.names)
+        return JSONResponse({"sessions": sessions, "saved": saved or [], "lasting": lasting})
 
     async def create(self, request: Request) -> Response:
-        """Begin a session, or go on with a saved one."""
+        """Begin a session, or go on with a saved one, or with one of a server that is gone."""
         body = await self._json(request)
+        if body.get("resume") is not None:
+            found, failed = await run_in_threadpool(self.hub.go_on, body["resume"])
+            plain = [one.plain() for one in found]
+            return JSONResponse(plain[0] | {"sessions": plain, "failed": failed}, 201)
         if body.get("restore") is not None:
             work = partial(self.hub.restore, body["restore"], body.get("id"))
             served = await run_in_threadpool(work)

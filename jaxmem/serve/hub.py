@@ -1,30 +1,36 @@
-"""All a server does with its sessions: it reads their sources, keeps, branches and ends them."""
+"""All a server does with its sessions: it keeps, branches and ends them."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from jaxmem.serve.demo_world import DEMO
 from jaxmem.serve.engines import Engines
 from jaxmem.serve.keeping import Keeping
+from jaxmem.serve.lasting import Lasting, TakenError
 from jaxmem.serve.limits import Limits, RefusedError, checked_name
 from jaxmem.serve.question import new_id
 from jaxmem.serve.reading import Reading
 from jaxmem.serve.served import Served
-from jaxmem.serve.sources import Allowed, Source
-from jaxmem.serve.table import STOPPING, Table
+from jaxmem.serve.sources import Allowed
+from jaxmem.serve.table import STOPPING
 from jaxmem.serve.wanting import Wanted
+from jaxmem.serve.watching import Watching
+
+RUNNING = ".running"
+"""Folder of open sessions in the one for saves: names of those that clients save have no dot."""
+NO_SAVES = ("this server keeps no sessions: start it with --saves DIR.", "no_saves", 409)
+log = logging.getLogger("jaxmem.serve")
 
 
-class Hub(Table):
+class Hub(Watching):
     """The sessions of a server, over its engines. Its methods may be called on any thread.
 
     Attributes:
-      allowed: sources that clients may name.
-      keeping: where sessions are saved; None: nowhere.
+      keeping: where clients save sessions; None: nowhere.
+      lasting: where open ones are saved, so that they outlast the server.
     """
 
     def __init__(
@@ -35,6 +41,7 @@ class Hub(Table):
         usual: Wanted = Wanted("omnimem", "96"),  # noqa: B008  it is a constant
         allowed: Allowed | None = None,
         saves: Path | None = None,
+        every: float | None = None,
     ):
         """Begin without sessions.
 
@@ -44,114 +51,41 @@ class Hub(Table):
           usual: the memory of clients that name none.
           allowed: None: no source but the demo.
           saves: folder for saved sessions.
+          every: of `Lasting`.
         """
-        super().__init__(engines, limits or Limits(), usual)
-        self.allowed = allowed or Allowed()
+        super().__init__(engines, limits or Limits(), usual, allowed)
         self.keeping = None if saves is None else Keeping(saves, self.limits.saves)
-        self._readings: dict[str, Reading] = {}
-        self._folder = TemporaryDirectory(prefix="jaxmem-")
-
-    def join(self, served: Served, wanted: Wanted) -> Served:
-        """Begin a session with another memory that sees the stream of one from now on.
-
-        Raises:
-          ValueError: as by `create`.
-        """
-        new = self.open(wanted, None, brief=served.brief)
-        served.peers[:] = [*served.group, new]
-        new.peers = served.peers
-        with self._lock:
-            reading = self._readings.get(served.id)
-            if reading is not None and reading.add(new):
-                self._readings[new.id] = reading
-        for looker in served.publish.lookers:
-            new.publish.add(looker, looks=True)
-            looker({"type": "session.added", "session": new.plain()})
-        return new
+        self.lasting = None if saves is None else Lasting(saves / RUNNING, every)
 
     def branch(self, id: object, new: object = None) -> Served:
         """Return a new session that goes on from where another one is, without its source."""
         old, name = self.get(id), new_id() if new is None else checked_name(new, "id of the branch")
         session = old.live.session()
-        branch = self.begin(name, old.wanted, lambda: old.live.engine.open(session), old.brief)
+        make = lambda: old.live.engine.open(session)
+        branch = self.begin(name, old.wanted, make, brief=old.brief)
         branch.live.take_gaps(old.live.gaps.plain())
         branch.take_pushed(old)
         branch.questions.remember(old.questions.plain(), ())
         return branch
 
     def close(self, served: Served, why: str) -> None:
-        """End a session, and its source if no other one sees it."""
+        """End a session for good: nothing of it is left in the folder of open ones.
+
+        What failed by itself stays in the folder: a server that starts again goes on with it.
+        """
+        failed = served.live.closed is not None
+        self._end(served, why)
+        if self.lasting is not None and not failed and not served.group:
+            self.lasting.drop(served.stream)
+
+    def _end(self, served: Served, why: str) -> None:
         super().close(served, why)
-        with self._lock:
-            reading = self._readings.pop(served.id, None)
-        if reading is not None and all(one.live.closed is not None for one in reading.sessions):
-            reading.stop()
-
-    # Sources.
-
-    def read(
-        self,
-        sessions: Sequence[Served],
-        source: Source,
-        *,
-        pace: float | None = None,
-        after: int = 0,
-    ) -> None:
-        """Have sessions read a source by themselves.
-
-        Raises:
-          ValueError: if it cannot be opened, or one of them reads another.
-        """
-        self.check_running()
-        pace = 1.0 if source.kind == DEMO and pace is None else pace
-
-        def done() -> None:
-            self._forget(reading)
-            if Path(source.where).parent == Path(self._folder.name):  # it was uploaded
-                Path(source.where).unlink(missing_ok=True)
-
-        more = {"pace": pace, "after": after, "done": done}
-        reading = Reading(source, self.engines.model, sessions, **more)
-        with self._lock:
-            self._readings |= {one.id: reading for one in sessions}
-        reading.start()
-
-    def _forget(self, reading: Reading) -> None:
-        with self._lock:
-            self._readings = {k: x for k, x in self._readings.items() if x is not reading}
-
-    def stop_reading(self, served: Served) -> None:
-        """End the source of a session and its peers, if there is one."""
-        with self._lock:
-            reading = self._readings.get(served.id)
-        if reading is not None:
-            reading.stop(5.0)
-            self._forget(reading)
-
-    def upload(self) -> Path:
-        """Return the path of a new file to write what a client uploads to.
-
-        Raises:
-          RefusedError: if too many are kept.
-        """
-        folder = Path(self._folder.name)
-        if len(list(folder.iterdir())) >= self.limits.uploads:
-            raise RefusedError(
-                f"{self.limits.uploads} uploaded files are being read already; wait for one.",
-                "busy",
-                429,
-            )
-        path = folder / new_id()
-        path.touch(mode=0o600)
-        return path
 
     # Keeping.
 
     def _kept(self) -> Keeping:
         if self.keeping is None:
-            raise RefusedError(
-                "this server keeps no sessions: start it with --saves DIR.", "no_saves", 409
-            )
+            raise RefusedError(*NO_SAVES)
         return self.keeping
 
     def save(self, served: Served) -> str:
@@ -169,40 +103,73 @@ class Hub(Table):
         Raises:
           ValueError: if there is none of that name, or another model saved it.
         """
-        kept = self._kept()
-        saved = kept.read(name)
-        served = self.open(saved.wanted, id, saved=saved.folder, brief=brief)
-        served.live.take_gaps(saved.gaps)
-        served.questions.remember(saved.questions, saved.standing)
-        return served
+        saved = self._kept().read(name)
+        return self.open(saved.wanted, id, saved=saved, brief=brief)
 
-    def resume(self) -> list[str]:
-        """Go on with the sessions of the server before; return what could not go on, in words."""
-        if self.keeping is None:
-            return []
-        failed, left = [], dict(self.keeping.take_list())
-        for name in left:
+    # Outlasting the server.
+
+    def keep_up(self) -> None:
+        """Save the open sessions for which it is time."""
+        if self.lasting is None or self.stopping:
+            return
+        for group in _groups(self.sessions):
+            warm = all(one.live.engine.warm for one in group)  # nothing else waits for a compiler
+            if not warm or not self.lasting.due(group):
+                continue
             try:
-                self.restore(name, name)
+                self.lasting.write(group, self._readings)
+            except TakenError as error:
+                for one in group:
+                    self._end(one, str(error))
             except (ValueError, OSError) as error:
-                failed.append(f"session {name}: {error}")
-        for name, source in left.items():
-            served = self._sessions.get(name)
-            if served is None:
+                if all(one.live.closed is None for one in group):
+                    log.warning("session %s could not be saved: %s", group[0].stream, error)
+
+    def go_on(self, name: object) -> tuple[list[Served], list[str]]:
+        """Go on with the sessions of a stream that another server had open.
+
+        Returns:
+          The sessions, and what they could not go on with, in words.
+
+        Raises:
+          ValueError: if nothing of that name was left, it is open here, or there is no room.
+        """
+        if self.lasting is None:
+            raise RefusedError(*NO_SAVES)
+        if any(one.stream == name for one in self.sessions):
+            raise RefusedError(f"the session {name} is open here already.", "taken", 409)
+        saved, made, failed = self.lasting.read(name), [], []
+        try:
+            for one in saved:
+                made.append(self.open(one.wanted, one.id, saved=one, stream=str(name)))
+            self.lasting.claim(str(name))
+        except BaseException:
+            for one in made:
+                self._end(one, "another memory of it could not go on")
+            raise
+        for one in made:
+            one.peers = made
+        sources = [one.source for one in saved]
+        for i, source in enumerate(sources):
+            if source is None or source in sources[:i]:
                 continue
-            if served.peers[1:] or served.busy:  # it came with another one
-                continue
-            found = [self._sessions[x] for x in source["peers"] if x in self._sessions]
-            for one in found:
-                one.peers = found
-            if "name" not in source:
-                continue
-            together = [x for x in found if left[x.id] == source]
+            together = [one for one, other in zip(made, sources, strict=True) if other == source]
             try:
-                read = self.allowed.find(source["name"])
-                self.read(together, read, pace=source["pace"], after=source["after"])
+                found, after = self.allowed.find(source["name"]), source["after"]
+                self.read(together, found, pace=source["pace"], after=after)
             except (ValueError, OSError) as error:
                 failed.append(f"session {name} does not go on with its source: {error}")
+        return made, failed
+
+    def resume(self) -> list[str]:
+        """Go on with all sessions of the server before; return what could not go on, in words."""
+        failed = []
+        left = set() if self.lasting is None else set(self.lasting.names)
+        for name in sorted(left - {one.stream for one in self.sessions}):
+            try:
+                failed += self.go_on(name)[1]
+            except (ValueError, OSError) as error:
+                failed.append(f"session {name}: {error}")
         return failed
 
     # Ending.
@@ -225,12 +192,26 @@ class Hub(Table):
         failed, sessions = [], self.sessions
         for one in sessions:
             one.questions.end(STOPPING)
-        if self.keeping is not None:
-            failed = self.keeping.write_all(sessions, sources)
+        if self.lasting is not None:
+            failed = self._save_all(self.lasting, sessions, sources)
         for one in sessions:
-            self.close(one, STOPPING)
+            self._end(one, STOPPING)
         self.engines.close()
         self._folder.cleanup()
+        return failed
+
+    def _save_all(
+        self, lasting: Lasting, sessions: Sequence[Served], sources: Mapping[str, Reading]
+    ) -> list[str]:
+        """Save sessions at the end; return what could not be saved, in words."""
+        failed = []
+        for group in _groups(sessions):
+            try:
+                for one in group:
+                    one.settle()
+                lasting.write(group, sources)
+            except (ValueError, OSError) as error:
+                failed.append(f"session {group[0].stream} could not be saved: {error}")
         return failed
 
     def __enter__(self) -> Hub:
@@ -239,3 +220,9 @@ class Hub(Table):
     def __exit__(self, *error: object) -> None:
         if not self.stopping:
             self.stop(0.0)
+
+
+def _groups(sessions: Sequence[Served]) -> list[list[Served]]:
+    """Return the open sessions that are saved, those of one stream together."""
+    found = {one.stream: one.group for one in sessions if one.stream}
+    return [group for group in found.values() if group]

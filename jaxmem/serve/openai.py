@@ -21,6 +21,7 @@ from jaxmem.serve.served import Served
 from jaxmem.serve.sources import Source
 from jaxmem.serve.wire import read_base64, read_body, read_json, read_picture
 
+CHAT = "/v1/chat/completions"
 SESSION = "x-streaming-session"
 """Header that names the session which is asked."""
 
@@ -91,7 +92,7 @@ class Chat:
 
     def _watch(self, memory: Mapping[str, Any], media: Sequence[tuple[str, str]]) -> Served:
         """Return a session that has seen pictures and videos."""
-        (served,) = self.hub.create([self.hub.wanted(memory)], brief=True)
+        (served,) = self.hub.create([self.hub.wanted(memory)], brief=True, lasting=False)
         try:
             for i, (kind, url) in enumerate(media):
                 if kind == "image_url":

@@ -24,6 +24,7 @@ class Reading:
       sessions: that see it; more may join.
       pace: see `__init__`.
       after: pieces that were read.
+      still: a lock; while it is held, all sessions have seen `after` pieces.
       over: whether no more comes.
     """
 
@@ -53,7 +54,7 @@ class Reading:
         """
         self.source, self.sessions, self.pace, self.after = source, tuple(sessions), pace, after
         self._about = {"kind": source.kind, "name": source.name, "over": None}
-        self.over, self._ending = False, threading.Lock()
+        self.over, self._ending, self.still = False, threading.Lock(), threading.Lock()
         self._done, self._stop = done, threading.Event()
         self._reader = source.open(model.media, after)
         began = []
@@ -123,9 +124,10 @@ class Reading:
             wait = self.source.kind == "file" and self.pace is None
             if not wait and self.source.kind != "camera":  # it waits for the compiler, too
                 wait = not all(one.live.engine.warm for one in self.sessions)
-            if not any([_fed(one, piece, wait) for one in self.sessions]):
-                return "the session has ended"
-            self.after += 1
+            with self.still:
+                if not any([_fed(one, piece, wait) for one in self.sessions]):
+                    return "the session has ended"
+                self.after += 1
         end = self._reader.end
         return "stopped" if self._stop.is_set() else "it is over" if end is None else end.reason
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import anyio
 import uvicorn
+from starlette.applications import Starlette
 
 from jaxmem.serve.app import make_app
 from jaxmem.serve.connections import Connections
 from jaxmem.serve.hub import Hub
+from jaxmem.serve.limits import Limits
 
 PONG_SECONDS = 120.0
 """That a client has to answer a ping: what it sends is not read while its session is compiled."""
@@ -28,11 +33,14 @@ def listening(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=512)
+        found = socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
         raise ValueError(
             f"{host}:{port} cannot be listened on: {error}; give another --host or --port."
         ) from error
+    # Connections inherit it; asyncio leaves it out where a socket does not name its protocol.
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return found
 
 
 class Server(uvicorn.Server):
@@ -73,28 +81,55 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
+class Simple(uvicorn.Server):
+    """A server that a signal ends, and its caller goes on: uvicorn's own ends the process."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal; the second one does not wait for answers."""
+        del sig, frame
+        self.force_exit, self.should_exit = self.should_exit, True
+
+
+def config_of(app: Starlette, limits: Limits, connections: int) -> uvicorn.Config:
+    """Return how an application with WebSockets is served.
+
+    Args:
+      app: that is served.
+      limits: of messages.
+      connections: at once.
+    """
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        ws_max_size=limits.message_bytes,
+        ws="websockets-sansio",
+        limit_concurrency=connections,
+        ws_ping_timeout=PONG_SECONDS,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+        h11_max_incomplete_event_size=1 << 16,
+        server_header=False,
+    )
+
+
 def run(
-    hub: Hub, listener: socket.socket, *, token: str | None = None, host: str = "", grace: float
+    hub: Hub,
+    listener: socket.socket,
+    *,
+    grace: float,
+    began: Callable[[Callable[[], None]], None] = lambda stop: None,
+    **options: Any,
 ) -> None:
     """Serve a hub on a socket until SIGTERM or SIGINT, which end its sessions.
 
     Args:
       hub: of the sessions.
       listener: that listens.
-      token: as in `make_app`.
-      host: as in `make_app`.
       grace: seconds that answers get to finish.
+      began: called with a function that does what a signal does.
+      options: of `make_app`.
     """
-    app = make_app(hub, token=token, host=host)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        ws_max_size=hub.limits.message_bytes,
-        ws="websockets-sansio",
-        limit_concurrency=4 * hub.limits.connections,
-        ws_ping_timeout=PONG_SECONDS,
-        timeout_graceful_shutdown=CLOSING_SECONDS,
-        h11_max_incomplete_event_size=1 << 16,
-        server_header=False,
-    )
-    asyncio.run(Server(config, hub, app.state.connections, grace).serve([listener]))
+    app = make_app(hub, **options)
+    config = config_of(app, hub.limits, 4 * hub.limits.connections)
+    server = Server(config, hub, app.state.connections, grace)
+    began(lambda: server.handle_exit(signal.SIGTERM, None))
+    asyncio.run(server.serve([listener]))

@@ -50,13 +50,24 @@ class Served:
       brief: whether a WebSocket began it, so that it ends soon after its last watcher.
       peers: sessions that see the same stream through other memories, itself included; all of them
         share this list.
+      stream: name that they are saved under together; empty: they are not.
     """
 
-    def __init__(self, id: str, wanted: Wanted, live: Live, limits: Limits, *, brief: bool = False):
+    def __init__(
+        self,
+        id: str,
+        wanted: Wanted,
+        live: Live,
+        limits: Limits,
+        *,
+        brief: bool = False,
+        stream: str | None = None,
+    ):
         """Begin a session of a stream, which may have been fed before."""
         self.id, self.wanted, self.live, self.brief = id, wanted, live, brief
         self.source: dict[str, Any] | None = None
         self.busy, self.peers, self.publish = False, [self], Listeners(id)
+        self.stream = id if stream is None else stream
         self.seen, self.media = time.monotonic(), live.engine.model.media
         self.pieces = live.pieces
         self.questions = Questions(live, limits, self.publish)
@@ -265,6 +276,7 @@ class Served:
             "budget": self.wanted.budget,
             "options": dict(self.wanted.options),
             "peers": [one.id for one in self.peers],
+            "stream": self.stream,
             "source": self.source,
             "state": self.state,
             "stats": self.stats(),

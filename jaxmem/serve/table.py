@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxmem.serve.engines import Engines
@@ -13,6 +12,7 @@ from jaxmem.serve.limits import Limits, RefusedError, checked_name, shown
 from jaxmem.serve.listeners import Publish
 from jaxmem.serve.live import Live
 from jaxmem.serve.question import new_id
+from jaxmem.serve.saved import SavedSession
 from jaxmem.serve.served import Served
 from jaxmem.serve.wanting import Wanted, read_wanted
 
@@ -66,7 +66,12 @@ class Table:
         return read_wanted(given, self.usual)
 
     def create(
-        self, wanted: Sequence[Wanted], id: object = None, *, brief: bool = False
+        self,
+        wanted: Sequence[Wanted],
+        id: object = None,
+        *,
+        brief: bool = False,
+        lasting: bool = True,
     ) -> list[Served]:
         """Begin a session for every memory; together they see one stream.
 
@@ -74,14 +79,18 @@ class Table:
           wanted: their memories.
           id: of the first; None: any.
           brief: as in `Served`.
+          lasting: whether they are saved so that they outlast the server.
 
         Raises:
           ValueError: if there are too many, or no room for them; none is begun then.
         """
         made: list[Served] = []
+        name = new_id() if id is None else checked_name(id)
         try:
             for one in wanted:
-                made.append(self.open(one, id if not made else None, brief=brief))
+                own = new_id() if made else name
+                stream = name if lasting else ""
+                made.append(self.open(one, own, brief=brief, stream=stream))
         except BaseException:
             for served in made:
                 self.close(served, "another memory of it could not begin")
@@ -91,31 +100,50 @@ class Table:
         return made
 
     def open(
-        self, wanted: Wanted, id: object, *, saved: Path | None = None, brief: bool = False
+        self,
+        wanted: Wanted,
+        id: object,
+        *,
+        saved: SavedSession | None = None,
+        brief: bool = False,
+        stream: str | None = None,
     ) -> Served:
         """Begin one session.
 
         Args:
           wanted: its memory.
           id: its name; None: any.
-          saved: folder of the saved stream that it goes on with.
+          saved: what it goes on with; None: nothing.
           brief: as in `Served`.
+          stream: as in `Served`; None: the name.
 
         Raises:
           ValueError: if there is no room for it.
         """
         name = new_id() if id is None else checked_name(id)
-        return self.begin(name, wanted, lambda: self.engines.open(wanted, saved), brief)
+        where, part = (None, None) if saved is None else (saved.where, saved.id)
+        make = lambda: self.engines.open(wanted, where, part)
+        served = self.begin(name, wanted, make, brief=brief, stream=stream)
+        if saved is not None:
+            served.live.take_gaps(saved.gaps)
+            served.questions.remember(saved.questions, saved.standing)
+        return served
 
-    def begin(self, name: str, wanted: Wanted, make: Callable[[], Live], brief: bool) -> Served:
+    def begin(self, name: str, wanted: Wanted, make: Callable[[], Live], **more: Any) -> Served:
         """Begin a session of the stream that a function makes, if there is room for one.
 
+        Args:
+          name: its id.
+          wanted: its memory.
+          make: makes the stream; it is not called if there are too many sessions.
+          more: of `Served`.
+
         Raises:
-          ValueError: if there is none; the function is not called then.
+          ValueError: if there is no room.
         """
         with self._opening:
             self._check_room(name)
-            served = Served(name, wanted, make(), self.limits, brief=brief)
+            served = Served(name, wanted, make(), self.limits, **more)
             served.publish.add(self.listener)
             with self._lock:
                 self._sessions[name] = served
@@ -123,7 +151,7 @@ class Table:
 
     def _check_room(self, name: str) -> None:
         self.check_running()
-        if name in self._sessions:
+        if name in self._sessions or any(name == one.stream for one in self.sessions):
             raise RefusedError(f"there is a session {name} already; name another.", "taken", 409)
         if len(self._sessions) >= self.limits.sessions:
             raise RefusedError(

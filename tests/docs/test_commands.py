@@ -34,6 +34,7 @@ RUNS = {  # module -> its functions that do the work, once the arguments are rea
     ),
     "jaxmem.experiments.calibrate": ("calibrate",),
     "jaxmem.experiments.serve": ("serve",),
+    "jaxmem.experiments.proxy": ("proxy",),
     "jaxmem.experiments.scorer": ("learn",),
     "jaxmem.experiments.finetune.__main__": ("finetune",),
     "jaxmem.experiments.train": ("_train", "_evaluate"),

@@ -1,5 +1,7 @@
 """One server of the embedded model for all tests that only talk to it."""
 
+from contextlib import ExitStack
+
 import browsers
 import pytest
 from serving import RECENT, Socket
@@ -110,3 +112,40 @@ def server(tmp_path_factory):
 def visit(browser):
     with browsers.visiting(browser) as visit:
         yield visit
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Starts stand-ins and a proxy before them; returns both, and a client."""
+    httpx = pytest.importorskip("httpx")
+    pytest.importorskip("websockets")
+    from replicas import Listening, StandIn, wait
+
+    from jaxmem.serve.proxy import relay, replica, replicas
+    from jaxmem.serve.proxy.app import make_app
+
+    monkeypatch.setattr(replicas, "TICK_SECONDS", 0.1)
+    monkeypatch.setattr(relay, "MOVE_SECONDS", 1.0)
+    monkeypatch.setattr(replica, "HEALTH_SECONDS", 0.5)
+    stack = ExitStack()
+
+    def start(count=2, *, token=None, inner=None, patience=5.0, **more):
+        folder = {}
+        servers = [StandIn(f"s{i}", folder, token=inner or token, **more) for i in range(count)]
+        app = make_app(
+            {one.name: one.address for one in servers},
+            token=token,
+            inner=inner,
+            host="127.0.0.1",
+            patience=patience,
+            limits=Limits(message_bytes=400_000),
+        )
+        proxy = Listening(app)
+        client = httpx.Client(base_url=proxy.address, timeout=20, trust_env=False)
+        for one in (*servers, proxy, client):
+            stack.callback(one.close)
+        wait(lambda: client.get("/health").json()["status"] == "ok")
+        return servers, client
+
+    yield start
+    stack.close()

@@ -1,66 +1,47 @@
-"""Streams under Ray: when a replica dies its streams go on elsewhere from their last saves."""
+"""Servers that Ray starts behind a proxy: one is killed, all sessions answer, it comes back."""
+
+import signal
+import time
 
 import pytest
-from mesh_child import QUESTION, piece
 
-import jaxmem as jm
-from jaxmem.serve import Engine
-from jaxmem.serve.ray_replicas import Replicas
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")]
+pytest.importorskip("ray")
+from cluster import SERVER, Cluster, Process, check_a_loss  # noqa: E402
 
-pytestmark = pytest.mark.ray
-STREAMS = [f"camera{i}" for i in range(16)]
+NAMESPACE = "jaxmem"
 
 
 @pytest.fixture
 def ray(monkeypatch):
+    import ray
+
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False)
+    context = ray.init(num_cpus=2, include_dashboard=False, namespace=NAMESPACE)
+    monkeypatch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
     yield ray
     ray.shutdown()
 
 
-def test_streams_of_a_dead_replica_go_on_elsewhere(ray, tmp_path):
-    """Sixteen streams on two replicas, one of them killed: all answer, nothing saved is lost."""
+def test_sessions_of_a_killed_server_go_on(ray, model, tmp_path):
+    folder = tmp_path / "saves"
+    more = ("--port", "0", "--ray", "2", "--", *SERVER, "--saves", str(folder))
+    proxy = Process("proxy", *more)
+    cluster = Cluster(proxy.address, model, folder)
+    try:
 
-    def make():
-        return Engine(jm.load("tiny"), jm.Recent(8), lanes=16)
+        def kill(name):
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=False)
+            time.sleep(2.0)  # it saves no more
 
-    replicas = Replicas(make, tmp_path, count=2, every=2, num_cpus=1)
-    homes = {name: replicas.home(name) for name in STREAMS}
-    assert set(homes.values()) == {0, 1}
-    for number, name in enumerate(STREAMS):
-        assert replicas.open(name) == 0.0
-        for i in range(3):  # of which two are saved
-            replicas.feed(name, piece(100 * number + i))
-    before = {name: replicas.ask(name, QUESTION) for name in STREAMS}
-    ray.kill(replicas.alive[1])
-    after = {name: replicas.ask(name, QUESTION) for name in STREAMS}
-    moved = {name: seconds for name, seconds in replicas.moved}
-    assert moved == {name: 2.0 for name, home in homes.items() if home == 1}
-    session = jm.Session(jm.load("tiny"), jm.Recent(8))
-    for number, name in enumerate(STREAMS):
-        session.reset()
-        for i in range(2 if name in moved else 3):
-            session.feed(piece(100 * number + i))
-        expected = session.ask(QUESTION)
-        assert after[name].text == expected.text
-        assert abs(after[name].logits - expected.logits).max() < 2e-4
-        if name not in moved:
-            assert abs(after[name].logits - before[name].logits).max() < 1e-6
-    for name in moved:  # what was lost is fed again
-        replicas.feed(name, piece(100 * STREAMS.index(name) + 2))
-        assert replicas.ask(name, QUESTION).text == before[name].text
-    with pytest.raises(ValueError, match="camera0.* is open"):
-        replicas.open("camera0")
-    for name in ("", "..", "a/b", ".x"):
-        with pytest.raises(ValueError, match="folder of saves"):
-            replicas.open(name)
-    with pytest.raises(ValueError, match="does not know weather"):
-        replicas.ask("camera0", "what was the weather")
-
-
-@pytest.mark.parametrize("more", [{"count": 0}, {"count": 1, "every": 0}])
-def test_numbers_are_checked(tmp_path, more):
-    with pytest.raises(ValueError, match="at least 1"):
-        Replicas(lambda: None, tmp_path, **more)
+        check_a_loss(cluster, kill)
+        cluster.wait(lambda: cluster.states() == {"ok": 2})  # it is there again, at another port
+        before = {name: one["stats"]["seconds"] for name, one in cluster.listed().items()}
+        assert proxy.end(signal.SIGINT) == 0
+        for name, seconds in before.items():  # all were saved at the end
+            assert cluster.saved(name) >= seconds
+    finally:
+        cluster.close()
+        if proxy.process.poll() is None:
+            proxy.process.kill()
+            proxy.process.communicate()

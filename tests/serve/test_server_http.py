@@ -254,7 +254,8 @@ def test_what_there_is(client, hub, tidy):
     path = begin(client)
     post(client, path, 0, picture(0))
     ask(client, path)
-    assert client.get("/health").json() == {"status": "ok", "sessions": 1}
+    found = client.get("/health").json()
+    assert found == {"status": "ok", "sessions": 1, "replica": False}
     found = client.get("/v1/models").json()
     assert found["data"][0]["id"] == "tiny" and found["jaxmem"]["memories"][0]["name"] == "recent"
     names = [one["name"] for one in found["jaxmem"]["memories"]]
