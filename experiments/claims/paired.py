@@ -3,7 +3,7 @@
     python experiments/claims/paired.py omnimem_512KiB hermes_512KiB
 
 A cell is NAME_BUDGET in `experiments/memory_comparison/cells`, or FOLDER/NAME_BUDGET below
-`experiments/memory_comparison`. For every length of stream: right answers of both, and the first
+`experiments/memory_comparison`; a third argument names another folder of `experiments`. For every length of stream: right answers of both, and the first
 minus the second, in % with 95 % bootstrap intervals over streams.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 
 from jaxmem.report.shares import Share, mean
 
-ROOT = Path(__file__).parents[1] / "memory_comparison"
+ROOT = Path(__file__).parents[1]
 SECONDS = (64, 128, 256)
 
 
-def right(cell: str, seconds: int) -> np.ndarray:
+def right(record: str, cell: str, seconds: int) -> np.ndarray:
     """Return the share of right answers of every stream [B]."""
     folder, _, name = cell.rpartition("/")
-    path = ROOT / folder / "cells" / f"{name}_{seconds}s.json"
+    path = ROOT / record / folder / "cells" / f"{name}_{seconds}s.json"
     answers = json.loads(path.read_text())["right"]
     one = np.array([[[c == "1" for c in row] for row in moment] for moment in answers])
     return one.mean(axis=(0, 2))
@@ -32,9 +32,9 @@ def percent(share: Share) -> str:
     return f"{100 * share.share:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
-def main(one: str, other: str) -> None:
+def main(one: str, other: str, record: str = "memory_comparison") -> None:
     for seconds in SECONDS:
-        a, b = right(one, seconds), right(other, seconds)
+        a, b = right(record, one, seconds), right(record, other, seconds)
         print(f"{seconds} s: {percent(mean(a))}, {percent(mean(b))}; {percent(mean(a - b))}")
 
 
