@@ -5,6 +5,8 @@ In plain XLA: these are passes over the keys, bound by memory, for which no kern
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -92,7 +94,7 @@ def similarity_to_recent(
     return jax.vmap(one)(unit.transpose(1, 0, 2), place.T, recent)
 
 
-def largest_newer_cosine(
+def nearest_newer(
     keys: Float[Array, "N G D"],
     kind: Int[Array, "N Gm"],
     newer: Float[Array, "M G D"],
@@ -100,14 +102,15 @@ def largest_newer_cosine(
     first: Int[Array, ""] | int,
     *,
     block: int | None = None,
-) -> Float[Array, "G N"]:
-    """Return every key's largest cosine with a later key of its kind, float32; -1 without any.
+) -> tuple[Float[Array, "G N"], Int[Array, "G N"]]:
+    """Return every key's largest cosine with a later key of its kind, and that key's place.
 
     Row j of `newer` stands at place `first` + j of the pool whose rows are `keys`; "later" means at
     a larger place. The pool with itself is `newer` = `keys`, `first` = 0; a chunk's rows against
     the pool that ends with it cost N x M in place of N x N. Rows of kind 0 hold nothing. `block`
     rows are compared at once, as many as have about `COSINES` of them where it is None:
-    [G, block, M] is the largest array.
+    [G, block, M] is the largest array. Cosines are float32, -1 without a later key (its place is
+    then any); of equal ones the first is named.
     """
     heads = keys.shape[1]
     if block is None:
@@ -116,12 +119,14 @@ def largest_newer_cosine(
     b, b_kind = unit(newer).swapaxes(0, 1), of_heads(newer_kind)
     place = jnp.arange(newer.shape[0], dtype=jnp.int32) + first
 
-    def rows(start: Array, a: Float[Array, "G R D"], a_kind: Int[Array, "G R"]) -> Array:
+    def rows(start: Array, a: Float[Array, "G R D"], a_kind: Int[Array, "G R"]) -> Any:
         at = jnp.arange(a.shape[1], dtype=jnp.int32) + start
         cosine = jnp.einsum("grd,gmd->grm", a, b, precision=lax.Precision.HIGHEST)
         same = (a_kind[:, :, None] == b_kind[:, None]) & (b_kind != 0)[:, None]
         counts = same & (place[None, None] > at[None, :, None])
-        return jnp.max(jnp.where(counts, cosine, -1.0), axis=-1, initial=-1.0)
+        cosine = jnp.where(counts, cosine, -1.0)
+        nearest = jnp.argmax(cosine, axis=-1).astype(jnp.int32) + first
+        return jnp.max(cosine, axis=-1), nearest
 
     a, a_kind, n = unit(keys).swapaxes(0, 1), of_heads(kind), keys.shape[0]
     if n <= block:
@@ -135,4 +140,4 @@ def largest_newer_cosine(
     )
     starts = jnp.arange(tiles, dtype=jnp.int32) * block
     found = lax.map(lambda tile: rows(*tile), (starts, cut(a), cut(a_kind)))
-    return found.swapaxes(0, 1).reshape(heads, -1)[:, :n]
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(heads, -1)[:, :n], found)

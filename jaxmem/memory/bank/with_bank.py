@@ -113,9 +113,10 @@ class WithBank(Around):
         inside = _innermost(self.memory)  # options are not those of a wrapper
         adds = (self.memory.requires.retention == "logits", getattr(inside, "count", False))
         if any(adds):
+            off = "logits=False" if adds[0] else f"count={False if adds[1] is True else 0}"
             raise ValueError(
                 f"memory {self.memory.name} adds numbers to the logits of what it holds: WithBank "
-                f"takes it with {'logits' if adds[0] else 'count'}=False."
+                f"takes it with {off}."
             )
         has_bank = type(inside).bank is not Memory.bank
         if has_bank or self.memory.requires.window is not None:

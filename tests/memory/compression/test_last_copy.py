@@ -1,5 +1,7 @@
 """LastCopy: its score against a loop in float64, its floor, its text, what it carries."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import laws
@@ -8,20 +10,24 @@ import pytest
 import small
 from laws import CUTS, LAWS, SPEC, cut, stream
 
-from jaxmem.kernels.similarity import largest_newer_cosine
+import jaxmem as jm
+from jaxmem.kernels.similarity import nearest_newer
 from jaxmem.kv import AUDIO, EMPTY, SUMMARY, TEXT, VISION
 from jaxmem.memory import MEMORIES as TABLE
+from jaxmem.memory.baselines import Full
 from jaxmem.memory.by_name import build
 from jaxmem.memory.compression.criticalkv import OverScore
-from jaxmem.memory.compression.last_copy import LastCopy
+from jaxmem.memory.compression.last_copy import MOST, LastCopy, counted
 from jaxmem.memory.parts.scored import Candidates, Scored
 from jaxmem.memory.parts.scores import standing
+from jaxmem.rope import Rope
 
 BUDGET = 16
 MEMORIES = {
     "last_copy": LastCopy(BUDGET, audio_share=0.25),
     "carried": LastCopy(BUDGET, audio_share=0.25, carry=True, text="attention"),
     "shared": LastCopy(BUDGET, per_head=False, audio_share=None, carry=True, text="copies"),
+    "counted": LastCopy(BUDGET, per_head=False, audio_share=0.25, count=1.0),
 }
 FAST = ("keydiff", "infinipot_v")
 SCORED = [n for n, kind in TABLE.items() if issubclass(kind, (Scored, OverScore))]
@@ -39,16 +45,23 @@ def test_law(name, law):
 
 def newer_by_hand(keys, kind, first=0):
     """Return every row's largest cosine with a later row of its kind, from row `first` on."""
+    return nearest_by_hand(keys, kind, first)[0]
+
+
+def nearest_by_hand(keys, kind, first=0):
+    """Return what `newer_by_hand` does, and which row it is; -1 where there is none."""
     keys = np.asarray(keys, np.float64)
     kind = np.broadcast_to(kind, keys.shape[:2])
-    out = np.full(keys.shape[1::-1], -1.0)
+    out, at = np.full(keys.shape[1::-1], -1.0), np.full(keys.shape[1::-1], -1)
     for g in range(keys.shape[1]):
         for i in range(len(keys)):
             for j in range(max(i + 1, first), len(keys)):
                 if kind[i, g] == kind[j, g] != EMPTY:
                     a, b = keys[i, g], keys[j, g]
-                    out[g, i] = max(out[g, i], a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    return out
+                    like = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+                    if like > out[g, i]:
+                        out[g, i], at[g, i] = like, j
+    return out, at
 
 
 @pytest.mark.parametrize("first", [0, 6])
@@ -59,9 +72,11 @@ def test_the_largest_newer_cosine_equals_a_loop(first, groups, block):
     rng = np.random.default_rng(first + groups)
     keys = rng.normal(size=(11, 2, 4)).astype(np.float32)
     kind = rng.choice([EMPTY, VISION, AUDIO], (11, groups)).astype(np.int8)
-    found = largest_newer_cosine(keys, kind, keys[first:], kind[first:], first, block=block)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, newer_by_hand(keys, kind, first), atol=1e-6)
+    found, at = nearest_newer(keys, kind, keys[first:], kind[first:], first, block=block)
+    assert found.dtype == jnp.float32 and at.dtype == jnp.int32
+    like, place = nearest_by_hand(keys, kind, first)
+    np.testing.assert_allclose(found, like, atol=1e-6)
+    np.testing.assert_array_equal(np.where(place < 0, -1, at), place)
 
 
 def kept_of(memory, chunks):
@@ -116,6 +131,63 @@ def test_what_was_seen_again_stays_so_when_the_copy_goes(carry, wanted):
     memory = LastCopy(3, floor=0.0, audio_share=None, carry=carry)
     for kept in kept_of(memory, cut(flat, [1] * 5, 8)):
         np.testing.assert_array_equal(kept, wanted)
+
+
+def counted_by_hand(copies, kept, to):
+    """Return what every entry of a pool stands for: what goes counts for where it leads to."""
+    copies = copies.astype(int)
+    total = np.where(np.isin(np.arange(len(copies)), kept), copies, 0)
+    for i in set(range(len(copies))) - set(kept):
+        j = i
+        while j < len(copies) and j not in kept:
+            j = to[j]
+        if j < len(copies):
+            total[j] += copies[i]
+    return np.minimum(total, MOST)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_of_copies_are_counted(seed):
+    """Equal to a loop: chains of any length, what leads nowhere, counts that no longer fit."""
+    rng, n = np.random.default_rng(seed), 40
+    copies = rng.integers(0, 120, n).astype(np.uint8)
+    kept = np.sort(rng.choice(n, 6, replace=False))
+    to = np.minimum(np.arange(n) + rng.integers(1, 4, n), n)  # the last ones lead nowhere
+    found = counted(copies, np.r_[kept, 0, 0], np.arange(8) < 6, jnp.asarray(to))
+    np.testing.assert_array_equal(found, counted_by_hand(copies, kept, to))
+    assert MOST in found and found.dtype == jnp.uint8
+
+
+def test_a_copy_that_is_counted_has_the_attention_of_all():
+    """Of two scenes 40 and 24 copies: four slots are read as if all of them were held."""
+    scene = np.where(np.arange(64) < 40, 1, 0)
+    flat = stream(64, kinds=[VISION] * 64)
+    k, v = flat.tokens.k[scene], flat.tokens.v[scene]
+    chunks = cut(flat._replace(tokens=flat.tokens._replace(k=k, v=v)), [8] * 8, 8)
+    spec, own = replace(SPEC, rope=Rope((0.0, 0.0), (0, 0))), jm.embeds(np.zeros((1, 6)), axes=3)
+    # What the question says of itself is far below the rest.
+    row = np.ones((1, 4, 4), np.float32), np.full((1, 2, 4), -100.0), np.zeros((1, 2, 4))
+
+    def read(memory):
+        state = laws.run(memory, memory.init(SPEC), chunks)[0]
+        return jm.attend_question(memory, spec, state, *map(jnp.float32, row), own)[0]
+
+    few = lambda count: LastCopy(4, floor=0.0, audio_share=None, count=count)
+    every = read(Full(64))
+    assert np.abs(read(few(1.0)) - every).max() < 1e-5 < 1e-2 < np.abs(read(few(0)) - every).max()
+    half = np.abs(read(few(0.5)) - every).max()
+    assert 1e-2 < half < np.abs(read(few(0)) - every).max()
+
+
+def test_text_and_what_is_unlike_are_not_counted():
+    memory = LastCopy(4, floor=0.0, audio_share=None, count=1.0)
+    for kinds, same in (([TEXT] * 16, True), ([VISION] * 16, False)):
+        flat = stream(16, kinds=kinds)
+        k = np.ones_like(flat.tokens.k) if same else flat.tokens.k
+        chunks = cut(flat._replace(tokens=flat.tokens._replace(k=k)), [8] * 2, 8)
+        np.testing.assert_array_equal(
+            laws.run(memory, memory.init(SPEC), chunks)[0].slots.copies, 1
+        )
 
 
 @pytest.mark.parametrize("name", FLOORED)
@@ -184,3 +256,9 @@ def test_wrong_options_are_refused():
         LastCopy(8, floor=1.5)
     with pytest.raises(ValueError, match="soft=1.0 for LastCopy"):
         LastCopy(8, soft=1.0)
+    with pytest.raises(ValueError, match=r"count between 0 and 1, got count=2"):
+        LastCopy(8, count=2)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        LastCopy(8, count=0.5, carry=True)
+    with pytest.raises(ValueError, match="WithBank takes it with count=0"):
+        jm.WithBank(jm.Quantized(LastCopy(8, count=0.5)), 64)
