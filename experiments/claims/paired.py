@@ -3,8 +3,9 @@
     python experiments/claims/paired.py omnimem_512KiB hermes_512KiB
 
 A cell is NAME_BUDGET in `experiments/memory_comparison/cells`, or FOLDER/NAME_BUDGET below
-`experiments/memory_comparison`; a third argument names another folder of `experiments`. For every length of stream: right answers of both, and the first
-minus the second, in % with 95 % bootstrap intervals over streams.
+`experiments/memory_comparison`; a third argument names another folder of `experiments`. For every
+length of stream: right answers of both, and the first minus the second, in % with 95 % bootstrap
+intervals over streams.
 """
 
 import json
