@@ -26,6 +26,7 @@ class Metrics:
         made: dict[str, Any] = {"registry": self._registry}
         self._answers = Counter("jaxmem_answers", "Answers that have ended.", ["cut"], **made)
         self._ended = Counter("jaxmem_sessions_ended", "Sessions that have ended.", **made)
+        self._lost = Counter("jaxmem_sources_lost", "Cameras that broke off.", **made)
         self._alerts = Counter("jaxmem_alerts", "Standing questions that turned to yes.", **made)
         self._first = Histogram(
             "jaxmem_first_token_seconds",
@@ -45,6 +46,8 @@ class Metrics:
                 self._first.observe(message["first_token_ms"] / 1e3)
         elif kind == "session.ended":
             self._ended.inc()
+        elif kind == "source.lost":
+            self._lost.inc()
         elif kind == "session.alert":
             self._alerts.inc()
 

@@ -120,9 +120,9 @@ class Chat:
         if source.kind != "file":
             raise RefusedError(f"{url} has no end: begin a session with it, and ask that.")
         try:
-            reader = source.open(self.model.media)
+            reader = source.open(self.model)
             try:
-                served.begin_source({"kind": source.kind, "name": source.name, "over": None})
+                served.begin_source(source.plain())
                 for piece in reader:
                     served.feed(piece, wait=True)
             finally:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import count
 
+from jaxmem.data.media.events import Event
+from jaxmem.data.media.live import LOST, RESUMED, LiveReader
 from jaxmem.data.media.types import Piece
 from jaxmem.models.base import Model
 from jaxmem.serve.served import Served
@@ -44,8 +46,8 @@ class Reading:
           source: what is read.
           model: of the sessions, fitted to the size of its frames.
           sessions: that see it.
-          pace: seconds of stream a second; None: those of a camera as they come, those of a file as
-            fast as the sessions take them.
+          pace: seconds of stream a second; None: those of a camera as they come, those of a file or
+            of a recording at an address as fast as the sessions take them.
           after: pieces of it that the sessions have seen already.
           done: called without arguments when it is over.
 
@@ -53,14 +55,15 @@ class Reading:
           ValueError: if it cannot be opened, or a session has ended or reads another one.
         """
         self.source, self.sessions, self.pace, self.after = source, tuple(sessions), pace, after
-        self._about = {"kind": source.kind, "name": source.name, "over": None}
+        self._lost: str | None = None
         self.over, self._ending, self.still = False, threading.Lock(), threading.Lock()
         self._done, self._stop = done, threading.Event()
-        self._reader = source.open(model.media, after)
+        self._reader = reader = source.open(model, after, self._heard)
+        self._live = isinstance(reader, LiveReader) and reader.info.duration is None
         began = []
         try:
             for one in self.sessions:
-                one.begin_source(self._about)
+                one.begin_source(source.plain())
                 began.append(one)
         except ValueError:
             self._reader.close()
@@ -77,9 +80,19 @@ class Reading:
         """
         with self._ending:
             if not self.over:
-                session.begin_source(self._about)
+                session.begin_source(self.source.plain(self._lost))
                 self.sessions = (*self.sessions, session)
             return not self.over
+
+    def _heard(self, event: Event) -> None:
+        """Tell the sessions that a camera is lost, or there again."""
+        if event.kind not in (LOST, RESUMED):
+            return
+        with self._ending:
+            self._lost = event.message if event.kind == LOST else None
+            sessions = self.sessions
+        for one in sessions:
+            one.note_source(self._lost, event.message)
 
     @property
     def left(self) -> bool:
@@ -121,9 +134,8 @@ class Reading:
                 self._stop.wait(max(begin + number * length / self.pace - time.monotonic(), 0.0))
             if self._stop.is_set():
                 return "stopped"
-            wait = self.source.kind == "file" and self.pace is None
-            if not wait and self.source.kind != "camera":  # it waits for the compiler, too
-                wait = not all(one.live.engine.warm for one in self.sessions)
+            warm = all(one.live.engine.warm for one in self.sessions)
+            wait = not self._live and (self.pace is None or not warm)  # for the compiler, too
             with self.still:
                 if not any([_fed(one, piece, wait) for one in self.sessions]):
                     return "the session has ended"

@@ -189,12 +189,20 @@ class Served:
             self.source, self.busy = source, True
         self.publish({"type": "source.started", "source": source})
 
+    def note_source(self, lost: str | None, message: str) -> None:
+        """Note that the source is lost, and why; or with None that it is there again."""
+        with self._feeding:
+            if self.busy and self.source is not None:
+                self.source = {**self.source, "lost": lost}
+        kind = "source.resumed" if lost is None else "source.lost"
+        self.publish({"type": kind, "message": message})
+
     def end_source(self, why: str, *, whole: bool = False) -> None:
         """Note that the source is over. If it came to its end, what was planned is asked now."""
         with self._feeding:
             if not self.busy or self.source is None:
                 return
-            self.busy, self.source = False, {**self.source, "over": why}
+            self.busy, self.source = False, {**self.source, "over": why, "lost": None}
             self._gatherer, self.seen = Gatherer(self.media, self.pieces), time.monotonic()
         if whole and self.live.closed is None:
             self.finish()

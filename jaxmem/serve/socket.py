@@ -31,7 +31,8 @@ SENT = (
     *("session.created", "session.added", "response.waiting", "response.start"),
     *("response.text.delta", "response.text.done", "memory.map", "session.stats"),
     *("session.saved", "session.branched", "session.watching", "session.unwatched"),
-    *("session.alert", "source.started", "source.ended", "session.ended", "error"),
+    *("session.alert", "source.started", "source.lost", "source.resumed"),
+    *("source.ended", "session.ended", "error"),
 )
 """Types of the messages that a server sends."""
 CONFIG_SECONDS = 30.0

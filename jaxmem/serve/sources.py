@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxmem.data.media.media import open_media
+from jaxmem.data.media.events import Event
+from jaxmem.data.media.source import without_secret
 from jaxmem.data.media.types import End, Piece
-from jaxmem.models.base import MediaFormat
+from jaxmem.feeding import open_for
+from jaxmem.models.base import Model
 from jaxmem.serve.demo_world import DEMO, DemoWorld
 from jaxmem.serve.limits import RefusedError, shown
 
@@ -52,7 +54,8 @@ class Allowed:
     Attributes:
       root: folder whose files may be read; None: no file.
       sources: addresses, and devices as FORMAT:NAME (v4l2:/dev/video0). One that ends with "/"
-        stands for all addresses that begin with it.
+        stands for all addresses that begin with it. Clients name them without the name and the
+        password that they hold, and never see these.
     """
 
     root: Path | None = None
@@ -86,20 +89,28 @@ class Allowed:
             raise RefusedError(f"source must be a file, an address or {DEMO}, got {shown(source)}.")
         if source == DEMO:
             return Source(DEMO, DEMO, DEMO)
-        listed = any(
-            source == one or (one.endswith("/") and source.startswith(one)) for one in self.sources
-        )
-        if listed:
-            device = _DEVICE.fullmatch(source)
-            more = {"format": device[1]} if device else {}
-            return Source("camera", device[2] if device else source, source, {**more})
-        return self._file(source)
+        where = self._listed(source)
+        if where is None:
+            return self._file(source)
+        device = _DEVICE.fullmatch(where)
+        if device:
+            return Source("camera", device[2], where, {"format": device[1]})
+        return Source("camera", where, without_secret(where))
+
+    def _listed(self, source: str) -> str | None:
+        """Return the address or device that is opened for what a client names; None: it is not."""
+        for one in self.sources:
+            for known in (one, without_secret(one)):
+                if source == known or (known.endswith("/") and source.startswith(known)):
+                    return one + source[len(known) :]
+        return None
 
     def _file(self, source: str) -> Source:
         if self.root is None or "://" in source:
-            known = "; ".join((*self.sources, DEMO))
+            known = "; ".join((*map(without_secret, self.sources), DEMO))
             raise RefusedError(
-                f"{shown(source)} may not be opened on this server, which takes {known}"
+                f"{shown(without_secret(source))} may not be opened on this server, which takes "
+                f"{known}"
                 + ("" if self.root is None else " and files under its --root")
                 + ": name one of these, or upload the file.",
                 "source",
@@ -132,22 +143,36 @@ class Source:
     name: str
     options: Any = None
 
-    def open(self, media: MediaFormat, after: int = 0) -> Reader:
+    def plain(self, lost: str | None = None) -> dict[str, Any]:
+        """Return it as clients see it, while it is read; `lost` is why it gives nothing."""
+        return {"kind": self.kind, "name": self.name, "over": None, "lost": lost}
+
+    def open(
+        self, model: Model, after: int = 0, told: Callable[[Event], None] | None = None
+    ) -> Reader:
         """Return its pieces in a model's format, without the first `after` ones.
 
-        Those of a camera are what comes from now on.
+        Those of a camera are what comes from now on. One that is lost is opened again, for as long
+        as that takes.
+
+        Args:
+          model: fitted to the size of its frames.
+          after: pieces that are left out.
+          told: hears what happens to a camera, while it is waited for, too.
 
         Raises:
-          ValueError: if it cannot be opened.
+          ValueError: if it cannot be opened, or holds sound alone and the model does not hear.
         """
         if self.kind == DEMO:
-            return DemoWorld(media, after)
+            return DemoWorld(model.media, after)
         more = dict(self.options or {})
         if self.kind == "file":
             more["options"] = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        more |= {"fps": media.fps, "piece_seconds": media.piece_seconds, "size": media.size}
-        reader = open_media(self.where, sample_rate=media.sample_rate, **more)
-        return reader if self.kind == "camera" else Rest(reader, after)
+            return Rest(open_for(model, self.where, **more), after)
+        reader = open_for(model, self.where, reconnect=True, **more)
+        if told is not None:
+            reader.keep_on(told)
+        return reader
 
 
 class Rest:

@@ -80,6 +80,14 @@ def test_only_listed_addresses_and_devices_are_opened(tmp_path):
             allowed.find(name)
     with pytest.raises(RefusedError, match="upload"):
         Allowed().find("talk.mp4")
+    locked = Allowed(None, ("rtsp://me:secret@cam/live/", "rtsp://me:secret@cam/one"))
+    for name in ("rtsp://cam/live/2", "rtsp://me:secret@cam/live/2"):
+        found = locked.find(name)
+        assert (found.where, found.name) == ("rtsp://me:secret@cam/live/2", "rtsp://cam/live/2")
+    for name in ("rtsp://me:other@cam/one", "rtsp://evil/@cam/one"):
+        with pytest.raises(RefusedError, match="rtsp://cam/live/; rtsp://cam/one") as refused:
+            locked.find(name)
+        assert "secret" not in str(refused.value)
     assert allowed.kinds == ("push", "upload", "demo", "file", "address", "device")
 
 
@@ -89,7 +97,7 @@ def test_a_playlist_opens_nothing_else(model, folder):
     for name in ("list.m3u8", "film.mp4"):
         (root / name).write_text("#EXTM3U\n#EXTINF:6,\n../secret.mp4\n#EXT-X-ENDLIST\n")
         with pytest.raises(ValueError, match="cannot be opened"):
-            Allowed(root).find(name).open(model.media)
+            Allowed(root).find(name).open(model)
         (root / name).unlink()
 
 

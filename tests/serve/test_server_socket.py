@@ -4,11 +4,15 @@ import asyncio
 import base64
 import json
 import threading
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from serving import COUNT, LAST, picture, pieces, sound
 
+from jaxmem.data.media.events import Event
 from jaxmem.data.media.picture import encode_png
+from jaxmem.data.media.types import End
 from jaxmem.memory.baselines import Recent, Uniform
 from jaxmem.serve.outbox import Outbox
 from jaxmem.session import Session
@@ -206,3 +210,59 @@ def test_messages_wait_for_a_slow_reader_only_so_long():
         return await closed.get(), await closed.get()
 
     assert asyncio.run(read()) == ({"type": "error"}, None)
+
+
+class Camera:
+    """In place of a camera: it gives a piece, breaks off until it is `back`, and gives another."""
+
+    kind, name, where, end = "camera", "rtsp://cam/live", "rtsp://cam/live", End(2.0, "over", "end")
+
+    def __init__(self):
+        self.back, self.lost = threading.Event(), threading.Event()
+
+    def plain(self, lost=None):
+        return {"kind": self.kind, "name": self.name, "over": None, "lost": lost}
+
+    def open(self, model, after, told):
+        self.told, self.media = told, model.media
+        return self
+
+    def __iter__(self):
+        piece = SimpleNamespace(
+            frames=np.zeros((1, *self.media.size, 3), np.uint8),
+            samples=np.zeros(round(self.media.sample_rate), np.float32),
+        )
+        yield piece
+        self.told(Event(0.5, "damaged", "a frame is damaged"))
+        self.told(Event(1.0, "stalled", "no data; opening the source again"))
+        self.lost.set()
+        assert self.back.wait(60)
+        self.told(Event(1.0, "resumed", "after 2.0 s without the source"))
+        yield piece
+
+    def close(self):
+        self.back.set()
+
+
+def test_a_camera_that_is_lost_is_said_to_be_and_found_again(client, hub, tidy):
+    camera, heard = Camera(), []
+    served, late = hub.create([hub.usual]) + hub.create([hub.usual])
+    served.publish.add(lambda message: heard.append((message["type"], message.get("message"))))
+    hub.read([served], camera)
+    assert camera.lost.wait(60)
+    (reading,) = set(hub._readings.values())
+    reading.add(late)  # a second memory joins meanwhile
+    for one in (served, late):
+        found = client.get(f"/v1/streaming/sessions/{one.id}").json()["source"]
+        assert found["lost"] == "no data; opening the source again" and found["over"] is None
+    camera.back.set()
+    reading._thread.join(60)
+    assert [one for one in heard if one[0].startswith("source.")] == [
+        ("source.started", None),
+        ("source.lost", "no data; opening the source again"),
+        ("source.resumed", "after 2.0 s without the source"),
+        ("source.ended", None),
+    ]
+    assert served.source["lost"] is late.source["lost"] is None and served.source["over"] == "over"
+    assert (served.pieces, late.pieces) == (2, 1)
+    assert "jaxmem_sources_lost_total 1.0" in client.get("/metrics").text

@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.error import ExitError
 from av.stream import Disposition
 
-from jaxmem.data.media.events import Log
+from jaxmem.data.media.events import Log, cause
 from jaxmem.data.media.library import discard
 from jaxmem.data.media.timeline import Timeline
 
@@ -218,10 +218,10 @@ class Packets:
                 time.sleep(0.005)
                 self._source = self.container.demux(*self.streams.values())
             except (ExitError, TimeoutError) as error:
-                self._fail("stalled", f"the source gave no data in time ({error})")
+                self._fail("stalled", f"the source gave no data in time ({cause(error)})")
                 return
             except (av.FFmpegError, OSError) as error:
-                self._fail("damaged", f"reading failed ({error})")
+                self._fail("damaged", f"reading failed ({cause(error)})")
                 return
             except Exception as error:  # of the library's own making, at the end of odd files
                 self.done = True
@@ -290,7 +290,7 @@ class Decoder:
             except EOFError:
                 pass
             except Exception as error:  # whatever the library makes of a damaged packet
-                self._damage(getattr(error, "strerror", None) or str(error), now)
+                self._damage(cause(error), now)
         frame = self._frames.popleft()
         if frame.is_corrupt:
             self._damage("a frame decoded with errors", now)

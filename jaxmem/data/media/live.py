@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from jaxmem.data.media.events import Event
 from jaxmem.data.media.reader import MediaReader
 from jaxmem.data.media.source import Found, Waiting, close
 from jaxmem.data.media.types import End, Piece
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # s, before a lost source is opened again
-ATTEMPTS = 10  # without a single piece, then a lost source is given up
+ATTEMPTS = 10  # without a single piece, then a lost source is given up; `keep_on` sets no end
+LOST, RESUMED = "stalled", "resumed"  # kinds of events
 _JOIN = 0.1  # s that `close` waits for a thread that reads
 
 
@@ -35,6 +37,7 @@ class LiveReader(MediaReader):
         """
         self._found, self._closing = found, closing
         self.again: Callable[..., MediaReader] | None = None
+        self._forever = False
         self._inside = threading.Lock()
         self._closed = False
         self._part: MediaReader | None = None  # the source, opened again
@@ -52,6 +55,10 @@ class LiveReader(MediaReader):
             finally:
                 if self._closing.is_set():
                     self._close()
+
+    def keep_on(self, told: Callable[[Event], None]) -> None:
+        """Opens a lost source again for as long as it takes, and tells all events as they come."""
+        self._forever, self._log.told = True, told
 
     def close(self) -> None:
         """Closes the source, or lets the thread that reads it do so; never waits for data."""
@@ -93,7 +100,7 @@ class LiveReader(MediaReader):
                     continue
                 why = getattr(self._found.opened, "late", None)  # of a growing file
                 if why is not None and self.end is not None:
-                    self._log(self.end.time, "stalled", why)
+                    self._log(self.end.time, LOST, why)
                 raise
 
     def _continue(self, part: MediaReader) -> Piece:
@@ -121,10 +128,11 @@ class LiveReader(MediaReader):
         lost = end is not None and (end.kind in ("stalled", "damaged") or not recorded)
         if self.again is None or end is None or not lost or end.kind == "stop":
             return False
-        self._log(end.time, "stalled", f"{end.reason}; opening the source again")
+        why = "the source ended" if end.kind == "end" else end.reason
+        self._log(end.time, LOST, f"{why}; opening the source again")
         begin = time.monotonic()
-        while self._attempts < ATTEMPTS:
-            pause = min(FIRST_PAUSE * 2**self._attempts, LONGEST_PAUSE)
+        while self._forever or self._attempts < ATTEMPTS:
+            pause = min(FIRST_PAUSE * 2 ** min(self._attempts, ATTEMPTS), LONGEST_PAUSE)
             self._attempts += 1
             if self._closing.wait(pause):
                 return False
@@ -137,6 +145,7 @@ class LiveReader(MediaReader):
                 continue
             self.end = None
             waited = time.monotonic() - begin
-            self._log(self._reached, "resumed", f"after {waited:.1f} s without the source")
+            self._log(self._reached, RESUMED, f"after {waited:.1f} s without the source")
             return True
+        self.end = end._replace(reason=f"{why}; opening it again failed ({ATTEMPTS} attempts)")
         return False

@@ -14,7 +14,7 @@ import av
 
 from jaxmem.data.media.audio import AudioTrack
 from jaxmem.data.media.demux import Kind, Packets, choose_stream, describe_streams
-from jaxmem.data.media.events import Event, Log
+from jaxmem.data.media.events import Event, Log, cause
 from jaxmem.data.media.live import LiveReader
 from jaxmem.data.media.reader import StalledError
 from jaxmem.data.media.source import Found, close, find
@@ -192,20 +192,25 @@ def _open(
 ) -> Any:
     """An open container; a ValueError if PyAV cannot open it, or takes a text file for a film."""
     name, limit, begin = found.name, timeout if found.remote else None, time.monotonic()
+    if found.remote and str(found.opened).startswith(("rtsp:", "rtsps:")):
+        # By TCP if the server can: UDP is lost while the reader is busy, as with compiling.
+        options = {"rtsp_flags": "prefer_tcp", **(options or {})}
     try:
         more = {"format": format, "options": options, "timeout": limit}
         container = av.open(found.opened, "r", metadata_errors="replace", **more)
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
-        cause = getattr(error, "strerror", None) or str(error)
+        why = cause(error)
         late = limit is not None and time.monotonic() - begin >= limit
         if late or isinstance(error, TimeoutError):
             # Some protocols call the end of the time that they were given an error of the data.
-            cause = f"no answer in {limit:g} s" if late else cause
-            raise ValueError(f"{name}: cannot be opened: {cause}") from error
+            why = f"no answer in {limit:g} s" if late else why
+            raise ValueError(f"{name}: cannot be opened: {why}") from error
+        check = "that it exists, is complete (an mp4 cut short has lost its index) and is media"
+        if found.remote and format is None:
+            check = "its host and path, and give scheme://NAME:PASSWORD@HOST/PATH if it asks for it"
         raise ValueError(
-            f"{name}: cannot be opened as audio or video: {cause}. Check that it exists, is "
-            "complete (an mp4 cut short has lost its index) and is media; a device or a raw "
-            "stream needs format="
+            f"{name}: cannot be opened as audio or video: {why}. Check {check}; a device or a "
+            "raw stream needs format="
         ) from error
     if format is None and container.format.name == "tty":
         container.close()

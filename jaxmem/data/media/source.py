@@ -11,11 +11,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SECRET = re.compile(rf"\A({_ADDRESS.pattern})[^/?#]*@")
 # Forms of FFmpeg without a double slash.
 _PREFIXES = ("async:", "bluray:", "cache:", "concat:", "concatf:", "crypto:", "data:", "fd:")
 _STANDARD_INPUT = ("-", "pipe:", "pipe:0")
 _LISTS = (".m3u8", ".m3u", ".mpd", ".sdp")  # files that say where the media is
 _POLL = 0.1  # s
+
+
+def without_secret(text: str) -> str:
+    """Returns an address, or a text that begins with one, without its name and password."""
+    return _SECRET.sub(r"\1", text, count=1)
 
 
 class Found(NamedTuple):
@@ -163,7 +169,8 @@ def _path(
         return Found(path, Waiting(number, timeout, closing, at_end=nobody), False, False), False
     address = _ADDRESS.match(path) or path.startswith((*_PREFIXES, "pipe:", "subfile,"))
     if (format is not None and not format.startswith("image2")) or address:
-        return Found(path, path, path.startswith(("http:", "https:")), True), False
+        name, seekable = without_secret(path), path.startswith(("http:", "https:"))
+        return Found(name, path, seekable, True), False
     if "%" in path and not mode:  # numbered pictures
         return Found(path, whole, False, False), False
     if not mode:

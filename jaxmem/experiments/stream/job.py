@@ -13,6 +13,7 @@ from rich.progress import Progress as RichProgress
 
 from jaxmem.data.media.live import LiveReader
 from jaxmem.data.media.prefetch import HURRY, prefetch
+from jaxmem.data.media.source import without_secret
 from jaxmem.decoder.placing import check_mesh
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.experiments.devices import mesh_of, spread, told
@@ -151,7 +152,7 @@ def plan(job: Job, source: Source, reader: LiveReader) -> Plan:
     model, config = job.model, job.config
     length = length_of(source, reader)
     if job.resumed is not None:
-        job.resumed.check(job.names, source.path)
+        job.resumed.check(job.names, source.name)
     if length is not None and length < job.chunks * job.chunk_pieces * model.media.piece_seconds:
         job = replace(job, chunks=1)  # no segment would be whole: one program less to compile
     # A silent video has no audio to keep slots for, whatever the model hears.
@@ -180,7 +181,7 @@ def perform(plan: Plan, console: Console, stop: Stop, typed: Terminal | None = N
     for line in _announced(plan):
         console.print(line, markup=False)
     progress = Progress() if job.resumed is None else job.resumed.progress
-    saver = Saver(job.config, plan.source.path, progress)
+    saver = Saver(job.config, plan.source.name, progress)
     with count_compilations() as counted, prefetch(_segments(plan)) as ahead:
         with stop.raising():
             streams = _warm(plan, console)
@@ -209,7 +210,7 @@ def perform(plan: Plan, console: Console, stop: Stop, typed: Terminal | None = N
         if progress.interrupted:
             raise KeyboardInterrupt
         reason = reader.end.reason if reader.end else "it gave no piece"
-        raise UnreadableError(f"{plan.source.path}: nothing was read: {reason}.")
+        raise UnreadableError(f"{plan.source.name}: nothing was read: {reason}.")
     compiled = Compilations(*before, counted.count - before[0])
     report = _report(plan, streams, progress, wall, compiled)
     return Done(job, report, tuple(streams), plan.source, saver.failed)
@@ -220,7 +221,7 @@ def _announced(plan: Plan) -> list[str]:
     job, config = plan.job, plan.job.config
     price = lambda one: size(footprint(one.memory, plan.spec).device)
     names = ", ".join(f"{one.name} ({price(one)})" for one in plan.contestants)
-    lines = [f"streaming {plan.source.path} through {job.model.name} with {names}"]
+    lines = [f"streaming {plan.source.name} through {job.model.name} with {names}"]
     if job.budget.slots is not None and job.budget.slots > plan.contestants[0].slots > 0:
         most = plan.contestants[0].slots
         lines.append(f"--budget {config.budget}: {most} slots hold all of the stream, as taken")
@@ -277,7 +278,7 @@ def _report(
     return Report(
         model=model.name,
         note=model.note,
-        source=plan.source.path,
+        source=plan.source.name,
         seconds=progress.time,
         chunk_seconds=job.chunk_pieces * model.media.piece_seconds,
         tokens=tokens,
@@ -325,7 +326,8 @@ def _ending(progress: Progress, reader: LiveReader) -> Ending:
 
 
 def _plain(config: dict[Any, Any]) -> dict[Any, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
+    plain = lambda v: str(v) if isinstance(v, Path) else v
+    return {k: without_secret(v) if isinstance(v, str) else plain(v) for k, v in config.items()}
 
 
 def _mover(bar: RichProgress, length: float | None, begin: float) -> Callable[[float], None]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jaxmem.data.media.live import LiveReader
 from jaxmem.data.media.prefetch import apart
+from jaxmem.data.media.source import without_secret
 from jaxmem.data.world.files import held_out
 from jaxmem.data.world.world import split_seed, world
 from jaxmem.experiments.devices import places_of
@@ -43,6 +44,11 @@ class Source:
     happened: tuple[Span, ...] = ()
     stop: float | None = None  # seconds to stream; None: all of it
     options: Mapping[str, Any] = field(default_factory=dict)  # of `open_media`
+
+    @property
+    def name(self) -> str:
+        """Return the path as reports and saves have it: without the password of an address."""
+        return without_secret(self.path)
 
 
 def find_model(config: StreamConfig, console: Console) -> Model:

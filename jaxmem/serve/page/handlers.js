@@ -1,5 +1,12 @@
 // What a server says -> what becomes of it in a `Stream`.
 
+/** Note that a session's camera broke off, and how; or with null that it is there again. */
+function noteLoss(stream, id, lost) {
+  const found = stream.sessions.find((one) => one.id === id);
+  if (found?.source) found.source = { ...found.source, lost };
+  stream.changed("sessions");
+}
+
 export const HANDLERS = {
   "session.created": (stream, message) => {
     const first = stream.sessions.length === 0;
@@ -67,6 +74,11 @@ export const HANDLERS = {
   "source.started": (stream, { session, source }) => {
     Object.assign(stream.sessions.find((one) => one.id === session) ?? {}, { source });
     stream.changed("sessions");
+  },
+  "source.lost": (stream, { session, message }) => noteLoss(stream, session, message),
+  "source.resumed": (stream, { session, message }) => {
+    noteLoss(stream, session, null);
+    stream.note(`The source is there again, ${message}.`);
   },
   "source.ended": (stream, { session, why }) => {
     const found = stream.sessions.find((one) => one.id === session);

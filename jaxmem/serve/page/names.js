@@ -21,5 +21,6 @@ export function streamState(session) {
   if (session.state === "failed") return "failed";
   if (session.state !== "open") return "ended";
   if (session.source?.over) return `at its end, ${at}`;
+  if (session.source?.lost) return `lost its source, at ${at}`;
   return session.source || session.stats?.lag ? `at ${at}` : `waits at ${at}`;
 }

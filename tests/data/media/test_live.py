@@ -17,6 +17,7 @@ from stalling import serving
 from jaxmem.data.media import live
 from jaxmem.data.media.media import open_media
 from jaxmem.data.media.prefetch import apart, left_running, prefetch
+from jaxmem.data.media.source import without_secret
 
 QUICK = {"options": {"probesize": "40000", "analyzeduration": "200000"}}
 
@@ -97,6 +98,43 @@ def test_a_live_address_is_opened_again(ts, monkeypatch):
     with serving(data, *lengths) as address, open_media(address, stop=4.0, **settings) as reader:
         assert list(reader)[-1].start == 3
     assert reader.end == (4.0, "stop=4 s was reached", "stop")
+
+
+def test_a_camera_is_opened_again_for_ever_and_tells_at_once(ts, monkeypatch):
+    """It breaks off, and is away for three attempts; otherwise one of them would be the last."""
+    monkeypatch.setattr(live, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(live, "ATTEMPTS", 1)
+    data, told = ts.read_bytes(), []
+    lengths, settings = (
+        (len(data), 0, 0, 0, len(data)),
+        {"timeout": 0.4, "reconnect": True, **QUICK},
+    )
+    with serving(data + bytes(500_000), *lengths) as address, open_media(address, **settings) as r:
+        r.keep_on(lambda event: told.append(event.kind))
+        for _ in r:
+            if told == ["stalled", "resumed"]:
+                break
+    assert told == ["stalled", "resumed"] and r.end.kind == "stop"
+    with serving(data + bytes(500_000), *lengths) as address, open_media(address, **settings) as r:
+        assert len(list(r)) >= 2
+    assert r.end.kind == "stalled" and "opening it again failed (1 attempts)" in r.end.reason
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("rtsp://me:se@cret@host/live", "rtsp://host/live"),
+        ("http://me:secret@host?a=b@c", "http://host?a=b@c"),
+        ("rtsp://host/a@b", "rtsp://host/a@b"),
+        ("talk at 12:30 http://a:b@c", "talk at 12:30 http://a:b@c"),
+    ],
+)
+def test_names_and_passwords_are_kept_out_of_messages(address, name):
+    assert without_secret(address) == name
+    if address != name and "host" not in address.partition("@")[0]:
+        with pytest.raises(ValueError, match="NAME:PASSWORD") as refused:
+            open_media(address.replace("host", "127.0.0.1:9"), timeout=5.0)
+        assert "secret" not in str(refused.value) and "se@" not in str(refused.value)
 
 
 def test_closing_while_a_thread_reads_leaves_it_alone(ts):
