@@ -4,43 +4,46 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from jaxmem.bound import Bound, bind
+from jaxmem.bound import Bound
 from jaxmem.decoder.placing import DATA, check_mesh, placed, spread_nbytes
 from jaxmem.decoder.program import Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.memory.base import AnyMemory
-from jaxmem.memory.options import NAMES, worded
+from jaxmem.memory.options import NAMES
 from jaxmem.models.base import Model
-from jaxmem.programs import compile, memory_for, stream_tokens
+from jaxmem.programs import compile
 from jaxmem.report.numbers import size
 from jaxmem.serve.engine import Engine
-from jaxmem.serve.lanes import check_lanes, lane_shapes
-from jaxmem.serve.limits import RefusedError, shown
+from jaxmem.serve.lanes import check_lanes
+from jaxmem.serve.limits import RefusedError
 from jaxmem.serve.live import Live
+from jaxmem.serve.once import Once
 from jaxmem.serve.parts import check_parts, parts_of
-from jaxmem.serve.stepper import lowered_step
-from jaxmem.serve.wanting import Wanted
+from jaxmem.serve.pricing import lane_nbytes, step_nbytes
+from jaxmem.serve.wanting import Wanted, make_memory
 from jaxmem.session import Session
 from jaxmem.typing import Array
 
-BANK_SECONDS = 3600.0
-"""Of stream that a bank has room for, in memories that have one."""
-BITS, REHEARSING = "bits", "jaxmem-rehearse"
-REHEARSING_SECONDS = 0.2
+REHEARSING, REHEARSING_SECONDS = "jaxmem-rehearse", 0.2
 LEAST = "96"
 """Slots that a memory is tried with, to see whether it runs at all."""
 
 
 class Engines:
-    """Engines by what clients want. Its methods may be called on any thread."""
+    """Engines by what clients want. Its methods may be called on any thread.
+
+    An engine is priced, compiled and begun on the thread that asks for it first. Others who want
+    the same one wait for that; those who want another one do not.
+    """
 
     def __init__(
         self,
@@ -76,41 +79,19 @@ class Engines:
             check_mesh(mesh, model.decoder.kv_heads)
         check_parts(lanes, 1 if mesh is None else mesh.shape[DATA])
         params = placed(mesh, model.params, model.decoder.stacks)  # once for all engines
-        self.model, self.lanes, self.chunk_pieces = (
-            model._replace(params=params),
-            lanes,
-            chunk_pieces,
-        )
-        self.mesh = mesh
+        self.model, self.lanes = model._replace(params=params), lanes
+        self.mesh, self.chunk_pieces = mesh, chunk_pieces
         self.limit, self.memories, self.rehearse = nbytes, memories, rehearse
         self._drawing: dict[str, Any] = {"sampling": sampling, "key": key}
+        self._lock = threading.RLock()  # of what follows; never held while something is compiled
         self._engines: dict[Wanted, Engine] = {}
+        self._starting = Once[Engine]()
+        self._reserved: dict[Wanted, int] = {}  # bytes of those that are being started
+        self._users = Counter[Wanted]()  # streams that are being opened
+        self._closings = 0
         self._prices: dict[tuple[Wanted, int], int] = {}
         self._known: set[Wanted] = set()
-        self._lock = threading.RLock()
         self._weights = spread_nbytes(params)
-
-    def memory(self, wanted: Wanted) -> AnyMemory:
-        """Return the memory that a client wants.
-
-        Raises:
-          ValueError: if there is none of that name, or it does not take its budget and options.
-        """
-        model, options = self.model, dict(wanted.options)
-        bits = options.pop(BITS, None)
-        for name in set(options) & set(worded(wanted.memory)):
-            kind = worded(wanted.memory)[name].type
-            if Path in (kind, *get_args(kind)):
-                raise RefusedError(f"option {name} is a file of the server; leave it out.")
-        more = {"tokens": stream_tokens(model, BANK_SECONDS), BITS: bits}
-        if wanted.memory == "full":
-            more["tokens"] = None  # what it holds is said with `capacity`
-        try:
-            return memory_for(model, wanted.memory, wanted.budget, **more, **options)
-        except TypeError as error:
-            raise RefusedError(
-                f"the options {shown(options)} of memory {wanted.memory} do not fit: {error}."
-            ) from error
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -118,8 +99,7 @@ class Engines:
         found = []
         for name in NAMES:
             try:
-                memory = self.memory(Wanted(name, LEAST))
-                check_lanes(self._program(memory))
+                check_lanes(self._program(make_memory(self.model, Wanted(name, LEAST))))
                 found.append(name)
             except ValueError:
                 pass
@@ -131,8 +111,8 @@ class Engines:
         Raises:
           ValueError: if there is no such memory, or no room for it.
         """
-        with self._lock:
-            return self._of(wanted)
+        with self._used(wanted) as engine:
+            return engine
 
     def open(self, wanted: Wanted, saved: Path | None = None, name: str | None = None) -> Live:
         """Return a new stream of the memory that a client wants.
@@ -143,48 +123,87 @@ class Engines:
           name: of the stream, where several are saved there.
 
         Raises:
-          ValueError: if there is no room for it, or as by `memory` and `Session.restore`.
+          ValueError: if there is no room for it, or as by `start` and `Session.restore`.
         """
-        with self._lock:
-            engine = self._of(wanted)
+        with self._used(wanted) as engine:
             session = None
             if saved is not None:
                 more = {**self._drawing, "chunk_pieces": self.chunk_pieces, "name": name}
                 session = Session.restore(saved, self.model, engine.memory, **more)
-            if len(engine.streams) >= engine.lanes:
+            try:
+                return engine.open(session)
+            except ValueError as error:
+                if engine.closed or len(engine.streams) < engine.lanes:
+                    raise
                 raise RefusedError(
                     f"all {engine.lanes} lanes of {wanted.memory} with a budget of "
                     f"{wanted.budget} are taken ({size(engine.nbytes)} each): close a session, or "
                     "start the server with more --lanes.",
                     "full",
                     503,
-                )
-            return engine.open(session)
+                ) from error
 
-    def _of(self, wanted: Wanted) -> Engine:
-        """Return the engine of a memory, which may have to be started."""
+    @contextmanager
+    def _used(self, wanted: Wanted) -> Iterator[Engine]:
+        """Yield the engine of a memory, which may have to be started; it is not let go meanwhile.
+
+        Raises:
+          ValueError: as `start`.
+        """
+        with self._lock:
+            self._users[wanted] += 1
+        try:
+            yield self._found(wanted) or self._starting.make(wanted, partial(self._start, wanted))
+        finally:
+            with self._lock:
+                self._users[wanted] -= 1
+
+    def _found(self, wanted: Wanted) -> Engine | None:
         found = self._engines.get(wanted)
-        if found is not None and not found.closed:
+        return None if found is None or found.closed else found
+
+    def _start(self, wanted: Wanted) -> Engine:
+        """Start an engine, if there is room for it and it was not started meanwhile."""
+        if (found := self._found(wanted)) is not None:
             return found
-        memory = self.memory(wanted)
-        if wanted not in self._known and len(self._known) >= self.memories:
-            known = ", ".join(sorted({one.memory for one in self._known}))
-            raise RefusedError(
-                f"the server has compiled {self.memories} different memories, budgets and options "
-                f"already ({known}), and takes no other: use one of these.",
-                "memories",
-                503,
-            )
-        program = self._program(memory)
-        check_lanes(program)
-        more = {"chunk_pieces": self.chunk_pieces, "mesh": self.mesh, **self._drawing}
-        engine = Engine(self.model, memory, lanes=self._lanes(wanted, program), **more)
-        self._known.add(wanted)
-        self._engines[wanted] = engine
+        closings = self._closings
+        try:
+            program = self._program(make_memory(self.model, wanted))
+            check_lanes(program)
+            lanes = self._lanes(wanted, program)
+            self._note(wanted)
+            more = {"chunk_pieces": self.chunk_pieces, "mesh": self.mesh, **self._drawing}
+            engine = Engine(self.model, program.memory, lanes=lanes, **more)
+            with self._lock:
+                if self._closings == closings:
+                    self._engines[wanted] = engine
+        finally:
+            with self._lock:
+                self._reserved.pop(wanted, None)
+        if self._closings != closings:
+            engine.close()
+            raise RefusedError("the server stops: begin when it runs again.", "stopping", 503)
         if self.rehearse:
             work = partial(self._rehearse, engine)
             threading.Thread(target=work, name=REHEARSING, daemon=True).start()
         return engine
+
+    def _note(self, wanted: Wanted) -> None:
+        """Count a memory that is compiled, also if it is refused later: what is compiled stays.
+
+        Raises:
+          RefusedError: if there are too many.
+        """
+        with self._lock:
+            if wanted not in self._known and len(self._known) >= self.memories:
+                known = ", ".join(sorted({one.memory for one in self._known}))
+                raise RefusedError(
+                    f"the server has compiled {self.memories} different memories, budgets and "
+                    f"options already ({known}), and takes no other: use one of these.",
+                    "memories",
+                    503,
+                )
+            self._known.add(wanted)
 
     def _program(self, memory: AnyMemory) -> Program:
         return compile(self.model, memory, chunk_pieces=self.chunk_pieces, mesh=self.mesh)
@@ -207,15 +226,15 @@ class Engines:
         lanes, limit = self.lanes, self.limit
         if limit is None:
             return lanes
-        bound = jax.eval_shape(partial(bind, program), self.model.params)
-        parts = parts_of(program)
-        state = spread_nbytes(lane_shapes(program, bound, parts)) // parts
+        (bound, state), parts = lane_nbytes(self.model, program), parts_of(program)
         while True:
             needed = lanes * state
             if needed + self.nbytes <= limit:  # or else it would be compiled for nothing
                 needed = self._price(wanted, program, bound, lanes, state)
-            if needed + self.nbytes <= limit:
-                return lanes
+                with self._lock:
+                    if needed + self.nbytes <= limit:
+                        self._reserved[wanted] = needed
+                        return lanes
             if self._let_go():
                 continue
             if lanes == parts:
@@ -233,31 +252,37 @@ class Engines:
     def _price(self, wanted: Wanted, program: Program, bound: Bound, lanes: int, state: int) -> int:
         """Return the bytes of an engine: its states, and what its widest step needs besides."""
         if (wanted, lanes) not in self._prices:
-            self._known.add(wanted)  # also if it is refused: what is compiled stays
-            step = lowered_step(self.model, program, bound, lanes, lanes).compile()
-            found = step.memory_analysis()  # of one device
-            temporary = 0 if found is None else found.temp_size_in_bytes
-            devices = 1 if self.mesh is None else self.mesh.size
-            self._prices[wanted, lanes] = lanes * state + devices * temporary
+            self._note(wanted)
+            step = step_nbytes(self.model, program, bound, lanes)
+            self._prices[wanted, lanes] = lanes * state + step
         return self._prices[wanted, lanes]
 
     @property
     def nbytes(self) -> int:
         """Return the bytes of the weights, and of all engines as they were priced."""
         with self._lock:
-            return self._weights + sum(
-                self._prices.get((wanted, one.lanes), one.lanes * one.nbytes)
-                for wanted, one in self._engines.items()
+            return (
+                self._weights
+                + sum(self._reserved.values())
+                + sum(
+                    self._prices.get((wanted, one.lanes), one.lanes * one.nbytes)
+                    for wanted, one in self._engines.items()
+                )
             )
 
     def _let_go(self) -> bool:
         """Close an engine that no stream uses; return whether there was one."""
-        for wanted, engine in self._engines.items():
-            if engine.closed or not engine.streams:
-                engine.close()
-                del self._engines[wanted]
-                return True
-        return False
+        with self._lock:
+            unused = (
+                wanted
+                for wanted, one in self._engines.items()
+                if one.closed or not (one.streams or self._users[wanted])
+            )
+            found = next(unused, None)
+            engine = None if found is None else self._engines.pop(found)
+        if engine is not None:
+            engine.close()
+        return engine is not None
 
     @property
     def streams(self) -> Mapping[Wanted, tuple[int, int]]:
@@ -269,6 +294,7 @@ class Engines:
     def close(self) -> None:
         """Close all engines; answers that are being written are finished."""
         with self._lock:
+            self._closings += 1
             engines = list(self._engines.values())
             self._engines.clear()
         for engine in engines:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -24,6 +25,16 @@ from jaxmem.serve.wire import read_base64, read_body, read_json, read_picture
 CHAT = "/v1/chat/completions"
 SESSION = "x-streaming-session"
 """Header that names the session which is asked."""
+STAMP = re.compile(r"<(\d+(?:\.\d+)?) seconds>")
+"""A text before a picture that says its time, as clients write it for Qwen3-VL."""
+
+
+class Media(NamedTuple):
+    """A picture, video or sound of a message."""
+
+    kind: str  # of its part
+    url: str
+    at: float | None = None  # seconds, of a picture; None: a frame after the last one
 
 
 class Chat:
@@ -49,7 +60,7 @@ class Chat:
         else:
             raise RefusedError(
                 f"there is nothing to see: name a session in the header {SESSION}, or give a part "
-                "with video_url or image_url."
+                "with video_url, image_url or audio_url."
             )
         outbox = Outbox(self.limits.events)
         served.publish.add(outbox)
@@ -90,15 +101,15 @@ class Chat:
         found = {key: body.get(key) for key in ("memory", "budget", "options")}
         return found | ({"memory": memory} if memory and given != self.model.name else {})
 
-    def _watch(self, memory: Mapping[str, Any], media: Sequence[tuple[str, str]]) -> Served:
-        """Return a session that has seen pictures and videos."""
+    def _watch(self, memory: Mapping[str, Any], media: Sequence[Media]) -> Served:
+        """Return a session that has seen pictures and videos, and heard sounds."""
         (served,) = self.hub.create([self.hub.wanted(memory)], brief=True, lasting=False)
         try:
-            for i, (kind, url) in enumerate(media):
+            for i, (kind, url, at) in enumerate(media):
                 if kind == "image_url":
                     data = read_base64(url, "an image_url", self.limits.frame_bytes)
                     picture = read_picture(served, data, self.limits)
-                    served.push(picture, at=i / served.media.fps)
+                    served.push(picture, at=i / served.media.fps if at is None else at)
                 else:
                     self._see(served, url)
             served.finish()
@@ -108,13 +119,13 @@ class Chat:
         return served
 
     def _see(self, served: Served, url: str) -> None:
-        """Feed all of a video to a session."""
+        """Feed all of a video or a sound to a session."""
         path = None
         if url.startswith("data:"):
-            data = read_base64(url, "a video_url", self.limits.chat_bytes)
+            data = read_base64(url, "a video or a sound", self.limits.chat_bytes)
             path = self.hub.upload()
             path.write_bytes(data)
-            source = Source("file", str(path), "video_url")
+            source = Source("file", str(path), "data")
         else:
             source = self.hub.allowed.find(url.removeprefix("file://"))
         if source.kind != "file":
@@ -186,32 +197,40 @@ class Chat:
         }
 
 
-def read_messages(messages: object) -> tuple[str, list[tuple[str, str]]]:
-    """Return the text of the last message, and pictures and videos of all as (kind, address).
+def read_messages(messages: object) -> tuple[str, list[Media]]:
+    """Return the text of the last message, and pictures, videos and sounds of all.
 
-    Earlier texts are not read: what a session remembers is its stream.
+    Earlier texts are not read: what a session remembers is its stream. Nor are time stamps: they
+    are the times of the pictures behind them.
 
     Raises:
       RefusedError: if there is no text, or a part of another kind.
     """
     if not isinstance(messages, list) or not messages:
         raise RefusedError(f"messages must be a list of messages, got {shown(messages)}.")
-    text, media = "", []
+    text, media = "", list[Media]()
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):
             raise RefusedError(f"a message must have content, got {shown(message)}.")
-        texts = []
+        texts: list[str] = []
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text":
                 texts.append(str(part.get("text", "")))
-            elif kind in ("image_url", "video_url"):
-                media.append((kind, _url(part.get(kind))))
+            elif kind == "image_url":
+                stamp = STAMP.fullmatch(texts[-1].strip()) if texts else None
+                media.append(Media(kind, _url(part.get(kind)), stamp and float(stamp[1])))
+                texts = texts[:-1] if stamp else texts
+            elif kind in ("video_url", "audio_url"):
+                media.append(Media(kind, _url(part.get(kind))))
+            elif kind == "input_audio" and isinstance(part.get(kind), dict):
+                media.append(Media("audio_url", f"data:,{part[kind].get('data')}"))
             else:
                 raise RefusedError(
-                    f"a part must be text, image_url or video_url, got {shown(part)}."
+                    "a part must be text, image_url, video_url, audio_url or input_audio, got "
+                    f"{shown(part)}."
                 )
         text = " ".join(texts).strip()
     return text, media

@@ -37,7 +37,7 @@ class Table:
         self.listener: Publish = lambda message: None
         self._sessions: dict[str, Served] = {}
         self._lock = threading.RLock()  # of what is in tables
-        self._opening = threading.RLock()  # sessions begin one by one, which may take a compiler
+        self._beginning: set[str] = set()  # names of those that wait for an engine
 
     @property
     def sessions(self) -> list[Served]:
@@ -132,6 +132,8 @@ class Table:
     def begin(self, name: str, wanted: Wanted, make: Callable[[], Live], **more: Any) -> Served:
         """Begin a session of the stream that a function makes, if there is room for one.
 
+        The function may have to wait for the compiler; other sessions begin meanwhile.
+
         Args:
           name: its id.
           wanted: its memory.
@@ -141,21 +143,30 @@ class Table:
         Raises:
           ValueError: if there is no room.
         """
-        with self._opening:
+        with self._lock:
             self._check_room(name)
+            self._beginning.add(name)
+        try:
             served = Served(name, wanted, make(), self.limits, **more)
             served.publish.add(self.listener)
             with self._lock:
                 self._sessions[name] = served
+        finally:
+            with self._lock:
+                self._beginning.discard(name)
+        if self.stopping:
+            self.close(served, STOPPING)
+            self.check_running()
         return served
 
     def _check_room(self, name: str) -> None:
         self.check_running()
-        if name in self._sessions or any(name == one.stream for one in self.sessions):
+        taken = {*self._sessions, *self._beginning, *(one.stream for one in self.sessions)}
+        if name in taken:
             raise RefusedError(f"there is a session {name} already; name another.", "taken", 409)
-        if len(self._sessions) >= self.limits.sessions:
+        if len(self._sessions) + len(self._beginning) >= self.limits.sessions:
             raise RefusedError(
-                f"{len(self._sessions)} sessions are open, more are not taken: close one, or wait "
+                f"{self.limits.sessions} sessions are open, more are not taken: close one, or wait "
                 "until one ends.",
                 "full",
                 503,

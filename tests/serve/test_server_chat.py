@@ -1,16 +1,21 @@
 """Chat completions as clients of OpenAI's interface send them."""
 
 import base64
+import io
 import json
+import wave
+from pathlib import Path
 
 import pytest
-from serving import COUNT, LAST, picture, pieces
+from serving import COUNT, LAST, picture, pieces, sound
 
 from jaxmem.data.media.picture import encode_png
 from jaxmem.memory.baselines import Recent
+from jaxmem.serve.gathering import Gatherer
 from jaxmem.session import Session
 
 pytest.importorskip("starlette")
+LAST_SOUND = "what was the last sound"
 CHAT, SESSIONS = "/v1/chat/completions", "/v1/streaming/sessions"
 
 
@@ -72,11 +77,53 @@ def test_pictures_and_videos_of_a_message_are_watched_and_forgotten(client, mode
     assert not hub.sessions
 
 
+def test_pictures_have_the_times_of_their_stamps_and_sounds_are_heard(client, model, hub):
+    session, times = Session(model, Recent(24)), (0.0, 1.5, 3.0, 3.5)
+    gatherer, made = Gatherer(model.media), []
+    for i, at in enumerate(times):
+        made += gatherer.picture(picture(i), 0.0, at)
+    for piece in made + gatherer.flush():
+        session.feed(piece)
+    stamped = [{"type": "text", "text": f"<{at} seconds>"} for at in times]
+    parts = [x for pair in zip(stamped, images(4), strict=True) for x in pair]
+    found = client.post(CHAT, json={"messages": message(COUNT, *parts)}).json()
+    assert found["choices"][0]["message"]["content"] == session.ask(COUNT).text
+    assert found["usage"]["prompt_tokens"] == len(model.tokenize(COUNT))
+    heard = io.BytesIO()
+    with wave.open(heard, "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(sound(0, 3.0).tobytes())
+    session.reset()
+    (path := Path(hub._folder.name) / "heard.wav").write_bytes(heard.getvalue())
+    text = session.watch(path).ask(LAST_SOUND).text
+    path.unlink()
+    data = {"data": base64.b64encode(heard.getvalue()).decode(), "format": "wav"}
+    for part in (
+        {"type": "input_audio", "input_audio": data},
+        {"type": "audio_url", "audio_url": url(heard.getvalue(), "audio/wav")},
+    ):
+        found = client.post(CHAT, json={"messages": message(LAST_SOUND, part)}).json()
+        assert found["choices"][0]["message"]["content"] == text
+    assert not hub.sessions
+
+
 WRONG = {
     "nothing to see": ({"messages": message(LAST)}, 400, "x-streaming-session"),
     "no messages": ({"messages": []}, 400, "list of messages"),
     "no content": ({"messages": [{"role": "user"}]}, 400, "content"),
-    "another part": ({"messages": message(LAST, {"type": "input_audio"})}, 400, "input_audio"),
+    "another part": (
+        {"messages": message(LAST, {"type": "file"})},
+        400,
+        "audio_url or input_audio",
+    ),
+    "no sound": (
+        {"messages": message(LAST, {"type": "input_audio", "input_audio": {"data": "?"}})},
+        *(400, "no base64"),
+    ),
+    "sound that is none": (
+        {"messages": message(LAST, {"type": "audio_url", "audio_url": url(b"RIFF", "audio/wav")})},
+        *(400, "cannot be opened"),
+    ),
     "no address": ({"messages": message(LAST, {"type": "image_url"})}, 400, "address"),
     "a remote picture": (
         {"messages": message(LAST, {"type": "image_url", "image_url": {"url": "http://x/y.png"}})},

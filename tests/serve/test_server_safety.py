@@ -1,5 +1,6 @@
 """Who may use a server, what it has room for, and what it does when it ends."""
 
+import threading
 import time
 
 import pytest
@@ -121,6 +122,69 @@ def test_sessions_are_priced_before_anything_is_allocated(model):
     lives[0].close()
     roomy.open(RECENT)
     roomy.close()
+
+
+def test_a_memory_that_is_compiled_holds_up_nobody_else(client, hub, tidy, monkeypatch):
+    """Others begin, are fed, answer and are counted; who wants the same memory waits for it."""
+    hub.engines.start(RECENT)
+    begun, go_on, count, said = threading.Event(), threading.Event(), [], {}
+
+    def slow(*given, **options):
+        count.append(given)
+        begun.set()
+        assert go_on.wait(120)
+        raise RefusedError("it did not compile.")
+
+    def ask_for(id):
+        asked = {"id": id, "memory": "uniform", "budget": 7}
+        said[id] = client.post(SESSIONS, json=asked).json()
+
+    monkeypatch.setattr("jaxmem.serve.engines.Engine", slow)
+    waiting = [threading.Thread(target=ask_for, args=(id,)) for id in ("one", "two")]
+    for one in waiting:
+        one.start()
+    try:
+        assert begun.wait(120)
+        assert client.post(SESSIONS, json={"id": "other"}).status_code == 201
+        (other,) = hub.sessions
+        for i in range(3):
+            other.push(picture(i), at=float(i))
+        found = client.post(f"{SESSIONS}/other/query", json={"text": LAST}).json()
+        assert found["text"] and found["asked_at"] == 2.0
+        assert client.post(f"{SESSIONS}/other/branch", json={"id": "twig"}).status_code == 201
+        assert "jaxmem_bytes" in client.get("/metrics").text
+        while hub._beginning != {"one", "two"}:
+            time.sleep(0.01)
+        taken = client.post(SESSIONS, json={"id": "one"})
+        assert taken.status_code == 409 and not said
+        limit, hub.limits = hub.limits, Limits(sessions=4)
+        assert client.post(SESSIONS, json={"id": "fifth"}).status_code == 503  # two are beginning
+        hub.limits = limit
+    finally:
+        go_on.set()
+        for one in waiting:
+            one.join(120)
+    assert {one["error"]["message"] for one in said.values()} == {"it did not compile."}
+    assert len(said) == 2 and len(hub.sessions) == 2
+
+
+def test_an_engine_that_is_begun_while_the_server_stops_is_closed(model, monkeypatch):
+    engines, made = Engines(model, lanes=2), []
+
+    class Late:
+        closed = False
+
+        def __init__(self, *given, **options):
+            made.append(self)
+            engines.close()
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr("jaxmem.serve.engines.Engine", Late)
+    with pytest.raises(RefusedError, match="the server stops"):
+        engines.open(RECENT)
+    assert made[0].closed and not engines.streams
 
 
 def test_sessions_end_in_time(model, hub):

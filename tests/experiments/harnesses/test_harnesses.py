@@ -1,15 +1,12 @@
 """Plug-ins of evaluation harnesses against stand-ins of their interfaces, and lmms-eval itself."""
 
 import abc
-import json
-import os
-import re
-import subprocess
 import sys
 import tomllib
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from lmms_task import evaluated, write_task
 
 import jaxmem as jm
 from jaxmem.data.world.files import held_out
@@ -269,35 +266,6 @@ def test_vlmevalkit_takes_a_model_from_its_table(clips, monkeypatch):
     vlmeval._made.cache_clear()
 
 
-TASK = """
-task: shapes
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: OUTPUT
-doc_to_visual: !function utils.visual
-doc_to_text: !function utils.text
-doc_to_target: answer
-generation_kwargs: {max_new_tokens: 4, until: ["\\n"]}
-process_results: !function utils.results
-metric_list: [{metric: right, aggregation: mean, higher_is_better: true}]
-"""
-UTILS = """
-def visual(doc):
-    return [doc["video"]]
-
-def text(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_idx=None,
-         previous_round_info=None):
-    if round_idx is None:
-        return doc["question"]
-    return None, doc["question"], round_idx == 2, previous_output, None
-
-def results(doc, replies):
-    said = replies[0] if isinstance(replies[0], (list, tuple)) else replies
-    return {"right": float(all(one == doc["answer"] for one in said))}
-"""
-
-
 @pytest.mark.lmms
 @pytest.mark.parametrize("force", [(), ("--force_simple",)], ids=["chat", "simple"])
 @pytest.mark.parametrize("output", ["generate_until", "generate_until_multi_round"])
@@ -309,17 +277,7 @@ def test_lmms_eval_runs_the_plug_in(output, force, tmp_path):
         path, asked = held_out(seed, 8, tmp_path, count=3)
         docs += [{"video": str(path), "question": q.text, "answer": q.answer, "realtime": q.time}
                  for q in asked]  # fmt: skip
-    (tmp_path / "docs.json").write_text(json.dumps(docs))
-    task = TASK.replace("FILE", str(tmp_path / "docs.json")).replace("OUTPUT", output)
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "shapes.yaml").write_text(task)
-    (tmp_path / "tasks" / "utils.py").write_text(UTILS)
-    line = f"-m lmms_eval --model jaxmem --model_args model=tiny,memory=recent,budget=200 --tasks \
-shapes --include_path {tmp_path / 'tasks'} --output_path {tmp_path / 'out'} --log_samples"
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    words = [sys.executable, *line.split(), *force]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=offline)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads(next((tmp_path / "out").rglob("*_results.json")).read_text())
-    score = next(v for k, v in found["results"]["shapes"].items() if re.match("right,", k))
-    assert score == 1.0, done.stdout[-2000:]
+    write_task(tmp_path, docs, output)
+    how = "model=tiny,memory=recent,budget=200"
+    right, _ = evaluated(tmp_path, "--model", "jaxmem", "--model_args", how, *force)
+    assert right == 1.0
