@@ -13,13 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from jaxmem.serve.demo_world import DEMO
 from jaxmem.serve.http import SSE, answer_messages
 from jaxmem.serve.hub import Hub
 from jaxmem.serve.limits import RefusedError, shown
 from jaxmem.serve.outbox import Outbox
 from jaxmem.serve.question import Question
 from jaxmem.serve.served import Served
-from jaxmem.serve.sources import Source
+from jaxmem.serve.sources import Source, is_live
 from jaxmem.serve.wire import read_base64, read_body, read_json, read_picture
 
 CHAT = "/v1/chat/completions"
@@ -128,11 +129,11 @@ class Chat:
             source = Source("file", str(path), "data")
         else:
             source = self.hub.allowed.find(url.removeprefix("file://"))
-        if source.kind != "file":
-            raise RefusedError(f"{url} has no end: begin a session with it, and ask that.")
         try:
             reader = source.open(self.model)
             try:
+                if source.kind == DEMO or is_live(reader):
+                    raise RefusedError(f"{url} has no end: begin a session with it, and ask that.")
                 served.begin_source(source.plain())
                 for piece in reader:
                     served.feed(piece, wait=True)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from jaxmem.data.media.events import Event
-from jaxmem.data.media.live import LOST, RESUMED, LiveReader
+from jaxmem.data.media.live import LOST, RESUMED
 from jaxmem.data.media.types import Piece
 from jaxmem.models.base import Model
 from jaxmem.serve.served import Served
-from jaxmem.serve.sources import Source
+from jaxmem.serve.sources import Source, is_live
 
 SOURCE = "jaxmem-source"
 """Name of the threads that read."""
@@ -59,7 +59,7 @@ class Reading:
         self.over, self._ending, self.still = False, threading.Lock(), threading.Lock()
         self._done, self._stop = done, threading.Event()
         self._reader = reader = source.open(model, after, self._heard)
-        self._live = isinstance(reader, LiveReader) and reader.info.duration is None
+        self._live = is_live(reader)
         began = []
         try:
             for one in self.sessions:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxmem.data.media.events import Event
+from jaxmem.data.media.live import LiveReader
 from jaxmem.data.media.source import without_secret
 from jaxmem.data.media.types import End, Piece
 from jaxmem.feeding import open_for
@@ -173,6 +174,11 @@ class Source:
         if told is not None:
             reader.keep_on(told)
         return reader
+
+
+def is_live(reader: Reader) -> bool:
+    """Return whether a reader gives what happens now, with no end to come to."""
+    return isinstance(reader, LiveReader) and reader.info.duration is None
 
 
 class Rest:

@@ -6,21 +6,19 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
 import browsers
 import pytest
 from cameras import Camera, free_port
-from serving import LAST
+from serving import LAST, Refused, call
 
 from jaxmem.data.world.files import held_out
 
 pytest.importorskip("uvicorn")
 WEBSOCKETS = pytest.importorskip("websockets.sync.client")
 pytestmark = pytest.mark.rtsp
-PATH = "/v1/streaming/sessions"
 PATIENT = 120.0
 """Seconds that something is waited for; pauses between attempts grow to 30."""
 
@@ -51,20 +49,6 @@ def server(camera, tmp_path_factory):
         yield address, others
 
 
-class Refused(Exception):  # noqa: N818  it says what it is
-    """A status and the words with it."""
-
-
-def call(server, path, body=None, method=None):
-    data = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(f"{server[0]}{PATH}{path}", data, method=method)
-    try:
-        with urllib.request.urlopen(asked, timeout=PATIENT) as found:
-            return json.loads(found.read() or "{}")
-    except urllib.error.HTTPError as error:
-        raise Refused(error.code, error.read().decode()) from error
-
-
 @contextmanager
 def connected(server, *, source, **config):
     """A WebSocket whose session reads a source; it is closed at the end."""
@@ -76,7 +60,7 @@ def connected(server, *, source, **config):
             hear(socket, "source.started")
             yield socket, id
         finally:
-            call(server, f"/{id}", method="DELETE")
+            call(server[0], f"/{id}", method="DELETE")
 
 
 def say(socket, type, **more):
@@ -95,7 +79,7 @@ def hear(socket, *types):
 def until_seconds(server, id, least):
     """Wait until a session has seen so many seconds, and return it."""
     end = time.monotonic() + PATIENT
-    while (session := call(server, f"/{id}"))["stats"]["seconds"] < least:
+    while (session := call(server[0], f"/{id}"))["stats"]["seconds"] < least:
         assert time.monotonic() < end, session
         time.sleep(0.1)
     return session
@@ -130,10 +114,10 @@ def test_a_camera_that_breaks_off_is_opened_again_and_says_so(server, camera):
                 message = hear(socket, "source.lost", "source.resumed")
                 assert message["type"] == "source.lost"
                 assert "opening the source again" in message["message"]
-                lost = call(server, f"/{id}")
+                lost = call(server[0], f"/{id}")
                 assert lost["source"]["lost"] == message["message"]
                 assert "secret" not in message["message"]
-                answer = call(server, f"/{id}/query", {"text": LAST})
+                answer = call(server[0], f"/{id}/query", {"text": LAST})
                 assert answer["text"] and answer["asked_at"] >= lost["stats"]["seconds"]
             finally:
                 bring_back()
@@ -154,14 +138,14 @@ def test_a_lost_camera_is_let_go_at_once_and_taken_again(server, camera):
         try:
             hear(socket, "source.lost")
             begin = time.monotonic()
-            call(server, f"/{id}/source", method="DELETE")
+            call(server[0], f"/{id}/source", method="DELETE")
             assert hear(socket, "source.ended")["why"] == "stopped"
             assert time.monotonic() - begin < 30
         finally:
             camera.start()
-        found = call(server, f"/{id}")
+        found = call(server[0], f"/{id}")
         assert found["source"]["over"] == "stopped" and found["source"]["lost"] is None
-        call(server, f"/{id}/source", {"source": name})
+        call(server[0], f"/{id}/source", {"source": name})
         until_seconds(server, id, found["stats"]["seconds"] + 1)
 
 
@@ -175,11 +159,11 @@ def test_what_cannot_be_opened_is_said_and_leaves_no_session(server, camera, wha
         "not listed": ("rtsp://192.0.2.1/live", camera.address, 403),
     }[what]
     with pytest.raises(Refused) as refused:
-        call(server, "", {"source": name})
+        call(server[0], "", {"source": name})
     code, said = refused.value.args
     assert code == status and words in said, said
     assert "secret" not in said and "wrong" not in said
-    assert not call(server, "")["sessions"]
+    assert not call(server[0], "")["sessions"]
 
 
 def stream(out, *argv):

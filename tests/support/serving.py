@@ -1,6 +1,8 @@
 """What clients of a server send and hear."""
 
 import json
+import urllib.error
+import urllib.request
 
 import jax
 import numpy as np
@@ -61,3 +63,18 @@ class Socket:
             elif message["type"] == "error":
                 raise AssertionError(message)
         return found[0] if count == 1 else found
+
+
+class Refused(Exception):  # noqa: N818  it says what it is
+    """A status and the words with it."""
+
+
+def call(address, path="", body=None, method=None, timeout=300.0):
+    """Ask a server at an address about its sessions; return its JSON, or raise `Refused`."""
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(f"{address}/v1/streaming/sessions{path}", data, method=method)
+    try:
+        with urllib.request.urlopen(asked, timeout=timeout) as found:
+            return json.loads(found.read() or "{}")
+    except urllib.error.HTTPError as error:
+        raise Refused(error.code, error.read().decode()) from error
