@@ -46,7 +46,7 @@ def write_sessions(
             still.enter_context(reading.still)
         for one in sessions:
             source = _source(mine.get(one.id))  # first: what is over by now is fed
-            session = one.live.session()
+            session = one.session()
             session.made = one.live.engine.made
             parts[one.id] = session.part()
             about[one.id] = _about(one) | {"source": source}

@@ -25,6 +25,7 @@ from jaxmem.serve.question import CUT, Question
 from jaxmem.serve.questions import Questions
 from jaxmem.serve.thumbnails import Thumbnails
 from jaxmem.serve.wanting import Wanted
+from jaxmem.session import Session
 
 MAP_SECONDS = 0.5
 """A map is not made more often."""
@@ -135,6 +136,14 @@ class Served:
         with other._feeding:
             if not other.busy and other.pieces == self.pieces:
                 self._gatherer = deepcopy(other._gatherer)
+
+    def session(self) -> Session:
+        """Return a copy, with what was pushed and does not fill a piece yet, padded."""
+        with self._feeding:
+            session, gatherer = self.live.session(), deepcopy(self._gatherer)
+        for piece in () if self.busy else gatherer.flush():
+            session.feed(piece)
+        return session
 
     def _check_pushed(self) -> None:
         self.live.check_open()
