@@ -111,6 +111,9 @@ def test_a_session_is_saved_restored_and_branched(client, tidy):
     branch = f"{PATH}/{client.post(f'{path}/branch', json={'id': 'other'}).json()['id']}"
     back = begin(client, restore="old")
     assert "old" in client.get(PATH).json()["saved"]
+    seconds = [client.get(one).json()["stats"]["seconds"] for one in (path, back)]
+    assert seconds == [3.0, 4.0]  # the last second may have more to come; what is kept, has not
+    assert ask(client, path)["text"] == ask(client, back)["text"]
     for one in (path, branch, back):
         for i in range(4, 7):
             post(client, one, i, picture(i), sound(i))
