@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from browsers import HANGS
 from serving import LAST
 
 from jaxmem.experiments.serve import main
@@ -38,12 +39,12 @@ class Process:
     def get(self, path, body=None, **headers):
         data = None if body is None else json.dumps(body).encode()
         asked = urllib.request.Request(f"http://{self.address}{path}", data, headers)
-        with urllib.request.urlopen(asked, timeout=120) as found:
+        with urllib.request.urlopen(asked, timeout=HANGS) as found:
             return json.load(found)
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        out, errors = self.process.communicate(timeout=60)
+        out, errors = self.process.communicate(timeout=HANGS)
         return self.process.returncode, out, errors
 
     def __enter__(self):

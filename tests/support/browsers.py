@@ -26,6 +26,8 @@ SLOW = 240_000
 """Milliseconds that a page is waited for; a memory that is new is compiled first."""
 OPTIONS = ("--budget", "64")
 """Of a server; memories of few slots compile no faster, but step faster."""
+HANGS = 600
+"""Seconds after which a server that was told to end hangs: a busy machine takes minutes."""
 ADDRESS = re.compile(r"http://[\w.]+:\d+")
 
 
@@ -92,7 +94,7 @@ def serving(*options: str, cwd, port: int = 0):
             yield found[0]
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(HANGS)
         reader.join()
     assert "Traceback" not in "".join(said), "".join(said)[-3000:]
 
