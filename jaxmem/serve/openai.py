@@ -226,8 +226,8 @@ def read_messages(messages: object) -> tuple[str, list[Media]]:
                 texts = texts[:-1] if stamp else texts
             elif kind in ("video_url", "audio_url"):
                 media.append(Media(kind, _url(part.get(kind))))
-            elif kind == "input_audio" and isinstance(part.get(kind), dict):
-                media.append(Media("audio_url", f"data:,{part[kind].get('data')}"))
+            elif kind == "input_audio" and isinstance(given := part.get(kind), dict):
+                media.append(Media("audio_url", f"data:,{given.get('data')}"))
             else:
                 raise RefusedError(
                     "a part must be text, image_url, video_url, audio_url or input_audio, got "
