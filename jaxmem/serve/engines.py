@@ -34,8 +34,7 @@ from jaxmem.session import Session
 from jaxmem.typing import Array
 
 REHEARSING, REHEARSING_SECONDS = "jaxmem-rehearse", 0.2
-LEAST = "96"
-"""Slots that a memory is tried with, to see whether it runs at all."""
+LEAST = "96"  # slots that a memory is tried with, to see whether it runs at all
 
 
 class Engines:
@@ -210,7 +209,7 @@ class Engines:
 
     def _rehearse(self, engine: Engine) -> None:
         """Compile what an engine may need later, once it has compiled what it needs first."""
-        while not engine.warm and not engine.closed:
+        while not (engine.warm or engine.closed):
             time.sleep(REHEARSING_SECONDS)
         if not engine.closed:
             assert self.names  # they are looked up once
@@ -218,7 +217,7 @@ class Engines:
 
     @property
     def question(self) -> str | None:
-        """Return a question of usual length; None: the model names none."""
+        """Return a question of usual length, if the model names one."""
         return self.model.probes[0] if self.model.probes else None
 
     def _lanes(self, wanted: Wanted, program: Program) -> int:

@@ -25,9 +25,10 @@ CASES = {
     "tiny": ("recent", ()),
     "tiny-mamba2": ("recent", ()),
     "tiny-hybrid": ("omnimem", ()),
+    "tiny-linear": ("recent", ()),
     "qwen2_vl": ("recent", SMALL),
     "qwen2_5_vl": ("flash_vstream_qwen", SMALL),  # a memory of features
-    "qwen3_vl": ("rekv", SMALL),  # a memory with a bank
+    "qwen3_vl": ("rekv", (*SMALL, "--rekv.space", "device")),  # a memory with a bank
     "qwen3_5": ("recent", SMALL),  # layers with a state
     "qwen2_5_omni": ("omnimem", SMALL),  # hears
     "llava_onevision": ("simple_stream", ()),  # pictures of 360x640, as nothing else is said
@@ -57,7 +58,8 @@ def test_a_model_is_served(name, golden, tmp_path):
     size = model.media.size
     height, width = map(int, options[1].split("x")) if options else (360, 640)
     model = for_frames(model, size if isinstance(size, tuple) else size(height, width))
-    session = Session(model, make_memory(model, Wanted(memory, budget)))
+    set_up = (("space", "device"),) if memory == "rekv" else ()
+    session = Session(model, make_memory(model, Wanted(memory, budget, set_up)))
     frames = [picture(i, (60, 80)) for i in range(SECONDS)]
     sounds = [sound(i) for i in range(SECONDS)]
     for piece in pieces(frames, sounds, model.media):
