@@ -46,7 +46,7 @@ class Keeping:
                 "full",
                 507,
             )
-        write_sessions(folder, [served], {})
+        write_sessions(folder, [served], {}, padded=True)
         return served.id
 
     def read(self, name: object) -> SavedSession:

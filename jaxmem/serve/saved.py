@@ -26,7 +26,11 @@ class SavedSession(NamedTuple):
 
 
 def write_sessions(
-    folder: Path, sessions: Sequence[Served], readings: Mapping[str, Reading]
+    folder: Path,
+    sessions: Sequence[Served],
+    readings: Mapping[str, Reading],
+    *,
+    padded: bool = False,
 ) -> None:
     """Save sessions that see one stream to a folder, all of it or nothing.
 
@@ -34,6 +38,7 @@ def write_sessions(
       folder: of the saves.
       sessions: that are open.
       readings: what sessions read by themselves, by their ids.
+      padded: with what was pushed and does not fill a piece yet.
 
     Raises:
       ValueError: if one of them has ended.
@@ -46,7 +51,7 @@ def write_sessions(
             still.enter_context(reading.still)
         for one in sessions:
             source = _source(mine.get(one.id))  # first: what is over by now is fed
-            session = one.session()
+            session = one.session() if padded else one.live.session()
             session.made = one.live.engine.made
             parts[one.id] = session.part()
             about[one.id] = _about(one) | {"source": source}
