@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
-from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import FeatureMemory, slots
-from jaxmem.memory.baselines import Full
 from jaxmem.pieces import PieceLike
 from jaxmem.serve.demo_world import DEMO
 from jaxmem.serve.engine import FAILED
@@ -21,6 +18,7 @@ from jaxmem.serve.limits import Limits, RefusedError
 from jaxmem.serve.listeners import Listeners
 from jaxmem.serve.live import Live
 from jaxmem.serve.memory_map import memory_map
+from jaxmem.serve.pace import Pace
 from jaxmem.serve.question import CUT, Question
 from jaxmem.serve.questions import Questions
 from jaxmem.serve.thumbnails import Thumbnails
@@ -29,8 +27,6 @@ from jaxmem.session import Session
 
 MAP_SECONDS = 0.5
 """A map is not made more often."""
-RATE_SECONDS = 10.0
-"""Over which chunks a second are counted."""
 
 
 class Served:
@@ -76,14 +72,10 @@ class Served:
         program = live.engine.program
         features = isinstance(program.memory, FeatureMemory)
         self._slots = (0,) if features else slots(program.memory, program.spec)
-        one, two = (footprint(Full(n), program.spec).device for n in (1, 2))
-        self._piece_bytes = (two - one) * live.engine.model.tokens_per_piece
-        self._gatherer = Gatherer(self.media, self.pieces)
+        self._gatherer, self._pace = Gatherer(self.media, self.pieces), Pace(live)
         self._picture: np.ndarray | None = None
-        self._written: deque[tuple[float, int]] = deque()
         self._map: tuple[float, dict[str, Any]] | None = None
         self._feeding = threading.RLock()  # pieces, and what is pushed, come in their order
-        self._lock = threading.Lock()  # of what is shown
         self._mapping = threading.Lock()
 
     @property
@@ -170,8 +162,7 @@ class Served:
             self.thumbnails.add(self.seconds - self.media.piece_seconds / 2, seen)
         self.questions.ask_standing(self.seconds)
         self.seen = time.monotonic()
-        with self._lock:
-            self._written.append((self.seen, self.live.written))
+        self._pace.note(self.seen)
         return dropped
 
     def finish(self) -> None:
@@ -262,14 +253,7 @@ class Served:
 
     def stats(self) -> dict[str, Any]:
         """Return how the session stands; `everything` is the bytes that all of it would take."""
-        stats, now = self.live.stats, time.monotonic()
-        with self._lock:
-            while self._written and self._written[0][0] < now - RATE_SECONDS:
-                self._written.popleft()
-            since, before = self._written[0] if self._written else (now, stats.chunks)
-        rate = (stats.chunks - before) / max(now - since, 1.0)
-        more = {"chunks_per_second": round(rate, 3), "everything": self.pieces * self._piece_bytes}
-        return stats._asdict() | more | {"first_token_ms": self.questions.first_token_ms}
+        return self._pace.stats(self.pieces) | {"first_token_ms": self.questions.first_token_ms}
 
     def map(self) -> dict[str, Any]:
         """Return what every layer holds; it waits for the chunks that were fed before.
