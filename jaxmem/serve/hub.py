@@ -15,7 +15,7 @@ from jaxmem.serve.question import new_id
 from jaxmem.serve.reading import Reading
 from jaxmem.serve.served import Served
 from jaxmem.serve.sources import Allowed
-from jaxmem.serve.table import STOPPING
+from jaxmem.serve.table import STOPPING, all_or_none
 from jaxmem.serve.wanting import Wanted
 from jaxmem.serve.watching import Watching
 
@@ -138,17 +138,11 @@ class Hub(Watching):
             raise RefusedError(*NO_SAVES)
         if any(one.stream == name for one in self.sessions):
             raise RefusedError(f"the session {name} is open here already.", "taken", 409)
-        saved, made, failed = self.lasting.read(name), [], []
-        try:
+        saved, failed = self.lasting.read(name), []
+        with all_or_none(self._end, "another memory of it could not go on") as made:
             for one in saved:
                 made.append(self.open(one.wanted, one.id, saved=one, stream=str(name)))
             self.lasting.claim(str(name))
-        except BaseException:
-            for one in made:
-                self._end(one, "another memory of it could not go on")
-            raise
-        for one in made:
-            one.peers = made
         sources = [one.source for one in saved]
         for i, source in enumerate(sources):
             if source is None or source in sources[:i]:

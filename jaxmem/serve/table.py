@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jaxmem.serve.engines import Engines
@@ -84,19 +85,12 @@ class Table:
         Raises:
           ValueError: if there are too many, or no room for them; none is begun then.
         """
-        made: list[Served] = []
         name = new_id() if id is None else checked_name(id)
-        try:
+        stream = name if lasting else ""
+        with all_or_none(self.close, "another memory of it could not begin") as made:
             for one in wanted:
                 own = new_id() if made else name
-                stream = name if lasting else ""
                 made.append(self.open(one, own, brief=brief, stream=stream))
-        except BaseException:
-            for served in made:
-                self.close(served, "another memory of it could not begin")
-            raise
-        for served in made:
-            served.peers = made
         return made
 
     def open(
@@ -197,3 +191,17 @@ class Table:
                 self.close(one, f"nobody looked at it for {limits.linger:g} s")
             elif not one.busy and now - one.seen > limits.silence:
                 self.close(one, f"it was silent for {limits.silence:g} s")
+
+
+@contextmanager
+def all_or_none(end: Callable[[Served, str], None], why: str) -> Iterator[list[Served]]:
+    """Collect sessions that see one stream: all of them begin, or those that did are ended."""
+    made: list[Served] = []
+    try:
+        yield made
+    except BaseException:
+        for one in made:
+            end(one, why)
+        raise
+    for one in made:
+        one.peers = made

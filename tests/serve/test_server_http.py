@@ -3,12 +3,13 @@
 import base64
 import json
 import struct
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+import waiting
 from serving import COUNT, LAST, RECENT, picture, pieces, same, sound
 
 from jaxmem.data.media.picture import encode_png
@@ -47,11 +48,7 @@ def ask(client, path, text=LAST, **more):
     return found.json()
 
 
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+wait_for = partial(waiting.wait_for, seconds=60.0)
 
 
 def test_pushed_pictures_and_sound_are_answered_as_in_a_session(client, hub, session, tidy):

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import threading
-import time
+from functools import partial
 from types import SimpleNamespace
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
+from waiting import wait_for
 
 from jaxmem.serve.guard import Guard
 from jaxmem.serve.running import listening
@@ -254,8 +255,4 @@ class StandIn:
             await websocket.close()
 
 
-def wait(fits, seconds=10):
-    end = time.monotonic() + seconds
-    while not fits():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+wait = partial(wait_for, seconds=10)

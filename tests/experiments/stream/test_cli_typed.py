@@ -4,9 +4,10 @@ import io
 import os
 import queue
 import sys
-import time
+from functools import partial
 
 import pytest
+import waiting
 from rich.console import Console
 
 from jaxmem.experiments.stream import terminal as _typed
@@ -17,11 +18,7 @@ pty = pytest.importorskip("pty")
 termios = pytest.importorskip("termios")
 
 
-def wait_for(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.01)
+wait_for = partial(waiting.wait_for, seconds=20.0)
 
 
 def test_lines_are_taken_without_waiting_and_then_waited_for():
