@@ -13,15 +13,18 @@ from rich.table import Table
 
 from jaxmem.report.numbers import milliseconds, size
 from jaxmem.report.shares import DRAWS, Share, mean, percent, plain_share, share
-from jaxmem.report.style import figure, heading, label, plain, titles
+from jaxmem.report.style import (
+    figure,
+    heading,
+    label,
+    legend_beside,
+    look_of,
+    plain,
+    titles,
+)
 
 AGES = (0.0, 8.0, 32.0, 128.0, np.inf)
 """Edges of the classes of age, in seconds since the evidence ended."""
-
-
-COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B8794", "#1F2933",
-)  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -134,13 +137,13 @@ def plot_budgets(outcomes: Sequence[Outcome]) -> Figure:
         for k, name in enumerate(names):
             mine = sorted((o for o in here if o.memory == name), key=lambda o: o.nbytes)
             x, shares = [o.nbytes / 1024 for o in mine], [share(o.right) for o in mine]
-            axes.plot(x, [s.share for s in shares if s], label=name, **_line(k))
+            axes.plot(x, [s.share for s in shares if s], label=name, **look_of(k))
             low, high = [s.low for s in shares if s], [s.high for s in shares if s]
-            axes.fill_between(x, low, high, color=_line(k)["color"], alpha=0.08, linewidth=0)
+            axes.fill_between(x, low, high, color=look_of(k)["color"], alpha=0.08, linewidth=0)
         axes.set_xscale("log", base=2)
         label(axes, x="KiB of memory")
         heading(axes, f"{seconds} s streams")
-    _legend(axes)
+    legend_beside(axes)
     return fig
 
 
@@ -154,9 +157,9 @@ def plot_ages(outcomes: Sequence[Outcome], seconds: int, budget: str) -> Figure:
     for k, o in enumerate(here):
         ages = by_age(o)
         values = [np.nan if (v := ages[name]) is None else v.share for name in labels]
-        axes.plot(range(len(labels)), values, label=o.memory, **_line(k))
+        axes.plot(range(len(labels)), values, label=o.memory, **look_of(k))
     axes.set_xticks(range(len(labels)), labels)
-    _legend(axes)
+    legend_beside(axes)
     return fig
 
 
@@ -166,17 +169,3 @@ def _panel(fig: Figure, left: float, width: float) -> Axes:
     plain(axes, grid="y")
     axes.set_ylim(0, 1)
     return axes
-
-
-def _legend(axes: Axes) -> None:
-    if not axes.get_legend_handles_labels()[1]:
-        return  # nothing but `full`, which has no budget
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
-
-
-def _line(k: int) -> dict[Any, Any]:
-    """Return colour, marker and style of the k-th line: 8 colours, then other markers."""
-    turn, colour = divmod(k, len(COLOURS))
-    marker, style = "os^Dv"[turn % 5], ("-", "--", ":", "-.")[turn % 4]
-    look = {"marker": marker, "linestyle": style, "markersize": 4, "linewidth": 1.4}
-    return {"color": COLOURS[colour], **look}

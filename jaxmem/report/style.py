@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,10 @@ KIND_COLOURS: Mapping[int, str] = {
 }
 INK, FAINT, GRID = "#1F2933", "#7B8794", "#E4E7EB"
 RIGHT, WRONG, NEUTRAL = "#009E73", INK, "#56606B"
+
+LINE_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B8794", "#1F2933",
+)  # fmt: skip
 
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 36000)  # s
 
@@ -70,3 +75,17 @@ def label(axes: Axes, *, x: str | None = None, y: str | None = None) -> None:
         axes.set_xlabel(x, fontsize=9, color=INK)
     if y is not None:
         axes.set_ylabel(y, fontsize=9, color=INK)
+
+
+def look_of(k: int) -> dict[Any, Any]:
+    """Return colour, marker and style of the k-th line: 8 colours, then other markers."""
+    turn, colour = divmod(k, len(LINE_COLOURS))
+    marker, style = "os^Dv"[turn % 5], ("-", "--", ":", "-.")[turn % 4]
+    look = {"marker": marker, "linestyle": style, "markersize": 4, "linewidth": 1.4}
+    return {"color": LINE_COLOURS[colour], **look}
+
+
+def legend_beside(axes: Axes) -> None:
+    """Write the names of lines to the right of the axes, if there are lines."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)

@@ -37,7 +37,8 @@ from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec
 from jaxmem.report import text as report
 from jaxmem.report.commit import made_by
-from jaxmem.report.files import write_json
+from jaxmem.report.files import write_json, write_picture
+from jaxmem.report.text_plot import plot_slots
 
 FORMAT, VERSION = "jaxmem-text", 1
 
@@ -248,12 +249,13 @@ def write(
     mark: str,
     console: Console,
 ) -> None:
-    """Print the tables and write them as text and JSON."""
+    """Print the tables and write them as text, JSON and a picture."""
     tables = [report.table(outcomes, config.tokens), report.depth_table(outcomes)]
     if any(one.theirs for one in outcomes):
         tables.append(report.against_table(outcomes, config.tokens))
     config.out.mkdir(parents=True, exist_ok=True)
     show_tables(tables, config.out / "tables.txt", console, width=200)
+    write_picture(config.out / "slots.png", plot_slots(outcomes), dpi=130)
     document = {
         "format": FORMAT,
         "version": VERSION,

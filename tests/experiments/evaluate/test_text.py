@@ -90,6 +90,7 @@ def test_the_command_measures_and_writes(ran):
     assert "simple_stream keeps features" in shown and "recent 0.5" in shown
     names = sorted(p.name for p in (out / "cells").iterdir())
     assert names == ["full_1_0.json", "recent_0.5_0.json"]
+    assert (out / "slots.png").stat().st_size > 10_000
     document = json.loads((out / "results.json").read_text())
     assert [c["memory"] for c in document["cells"]] == ["full", "recent"]
 
