@@ -1,8 +1,9 @@
 """The gated delta rule in plain XLA, in blocks of rows.
 
-With c the cumulative sum of g in a block and L[i, j] = exp(c_i - c_j), what a block writes is
-U = W_v - W_k S of two triangular systems (I + A) [W_v, W_k] = beta [v, exp(c) k], which do not
-depend on the state S before the block: A[i, j] = beta_i (k_i . k_j) L[i, j] for j < i.
+With c the cumulative sum of g in a block and L[i, j] = exp(c_i - c_j), what a block writes solves a
+triangular system of the state S before it: (I + A) U = beta (v - exp(c) k S), with A[i, j] =
+beta_i (k_i . k_j) L[i, j] for j < i, which does not depend on S. Decays and shares scale rows of Q
+or V numbers, not of K: those are the widest, and sums over them are most of a gradient's time.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from jaxmem.typing import Array, Float
 
 Rows = tuple[Array, Array, Array, Array, Array]
 """q, k [Q, G, K], v [Q, G, R, V], g, beta [Q, G, R]; R value heads share a key head."""
-Solved = tuple[Array, Array, Array, Array, Array, Array]
-"""W_v, W_k, scores, exp(c) q, exp(c_Q - c) k, exp(c_Q): all that a block needs but the state."""
+Solved = tuple[Array, Array, Array, Array, Array, Array, Array]
+"""(I + A)^-1 beta and scores [G, R, Q, Q], q and k [G, Q, K], v [G, R, Q, V], exp(c) and
+exp(c_Q - c) [G, R, Q]: all that a block needs but the state."""
 
 
 BASE = 8  # rows of the triangles that are inverted row by row
@@ -79,15 +81,11 @@ def _solve(rows: Rows) -> Solved:
     q, k, v, g, beta = (jnp.moveaxis(x, 0, axis) for x, axis in zip(rows, _ROWS, strict=True))
     cum = jnp.cumsum(g, axis=-1)
     decay = decays(cum)
-    q, beta = q * q.shape[-1] ** -0.5, beta[..., None]
-    system = jnp.tril(beta * jnp.einsum("gqc,gkc->gqk", k, k)[:, None] * decay, -1)
-    turned = inverse(system)
-    written = turned @ (beta * v)
-    taken = turned @ (beta * jnp.exp(cum)[..., None] * k[:, None])
+    q = q * q.shape[-1] ** -0.5
+    system = jnp.tril(beta[..., None] * jnp.einsum("gqc,gkc->gqk", k, k)[:, None] * decay, -1)
+    turned = inverse(system) * beta[..., None, :]
     scores = jnp.einsum("gqc,gkc->gqk", q, k)[:, None] * decay
-    asked = jnp.exp(cum)[..., None] * q[:, None]
-    kept = jnp.exp(cum[..., -1:] - cum)[..., None] * k[:, None]
-    return written, taken, scores, asked, kept, jnp.exp(cum[..., -1])
+    return turned, scores, q, k, v, jnp.exp(cum), jnp.exp(cum[..., -1:] - cum)
 
 
 _ROWS = (1, 1, 2, 2, 2)  # where the rows of q, k, v, g and beta go: after the heads
@@ -95,11 +93,11 @@ _ROWS = (1, 1, 2, 2, 2)  # where the rows of q, k, v, g and beta go: after the h
 
 def _apply(state: Float[Array, "G R K V"], solved: Solved) -> tuple[Array, Array]:
     """Return the state after a block, and the block's outputs [Q, G, R, V]."""
-    written, taken, scores, asked, kept, decay = solved
-    u = written - taken @ state
-    o = asked @ state + scores @ u
-    state = decay[..., None, None] * state + jnp.swapaxes(kept, -1, -2) @ u
-    return state, jnp.moveaxis(o, 2, 0)
+    turned, scores, q, k, v, since, left = solved
+    u = turned @ (v - since[..., None] * (k[:, None] @ state))
+    o = since[..., None] * (q[:, None] @ state) + scores @ u
+    written = jnp.swapaxes(k, -1, -2)[:, None] @ (left[..., None] * u)
+    return since[..., -1][..., None, None] * state + written, jnp.moveaxis(o, 2, 0)
 
 
 def _block(state: Array, rows: Rows) -> tuple[Array, Array]:
