@@ -94,8 +94,10 @@ _ROWS = (1, 1, 2, 2, 2)  # where the rows of q, k, v, g and beta go: after the h
 def _apply(state: Float[Array, "G R K V"], solved: Solved) -> tuple[Array, Array]:
     """Return the state after a block, and the block's outputs [Q, G, R, V]."""
     turned, scores, q, k, v, since, left = solved
-    u = turned @ (v - since[..., None] * (k[:, None] @ state))
-    o = since[..., None] * (q[:, None] @ state) + scores @ u
+    both = jnp.concatenate([k, q], axis=1)[:, None] @ state  # the state is read once
+    said, read = jnp.split(both, 2, axis=2)
+    u = turned @ (v - since[..., None] * said)
+    o = since[..., None] * read + scores @ u
     written = jnp.swapaxes(k, -1, -2)[:, None] @ (left[..., None] * u)
     return since[..., -1][..., None, None] * state + written, jnp.moveaxis(o, 2, 0)
 
