@@ -24,6 +24,7 @@ SMALL = ("--frame", "56x84")
 CASES = {
     "tiny": ("recent", ()),
     "tiny-mamba2": ("recent", ()),
+    "tiny-gated-delta": ("recent", ()),
     "tiny-hybrid": ("omnimem", ()),
     "tiny-linear": ("recent", ()),
     "qwen2_vl": ("recent", SMALL),
