@@ -4,8 +4,8 @@
 
 A cell is NAME_BUDGET in `experiments/memory_comparison/cells`, or FOLDER/NAME_BUDGET below
 `experiments/memory_comparison`; a third argument names another folder of `experiments`. For every
-length of stream that both have: right answers of both, and the first minus the second, in % with 95 % bootstrap
-intervals over streams.
+length of stream that both have: right answers of both, and the first minus the second, in % with
+95 % bootstrap intervals over streams.
 """
 
 import json
