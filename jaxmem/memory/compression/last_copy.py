@@ -13,7 +13,7 @@ from jaxmem.kernels.similarity import nearest_newer
 from jaxmem.kv import KV, TEXT
 from jaxmem.memory.base import Attention, Chunk, Embeds, Requires, Spec, State, View
 from jaxmem.memory.parts import scores
-from jaxmem.memory.parts.options import between, one_of
+from jaxmem.memory.parts.options import between, odd, one_of
 from jaxmem.memory.parts.scored import Candidates, Scored, choose, length, received, take
 from jaxmem.typing import Array, Bool, Float, Int, PyTree, UInt
 
@@ -46,6 +46,8 @@ class LastCopy(Scored):
       text: how text is scored: "copies" like the others; "keys" by KeyDiff's score; "attention" by
         the ranks of KeyDiff's score and of all attention received so far, added up, which the
         decoder must then report.
+      kernel: text's scores are means over so many neighbours (odd), so that a sentence stays with
+        the word in it that is unlike all else; 1: each token by itself. Not of "copies".
       count: so often the logarithm of the number of copies that a token stands for is added to its
         logits: 1 gives it the attention of as many equal ones, 0 of one. What is dropped counts for
         the nearest later token (1 byte a head and slot); text is not counted.
@@ -57,6 +59,7 @@ class LastCopy(Scored):
     _: KW_ONLY
     floor: float = 0.125
     text: Text = "keys"
+    kernel: int = 1
     count: float = 0.0
     carry: bool = False
 
@@ -64,6 +67,7 @@ class LastCopy(Scored):
         super().__post_init__()
         one_of(self.name, get_args(Text), text=self.text)
         between(self.name, 0, 1, count=self.count)
+        odd(self.name, kernel=self.kernel)
         if self.count and self.carry:
             raise ValueError(
                 f"{self.name} counts copies by comparing all it holds, and carry=True compares the "
@@ -133,6 +137,9 @@ class LastCopy(Scored):
         if self.accumulates:
             attended = jnp.broadcast_to(received(self, candidates), novel.shape)
             own = own + scores.standing(attended, text)
+        if self.kernel > 1:
+            own = scores.smooth(jnp.where(text, own, 0.0), self.kernel)
+        if self.accumulates or self.kernel > 1:
             own = scores.standing(own, text)
         return jnp.where(text, own, scores.standing(novel, valid & ~text))
 

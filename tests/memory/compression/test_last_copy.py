@@ -25,7 +25,7 @@ from jaxmem.rope import Rope
 BUDGET = 16
 MEMORIES = {
     "last_copy": LastCopy(BUDGET, audio_share=0.25),
-    "carried": LastCopy(BUDGET, audio_share=0.25, carry=True, text="attention"),
+    "carried": LastCopy(BUDGET, audio_share=0.25, carry=True, text="attention", kernel=3),
     "shared": LastCopy(BUDGET, per_head=False, audio_share=None, carry=True, text="copies"),
     "counted": LastCopy(BUDGET, per_head=False, audio_share=0.25, count=1.0),
 }
@@ -238,6 +238,20 @@ def test_ranks_of_keys_and_of_attention_add_up():
         of(None)
 
 
+def test_a_kernel_keeps_what_stands_beside_the_unlike():
+    """Ranks of twelve texts are averaged over three neighbours, and the five largest are kept."""
+    memory = LastCopy(5, floor=0.0, audio_share=None, kernel=3)
+    flat = stream(12, 4, kinds=[TEXT] * 12)
+    for g, held in enumerate(kept_of(memory, cut(flat, [12], 12))):
+        text = np.asarray(flat.tokens.k[:, g], np.float64)
+        unit = text / np.linalg.norm(text, axis=-1, keepdims=True)
+        rank = np.argsort(np.argsort(-(unit @ unit.mean(0)))) + 1
+        beside = np.convolve(rank, np.ones(3), "same")
+        newest = np.arange(12)[::-1]  # of equal means the newer is kept
+        best = sorted(newest, key=lambda i, beside=beside: -beside[i])
+        assert sorted(held) == sorted(best[:5]) != sorted(np.argsort(-rank)[:5])
+
+
 def test_standing_is_a_share_of_the_members():
     scores = jnp.asarray([[3.0, -5.0, 1.0, 1.0, 9.0]])
     members = jnp.asarray([[True, True, True, True, False]])
@@ -252,6 +266,8 @@ def test_ample_budget_is_full_attention_in_the_decoder():
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="text to be one of 'copies', 'keys', 'attention'"):
         LastCopy(8, text="words")
+    with pytest.raises(ValueError, match="odd kernel of at least 1, got kernel=4"):
+        LastCopy(8, kernel=4)
     with pytest.raises(ValueError, match=r"floor between 0 and 1, got floor=1.5"):
         LastCopy(8, floor=1.5)
     with pytest.raises(ValueError, match="soft=1.0 for LastCopy"):
