@@ -42,10 +42,14 @@ class Outcome(NamedTuple):
     theirs: Theirs | None = None
 
     @property
+    def floor(self) -> str:
+        """What its name says of the newest tokens."""
+        return f", newest {self.newest:g}" if self.newest else ""
+
+    @property
     def label(self) -> str:
         """Name of its row."""
-        floor = f", newest {self.newest:g}" if self.newest else ""
-        return self.memory if self.memory == "full" else f"{self.memory} {self.share:g}{floor}"
+        return self.memory if self.memory == "full" else f"{self.memory} {self.share:g}{self.floor}"
 
 
 def theirs_of(found: Sequence[dict[str, Any] | None]) -> Theirs | None:

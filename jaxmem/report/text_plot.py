@@ -39,7 +39,7 @@ def plot_slots(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def _name(one: Outcome) -> str:
-    return f"{one.memory}, newest {one.newest:g}" if one.newest else one.memory
+    return one.memory + one.floor
 
 
 def _lines(

@@ -68,6 +68,11 @@ class LastCopy(Scored):
         one_of(self.name, get_args(Text), text=self.text)
         between(self.name, 0, 1, count=self.count)
         odd(self.name, kernel=self.kernel)
+        if self.kernel > 1 and self.text == "copies":
+            raise ValueError(
+                f"{self.name} averages over neighbours what text alone is scored by, and "
+                f"text='copies' scores it like the others, got kernel={self.kernel}; leave one out."
+            )
         if self.count and self.carry:
             raise ValueError(
                 f"{self.name} counts copies by comparing all it holds, and carry=True compares the "

@@ -268,6 +268,8 @@ def test_wrong_options_are_refused():
         LastCopy(8, text="words")
     with pytest.raises(ValueError, match="odd kernel of at least 1, got kernel=4"):
         LastCopy(8, kernel=4)
+    with pytest.raises(ValueError, match=r"text='copies' scores it like the others, got kernel=3"):
+        LastCopy(8, kernel=3, text="copies")
     with pytest.raises(ValueError, match=r"floor between 0 and 1, got floor=1.5"):
         LastCopy(8, floor=1.5)
     with pytest.raises(ValueError, match="soft=1.0 for LastCopy"):
