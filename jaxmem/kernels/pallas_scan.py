@@ -33,6 +33,13 @@ call = partial(pt.call, warps=WARPS, stages=1)
 Pieces = tuple[Array, ...]
 """A program's columns of the state, [across, columns] in pieces of `PIECE` rows."""
 
+PRODUCTS = lax.Precision.HIGHEST
+"""How float32 is multiplied by float32 on a GPU."""
+FORGOTTEN = -128.0
+"""Log decays from here on are 0 as a decay: float32 ends at exp(-104)."""
+STEP = 2.0**-10
+"""Sums of 32 multiples of it down to `FORGOTTEN` are exact in float32."""
+
 
 class Form(NamedTuple):
     """Static sizes of a walk."""
@@ -42,6 +49,7 @@ class Form(NamedTuple):
     across: int  # the state's other axis, padded
     columns: int  # of the state, in a program
     every: int  # tiles between two states that are kept
+    interpret: bool = False
 
     @property
     def tiles(self) -> int:
@@ -59,12 +67,17 @@ class Form(NamedTuple):
         """Rows between two states that are kept."""
         return self.rows * self.every
 
+    def dot(self, a: Array, b: Array, over: tuple[int, int] = (1, 0)) -> Array:
+        """Return the product over an axis of each."""
+        return dot(a, b, over, self.interpret)
 
-def form_of(count: int, across: int, columns: int, block: int) -> Form:
+
+def form_of(count: int, across: int, columns: int, block: int, interpret: bool) -> Form:
     """Return the sizes for T rows and a state [across, columns]; every `block` rows one is kept."""
     rows = min(ROWS, 1 << max(block.bit_length() - 1, 4), power_of_two(count))
     every = max(1, min(block // rows, pl.cdiv(count, rows)))
-    return Form(count, rows, power_of_two(across), min(COLUMNS, power_of_two(columns)), every)
+    columns = min(COLUMNS, power_of_two(columns))
+    return Form(count, rows, power_of_two(across), columns, every, interpret)
 
 
 def check(arrays: tuple[Array, ...], state: Array) -> None:
@@ -80,16 +93,16 @@ def check(arrays: tuple[Array, ...], state: Array) -> None:
         raise NotImplementedError("kernels take at least one row.")
 
 
-def dot(a: Array, b: Array, over: tuple[int, int] = (1, 0)) -> Array:
+def dot(a: Array, b: Array, over: tuple[int, int], interpret: bool) -> Array:
     """Return the product over an axis of each, exact to float32."""
     if a.dtype != b.dtype or a.dtype == jnp.float32:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    full = a.dtype == jnp.float32
+    exact = lax.Precision.HIGHEST if interpret else PRODUCTS
     return lax.dot_general(
         a,
         b,
         (((over[0],), (over[1],)), ((), ())),
-        precision=lax.Precision.HIGHEST if full else lax.Precision.DEFAULT,
+        precision=exact if a.dtype == jnp.float32 else lax.Precision.DEFAULT,
         preferred_element_type=jnp.float32,
     )
 
@@ -118,13 +131,33 @@ def store(ref: Any, rows: Array, columns: Array, x: Array, *which: Array) -> Non
     pltriton.store(ref.at[*which, i, j], x.astype(ref.dtype), mask=inside)
 
 
-def decays(log: Float[Array, "Q"]) -> tuple[Array, Array, Array]:
-    """Return the sums c of log decays [Q], the last one, and exp(c_i - c_j) for j <= i, else 0."""
-    rows = log.shape[0]
-    cum, at = jnp.cumsum(log), lax.iota(jnp.int32, rows)
+class Decay(NamedTuple):
+    """Decays within a tile of Q rows, of the sums c of its log decays."""
+
+    grown: Float[Array, "Q"]  # exp(c_i), from before the tile to a row
+    left: Float[Array, "Q"]  # exp(c_Q - c_i), from a row to the end
+    whole: Float[Array, ""]  # exp(c_Q)
+    between: Float[Array, "Q Q"]  # exp(c_i - c_j) for j <= i, else 0
+
+
+def decays(log: Float[Array, "Q"]) -> Decay:
+    """Return the decays of a tile from the logs of those of its rows, which are not positive.
+
+    Sums of thousands have errors of 1e-4, which differences keep, and a GPU, which adds in pairs,
+    does not make them alike in neighbours. So the sums of multiples of `STEP`, which are exact, and
+    those of the rest, which are small, are taken apart, and so are their differences.
+    """
+    at = lax.iota(jnp.int32, log.shape[0])
+    log = jnp.maximum(log, FORGOTTEN)
+    coarse = STEP * jnp.floor(log / STEP)
+    sums = jnp.cumsum(coarse), jnp.cumsum(log - coarse)
+    between = sum(c[:, None] - c[None, :] for c in sums)
     # Masked before exp, which overflows above the diagonal.
-    between = jnp.where(at[:, None] >= at[None, :], cum[:, None] - cum[None, :], -jnp.inf)
-    return cum, jnp.sum(jnp.where(at == rows - 1, cum, 0.0)), jnp.exp(between)
+    between = jnp.exp(jnp.where(at[:, None] >= at[None, :], between, -jnp.inf))
+    grown, last = jnp.exp(sums[0] + sums[1]), at == log.shape[0] - 1
+    rest = [jnp.sum(c) for c in (coarse, log - coarse)]
+    left = jnp.exp(rest[0] - sums[0] + (rest[1] - sums[1]))
+    return Decay(grown, left, jnp.sum(jnp.where(last, grown, 0.0)), between)
 
 
 def pull_decays(x: Float[Array, "Q Q"]) -> Float[Array, "Q"]:
@@ -156,13 +189,11 @@ def keep(form: Form, before: Any, i: Array, columns: Array, state: Pieces) -> No
             store_state(form, before[0], columns, state, which)
 
 
-def written(
-    form: Form, along: Any, row: Array, state: Pieces, u: Array, cum: Array, total: Array
-) -> Pieces:
+def written(form: Form, along: Any, row: Array, state: Pieces, u: Array, decay: Decay) -> Pieces:
     """Return the state after a tile of which u is written along the rows of `along`."""
-    u *= jnp.exp(total - cum)[:, None]
+    u *= decay.left[:, None]
     return tuple(
-        jnp.exp(total) * part + dot(load(along, row, n), u, (0, 0))
+        decay.whole * part + form.dot(load(along, row, n), u, (0, 0))
         for n, part in zip(form.spans, state, strict=True)
     )
 

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxmem.kernels import dispatch
 from jaxmem.kernels.attend import attend
 from jaxmem.kernels.attend import pallas as attend_pallas
+from jaxmem.kernels.attend_mass import attend_mass
 from jaxmem.kernels.delta import delta
 from jaxmem.kernels.received import mass, row_mass
 from jaxmem.kernels.segment import Segment
@@ -216,3 +218,38 @@ def test_scans_of_many_streams_lower_too():
 
 def gradient(run):
     return jax.grad(lambda *x: jnp.sum(run(*x)[0].astype(jnp.float32) ** 2), argnums=range(6))
+
+
+def test_what_none_takes_on_a_gpu(monkeypatch):
+    """As measured on an H200 (experiments/gpu): kernels, but for few rows and wide head means."""
+    many, few = (inputs((), (rows, *QWEN_7B[1:]), 4096) for rows in (256, 32))
+    rope = rope_1d(128)
+    scores, caps = SHAPE((2, 4352), jnp.float32), SHAPE((2,), jnp.int32)
+
+    def received(form, given, of=mass):
+        run = lambda q, s, lse, c: of(q, s, lse, rope=rope, rows=c, form=form)
+        return kernels_of(run, *given)
+
+    def both(form):
+        run = lambda q, s, c: attend_mass(q, s, rope=rope, rows=c, form=form)
+        return kernels_of(run, many[0], many[1], many[3])
+
+    def attended(x):
+        return kernels_of(lambda q, s: attend(q, s, rope=rope), *x[:2])
+
+    def taken():  # of new functions: what is traced once stays
+        return {
+            "attend": [attended(x) for x in (many, few)],
+            "attend_mass": [both(form) for form in ("softmax", "mean_logit")],
+            "mass": [received(form, many) for form in ("softmax", "mean_logit")],
+            "select": kernels_of(lambda s, c: select(s, c, slots=4096), scores, caps),
+            "top_mask": kernels_of(lambda *x: top_mask(*x), scores, caps),
+            "ssd": kernels_of(lambda *x: ssd(*x), *ssd_shapes(*SSD[0], jnp.float32)),
+            "delta": kernels_of(lambda *x: delta(*x), *delta_shapes(*DELTA[0], jnp.float32)),
+        }  # fmt: skip
+
+    none = {name: [0, 0] if name in ("attend", "attend_mass", "mass") else 0 for name in taken()}
+    assert taken() == none
+    monkeypatch.setattr(dispatch, "on_ampere", lambda: True)
+    kernels = {"attend": [1, 0], "attend_mass": [3, 1], "mass": [2, 0], "select": 2, "top_mask": 1}
+    assert taken() == kernels | {"ssd": 0, "delta": 2}

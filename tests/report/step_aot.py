@@ -82,11 +82,12 @@ def main(target, kernels, *only):
     from jaxmem.kernels import dispatch
     from jaxmem.memory import MEMORIES
 
-    dispatch.DEFAULT = tuple(dict.fromkeys((kernels, "xla")))
     for name in only or MEMORIES:
         for layers, dtype in CASES[target, kernels]:
             about = {"target": target, "back end": kernels}
-            print(json.dumps(about | figures(name, SLOTS[kernels], layers, dtype, put)), flush=True)
+            with dispatch.preferring(kernels):
+                found = figures(name, SLOTS[kernels], layers, dtype, put)
+            print(json.dumps(about | found), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,20 +15,30 @@ from rich.table import Table
 
 from jaxmem.experiments.benchmark import kernels_measure as measure
 from jaxmem.experiments.benchmark.kernels_ops import Operation, operations, with_attention
-from jaxmem.experiments.benchmark.kernels_shapes import Inputs, Shape, Which, inputs, shapes
+from jaxmem.experiments.benchmark.kernels_scans import (
+    SCANS,
+    ScanOperation,
+    scan_inputs,
+    scan_operations,
+    scans,
+)
+from jaxmem.experiments.benchmark.kernels_shapes import Which, inputs, shapes
 from jaxmem.experiments.benchmark.kernels_step import steps
+from jaxmem.typing import PyTree
 
 
 @dataclass(frozen=True)
 class KernelsConfig:
     """Time attention, mass, selection and redundancy, each against its naive formulation.
 
-    What one kernel does with attention and mass is timed against two kernels.
+    What one kernel does with attention and mass is timed against two kernels, the scans of layers
+    with a state against XLA with all blocks at once.
     """
 
     # ci (tiny), embedded, cpu (embedded model and a 0.5B model), 7b, or all (cpu and 7b).
     shapes: Which = "cpu"
     only: tuple[str, ...] = ()  # operations, by the start of their names; all if empty
+    rows: tuple[int, ...] = ()  # tokens of a chunk: only shapes with so many; all if empty
     pairs: int = 15  # how often both formulations are timed, in turn
     step_slots: tuple[int, ...] = (64, 256)  # per layer, in the chunk step of the embedded model
     step_seconds: tuple[int, ...] = (1, 4)  # of its chunks
@@ -46,17 +57,31 @@ def records(
     """
     chosen = [op for op in operations() if _asked(config.only, op.name)]
     step = _asked(config.only, "chunk step")
-    if not chosen and not step:
-        names = ", ".join([op.name for op in operations()] + ["chunk step"])
+    if not chosen and not step and not any(_asked(config.only, name) for name in SCANS):
+        names = ", ".join([*(op.name for op in operations()), *SCANS, "chunk step"])
         raise ValueError(f"--only {' '.join(config.only)} matches none of: {names}.")
-    sizes = shapes(config.shapes)
+    wanted = lambda shape: not config.rows or shape.rows in config.rows
+    sizes = [shape for shape in shapes(config.shapes) if wanted(shape)]
+    recurrences = [scan for scan in scans(config.shapes) if wanted(scan)]
+    if config.rows and not (sizes or recurrences):
+        raise ValueError(f"no shape of --shapes {config.shapes} has --rows {config.rows}.")
     progress("what the machine can do")
-    rates = measure.rates({shape.dtype for shape in sizes})
+    rates = measure.rates({shape.dtype for shape in (*sizes, *recurrences)})
+    how = {} if config.implementation is None else {"implementation": config.implementation}
     for shape in sizes if chosen else ():
         given = with_attention(inputs(shape), shape)
         for op in chosen:
             progress(f"{op.name}, {shape.name}")
-            yield _record(op, shape, given, rates, config)
+            same = {} if op.against == "naive" else how
+            timed = partial(op.ours, shape=shape, **how), partial(op.plain, shape=shape, **same)
+            yield _record(op, shape, given, timed, rates, config)
+    for scan in recurrences:
+        for op in scan_operations(scan):
+            if _asked(config.only, op.name):
+                progress(f"{op.name}, {scan.name}")
+                given, plain = scan_inputs(scan), {"implementation": op.against}
+                timed = partial(op.call, scan=scan, **how), partial(op.call, scan=scan, **plain)
+                yield _record(op, scan, given, timed, rates, config)
     if step and config.shapes != "7b":
         progress("the chunk step of the embedded model")
         yield from steps(config.step_slots, config.step_seconds, pairs=config.pairs)
@@ -86,12 +111,15 @@ def _asked(only: tuple[str, ...], name: str) -> bool:
 
 
 def _record(
-    op: Operation, shape: Shape, given: Inputs, rates: measure.Rates, config: KernelsConfig
+    op: Operation | ScanOperation,
+    shape: Any,  # a `Shape` or a `Scan`, as the operation takes
+    given: PyTree,
+    timed: tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]],
+    rates: measure.Rates,
+    config: KernelsConfig,
 ) -> dict[Any, Any]:
-    """Return the figures of one operation at one shape."""
-    how = {} if config.implementation is None else {"implementation": config.implementation}
-    ours = lambda x: op.ours(x, shape, **how)
-    plain = lambda x: op.plain(x, shape, **({} if op.against == "naive" else how))
+    """Return the figures of one operation at one shape; `timed` is ours and what it is against."""
+    ours, plain = timed
     built, plain_built = measure.compiled(ours, given), measure.compiled(plain, given)
     fits = (plain_built[1] or 0) <= config.plain_gigabytes * 2**30
     loops = [measure.repeated(f) for f in ((ours, plain) if fits else (ours,))]

@@ -123,8 +123,17 @@ def timing(seconds: np.ndarray, compile_s: float, temp_bytes: int | None) -> Tim
     return Timing(compile_s, temp_bytes, float(median) * 1e3, best * 1e3, spread)
 
 
-def rates(dtypes: set[str], *, size: int = 1024, megabytes: int = 128) -> Rates:
-    """Return the best copy bandwidth and matmul rates of this machine, measured now."""
+def rates(dtypes: set[str], *, size: int | None = None, megabytes: int | None = None) -> Rates:
+    """Return the best copy bandwidth and matmul rates of this machine, measured now.
+
+    Args:
+      dtypes: of the products.
+      size: rows of the square matrices; None: 8,192 on a GPU, 1,024 elsewhere.
+      megabytes: that are copied; None: 2,048 on a GPU, more than its cache holds, 128 elsewhere.
+    """
+    large = jax.default_backend() == "gpu"
+    size = size or (8192 if large else 1024)
+    megabytes = megabytes or (2048 if large else 128)
     block = jnp.ones((megabytes * 2**18,), jnp.float32)
     copy = jax.jit(lambda x, n: jax.lax.fori_loop(0, n, lambda i, x: x + 1.0, x))
     seconds = min(seconds_of(copy, block, 8) for _ in range(6))

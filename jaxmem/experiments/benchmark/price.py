@@ -17,9 +17,12 @@ from jaxmem.decoder.decoder import logits
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.scorer import init_scorer
 from jaxmem.experiments.benchmark import flops as _flops
+from jaxmem.experiments.benchmark.price_run import Ran, measured
 from jaxmem.experiments.benchmark.price_table import GPUS, PROCESS, Price, Step, bound
+from jaxmem.experiments.benchmark.second_session import noise
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.experiments.parsing import whole_pieces
+from jaxmem.kernels.dispatch import preferring
 from jaxmem.loop import advance, start
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Memory, Spec
@@ -27,12 +30,14 @@ from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.base import Model, for_frames
 from jaxmem.models.load import load
 from jaxmem.models.scorer import with_scorer
-from jaxmem.pieces import blank
+from jaxmem.pieces import Preprocessor, blank
 from jaxmem.programs import compile, model_spec, stream_tokens
 from jaxmem.training.differentiable import Mode
 from jaxmem.training.plan import nbytes
 from jaxmem.typing import PyTree
 
+MOST_FILLED = 64
+"""Chunks that are written before a run is timed, at most."""
 NOT_IN_A_CHUNK = ("embedding", "norm", "head")
 """Parts of the decoder that a chunk does not read whole: rows of the embedding are looked up."""
 
@@ -54,12 +59,17 @@ class PriceConfig:
     hours: float = 1.0  # length of the stream, which sizes the bank of memories that have one
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of weights, activations, keys and values
     gpu: Literal["rtx3090", "a100", "h100", "h200"] | None = None  # None: all of them
+    # Also run both programs on this machine, with drawn weights: times, and the peak of a GPU.
+    run: bool = False
+    implementation: str | None = None  # of the kernels, with --run (docs/kernels.md)
     train: bool = False  # price a training step instead, see docs/training.md
     tokens: int | None = None  # of the stream that is trained on, with --train; None: 65,536
     # Of adapters of queries, keys and values that train; 0: all weights do. None: 16 where layers
     # attend, else all weights.
     rank: int | None = None
     mode: Mode = "through"  # where gradients go, with --train and a memory
+    # Of checkpointing, with --train (docs/training.md). None: both.
+    scheme: Literal["D", "E"] | None = None
     json: bool = False  # print JSON instead of tables
     memories: MemoryOptions = field(default_factory=dict, hash=False)
 
@@ -76,18 +86,31 @@ class Stream(NamedTuple):
 
 
 def price(config: PriceConfig) -> Price:
-    """Return the price of a stream.
+    """Return the price of a stream, with `run` as measured here.
 
     Raises:
       ValueError: if the model or the memory does not take what is asked.
     """
-    if (config.tokens, config.rank, config.mode) != (None, None, "through"):
-        raise ValueError("--tokens, --rank and --mode are of a training step: give --train, too.")
+    if (config.tokens, config.rank, config.mode, config.scheme) != (None, None, "through", None):
+        options = "--tokens, --rank, --mode and --scheme"
+        raise ValueError(f"{options} are of a training step: give --train, too.")
+    if config.implementation is not None and not config.run:
+        raise ValueError("--implementation is of the programs that are run: give --run, too.")
+    with preferring(config.implementation):
+        return _price(config)
+
+
+def _price(config: PriceConfig) -> Price:
     pictures = _pictures(config)
     found = open_stream(config)
     params, memory, spec = found.bound.params, found.program.memory, found.program.spec
     # Entries of a bank in host memory are no part of what the device holds.
     host = footprint(memory, spec).host
+    if host and jax.default_backend() == "gpu":  # JAX does not let shapes say where they lie
+        raise ValueError(
+            f"the bank of {config.memory} lies in host memory, which cannot be priced on a GPU: "
+            "set JAX_PLATFORMS=cpu; the figures for GPUs come all the same."
+        )
     chunk, question = (
         replace(step, held_bytes=step.held_bytes - host, peak_bytes=step.peak_bytes - host)
         for step in (_chunk_step(found), _question_step(config, found))
@@ -120,6 +143,7 @@ def price(config: PriceConfig) -> Price:
         resident_bytes=host + peak + PROCESS,
         compiled_for=jax.default_backend(),
         bounds=tuple(bound(gpu, chunk, question, peak) for gpu in chosen),
+        ran=_run(config, found) if config.run else None,
     )
 
 
@@ -179,6 +203,15 @@ def _memory(config: PriceConfig, model: Model, spec: Spec) -> AnyMemory:
     budget, names = Budget(config.budget, None), (config.memory,)
     (chosen,) = contestants(names, options, budget, spec, tokens, presets=model.presets)
     return chosen.memory
+
+
+def _run(config: PriceConfig, found: Stream) -> Ran:
+    """Return the times of both programs here, once as many tokens came as there are slots."""
+    model, pieces = found.model, round(config.chunk_seconds / found.model.media.piece_seconds)
+    chunk = Preprocessor(model, pieces)([noise(model)] * pieces)
+    fill = min(MOST_FILLED, -(-config.budget // found.program.spec.chunk))
+    asked = {"question": config.question, "answer": max(2, config.answer)}
+    return measured(model.params, chunk, found.program, fill=fill, **asked)
 
 
 def _chunk_step(found: Stream) -> Step:

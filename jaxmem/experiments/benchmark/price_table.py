@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rich.console import Group
 from rich.table import Table
 
+from jaxmem.experiments.benchmark.price_run import Ran
 from jaxmem.report.numbers import milliseconds, size
 
 
@@ -84,6 +85,7 @@ class Price:
     resident_bytes: int  # of a process on a CPU: the larger peak, and `PROCESS`
     compiled_for: str  # platform of the compiled programs
     bounds: tuple[Bound, ...]  # one for each GPU
+    ran: Ran | None = None  # what running them took, with --run
 
 
 def bound(gpu: Gpu, chunk: Step, question: Step, peak: int) -> Bound:
@@ -130,7 +132,26 @@ def price_tables(result: Price) -> Group:
     )
     for row in rows:
         table.add_row(*row)
-    return Group(table, _gpu_table(result))
+    more = () if result.ran is None else (_ran_table(result.ran),)
+    return Group(table, _gpu_table(result), *more)
+
+
+def _ran_table(ran: Ran) -> Table:
+    table = Table("run here", title=f"{ran.device}, drawn weights, {ran.written} chunks before")
+    table.add_column("value", justify="right")
+    spread = lambda pair: " to ".join(milliseconds(1e3 * x) for x in pair)
+    for name, value in (
+        ("a chunk", f"{milliseconds(1e3 * ran.chunk)} ({spread(ran.chunk_quartiles)})"),
+        (
+            "first token",
+            f"{milliseconds(1e3 * ran.first_token)} ({spread(ran.first_token_quartiles)})",
+        ),
+        ("each further token", milliseconds(1e3 * ran.token)),
+        ("compiling chunk, question", " / ".join(f"{x:.1f} s" for x in ran.compile)),
+        ("peak on the device", "unknown" if ran.peak_bytes is None else size(ran.peak_bytes)),
+    ):
+        table.add_row(name, value)
+    return table
 
 
 def _peak(step: Step) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from jaxmem.compiled import NARROW
 from jaxmem.decoder.program import Carry
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price import PriceConfig, Stream, open_stream
+from jaxmem.experiments.benchmark.price_run import drawn
 from jaxmem.experiments.benchmark.price_table import GPUS, Gpu
 from jaxmem.report.numbers import size
 from jaxmem.training import lora
@@ -23,7 +25,7 @@ from jaxmem.training.answers import Example, stream_loss
 from jaxmem.training.differentiable import Mode
 from jaxmem.training.language import as_type, empty_state, language_loss, layer_cost
 from jaxmem.training.plan import nbytes, plan, temporary
-from jaxmem.training.remat import near_root
+from jaxmem.training.remat import Scheme, near_root
 from jaxmem.typing import Params, PyTree
 
 PAPER = {2**14: 4.2e9, 2**16: 10.5e9, 2**17: 17.2e9, 2**19: 42.2e9}
@@ -48,6 +50,9 @@ class Trained:
     temporary_bytes: int  # of the compiled value and gradient
     stream_bytes: int  # of them, those that grow with the stream: states before chunks
     peak_bytes: int  # with weights, moments, gradient and inputs
+    seconds: float | None = None  # of value and gradient as run here, with --run
+    # In use at once on the device since the process began; no moments. None: not run, or unknown.
+    ran_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice
     cost = layer_cost(decoder, ROWS, dtype)
     ids = jax.ShapeDtypeStruct((tokens,), jnp.int32)
     steps = []
-    for scheme in ("D", "E"):
+    for scheme in _schemes(config):
         best = plan(
             cost,
             layers=decoder.layers,
@@ -110,7 +115,8 @@ def _states_alone(config: PriceConfig, found: Stream, tokens: int) -> TrainPrice
         count = -(-tokens // best.chunk)
         kept = _kept(count, best.segments, nbytes(states), nbytes(states))
         flops, temp = _measured(loss, params, ids, states)
-        steps.append(Trained(scheme, best.chunk, best.segments, flops, temp, kept, temp))
+        ran = _run(loss, params, ids, states) if config.run else {}
+        steps.append(Trained(scheme, best.chunk, best.segments, flops, temp, kept, temp, **ran))
     return _price(tokens, found, None, "through", 0, params, None, nbytes(ids), steps)
 
 
@@ -134,13 +140,16 @@ def _through_memory(config: PriceConfig, found: Stream, tokens: int) -> TrainPri
         train = _typed(held, jnp.float32)
     given, around = held if rank else None, found.bound._replace(params={})
     steps = []
-    for scheme in ("D", "E"):
+    for scheme in _schemes(config):
         segments = near_root(count) if scheme == "E" else None
         loss = partial(_answer_loss, found=found, mode=config.mode, segments=segments)
-        flops, temp = _measured(loss, train, given, around, found.carry, example)
+        arguments = (train, given, around, found.carry, example)
+        flops, temp = _measured(loss, *arguments)
+        ran = _run(loss, *arguments) if config.run else {}
         kept = _kept(count, segments, nbytes(found.carry), nbytes(_needed(found.carry)))
         kept = 0 if config.mode == "read" else kept  # no gradient comes back to the stream
-        steps.append(Trained(scheme, program.spec.chunk, segments, flops, temp, kept, temp))
+        rows_of = program.spec.chunk
+        steps.append(Trained(scheme, rows_of, segments, flops, temp, kept, temp, **ran))
     inputs, memory = nbytes((example, found.carry, around)), config.memory
     return _price(tokens, found, memory, config.mode, rank, train, given, inputs, steps)
 
@@ -190,6 +199,22 @@ def _measured(loss: Any, *given: Any) -> tuple[int, int]:
     return _flops.count(slope, *given), temporary(compiled)
 
 
+def _schemes(config: PriceConfig) -> tuple[Scheme, ...]:
+    return ("E", "D") if config.scheme is None else (config.scheme,)
+
+
+def _run(loss: Any, *shapes: Any) -> dict[str, Any]:
+    """Return the seconds of value and gradient with drawn inputs, and the peak of the device."""
+    slope, given = jax.jit(jax.value_and_grad(loss)), drawn(shapes)
+    seconds = 0.0
+    for _ in range(2):  # the first compiles
+        begin = time.perf_counter()
+        jax.block_until_ready(slope(*given))
+        seconds = time.perf_counter() - begin
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"seconds": seconds, "ran_peak_bytes": peak}
+
+
 def _price(
     tokens: int, found: Stream, memory: str | None, mode: Mode, rank: int, train: Params,
     held: Params | None, inputs: int, steps: list[Trained],
@@ -198,7 +223,10 @@ def _price(
     weights = nbytes(train)
     frozen = 0 if held is None else nbytes(held)
     rest = frozen + 4 * weights + inputs  # the weights, two moments and the gradient
-    done = tuple(replace(step, peak_bytes=rest + step.temporary_bytes) for step in steps)
+    done = tuple(
+        replace(step, peak_bytes=rest + step.temporary_bytes)
+        for step in sorted(steps, key=lambda step: step.scheme)
+    )
     return TrainPrice(
         found.model.name, memory, mode, tokens, rank, frozen, weights, 2 * weights, weights,
         inputs, done,
@@ -218,7 +246,10 @@ def train_tables(result: TrainPrice) -> Group:
     gpus = [gpu.name.replace(" SXM", "") for gpu in GPUS.values()]
     title = f"by scheme of checkpointing; time at {SHARE:.0%} of a data sheet's peak, an assumption"
     second = Table("scheme", title=title)
-    for column in ("a chunk", "segments", "temporary", "of it states", "peak", "PFLOP", *gpus):
+    ran = any(step.seconds is not None for step in result.steps)
+    here = ("run here", "its peak, no moments") if ran else ()
+    sizes = ("a chunk", "segments", "temporary", "of it states", "peak", "PFLOP")
+    for column in (*sizes, *gpus, *here):
         second.add_column(column, justify="right")
     for step in result.steps:
         second.add_row(
@@ -230,8 +261,16 @@ def train_tables(result: TrainPrice) -> Group:
             size(step.peak_bytes),
             f"{step.flops / 1e15:,.2f}",
             *(_time(step, gpu) for gpu in GPUS.values()),
+            *(_ran(step) if ran else ()),
         )
     return Group(table, second)
+
+
+def _ran(step: Trained) -> tuple[str, str]:
+    """Return the time and the peak of a step that was run here."""
+    peak = step.ran_peak_bytes
+    took = "" if step.seconds is None else f"{step.seconds:,.1f} s"
+    return took, "" if peak is None else size(peak)
 
 
 def _time(step: Trained, gpu: Gpu) -> str:

@@ -61,4 +61,5 @@ def delta(
             f"v has shape {v.shape}, so q, k, g, beta and state must have the shapes {fitting} "
             f"with key heads that divide the value heads; got {given}. Streams side by side: vmap."
         )
-    return dispatch.call(_BACKENDS, implementation, q, k, v, g, beta, state, block=block)
+    more = {"block": block, "on_gpu": ("pallas", "xla_blocks")}  # experiments/gpu
+    return dispatch.call(_BACKENDS, implementation, q, k, v, g, beta, state, **more)

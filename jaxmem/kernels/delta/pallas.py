@@ -40,10 +40,10 @@ def _inverse_kernel(tree: Any, out: Any, *more: Any, form: ps.Form):
     alike, scores = 0.0, 0.0
     for n in form.spans:
         key = ps.load(k, row, n)
-        alike += ps.dot(key, key, (1, 1))
+        alike += form.dot(key, key, (1, 1))
         if more:
-            scores += ps.dot(ps.load(q, row, n), key, (1, 1))
-    _, _, decay = ps.decays(ps.load_row(g, row))
+            scores += form.dot(ps.load(q, row, n), key, (1, 1))
+    decay = ps.decays(ps.load_row(g, row)).between
     i, j = at[:, None], at[None, :]
     alike = jnp.where(i > j, alike * decay, 0.0)
     if more:
@@ -55,7 +55,7 @@ def _inverse_kernel(tree: Any, out: Any, *more: Any, form: ps.Form):
         corner = (i >> bits + 1 == j >> bits + 1) & (i >> bits > j >> bits)  # lower left of pairs
         below = jnp.where(corner, a, 0.0)
         if bits:
-            below = ps.dot(inverse, ps.dot(below, inverse))
+            below = form.dot(inverse, form.dot(below, inverse))
         inverse -= below
     out[...] = inverse
 
@@ -70,17 +70,18 @@ def _kernel(tree: Any, o: Any, last: Any, *kept: Any, form: ps.Form, scale: floa
         scores, asked, held = 0.0, 0.0, 0.0
         for n, part in zip(form.spans, state, strict=True):
             query, key = ps.load(q, row, n), ps.load(k, row, n)
-            scores += ps.dot(query, key, (1, 1))
-            asked += ps.dot(query, part)
-            held += ps.dot(key, part)
-        cum, total, decay = ps.decays(ps.load_row(g, row))
-        grown = jnp.exp(cum)[:, None]
-        wrong = ps.load(v, row, p).astype(jnp.float32) - grown * held
-        u = ps.dot(inverse[i], ps.load_row(beta, row)[:, None] * wrong)
-        ps.store(o, row, p, (grown * asked + ps.dot(scores * decay, u)) * scale)
+            scores += form.dot(query, key, (1, 1))
+            asked += form.dot(query, part)
+            held += form.dot(key, part)
+        decay = ps.decays(ps.load_row(g, row))
+        scores, grown = scores * decay.between, decay.grown[:, None]  # no more is held of it
+        asked, held = grown * asked, grown * held
+        wrong = ps.load(v, row, p).astype(jnp.float32) - held
+        u = form.dot(inverse[i], ps.load_row(beta, row)[:, None] * wrong)
+        ps.store(o, row, p, (asked + form.dot(scores, u)) * scale)
         if kept:
             ps.store(kept[1], row, p, u)
-        return ps.written(form, k, row, state, u, cum, total)
+        return ps.written(form, k, row, state, u, decay)
 
     state = lax.fori_loop(0, form.tiles, body, ps.load_state(form, start, p))
     ps.store_state(form, last, p, state)
@@ -102,29 +103,29 @@ def _back_kernel(tree: Any, *outs: Any, form: ps.Form, scale: float):
         row = i * form.rows + at
         drawn = 0.0
         for n, part in zip(form.spans, up, strict=True):
-            drawn += ps.dot(ps.load(k, row, n), part)
-        cum, total, decay = ps.decays(ps.load_row(g, row))
-        left, share = jnp.exp(total - cum)[:, None], ps.load_row(beta, row)
+            drawn += form.dot(ps.load(k, row, n), part)
+        decay = ps.decays(ps.load_row(g, row))
+        left, share = decay.left[:, None], ps.load_row(beta, row)
         out, wrote = ps.load(do, row, p).astype(jnp.float32) * scale, ps.load(u, row, p)
-        du = ps.dot(scores[i], out, (0, 0)) + left * drawn
-        right = ps.dot(inverse[i], du, (0, 0))
+        du = form.dot(scores[i], out, (0, 0)) + left * drawn
+        right = form.dot(inverse[i], du, (0, 0))
         ps.store(dw, row, p, right)
-        dscores = ps.dot(out, wrote, (1, 1))
-        ps.store(ds, row, at, decay * dscores)
-        dalike = jnp.where(at[:, None] > at[None, :], -ps.dot(right, wrote, (1, 1)), 0.0)
-        ps.store(dkk, row, at, share[:, None] * decay * dalike)
+        dscores = form.dot(out, wrote, (1, 1))
+        ps.store(ds, row, at, decay.between * dscores)
+        dalike = jnp.where(at[:, None] > at[None, :], -form.dot(right, wrote, (1, 1)), 0.0)
+        ps.store(dkk, row, at, share[:, None] * decay.between * dalike)
         dalike *= alike[i]
         ps.store_row(dbeta, row, jnp.sum(dalike, axis=1))
         within = ps.pull_decays(dscores * scores[i] + share[:, None] * dalike)
         ps.store_row(dcum, row, within - jnp.sum(left * wrote * drawn, axis=1))
         for n, part in zip(form.spans, up, strict=True):
-            ps.store(dk, row, n, ps.dot(wrote * left, part, (1, 1)))
-        grown = jnp.exp(cum)
+            ps.store(dk, row, n, form.dot(wrote * left, part, (1, 1)))
+        grown = decay.grown
         out, taken = out * grown[:, None], right * (grown * share)[:, None]
         up = tuple(
-            jnp.exp(total) * part
-            + ps.dot(ps.load(q, row, n), out, (0, 0))
-            - ps.dot(ps.load(k, row, n), taken, (0, 0))
+            decay.whole * part
+            + form.dot(ps.load(q, row, n), out, (0, 0))
+            - form.dot(ps.load(k, row, n), taken, (0, 0))
             for n, part in zip(form.spans, up, strict=True)
         )
         ps.keep(form, (dstates,), i, p, up)
@@ -142,27 +143,27 @@ def _read_kernel(tree: Any, *outs: Any, form: ps.Form, scale: float):
 
     def body(i: Array, state: ps.Pieces) -> ps.Pieces:
         row = i * form.rows + lax.iota(jnp.int32, form.rows)
-        cum, total, _ = ps.decays(ps.load_row(g, row))
-        grown, share = jnp.exp(cum)[:, None], ps.load_row(beta, row)[:, None]
+        decay = ps.decays(ps.load_row(g, row))
+        grown, share = decay.grown[:, None], ps.load_row(beta, row)[:, None]
         out = ps.load(do, row, p).astype(jnp.float32) * (grown * scale)
         right = ps.load(dw, row, p) * -grown
         read = taken = jnp.zeros(form.rows, jnp.float32)
         for n, part in zip(form.spans, state, strict=True):
-            dread, dtaken = ps.dot(out, part, (1, 1)), ps.dot(right, part, (1, 1))
+            dread, dtaken = form.dot(out, part, (1, 1)), form.dot(right, part, (1, 1))
             ps.store(dq, row, n, dread)
             ps.store(dk, row, n, share * dtaken)
             read += jnp.sum(ps.load(q, row, n) * dread, axis=1)
             taken += jnp.sum(ps.load(k, row, n) * dtaken, axis=1)
         ps.store_row(dcum, row, read + ps.load_row(beta, row) * taken)
         ps.store_row(dbeta, row, taken)
-        return ps.written(form, k, row, state, ps.load(u, row, p), cum, total)
+        return ps.written(form, k, row, state, ps.load(u, row, p), decay)
 
     end = jnp.minimum((which + 1) * form.every, form.tiles)
     lax.fori_loop(which * form.every, end, body, ps.load_state(form, before, p, which))
 
 
-def _form(v: Array, state: Array, block: int) -> ps.Form:
-    return ps.form_of(v.shape[0], state.shape[1], state.shape[2], block)
+def _form(v: Array, state: Array, block: int, interpret: bool) -> ps.Form:
+    return ps.form_of(v.shape[0], state.shape[1], state.shape[2], block, interpret)
 
 
 def _operands(rows: Rows) -> tuple[tuple[Array, ...], tuple[pl.BlockSpec, ...]]:
@@ -191,7 +192,7 @@ def _inverse(form: ps.Form, rows: Rows, interpret: bool, *, more: bool) -> list[
 
 def _run(rows: Rows, state: Array, block: int, interpret: bool, *, keep: bool) -> list[Array]:
     """Return o, the last state and, with `keep`, states before every block and what rows write."""
-    v, form = rows[2], _form(rows[2], state, block)
+    v, form = rows[2], _form(rows[2], state, block, interpret)
     (inverse,), whole = _inverse(form, rows, interpret, more=False), pt.of_owner(state)
     (given, specs), heads = _operands(rows), ps.of_head(v)
     outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
@@ -222,7 +223,7 @@ def _forward(rows: Rows, state: Array, block: int, interpret: bool):
 def _backward(block: int, interpret: bool, kept: Any, up: tuple[Array, Array]):
     rows, u, before = kept
     (q, k, v, _, beta), (do, dlast) = rows, up
-    form, groups = _form(v, dlast, block), k.shape[1]
+    form, groups = _form(v, dlast, block, interpret), k.shape[1]
     systems = _inverse(form, rows, interpret, more=True)
     (given, specs), heads, states = _operands(rows), ps.of_head(v), ps.of_head(before)
     grid = v.shape[1], pl.cdiv(v.shape[2], form.columns)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jax import lax
 
 from jaxmem.kernels import dispatch
+from jaxmem.kernels.attend import fills_a_gpu
 from jaxmem.kernels.received import ref
 from jaxmem.kernels.segment import Segment, check
 from jaxmem.rope import Rope
@@ -65,7 +66,9 @@ def mass(
     _check_given(q, lse, form, weights, out)
     q, segments, lse, out = lax.stop_gradient((q, list(segments), lse, out))
     how = {"form": form, "reduce": reduce, "weights": weights, "out": out, "window": window}
-    return dispatch.call(_MASS, implementation, q, segments, lse, rope=rope, rows=rows, **how)
+    # Head means are wide, and on an H200 the kernel took longer with them (experiments/gpu).
+    how |= {"rope": rope, "rows": rows, "on_gpu": () if form == "mean_logit" else ("pallas",)}
+    return dispatch.call(_MASS, implementation, q, segments, lse, **how)
 
 
 def row_mass(
@@ -97,6 +100,7 @@ def row_mass(
         raise ValueError(f"lse must be [Q, H] = {q.shape[:2]} as attend returns, got {lse.shape}.")
     q, segments, lse = lax.stop_gradient((q, list(segments), lse))
     how = {"rope": rope, "segment": segment, "columns": columns, "window": window}
+    how["on_gpu"] = fills_a_gpu(q)
     return dispatch.call(_ROW_MASS, implementation, q, segments, lse, **how)
 
 

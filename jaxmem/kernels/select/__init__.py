@@ -47,7 +47,8 @@ def select(
     if slots < 0:
         raise ValueError(f"slots must not be negative, got {slots}.")
     caps = _bounded(caps, most)
-    chosen = dispatch.call(_SELECT, implementation, scores, caps, slots=slots, most=most)
+    how = {"slots": slots, "most": most, "on_gpu": ("pallas",)}
+    chosen = dispatch.call(_SELECT, implementation, scores, caps, **how)
     return checkpoint_name(chosen, KEPT)
 
 
@@ -65,7 +66,8 @@ def top_mask(
     """
     _check(scores, caps)
     caps = _bounded(caps, most)
-    return dispatch.call(_TOP_MASK, implementation, scores, caps, most=most)
+    how = {"most": most, "on_gpu": ("pallas",)}
+    return dispatch.call(_TOP_MASK, implementation, scores, caps, **how)
 
 
 def gate(

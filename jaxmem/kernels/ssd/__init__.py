@@ -60,4 +60,5 @@ def ssd(
             f"x has shape {x.shape}, so dt, a, b, c and state must have the shapes {fitting} with "
             f"groups that divide the heads; got {given}. Streams side by side: vmap."
         )
-    return dispatch.call(_BACKENDS, implementation, x, dt, a, b, c, state, block=block)
+    more = {"block": block, "on_gpu": ("xla_blocks",)}  # experiments/gpu
+    return dispatch.call(_BACKENDS, implementation, x, dt, a, b, c, state, **more)

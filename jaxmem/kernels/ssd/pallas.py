@@ -25,6 +25,9 @@ from jaxmem.typing import Array, Float
 
 Rows = tuple[Array, Array, Array, Array]
 """x, dt, b and c."""
+WARPS = 4
+"""Of the kernel that keeps nothing: half of what the others take, without spilling, and on an H200
+1.7 times as fast (experiments/gpu)."""
 
 
 def _kernel(tree: Any, y: Any, last: Any, *before: Any, form: ps.Form):
@@ -38,13 +41,13 @@ def _kernel(tree: Any, y: Any, last: Any, *before: Any, form: ps.Form):
         scores, asked = 0.0, 0.0
         for n, part in zip(form.spans, state, strict=True):
             read = ps.load(c, row, n)
-            scores += ps.dot(read, ps.load(b, row, n), (1, 1))
-            asked += ps.dot(read, part)
+            scores += form.dot(read, ps.load(b, row, n), (1, 1))
+            asked += form.dot(read, part)
         step = ps.load_row(dt, row)
-        cum, total, decay = ps.decays(step * rate)
+        decay = ps.decays(step * rate)
         u = ps.load(x, row, p).astype(jnp.float32) * step[:, None]
-        ps.store(y, row, p, jnp.exp(cum)[:, None] * asked + ps.dot(scores * decay, u))
-        return ps.written(form, b, row, state, u, cum, total)
+        ps.store(y, row, p, decay.grown[:, None] * asked + form.dot(scores * decay.between, u))
+        return ps.written(form, b, row, state, u, decay)
 
     state = lax.fori_loop(0, form.tiles, body, ps.load_state(form, start, p))
     ps.store_state(form, last, p, state)
@@ -67,25 +70,25 @@ def _back_kernel(tree: Any, *outs: Any, form: ps.Form):
         scores, drawn = 0.0, 0.0
         for n, part in zip(form.spans, up, strict=True):
             along = ps.load(b, row, n)
-            scores += ps.dot(ps.load(c, row, n), along, (1, 1))
-            drawn += ps.dot(along, part)
+            scores += form.dot(ps.load(c, row, n), along, (1, 1))
+            drawn += form.dot(along, part)
         step = ps.load_row(dt, row)
-        cum, total, decay = ps.decays(step * rate)
-        left = jnp.exp(total - cum)[:, None]
+        decay = ps.decays(step * rate)
+        left = decay.left[:, None]
         value, out = (ps.load(v, row, p).astype(jnp.float32) for v in (x, dy))
-        du = ps.dot(scores * decay, out, (0, 0)) + left * drawn
+        du = form.dot(scores * decay.between, out, (0, 0)) + left * drawn
         ps.store(dx, row, p, step[:, None] * du)
         ps.store_row(ddt, row, jnp.sum(value * du, axis=1))
         u = value * step[:, None]
-        dscores = ps.dot(out, u, (1, 1)) * decay
+        dscores = form.dot(out, u, (1, 1)) * decay.between
         ps.store(ds, row, at, dscores)
         within = ps.pull_decays(dscores * scores)
         ps.store_row(dcum, row, within - jnp.sum(u * left * drawn, axis=1))
         for n, part in zip(form.spans, up, strict=True):
-            ps.store(db, row, n, ps.dot(u * left, part, (1, 1)))
-        out *= jnp.exp(cum)[:, None]
+            ps.store(db, row, n, form.dot(u * left, part, (1, 1)))
+        out *= decay.grown[:, None]
         up = tuple(
-            jnp.exp(total) * part + ps.dot(ps.load(c, row, n), out, (0, 0))
+            decay.whole * part + form.dot(ps.load(c, row, n), out, (0, 0))
             for n, part in zip(form.spans, up, strict=True)
         )
         ps.keep(form, (dstates,), i, p, up)
@@ -104,23 +107,23 @@ def _read_kernel(tree: Any, dc: Any, dcum: Any, *, form: ps.Form):
     def body(i: Array, state: ps.Pieces) -> ps.Pieces:
         row = i * form.rows + lax.iota(jnp.int32, form.rows)
         step = ps.load_row(dt, row)
-        cum, total, _ = ps.decays(step * rate)
-        out = ps.load(dy, row, p).astype(jnp.float32) * jnp.exp(cum)[:, None]
+        decay = ps.decays(step * rate)
+        out = ps.load(dy, row, p).astype(jnp.float32) * decay.grown[:, None]
         sums = jnp.zeros(form.rows, jnp.float32)
         for n, part in zip(form.spans, state, strict=True):
-            dread = ps.dot(out, part, (1, 1))
+            dread = form.dot(out, part, (1, 1))
             ps.store(dc, row, n, dread)
             sums += jnp.sum(ps.load(c, row, n) * dread, axis=1)
         ps.store_row(dcum, row, sums)
         u = ps.load(x, row, p).astype(jnp.float32) * step[:, None]
-        return ps.written(form, b, row, state, u, cum, total)
+        return ps.written(form, b, row, state, u, decay)
 
     end = jnp.minimum((k + 1) * form.every, form.tiles)
     lax.fori_loop(k * form.every, end, body, ps.load_state(form, before, p, k))
 
 
-def _form(x: Array, state: Array, block: int) -> ps.Form:
-    return ps.form_of(x.shape[0], state.shape[1], state.shape[2], block)
+def _form(x: Array, state: Array, block: int, interpret: bool) -> ps.Form:
+    return ps.form_of(x.shape[0], state.shape[1], state.shape[2], block, interpret)
 
 
 def _operands(rows: Rows, a: Array) -> tuple[tuple[Array, ...], tuple[pl.BlockSpec, ...]]:
@@ -135,7 +138,7 @@ def _run(
     rows: Rows, a: Array, state: Array, block: int, interpret: bool, *, keep: bool
 ) -> list[Array]:
     """Return y, the last state and, with `keep`, the states before every block."""
-    x, form = rows[0], _form(rows[0], state, block)
+    x, form = rows[0], _form(rows[0], state, block, interpret)
     (given, specs), whole = _operands(rows, a), pt.of_owner(state)
     outs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (x, state)]
     if keep:
@@ -145,6 +148,7 @@ def _run(
         (*given, state),
         (*specs, whole),
         name="ssd",
+        warps=ps.WARPS if keep else WARPS,
         grid=(x.shape[1], pl.cdiv(x.shape[2], form.columns)),
         out_shape=outs,
         out_specs=[ps.of_head(x), whole, *(ps.of_head(v) for v in outs[2:])],
@@ -165,7 +169,7 @@ def _forward(rows: Rows, a: Array, state: Array, block: int, interpret: bool):
 def _backward(block: int, interpret: bool, kept: Any, up: tuple[Array, Array]):
     rows, a, before = kept
     (x, dt, b, c), (dy, dlast) = rows, up
-    form, groups = _form(x, dlast, block), b.shape[1]
+    form, groups = _form(x, dlast, block, interpret), b.shape[1]
     (given, specs), heads, states = _operands(rows, a), ps.of_head(x), ps.of_head(before)
     grid = x.shape[1], pl.cdiv(x.shape[2], form.columns)
     like = lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype)

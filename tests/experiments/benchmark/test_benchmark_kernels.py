@@ -11,6 +11,8 @@ from jaxmem.experiments.benchmark import __main__ as benchmark
 from jaxmem.experiments.benchmark import kernels as _kernels
 from jaxmem.experiments.benchmark import kernels_measure as _kernels_measure
 from jaxmem.experiments.benchmark.kernels_ops import operations, pairs, with_attention
+from jaxmem.experiments.benchmark.kernels_scans import CI as SCANS_CI
+from jaxmem.experiments.benchmark.kernels_scans import scan_operations
 from jaxmem.experiments.benchmark.kernels_shapes import CI, SEVEN_B, inputs, shapes
 
 SHAPE = CI[0]
@@ -53,6 +55,28 @@ def test_counts_of_a_shape_by_hand():
     assert OPERATIONS["mass mean_logit"].flops(SHAPE) == 2 * seen * 2 * 16
     kept = 24 * (2 * 2 * 16 * 4 + 4 + 4 + 1)  # keys, values, position, order, kind
     assert OPERATIONS["select"].nbytes(SHAPE) == 2 * 32 * 4 + 2 * kept
+
+
+def test_counts_of_a_scan_by_hand():
+    ssd, delta = SCANS_CI
+    assert (ssd.rows, ssd.heads, ssd.groups, ssd.size, ssd.dim) == (24, 4, 2, 16, 16)
+    states = 2 * 2 * 4 * 16 * 16  # read and written, a row
+    inside = 64 * (2 * 16 + 4 * 16)  # scores of groups and outputs of heads, half of a block of 64
+    (once, thrice), (gated, _) = scan_operations(ssd), scan_operations(delta)
+    assert once.flops(ssd) == 24 * (states + inside) and thrice.flops(ssd) == 3 * once.flops(ssd)
+    assert gated.flops(delta) == 24 * (states + inside + states // 2 + inside)
+    numbers = 24 * (2 * 4 * 16 + 2 * 2 * 16 + 4) + 2 * 4 * 16 * 16
+    assert once.nbytes(ssd) == 4 * numbers and gated.nbytes(delta) == 4 * (numbers + 24 * 4)
+
+
+def test_scans_are_timed_against_all_blocks_at_once(capsys):
+    argv = "kernels --shapes ci --pairs 1 --only delta --rows 24 --json".split()
+    assert benchmark.main(argv) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["operation"] for r in found] == ["delta", "delta gradient"]
+    assert all(r["against"] == "xla_blocks" and r["ratio"] > 0 for r in found)
+    assert benchmark.main("kernels --shapes ci --rows 7".split()) == 2
+    assert "--rows" in capsys.readouterr().err
 
 
 def test_a_loop_repeats_the_whole_operation():

@@ -357,6 +357,34 @@ def test_a_hybrid_on_the_command_line(capsys):
     assert 178 * 2**20 < found["state_bytes"] < 190 * 2**20 and found["bounds"][-1]["fits"]
 
 
+RUN = "price --model tiny --budget 64 --hours 0.02 --answer 2 --dtype float32 --run".split()
+
+
+def test_both_programs_are_run(capsys):
+    """The peak is known of a GPU alone; of a memory with a bank the shapes lie where it does."""
+    for more in ([], ["--memory", "rekv", "--implementation", "xla"]):
+        assert benchmark.main([*RUN, *more, "--json"]) == 0
+        ran = json.loads(capsys.readouterr().out)["ran"]
+        assert ran["written"] == 2 and ran["peak_bytes"] is None
+        assert min(ran["chunk"], ran["first_token"]) > 0 <= ran["token"]
+    assert benchmark.main("price --model tiny --implementation xla".split()) == 2
+    assert "--run" in capsys.readouterr().err
+
+
+def test_a_bank_in_host_memory_is_priced_on_a_cpu(capsys, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    words = ["--memory", "rekv", "--budget", "64"]
+    assert benchmark.main(["price", "--model", "tiny", *words]) == 2
+    assert "JAX_PLATFORMS=cpu" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_memory_is_run(name, capsys):
+    assert benchmark.main([*RUN, "--memory", name]) == 0
+    assert "run here" in capsys.readouterr().out
+
+
 def test_tables_and_errors(tiny, capsys):
     config = tiny("qwen3_vl")
     sides = ["--height", str(config.height), "--width", str(config.width)]

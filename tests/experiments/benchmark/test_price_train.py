@@ -48,6 +48,17 @@ def test_a_transformer_through_a_memory(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny", "tiny-mamba2"])
+def test_a_step_is_run(model, capsys):
+    words = ("--model", model, "--tokens", "128", "--dtype", "float32", "--run")
+    both = priced(capsys, *words)["steps"]
+    assert [step["scheme"] for step in both] == ["D", "E"]
+    assert all(step["seconds"] > 0 and step["ran_peak_bytes"] is None for step in both)
+    (one,) = priced(capsys, *words, "--scheme", "E")["steps"]
+    assert one["scheme"] == "E"
+
+
+@pytest.mark.slow
 def test_modes_cost_what_their_gradients_need(capsys):
     """Lower layers are made again from states, so "published" keeps them; "read" keeps nothing."""
     words = ("--model", "tiny", "--tokens", "1024", "--mode")
