@@ -28,7 +28,10 @@ def residuals(run, *given):
     def walk(jaxpr):
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "scan":
-                for var in eqn.outvars[eqn.params["num_carry"] :]:
+                body = eqn.params["jaxpr"]
+                for var, one in zip(eqn.outvars, getattr(body, "jaxpr", body).outvars, strict=True):
+                    if var.aval.shape == one.aval.shape:  # a carry
+                        continue
                     host = var.aval.memory_space == jax.memory.Space.Host
                     found["host" if host else "device"].append(var.aval.shape)
             for inner in jaxprs_in_params(eqn.params):
