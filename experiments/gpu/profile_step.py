@@ -18,10 +18,9 @@ from jaxmem.asking import ask
 from jaxmem.bound import bind, question_rows
 from jaxmem.experiments.benchmark.price import PriceConfig, open_stream
 from jaxmem.experiments.benchmark.price_run import drawn
-from jaxmem.experiments.benchmark.second_session import noise
+from jaxmem.experiments.benchmark.second_session import noise_chunk
 from jaxmem.kernels.dispatch import preferring
 from jaxmem.loop import advance, start
-from jaxmem.pieces import Preprocessor
 
 FILL, CALLS, ANSWER, SHOWN = 12, 4, 8, 14
 
@@ -64,8 +63,7 @@ def main(model, memory, budget, implementation=None):
         found = open_stream(config)
         program = found.program
         bound = bind(program, drawn(found.model.params))
-        pieces = round(config.chunk_seconds / found.model.media.piece_seconds)
-        chunk = Preprocessor(found.model, pieces)([noise(found.model)] * pieces)
+        chunk = noise_chunk(found.model, found.pieces)
         chunk = jax.tree.map(lambda x: jnp.asarray(x)[None], chunk)
         watch = lambda carry: advance(bound, carry, chunk, program=program)
         ids = np.arange(config.question, dtype=np.int32)

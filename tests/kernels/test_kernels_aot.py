@@ -11,12 +11,10 @@ from kernels_aot import NEEDS, TARGETS, missing
 
 pytestmark = pytest.mark.aot
 SCRIPT = Path(__file__).with_name("kernels_aot.py")
-SPARE = 4
-"""Bytes that a kernel may spill: one register, which any change of its code gives or takes."""
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_no_kernel_spills_more_than_a_register_or_exceeds_shared_memory(target):
+def test_no_kernel_spills_or_exceeds_shared_memory(target):
     """In a process of its own per target: this one has settled on the CPU.
 
     JAXMEM_AOT_PYTHON may name the interpreter of an environment that holds the packages, and
@@ -38,8 +36,6 @@ def test_no_kernel_spills_more_than_a_register_or_exceeds_shared_memory(target):
     bad = [
         r
         for r in found
-        if "error" in r
-        or max(r["spill_stores"], r["spill_loads"]) > SPARE
-        or r["shared"] > r["shared_limit"]
+        if "error" in r or r["spill_stores"] or r["spill_loads"] or r["shared"] > r["shared_limit"]
     ]
     assert not bad, json.dumps(bad, indent=1)

@@ -19,7 +19,7 @@ from jaxmem.decoder.scorer import init_scorer
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price_run import Ran, measured
 from jaxmem.experiments.benchmark.price_table import GPUS, PROCESS, Price, Step, bound
-from jaxmem.experiments.benchmark.second_session import noise
+from jaxmem.experiments.benchmark.second_session import noise_chunk
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.kernels.dispatch import preferring
@@ -30,7 +30,7 @@ from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.base import Model, for_frames
 from jaxmem.models.load import load
 from jaxmem.models.scorer import with_scorer
-from jaxmem.pieces import Preprocessor, blank
+from jaxmem.pieces import blank
 from jaxmem.programs import compile, model_spec, stream_tokens
 from jaxmem.training.differentiable import Mode
 from jaxmem.training.plan import nbytes
@@ -83,6 +83,7 @@ class Stream(NamedTuple):
     carry: Carry
     inputs: PyTree  # of a segment of one chunk
     size: tuple[int, int]  # of a picture in pixels, after the family's rounding
+    pieces: int  # of a chunk
 
 
 def price(config: PriceConfig) -> Price:
@@ -187,6 +188,7 @@ def open_stream(config: PriceConfig) -> Stream:
         jax.eval_shape(partial(start, program)),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), chunk),
         size,
+        pieces,
     )
 
 
@@ -207,11 +209,10 @@ def _memory(config: PriceConfig, model: Model, spec: Spec) -> AnyMemory:
 
 def _run(config: PriceConfig, found: Stream) -> Ran:
     """Return the times of both programs here, once as many tokens came as there are slots."""
-    model, pieces = found.model, round(config.chunk_seconds / found.model.media.piece_seconds)
-    chunk = Preprocessor(model, pieces)([noise(model)] * pieces)
     fill = min(MOST_FILLED, -(-config.budget // found.program.spec.chunk))
     asked = {"question": config.question, "answer": max(2, config.answer)}
-    return measured(model.params, chunk, found.program, fill=fill, **asked)
+    chunk = noise_chunk(found.model, found.pieces)
+    return measured(found.model.params, chunk, found.program, fill=fill, **asked)
 
 
 def _chunk_step(found: Stream) -> Step:

@@ -35,6 +35,11 @@ class Ran:
     peak_bytes: int | None  # in use at once on the device since the process began, None: unknown
 
 
+def device_peak() -> int | None:
+    """Return the most bytes in use at once on the device since the process began; None: unknown."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
 def drawn(shapes: PyTree, seed: int = 0) -> PyTree:
     """Return arrays of these shapes and types on the device: weights and pictures are normal.
 
@@ -97,7 +102,6 @@ def measured(
     asked(answer)
     first, whole = ([asked(count) for _ in range(rounds)] for count in (1, answer))
     quartiles = lambda x: (float(np.percentile(x, 25)), float(np.percentile(x, 75)))
-    found = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return Ran(
         device=jax.devices()[0].device_kind,
         written=fill,
@@ -107,5 +111,5 @@ def measured(
         first_token_quartiles=quartiles(first),
         token=max(0.0, float(np.median(whole) - np.median(first)) / (answer - 1)),
         compile=(compiled[0], compiled[1]),
-        peak_bytes=found,
+        peak_bytes=device_peak(),
     )

@@ -17,7 +17,7 @@ from jaxmem.compiled import NARROW
 from jaxmem.decoder.program import Carry
 from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark.price import PriceConfig, Stream, open_stream
-from jaxmem.experiments.benchmark.price_run import drawn
+from jaxmem.experiments.benchmark.price_run import device_peak, drawn
 from jaxmem.experiments.benchmark.price_table import GPUS, Gpu
 from jaxmem.report.numbers import size
 from jaxmem.training import lora
@@ -211,8 +211,7 @@ def _run(loss: Any, *shapes: Any) -> dict[str, Any]:
         begin = time.perf_counter()
         jax.block_until_ready(slope(*given))
         seconds = time.perf_counter() - begin
-    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {"seconds": seconds, "ran_peak_bytes": peak}
+    return {"seconds": seconds, "ran_peak_bytes": device_peak()}
 
 
 def _price(

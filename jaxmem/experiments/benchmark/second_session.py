@@ -16,9 +16,11 @@ from jaxmem.memory.by_name import Contestant, contestants, parse_budget, parse_n
 from jaxmem.memory.options import NAMES
 from jaxmem.models.base import Model
 from jaxmem.models.tiny.embedded import embedded
+from jaxmem.pieces import Preprocessor
 from jaxmem.programs import model_spec
 from jaxmem.report.compilations import count_compilations
 from jaxmem.session import Session
+from jaxmem.typing import PyTree
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ def noise(model: Model, seed: int = 0) -> Noise:
     shape = (round(media.fps * media.piece_seconds), *media.size, 3)
     frames = rng.integers(0, 256, shape, np.uint8)
     return Noise(frames, rng.normal(0, 0.1, count).astype(np.float32))
+
+
+def noise_chunk(model: Model, pieces: int = 1) -> PyTree:
+    """Return the inputs of a chunk that holds a piece of noise so many times."""
+    return Preprocessor(model, pieces)([noise(model)] * pieces)
 
 
 def measure_sessions(config: SessionConfig) -> dict[str, tuple[Start, Start]]:

@@ -10,12 +10,11 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from jaxmem.experiments.benchmark.second_session import noise
+from jaxmem.experiments.benchmark.second_session import noise, noise_chunk
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.loop import advance, start
 from jaxmem.memory.by_name import contestants, parse_budget, parse_names
 from jaxmem.models.tiny.embedded import embedded
-from jaxmem.pieces import Preprocessor
 from jaxmem.programs import model_spec
 from jaxmem.serve.engine import Engine
 from jaxmem.serve.lanes import advance_lanes, start_lanes
@@ -103,7 +102,7 @@ def measure_streams(config: StreamsConfig) -> Streams:
 def _throughput(engine: Engine, rounds: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Return seconds of a chunk of one stream, and of all together, and both steps' temporaries."""
     program, bound, lanes = engine.program, engine.stepper.bound, engine.lanes
-    chunk = Preprocessor(engine.model, 1)([noise(engine.model)])
+    chunk = noise_chunk(engine.model)
     carry, carries = start(program, bound), start_lanes(program, bound, lanes=lanes)
     one, all_of, which = stacked([chunk], 1), stacked([chunk], lanes), np.arange(lanes)
     more = {"program": program}
