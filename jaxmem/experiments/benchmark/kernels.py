@@ -65,6 +65,16 @@ def records(
     recurrences = [scan for scan in scans(config.shapes) if wanted(scan)]
     if config.rows and not (sizes or recurrences):
         raise ValueError(f"no shape of --shapes {config.shapes} has --rows {config.rows}.")
+    recurrent = [
+        (op, scan)
+        for scan in recurrences
+        for op in scan_operations(scan)
+        if _asked(config.only, op.name)
+    ]
+    step = step and config.shapes != "7b"
+    if not (chosen and sizes) and not recurrent and not step:
+        what = f"--shapes {config.shapes}" + (f" --rows {config.rows}" if config.rows else "")
+        raise ValueError(f"--only {' '.join(config.only)} has nothing to time with {what}.")
     progress("what the machine can do")
     rates = measure.rates({shape.dtype for shape in (*sizes, *recurrences)})
     how = {} if config.implementation is None else {"implementation": config.implementation}
@@ -75,14 +85,12 @@ def records(
             same = {} if op.against == "naive" else how
             timed = partial(op.ours, shape=shape, **how), partial(op.plain, shape=shape, **same)
             yield _record(op, shape, given, timed, rates, config)
-    for scan in recurrences:
-        for op in scan_operations(scan):
-            if _asked(config.only, op.name):
-                progress(f"{op.name}, {scan.name}")
-                given, plain = scan_inputs(scan), {"implementation": op.against}
-                timed = partial(op.call, scan=scan, **how), partial(op.call, scan=scan, **plain)
-                yield _record(op, scan, given, timed, rates, config)
-    if step and config.shapes != "7b":
+    for op, scan in recurrent:
+        progress(f"{op.name}, {scan.name}")
+        given, plain = scan_inputs(scan), {"implementation": op.against}
+        timed = partial(op.call, scan=scan, **how), partial(op.call, scan=scan, **plain)
+        yield _record(op, scan, given, timed, rates, config)
+    if step:
         progress("the chunk step of the embedded model")
         yield from steps(config.step_slots, config.step_seconds, pairs=config.pairs)
 

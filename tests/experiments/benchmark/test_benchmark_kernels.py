@@ -77,6 +77,9 @@ def test_scans_are_timed_against_all_blocks_at_once(capsys):
     assert all(r["against"] == "xla_blocks" and r["ratio"] > 0 for r in found)
     assert benchmark.main("kernels --shapes ci --rows 7".split()) == 2
     assert "--rows" in capsys.readouterr().err
+    for words in ("--shapes ci --only attend --rows 24", "--shapes embedded --only ssd"):
+        assert benchmark.main(["kernels", *words.split()]) == 2
+        assert "nothing to time with" in capsys.readouterr().err
 
 
 def test_a_loop_repeats_the_whole_operation():
