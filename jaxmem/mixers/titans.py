@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,9 @@ class TitansState(NamedTuple):
     waiting: Float[Array, "C-1 E+1"]  # rows for the next chunk, and 1 for each
 
 
+Read = Literal["before", "released", "each"]
+
+
 @dataclass(frozen=True)
 class Titans(Mixer):
     """Titans: f(x) = LN(MLP(x)) (gamma + 1) + x is trained on keys and values of every chunk.
@@ -40,13 +44,22 @@ class Titans(Mixer):
     Every head has a network; a row's chunk is counted from the stream's beginning, so any cut of a
     stream is the same.
 
+    With `read="each"` every row has an eta and an alpha and takes a step of its own, with its own
+    gradient at the weights where the chunk begins, and reads the weights after it (eq. 13 to 18 of
+    the paper). No weights of a row are made: with G_i = a_i d_i^T of a matrix, a its input and d
+    the slope of its output,
+
+        y W_t = A_t (y W_0) + M_t (y S_0) - sum_{i <= t} c_ti (y . a_i) d_i
+
     Attributes:
       heads: H.
       head_dim: D.
       depth: matrices of the MLP, (D, 2D, ..., D) with GELU between them.
       rows: C, rows of a chunk of training.
-      read: the weights that a row reads: where its chunk begins ("before"), or after all chunks
-        that are whole with it, so that the last row of a chunk has learned it ("released").
+      read: the weights that a row reads: where its chunk begins ("before"); after all chunks that
+        are whole with it, so that the last row of a chunk has learned it ("released"); or after its
+        own step ("each"). Only with the last do rows of a chunk see each other: a decoder of such
+        layers alone cannot read a question that is shorter than a chunk without it.
       rate: the largest step. Without `max_grad_norm` an hour diverged at 1.0, and not at 0.3.
       max_grad_norm: gradients of a head are scaled down to this length; None: they are not.
       eps: of the norm of rows.
@@ -59,7 +72,7 @@ class Titans(Mixer):
     head_dim: int = 64
     depth: int = 1
     rows: int = 16
-    read: Literal["before", "released"] = "before"
+    read: Read = "before"
     rate: float = 0.1
     max_grad_norm: float | None = None
     eps: float = 1e-6
@@ -71,8 +84,8 @@ class Titans(Mixer):
                 f"Titans needs positive sizes and rates, got {sizes} and "
                 f"max_grad_norm={self.max_grad_norm}."
             )
-        if self.read not in ("before", "released"):
-            raise ValueError(f"read is 'before' or 'released', got {self.read!r}.")
+        if self.read not in get_args(Read):
+            raise ValueError(f"read is one of {', '.join(get_args(Read))}, got {self.read!r}.")
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -89,7 +102,8 @@ class Titans(Mixer):
             n: dense(k, width, self.heads, True) for n, k in zip(names, keys[3:], strict=False)
         }
         found["momentum"]["bias"] += MOMENTUM
-        found["forget"]["bias"] += FORGET
+        # A chunk's rows forget together what a chunk does that forgets once.
+        found["forget"]["bias"] += FORGET - math.log(self.rows if self.read == "each" else 1)
         parts = [jnp.zeros((self.heads, self.head_dim), jnp.float32)]
         for shape, k in zip(self.shapes[1:], jax.random.split(keys[6], self.depth), strict=True):
             each = jax.vmap(lambda k, s=shape: dense(k, *s)["kernel"].ravel())
@@ -145,43 +159,138 @@ class Titans(Mixer):
         x, flag = rows[:, :-1], rows[:, -1]
         wide, size = x.dtype, len(x)
         u = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        split = lambda name: linear(u, weights[name]).astype(wide).reshape(size, self.heads, -1)
-        q, k, v = (split(name).transpose(1, 0, 2) for name in "qkv")  # [H, C, D]
-        theta = self.rate * jax.nn.sigmoid(split("step")[..., 0].T) * flag[None]
-        mean = jnp.mean(u, axis=0)[None]
-        eta, alpha = (
-            jax.nn.sigmoid(linear(mean, weights[name]).astype(wide))[0][:, None]
-            for name in ("momentum", "forget")
+        split = lambda name, u=u: (
+            linear(u, weights[name]).astype(wide).reshape(len(u), self.heads, -1).swapaxes(0, 1)
         )
+        q, k, v = (split(name) for name in "qkv")  # [H, C, D]
+        theta = self.rate * jax.nn.sigmoid(split("step")[..., 0]) * flag[None]
+        # Logits of eta and alpha: of a row, or of the chunk.
+        signal = u if self.read == "each" else jnp.mean(u, axis=0, keepdims=True)
+        hold, forget = (split(name, signal)[..., 0] for name in ("momentum", "forget"))
         first = weights["memory"]["kernel"].astype(wide)
-
-        def loss(memory: Array, k: Array, v: Array, theta: Array) -> Array:
-            return jnp.sum(theta * jnp.mean(jnp.square(self._network(memory, k) - v), axis=-1))
-
-        before = first + memory
-        grad = jax.vmap(jax.grad(loss))(before, k, v, theta)
-        if self.max_grad_norm is not None:
-            square = jnp.sum(jnp.square(grad), axis=1, keepdims=True)
-            grad = grad * self.max_grad_norm
-            grad = grad * jax.lax.rsqrt(jnp.maximum(square, self.max_grad_norm**2))
-        fast = eta * momentum - grad
-        after = (1 - alpha) * before + fast
-        network = jax.vmap(self._network)
-        y = network(before, q)
+        step = jax.vmap(self._steps if self.read == "each" else self._step)
+        y, after, fast = step(first + memory, momentum, q, k, v, theta, hold, forget)
         if self.read == "released":
-            y = jnp.where(whole, y.at[:, -1:].set(network(after, q[:, -1:])), y)
+            y = jnp.where(whole, y.at[:, -1:].set(jax.vmap(self._read)(after, q[:, -1:])), y)
         new = jnp.where(whole, after - first, memory), jnp.where(whole, fast, momentum)
-        return new, y.transpose(1, 0, 2).reshape(size, -1)
+        return new, y.swapaxes(0, 1).reshape(size, -1)
 
-    def _network(self, flat: Float[Array, "n"], x: Float[Array, "C D"]) -> Float[Array, "C D"]:
-        """Return f(x) of one head's weights."""
+    def _step(
+        self,
+        before: Float[Array, "n"],
+        momentum: Float[Array, "n"],
+        q: Float[Array, "C D"],
+        k: Float[Array, "C D"],
+        v: Float[Array, "C D"],
+        theta: Float[Array, "C"],
+        hold: Float[Array, "1"],
+        forget: Float[Array, "1"],
+    ) -> tuple[Array, Array, Array]:
+        """Return what rows read of the weights before a head's step, weights and momentum after."""
+
+        def loss(flat: Array) -> Array:
+            return jnp.sum(theta * jnp.mean(jnp.square(self._read(flat, k) - v), axis=-1))
+
+        grad = jax.grad(loss)(before)
+        grad = grad * self._shorter(jnp.sum(jnp.square(grad)))
+        fast = jax.nn.sigmoid(hold) * momentum - grad
+        return self._read(before, q), jax.nn.sigmoid(-forget) * before + fast, fast
+
+    def _steps(
+        self,
+        before: Float[Array, "n"],
+        momentum: Float[Array, "n"],
+        q: Float[Array, "C D"],
+        k: Float[Array, "C D"],
+        v: Float[Array, "C D"],
+        theta: Float[Array, "C"],
+        hold: Float[Array, "C"],
+        forget: Float[Array, "C"],
+    ) -> tuple[Array, Array, Array]:
+        """Return what rows read after their own steps, a head's weights and momentum at the end."""
+        (gain, *matrices), (fast_gain, *fasts) = self._parts(before), self._parts(momentum)
+
+        def loss(gain: Array, nudges: list[Array]) -> tuple[Array, list[Array]]:
+            seen: list[Array] = []
+
+            def product(i: int, y: Array) -> Array:
+                seen.append(y)
+                return _product(y, matrices[i]) + nudges[i]
+
+            error = jnp.mean(jnp.square(self._network(k, gain, product) - v), axis=-1)
+            return jnp.sum(theta * error), seen
+
+        # The gradient of row i is a_i d_i^T of every matrix, and `gains` of gamma.
+        none = [jnp.zeros((len(k), m.shape[1]), k.dtype) for m in matrices]
+        gains = jnp.broadcast_to(gain[None], k.shape)
+        (gains, slopes), inputs = jax.grad(loss, (0, 1), has_aux=True)(gains, none)
+        squares = [_square(a) * _square(d) for a, d in zip(inputs, slopes, strict=True)]
+        shorter = self._shorter(sum(squares, start=_square(gains)))
+        gains, *slopes = (d * shorter for d in (gains, *slopes))
+        # S_t = g_t S_0 - sum g_ti G_i and W_t = A_t W_0 + M_t S_0 - sum c_ti G_i, i <= t.
+        kept, held = jax.nn.log_sigmoid(-forget), jax.nn.log_sigmoid(hold)
+        spans, grown = _spans(kept), _spans(held)
+        first, faded = jnp.exp(jnp.cumsum(kept))[:, None], jnp.exp(jnp.cumsum(held))[:, None]
+        taken, carried = _product(spans, grown), _product(spans, faded)
+
+        def product(i: int, y: Array) -> Array:
+            taught = _product(taken * _product(y, inputs[i].T), slopes[i])
+            return first * _product(y, matrices[i]) + carried * _product(y, fasts[i]) - taught
+
+        gain_at = first * gain[None] + carried * fast_gain[None] - _product(taken, gains)
+        y = self._network(q, gain_at, product)
+
+        def learned(share: Float[Array, "C"]) -> Float[Array, "n"]:
+            each = [
+                _product((share[:, None] * a).T, d) for a, d in zip(inputs, slopes, strict=True)
+            ]
+            return jnp.concatenate([share @ gains, *(g.ravel() for g in each)])
+
+        fast = faded[-1] * momentum - learned(grown[-1])
+        return y, first[-1] * before + carried[-1] * momentum - learned(taken[-1]), fast
+
+    def _shorter(self, square: Float[Array, "*C"]) -> Float[Array, "*C 1"]:
+        """Return what scales gradients of these squared lengths down to `max_grad_norm`."""
+        if self.max_grad_norm is None:
+            return jnp.ones((*square.shape, 1), square.dtype)
+        limit = self.max_grad_norm
+        return (limit * jax.lax.rsqrt(jnp.maximum(square, limit**2)))[..., None]
+
+    def _parts(self, flat: Float[Array, "n"]) -> list[Array]:
+        """Return gamma and the matrices of one head's weights."""
         ends = np.cumsum([math.prod(s) for s in self.shapes])[:-1]
         parts = zip(jnp.split(flat, ends), self.shapes, strict=True)
-        gamma, *matrices = (part.reshape(shape) for part, shape in parts)
+        return [part.reshape(shape) for part, shape in parts]
+
+    def _read(self, flat: Float[Array, "n"], x: Float[Array, "C D"]) -> Float[Array, "C D"]:
+        """Return f(x) of one head's weights."""
+        gain, *matrices = self._parts(flat)
+        return self._network(x, gain[None], lambda i, y: _product(y, matrices[i]))
+
+    def _network(
+        self, x: Float[Array, "C D"], gain: Array, product: Callable[[int, Array], Array]
+    ) -> Float[Array, "C D"]:
+        """Return f(x), `product` being that of its input with the i-th matrix."""
         y = x
-        for i, matrix in enumerate(matrices):
-            y = jax.nn.gelu(y, approximate=False) if i else y
-            y = jnp.matmul(y, matrix, precision=jax.lax.Precision.HIGHEST)
+        for i in range(self.depth):
+            y = product(i, jax.nn.gelu(y, approximate=False) if i else y)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + NORM)
-        return y * (gamma + 1)[None] + x
+        return y * (gain + 1) + x
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Return a b in full precision: a state adds up what products round."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _square(rows: Float[Array, "C D"]) -> Float[Array, "C"]:
+    """Return squared lengths of rows."""
+    return jnp.sum(jnp.square(rows), axis=-1)
+
+
+def _spans(logs: Float[Array, "C"]) -> Float[Array, "C C"]:
+    """Return at (t, i) the product of factors i + 1 to t, of their logarithms; 0 for i > t."""
+    total = jnp.cumsum(logs)
+    below = jnp.tril(jnp.ones((len(logs), len(logs)), bool))
+    return jnp.where(below, jnp.exp(jnp.where(below, total[:, None] - total[None], 0)), 0)

@@ -24,6 +24,7 @@ MIXERS = {
     "linear": LinearAttention(2, 8, block=8),
     "mom": MoM(2, 4, block=8),
     "titans": Titans(2, 4, 2, rows=4),
+    "titans-each": Titans(2, 4, 2, rows=4, read="each"),
     "feed_forward": FeedForward(7, bias=True),
     "gated_delta_blocks": GatedDelta(2, key_dim=4, block=4, implementation="xla_blocks"),
 }
@@ -76,7 +77,7 @@ def test_any_cut_of_a_stream_is_one_pass(name, sizes):
     check_cut(name, sizes)
 
 
-@at_leisure("linear", "mom", "titans")
+@at_leisure("linear", "mom", "titans", "titans-each")
 def test_small_and_odd_cuts_are_one_pass(name):
     check_cut(name, (2, 1, 9, 7))
 
@@ -125,7 +126,7 @@ def test_the_same_step_is_compiled_once(name):
     assert len(traced) == 1
 
 
-@at_leisure("mom", "titans")
+@at_leisure("mom", "titans", "titans-each")
 def test_gradients_in_float64_are_those_of_single_tokens_through_the_state(name):
     with jax.enable_x64():
         mixer, weights, x = given(name, 7)

@@ -17,8 +17,8 @@ WIDTH, ROWS = 6, 9
 class Plain(Titans):
     """One matrix, without norm, residual or momentum."""
 
-    def _network(self, flat, x):
-        return x @ flat[self.head_dim :].reshape(self.head_dim, self.head_dim)
+    def _network(self, x, gain, product):
+        return product(0, x)
 
     def weights(self, width, key):
         found = super().weights(width, key)
@@ -45,12 +45,59 @@ def test_one_matrix_without_momentum_is_the_delta_rule():
     np.testing.assert_allclose(end, memory, atol=1e-5)
 
 
+@pytest.mark.parametrize("longest", [None, 0.02])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_rows_that_step_one_by_one_are_a_loop(depth, longest):
+    """Equations 13 to 18 of the paper: gradients where the chunk begins, weights of every row."""
+    with jax.enable_x64():
+        mixer = Titans(2, 4, depth, rows=4, read="each", rate=0.8, max_grad_norm=longest)
+        w = jax.tree.map(lambda a: a.astype(np.float64), mixer.weights(WIDTH, jax.random.key(0)))
+        x = jax.random.normal(jax.random.key(1), (ROWS, WIDTH), np.float64)
+        state = jax.tree.map(lambda a: a.astype(np.float64), mixer.init(WIDTH))
+        y, state = jax.jit(mixer.chunk)(w, state, x, jnp.ones(ROWS, bool))
+
+        u = x / jnp.sqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + mixer.eps)
+        gate = lambda name: jax.nn.sigmoid(u @ w[name]["kernel"] + w[name]["bias"][None])
+        q, k, v = ((u @ w[name]["kernel"]).reshape(ROWS, 2, 4) for name in "qkv")
+        theta, eta, alpha = 0.8 * gate("step"), gate("momentum"), gate("forget")
+        error = lambda flat, k, v: jnp.mean(jnp.square(mixer._read(flat, k[None])[0] - v))
+        slope, out = jax.jit(jax.grad(error)), np.zeros((ROWS, 2, 4))
+        for h in range(2):
+            now, fast = w["memory"]["kernel"][h], 0.0
+            for t in range(ROWS):
+                if t % 4 == 0:
+                    begin, held = now, fast
+                step = theta[t, h] * slope(begin, k[t, h], v[t, h])
+                step *= min(1, (longest or np.inf) / np.linalg.norm(step))
+                fast = eta[t, h] * fast - step
+                now = (1 - alpha[t, h]) * now + fast
+                out[t, h] = mixer._read(now, q[t, h][None])[0]
+            # The last row waits for its chunk.
+            np.testing.assert_allclose(
+                state.memory[h] + w["memory"]["kernel"][h], begin, atol=1e-12
+            )
+            np.testing.assert_allclose(state.momentum[h], held, atol=1e-12)
+        np.testing.assert_allclose(y, out.reshape(ROWS, 8) @ w["out"]["kernel"], atol=1e-12)
+
+
+def test_a_chunk_of_one_row_is_read_after_it():
+    """Then the paper's rule and the released one are the same."""
+    x, real = jax.random.normal(jax.random.key(1), (ROWS, WIDTH)), jnp.ones(ROWS, bool)
+    got = {}
+    for read in ("each", "released"):
+        mixer = Titans(2, 4, 2, rows=1, read=read)
+        w = mixer.weights(WIDTH, jax.random.key(0))
+        got[read] = jax.jit(mixer.chunk)(w, mixer.init(WIDTH), x, real)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *got.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("longest", [None, 0.05])
-def test_gradients_are_those_of_differences(longest):
+@pytest.mark.parametrize("read", ["released", "each"])
+def test_gradients_are_those_of_differences(read, longest):
     """Through the gradient steps, with and without a limit of their length."""
     with jax.enable_x64():
-        mixer = Titans(1, 6, 2, rows=3, read="released", max_grad_norm=longest)
+        mixer = Titans(1, 6, 2, rows=3, read=read, max_grad_norm=longest)
         w = mixer.weights(WIDTH, jax.random.key(0))
         w, state = jax.tree.map(lambda a: a.astype(np.float64), (w, mixer.init(WIDTH)))
         x = jax.random.normal(jax.random.key(1), (ROWS, WIDTH), np.float64)
@@ -59,8 +106,10 @@ def test_gradients_are_those_of_differences(longest):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, pytest.param({"rate": 1.0, "max_grad_norm": 1.0}, marks=pytest.mark.slow)]
-)
+    "options",
+    [{}, {"read": "each"},
+     pytest.param({"rate": 1.0, "max_grad_norm": 1.0}, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_an_hour_stays_finite(options):
     """72,000 rows, at initial weights and at weights three times as large."""
     mixer, real = Titans(2, 8, 2, **options), jnp.ones(320, bool)
