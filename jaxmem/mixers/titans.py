@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmem.kernels.dense import linear
 from jaxmem.mixers.base import Mixer
+from jaxmem.mixers.network import Network
 from jaxmem.mixers.parts import dense
 from jaxmem.typing import Array, Bool, Float, Params, PyTree
 
-NORM = 1e-5
-"""Added to the variance in the network's norm."""
 FORGET, MOMENTUM = -4.0, 1.0
 """Biases of initial weights: of the share that is forgotten with a chunk, and of momentum kept."""
 
@@ -29,6 +25,21 @@ class TitansState(NamedTuple):
     memory: Float[Array, "H n"]  # the networks' weights, less those that they begin with
     momentum: Float[Array, "H n"]
     waiting: Float[Array, "C-1 E+1"]  # rows for the next chunk, and 1 for each
+
+
+class Items(NamedTuple):
+    """What chunks of rows, B of them or one, give the networks."""
+
+    q: Float[Array, "*B H C D"]
+    k: Float[Array, "*B H C D"]
+    v: Float[Array, "*B H C D"]
+    theta: Float[Array, "*B H C"]
+    hold: Float[Array, "*B H C"]  # logits of eta; one where a chunk has one
+    forget: Float[Array, "*B H C"]  # of alpha, likewise
+
+    def at(self, index: int | slice) -> Items:
+        """Return some of the chunks."""
+        return Items(*(leaf[index] for leaf in self))
 
 
 Read = Literal["before", "released", "each"]
@@ -46,10 +57,7 @@ class Titans(Mixer):
 
     With `read="each"` every row has an eta and an alpha and takes a step of its own, with its own
     gradient at the weights where the chunk begins, and reads the weights after it (eq. 13 to 18 of
-    the paper). No weights of a row are made: with G_i = a_i d_i^T of a matrix, a its input and d
-    the slope of its output,
-
-        y W_t = A_t (y W_0) + M_t (y S_0) - sum_{i <= t} c_ti (y . a_i) d_i
+    the paper).
 
     Attributes:
       heads: H.
@@ -88,10 +96,9 @@ class Titans(Mixer):
             raise ValueError(f"read is one of {', '.join(get_args(Read))}, got {self.read!r}.")
 
     @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Those of a network's weights: gamma, and the matrices."""
-        widths = [self.head_dim, *[2 * self.head_dim] * (self.depth - 1), self.head_dim]
-        return [(self.head_dim,), *pairwise(widths)]
+    def network(self) -> Network:
+        """That of a head."""
+        return Network(self.head_dim, self.depth, self.max_grad_norm)
 
     def weights(self, width: int, key: Array) -> Params:
         """Return initial weights; `memory` are those that the networks begin with, [H, n]."""
@@ -105,7 +112,8 @@ class Titans(Mixer):
         # A chunk's rows forget together what a chunk does that forgets once.
         found["forget"]["bias"] += FORGET - math.log(self.rows if self.read == "each" else 1)
         parts = [jnp.zeros((self.heads, self.head_dim), jnp.float32)]
-        for shape, k in zip(self.shapes[1:], jax.random.split(keys[6], self.depth), strict=True):
+        shapes, each_key = self.network.shapes[1:], jax.random.split(keys[6], self.depth)
+        for shape, k in zip(shapes, each_key, strict=True):
             each = jax.vmap(lambda k, s=shape: dense(k, *s)["kernel"].ravel())
             parts.append(each(jax.random.split(k, self.heads)))
         found["memory"] = {"kernel": jnp.concatenate(parts, axis=1)}
@@ -113,7 +121,7 @@ class Titans(Mixer):
 
     def init(self, width: int) -> TitansState:
         """See `Mixer.init`."""
-        none = jnp.zeros((self.heads, sum(map(math.prod, self.shapes))), jnp.float32)
+        none = jnp.zeros((self.heads, self.network.size), jnp.float32)
         return TitansState(none, none, jnp.zeros((self.rows - 1, width + 1), jnp.float32))
 
     def chunk(
@@ -126,24 +134,31 @@ class Titans(Mixer):
         """See `Mixer.chunk`."""
         wide = jnp.result_type(jnp.float32, x, state.memory)
         size, fresh = self.rows, jnp.sum(real, dtype=jnp.int32)
-        blocks = (size - 1 + len(x)) // size + 1
-        # The rows that wait, then those of this chunk, in whole chunks and one that is not.
+        blocks = (size - 1 + len(x)) // size  # that may be whole; one more is not
+        # The rows that wait, then those of this chunk.
         waited = jnp.sum(state.waiting[:, -1] > 0, dtype=jnp.int32)
         flagged = jnp.pad(x.astype(wide), ((0, 0), (0, 1)), constant_values=1)
         flagged = jnp.where(real[:, None], flagged, 0)
-        rows = jnp.zeros((blocks * size + len(x), x.shape[1] + 1), wide)
+        rows = jnp.zeros(((blocks + 1) * size + len(x), x.shape[1] + 1), wide)
         rows = rows.at[: size - 1].set(state.waiting.astype(wide))
         rows = jax.lax.dynamic_update_slice_in_dim(rows, flagged, waited, 0)
         whole = (waited + fresh) // size
+        first = weights["memory"]["kernel"].astype(wide)
+        items = self._items(weights, rows[: (blocks + 1) * size])
 
         @jax.checkpoint
-        def step(held: tuple[Array, Array], item: tuple[Array, Array]) -> tuple[PyTree, Array]:
-            return self._trained(weights, *held, *item)
+        def step(held: tuple[Array, Array], item: tuple[Array, Items]) -> tuple[PyTree, Array]:
+            y, after = self._trained(first, held, item[1])
+            if self.read == "released":
+                last = jax.vmap(self.network.read)(first + after[0], item[1].q[:, -1:])
+                y = jnp.where(item[0], y.at[:, -1:].set(last), y)
+            return jax.tree.map(lambda a, b: jnp.where(item[0], a, b), after, held), y
 
-        each = rows[: blocks * size].reshape(blocks, size, -1)
         now = (state.memory.astype(wide), state.momentum.astype(wide))
-        now, y = jax.lax.scan(step, now, (each, jnp.arange(blocks, dtype=jnp.int32) < whole))
-        y = y.reshape(blocks * size, -1)
+        learned = (jnp.arange(blocks, dtype=jnp.int32) < whole, items.at(slice(blocks)))
+        now, y = jax.lax.scan(step, now, learned)
+        rest, _ = jax.checkpoint(self._trained)(first, now, items.at(blocks))
+        y = jnp.concatenate([y, rest[None]]).swapaxes(1, 2).reshape((blocks + 1) * size, -1)
         y = jax.lax.dynamic_slice_in_dim(y, waited, len(x))
         waiting = jax.lax.dynamic_slice_in_dim(rows, whole * size, size - 1)
         memory, momentum, waiting = (
@@ -152,145 +167,29 @@ class Titans(Mixer):
         out = linear(y.astype(x.dtype), weights["out"])
         return out, TitansState(memory, momentum, waiting)
 
-    def _trained(
-        self, weights: Params, memory: Array, momentum: Array, rows: Array, whole: Array
-    ) -> tuple[tuple[Array, Array], Float[Array, "C HD"]]:
-        """Return the networks after C rows, if they are all there, and what the rows read."""
+    def _items(self, weights: Params, rows: Float[Array, "BC E+1"]) -> Items:
+        """Return what the networks are given of rows, and their steps."""
         x, flag = rows[:, :-1], rows[:, -1]
-        wide, size = x.dtype, len(x)
         u = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        split = lambda name, u=u: (
-            linear(u, weights[name]).astype(wide).reshape(len(u), self.heads, -1).swapaxes(0, 1)
-        )
-        q, k, v = (split(name) for name in "qkv")  # [H, C, D]
-        theta = self.rate * jax.nn.sigmoid(split("step")[..., 0]) * flag[None]
+        blocks = lambda y: y.reshape(-1, self.rows, *y.shape[1:])
+
+        def split(name: str, u: Array) -> Float[Array, "B H C D"]:
+            y = linear(u, weights[name]).astype(x.dtype)
+            return y.reshape(*u.shape[:-1], self.heads, -1).swapaxes(1, 2)
+
+        u, flag = blocks(u), blocks(flag)
+        q, k, v = (split(name, u) for name in "qkv")
+        theta = self.rate * jax.nn.sigmoid(split("step", u)[..., 0]) * flag[:, None]
         # Logits of eta and alpha: of a row, or of the chunk.
-        signal = u if self.read == "each" else jnp.mean(u, axis=0, keepdims=True)
+        signal = u if self.read == "each" else jnp.mean(u, axis=1, keepdims=True)
         hold, forget = (split(name, signal)[..., 0] for name in ("momentum", "forget"))
-        first = weights["memory"]["kernel"].astype(wide)
-        step = jax.vmap(self._steps if self.read == "each" else self._step)
-        y, after, fast = step(first + memory, momentum, q, k, v, theta, hold, forget)
-        if self.read == "released":
-            y = jnp.where(whole, y.at[:, -1:].set(jax.vmap(self._read)(after, q[:, -1:])), y)
-        new = jnp.where(whole, after - first, memory), jnp.where(whole, fast, momentum)
-        return new, y.swapaxes(0, 1).reshape(size, -1)
+        return Items(q, k, v, theta, hold, forget)
 
-    def _step(
-        self,
-        before: Float[Array, "n"],
-        momentum: Float[Array, "n"],
-        q: Float[Array, "C D"],
-        k: Float[Array, "C D"],
-        v: Float[Array, "C D"],
-        theta: Float[Array, "C"],
-        hold: Float[Array, "1"],
-        forget: Float[Array, "1"],
-    ) -> tuple[Array, Array, Array]:
-        """Return what rows read of the weights before a head's step, weights and momentum after."""
-
-        def loss(flat: Array) -> Array:
-            return jnp.sum(theta * jnp.mean(jnp.square(self._read(flat, k) - v), axis=-1))
-
-        grad = jax.grad(loss)(before)
-        grad = grad * self._shorter(jnp.sum(jnp.square(grad)))
-        fast = jax.nn.sigmoid(hold) * momentum - grad
-        return self._read(before, q), jax.nn.sigmoid(-forget) * before + fast, fast
-
-    def _steps(
-        self,
-        before: Float[Array, "n"],
-        momentum: Float[Array, "n"],
-        q: Float[Array, "C D"],
-        k: Float[Array, "C D"],
-        v: Float[Array, "C D"],
-        theta: Float[Array, "C"],
-        hold: Float[Array, "C"],
-        forget: Float[Array, "C"],
-    ) -> tuple[Array, Array, Array]:
-        """Return what rows read after their own steps, a head's weights and momentum at the end."""
-        (gain, *matrices), (fast_gain, *fasts) = self._parts(before), self._parts(momentum)
-
-        def loss(gain: Array, nudges: list[Array]) -> tuple[Array, list[Array]]:
-            seen: list[Array] = []
-
-            def product(i: int, y: Array) -> Array:
-                seen.append(y)
-                return _product(y, matrices[i]) + nudges[i]
-
-            error = jnp.mean(jnp.square(self._network(k, gain, product) - v), axis=-1)
-            return jnp.sum(theta * error), seen
-
-        # The gradient of row i is a_i d_i^T of every matrix, and `gains` of gamma.
-        none = [jnp.zeros((len(k), m.shape[1]), k.dtype) for m in matrices]
-        gains = jnp.broadcast_to(gain[None], k.shape)
-        (gains, slopes), inputs = jax.grad(loss, (0, 1), has_aux=True)(gains, none)
-        squares = [_square(a) * _square(d) for a, d in zip(inputs, slopes, strict=True)]
-        shorter = self._shorter(sum(squares, start=_square(gains)))
-        gains, *slopes = (d * shorter for d in (gains, *slopes))
-        # S_t = g_t S_0 - sum g_ti G_i and W_t = A_t W_0 + M_t S_0 - sum c_ti G_i, i <= t.
-        kept, held = jax.nn.log_sigmoid(-forget), jax.nn.log_sigmoid(hold)
-        spans, grown = _spans(kept), _spans(held)
-        first, faded = jnp.exp(jnp.cumsum(kept))[:, None], jnp.exp(jnp.cumsum(held))[:, None]
-        taken, carried = _product(spans, grown), _product(spans, faded)
-
-        def product(i: int, y: Array) -> Array:
-            taught = _product(taken * _product(y, inputs[i].T), slopes[i])
-            return first * _product(y, matrices[i]) + carried * _product(y, fasts[i]) - taught
-
-        gain_at = first * gain[None] + carried * fast_gain[None] - _product(taken, gains)
-        y = self._network(q, gain_at, product)
-
-        def learned(share: Float[Array, "C"]) -> Float[Array, "n"]:
-            each = [
-                _product((share[:, None] * a).T, d) for a, d in zip(inputs, slopes, strict=True)
-            ]
-            return jnp.concatenate([share @ gains, *(g.ravel() for g in each)])
-
-        fast = faded[-1] * momentum - learned(grown[-1])
-        return y, first[-1] * before + carried[-1] * momentum - learned(taken[-1]), fast
-
-    def _shorter(self, square: Float[Array, "*C"]) -> Float[Array, "*C 1"]:
-        """Return what scales gradients of these squared lengths down to `max_grad_norm`."""
-        if self.max_grad_norm is None:
-            return jnp.ones((*square.shape, 1), square.dtype)
-        limit = self.max_grad_norm
-        return (limit * jax.lax.rsqrt(jnp.maximum(square, limit**2)))[..., None]
-
-    def _parts(self, flat: Float[Array, "n"]) -> list[Array]:
-        """Return gamma and the matrices of one head's weights."""
-        ends = np.cumsum([math.prod(s) for s in self.shapes])[:-1]
-        parts = zip(jnp.split(flat, ends), self.shapes, strict=True)
-        return [part.reshape(shape) for part, shape in parts]
-
-    def _read(self, flat: Float[Array, "n"], x: Float[Array, "C D"]) -> Float[Array, "C D"]:
-        """Return f(x) of one head's weights."""
-        gain, *matrices = self._parts(flat)
-        return self._network(x, gain[None], lambda i, y: _product(y, matrices[i]))
-
-    def _network(
-        self, x: Float[Array, "C D"], gain: Array, product: Callable[[int, Array], Array]
-    ) -> Float[Array, "C D"]:
-        """Return f(x), `product` being that of its input with the i-th matrix."""
-        y = x
-        for i in range(self.depth):
-            y = product(i, jax.nn.gelu(y, approximate=False) if i else y)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + NORM)
-        return y * (gain + 1) + x
-
-
-def _product(a: Array, b: Array) -> Array:
-    """Return a b in full precision: a state adds up what products round."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _square(rows: Float[Array, "C D"]) -> Float[Array, "C"]:
-    """Return squared lengths of rows."""
-    return jnp.sum(jnp.square(rows), axis=-1)
-
-
-def _spans(logs: Float[Array, "C"]) -> Float[Array, "C C"]:
-    """Return at (t, i) the product of factors i + 1 to t, of their logarithms; 0 for i > t."""
-    total = jnp.cumsum(logs)
-    below = jnp.tril(jnp.ones((len(logs), len(logs)), bool))
-    return jnp.where(below, jnp.exp(jnp.where(below, total[:, None] - total[None], 0)), 0)
+    def _trained(
+        self, first: Float[Array, "H n"], held: tuple[Array, Array], item: Items
+    ) -> tuple[Float[Array, "H C D"], tuple[Array, Array]]:
+        """Return what the C rows of a chunk read, and the networks after it."""
+        network = self.network
+        step = jax.vmap(network.steps if self.read == "each" else network.step)
+        y, after, fast = step(first + held[0], held[1], *item)
+        return y, (after - first, fast)

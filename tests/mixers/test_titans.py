@@ -8,17 +8,26 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from jaxmem.mixers.network import Network
 from jaxmem.mixers.titans import Titans
 
 WIDTH, ROWS = 6, 9
 
 
+class Linear(Network):
+    """One matrix, without norm and residual."""
+
+    def _of(self, x, gain, product):
+        return product(0, x)
+
+
 @dataclass(frozen=True)
 class Plain(Titans):
-    """One matrix, without norm, residual or momentum."""
+    """Of a matrix, without momentum."""
 
-    def _network(self, x, gain, product):
-        return product(0, x)
+    @property
+    def network(self):
+        return Linear(self.head_dim)
 
     def weights(self, width, key):
         found = super().weights(width, key)
@@ -60,7 +69,7 @@ def test_rows_that_step_one_by_one_are_a_loop(depth, longest):
         gate = lambda name: jax.nn.sigmoid(u @ w[name]["kernel"] + w[name]["bias"][None])
         q, k, v = ((u @ w[name]["kernel"]).reshape(ROWS, 2, 4) for name in "qkv")
         theta, eta, alpha = 0.8 * gate("step"), gate("momentum"), gate("forget")
-        error = lambda flat, k, v: jnp.mean(jnp.square(mixer._read(flat, k[None])[0] - v))
+        error = lambda flat, k, v: jnp.mean(jnp.square(mixer.network.read(flat, k[None])[0] - v))
         slope, out = jax.jit(jax.grad(error)), np.zeros((ROWS, 2, 4))
         for h in range(2):
             now, fast = w["memory"]["kernel"][h], 0.0
@@ -71,7 +80,7 @@ def test_rows_that_step_one_by_one_are_a_loop(depth, longest):
                 step *= min(1, (longest or np.inf) / np.linalg.norm(step))
                 fast = eta[t, h] * fast - step
                 now = (1 - alpha[t, h]) * now + fast
-                out[t, h] = mixer._read(now, q[t, h][None])[0]
+                out[t, h] = mixer.network.read(now, q[t, h][None])[0]
             # The last row waits for its chunk.
             np.testing.assert_allclose(
                 state.memory[h] + w["memory"]["kernel"][h], begin, atol=1e-12

@@ -27,7 +27,7 @@ MIXERS: Mapping[str, Callable[[TinyConfig], Mixer]] = {
     ),
     "linear": lambda c: LinearAttention(c.kv_heads, 3 * c.head_dim),
     "mom": lambda c: MoM(c.kv_heads, c.head_dim),
-    "titans": lambda c: Titans(c.kv_heads, 2 * c.head_dim, rows=c.tokens // 2, read="each"),
+    "titans": lambda c: Titans(c.kv_heads, 2 * c.head_dim, rows=c.tokens // 4, read="each"),
 }
 """Names of mixers, and what makes one of a model's sizes."""
 ATTEND = ("all", "none", "one_in_four")
