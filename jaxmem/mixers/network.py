@@ -6,15 +6,32 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmem.kernels.blocks import decays
 from jaxmem.typing import Array, Float
 
 NORM = 1e-5
 """Added to the variance in the network's norm."""
+
+
+class Items(NamedTuple):
+    """What C rows give a network; also of several heads and chunks, whose axes are in front."""
+
+    q: Float[Array, "*B C D"]
+    k: Float[Array, "*B C D"]
+    v: Float[Array, "*B C D"]
+    theta: Float[Array, "*B C"]
+    hold: Float[Array, "*B C"]  # logits of eta; one where a chunk has one
+    forget: Float[Array, "*B C"]  # of alpha, likewise
+
+    def at(self, index: int | slice) -> Items:
+        """Return some of the chunks."""
+        return Items(*(leaf[index] for leaf in self))
 
 
 @dataclass(frozen=True)
@@ -51,17 +68,10 @@ class Network:
         return self._of(x, gain[None], lambda i, y: _product(y, matrices[i]))
 
     def step(
-        self,
-        before: Float[Array, "n"],
-        momentum: Float[Array, "n"],
-        q: Float[Array, "C D"],
-        k: Float[Array, "C D"],
-        v: Float[Array, "C D"],
-        theta: Float[Array, "C"],
-        hold: Float[Array, "1"],
-        forget: Float[Array, "1"],
+        self, before: Float[Array, "n"], momentum: Float[Array, "n"], item: Items
     ) -> tuple[Array, Array, Array]:
         """Return what rows read of the weights before a head's step, weights and momentum after."""
+        q, k, v, theta, hold, forget = item
 
         def loss(flat: Array) -> Array:
             return jnp.sum(theta * jnp.mean(jnp.square(self.read(flat, k) - v), axis=-1))
@@ -72,15 +82,7 @@ class Network:
         return self.read(before, q), jax.nn.sigmoid(-forget) * before + fast, fast
 
     def steps(
-        self,
-        before: Float[Array, "n"],
-        momentum: Float[Array, "n"],
-        q: Float[Array, "C D"],
-        k: Float[Array, "C D"],
-        v: Float[Array, "C D"],
-        theta: Float[Array, "C"],
-        hold: Float[Array, "C"],
-        forget: Float[Array, "C"],
+        self, before: Float[Array, "n"], momentum: Float[Array, "n"], item: Items
     ) -> tuple[Array, Array, Array]:
         """Return what rows read after their own steps, a head's weights and momentum at the end.
 
@@ -89,6 +91,7 @@ class Network:
 
             y W_t = A_t (y W_0) + M_t (y S_0) - sum_{i <= t} c_ti (y . a_i) d_i
         """
+        q, k, v, theta, hold, forget = item
         (gain, *matrices), (fast_gain, *fasts) = self._parts(before), self._parts(momentum)
 
         def loss(gain: Array, nudges: list[Array]) -> tuple[Array, list[Array]]:
@@ -109,9 +112,10 @@ class Network:
         shorter = self._shorter(sum(squares, start=_square(gains)))
         gains, *slopes = (d * shorter for d in (gains, *slopes))
         # S_t = g_t S_0 - sum g_ti G_i and W_t = A_t W_0 + M_t S_0 - sum c_ti G_i, i <= t.
-        kept, held = jax.nn.log_sigmoid(-forget), jax.nn.log_sigmoid(hold)
-        spans, grown = _spans(kept), _spans(held)
-        first, faded = jnp.exp(jnp.cumsum(kept))[:, None], jnp.exp(jnp.cumsum(held))[:, None]
+        kept = jnp.cumsum(jax.nn.log_sigmoid(-forget))
+        held = jnp.cumsum(jax.nn.log_sigmoid(hold))
+        spans, grown = decays(kept), decays(held)
+        first, faded = jnp.exp(kept)[:, None], jnp.exp(held)[:, None]
         taken, carried = _product(spans, grown), _product(spans, faded)
 
         def product(i: int, y: Array) -> Array:
@@ -163,10 +167,3 @@ def _product(a: Array, b: Array) -> Array:
 def _square(rows: Float[Array, "C D"]) -> Float[Array, "C"]:
     """Return squared lengths of rows."""
     return jnp.sum(jnp.square(rows), axis=-1)
-
-
-def _spans(logs: Float[Array, "C"]) -> Float[Array, "C C"]:
-    """Return at (t, i) the product of factors i + 1 to t, of their logarithms; 0 for i > t."""
-    total = jnp.cumsum(logs)
-    below = jnp.tril(jnp.ones((len(logs), len(logs)), bool))
-    return jnp.where(below, jnp.exp(jnp.where(below, total[:, None] - total[None], 0)), 0)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxmem.kernels.dense import linear
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.network import Network
+from jaxmem.mixers.network import Items, Network
 from jaxmem.mixers.parts import dense
 from jaxmem.typing import Array, Bool, Float, Params, PyTree
 
@@ -25,21 +25,6 @@ class TitansState(NamedTuple):
     memory: Float[Array, "H n"]  # the networks' weights, less those that they begin with
     momentum: Float[Array, "H n"]
     waiting: Float[Array, "C-1 E+1"]  # rows for the next chunk, and 1 for each
-
-
-class Items(NamedTuple):
-    """What chunks of rows, B of them or one, give the networks."""
-
-    q: Float[Array, "*B H C D"]
-    k: Float[Array, "*B H C D"]
-    v: Float[Array, "*B H C D"]
-    theta: Float[Array, "*B H C"]
-    hold: Float[Array, "*B H C"]  # logits of eta; one where a chunk has one
-    forget: Float[Array, "*B H C"]  # of alpha, likewise
-
-    def at(self, index: int | slice) -> Items:
-        """Return some of the chunks."""
-        return Items(*(leaf[index] for leaf in self))
 
 
 Read = Literal["before", "released", "each"]
@@ -191,5 +176,5 @@ class Titans(Mixer):
         """Return what the C rows of a chunk read, and the networks after it."""
         network = self.network
         step = jax.vmap(network.steps if self.read == "each" else network.step)
-        y, after, fast = step(first + held[0], held[1], *item)
+        y, after, fast = step(first + held[0], held[1], item)
         return y, (after - first, fast)
