@@ -19,7 +19,7 @@ from jaxmem.decoder.program import layers_of
 from jaxmem.feeding import Event
 from jaxmem.loop import advance, branch, stream
 from jaxmem.memory.bank.bank import Footprint, footprint
-from jaxmem.memory.base import AnyMemory, State, nbytes
+from jaxmem.memory.base import AnyMemory, State, stream_nbytes
 from jaxmem.models.base import Model
 from jaxmem.pieces import PieceLike
 from jaxmem.replies import Asking
@@ -132,7 +132,7 @@ class Session(Asking):
     @property
     def nbytes(self) -> int:
         """Return the bytes of the memory, and of layers with a state; they never change."""
-        return nbytes(self.memory, self.spec) + self.spec.state_bytes
+        return stream_nbytes(self.memory, self.spec)
 
     @property
     def footprint(self) -> Footprint:

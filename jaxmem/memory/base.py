@@ -394,6 +394,11 @@ def nbytes(memory: AnyMemory, spec: Spec) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
+def stream_nbytes(memory: AnyMemory, spec: Spec) -> int:
+    """Return the bytes of a stream without its bank: `nbytes`, and those of layers with a state."""
+    return nbytes(memory, spec) + spec.state_bytes
+
+
 def slots(memory: AnyMemory, spec: Spec) -> tuple[int, ...]:
     """Return the number of slots of every layer.
 

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jaxmem.asking import check_drawing
 from jaxmem.decoder.program import Carry
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.memory.base import AnyMemory, nbytes
+from jaxmem.memory.base import AnyMemory, stream_nbytes
 from jaxmem.models.base import Model
 from jaxmem.programs import compile
 from jaxmem.saving import made_by
@@ -120,7 +120,7 @@ class Engine:
     @property
     def nbytes(self) -> int:
         """Return the bytes of one stream's memory and states; they never change."""
-        return nbytes(self.memory, self.program.spec) + self.program.spec.state_bytes
+        return stream_nbytes(self.memory, self.program.spec)
 
     @cached_property
     def made(self) -> dict[str, str]:

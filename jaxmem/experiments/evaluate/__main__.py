@@ -26,7 +26,7 @@ from rich.console import Console
 from jaxmem.compiled import make_room
 from jaxmem.experiments.evaluate.benchmark import benchmark
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig
-from jaxmem.experiments.evaluate.cells import CellBar, show_tables
+from jaxmem.experiments.evaluate.cells import CellBar, reopened, show_tables
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
 from jaxmem.experiments.evaluate.recall import measure_times, run_cell
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
@@ -49,7 +49,6 @@ from jaxmem.models.base import Model
 from jaxmem.models.scorer import without_scorer
 from jaxmem.programs import model_spec
 from jaxmem.report import recall as report
-from jaxmem.report.commit import made_by
 from jaxmem.report.files import write_json, write_picture
 
 FORMAT, VERSION = "jaxmem-recall", 1
@@ -144,12 +143,10 @@ def measure(
     chosen: dict[tuple[str, str], Contestant] = {}  # the last one, for all lengths: compiled once
     for plan, row in plans(config, rows):
         path = config.out / "cells" / f"{plan.stem}.json"
-        mark = marks[plan.name]
-        cell = json.loads(path.read_text()) if path.is_file() else {}
-        if cell.get("fingerprint") != mark:
+        cell = reopened(path, marks[plan.name], asdict(plan))
+        if not {"right", "refused"} & set(cell):
             if config.measured_only:
                 continue
-            cell = {"fingerprint": mark, **made_by(), **asdict(plan)}
             tokens = max(config.seconds) * row.model.tokens_per_piece
             try:
                 key = plan.name, plan.budget

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jaxmem.data.world.atomic import complete
+from jaxmem.report.commit import made_by
+
+
+def reopened(path: Path, mark: str, new: dict[str, Any]) -> dict[str, Any]:
+    """Return the cell of a file, or a new one where it is of other settings, or there is none.
+
+    Args:
+      path: of the cell.
+      mark: fingerprint of the settings.
+      new: what a new cell begins with besides the mark and what it is made by.
+    """
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    return held if held.get("fingerprint") == mark else {"fingerprint": mark, **made_by(), **new}
 
 
 class CellBar:

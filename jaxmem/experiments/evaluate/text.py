@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxmem.bound import bind
 from jaxmem.compiled import make_room
-from jaxmem.experiments.evaluate.cells import CellBar, show_tables
+from jaxmem.experiments.evaluate.cells import CellBar, reopened, show_tables
 from jaxmem.experiments.evaluate.text_kvpress import Decoder, comparable, rival_of
 from jaxmem.experiments.evaluate.text_run import alike, kept_tokens, run_text
 from jaxmem.experiments.evaluate.text_streams import (
@@ -36,7 +36,6 @@ from jaxmem.models.base import Model
 from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec
 from jaxmem.report import text as report
-from jaxmem.report.commit import made_by
 from jaxmem.report.files import write_json, write_picture
 from jaxmem.report.text_plot import plot_slots
 
@@ -141,11 +140,7 @@ def measure(
     rival = rival_of(config, model, [(cell.name, cell.newest) for cell in cells])
     for cell in cells:
         mark = fingerprint(config, model, streams, cell)
-        path = _path(config, cell)
-        held = json.loads(path.read_text()) if path.is_file() else {}
-        if held.get("fingerprint") != mark:
-            held = {"fingerprint": mark, **made_by(), "texts": {}}
-        found[cell.stem] = held
+        found[cell.stem] = reopened(_path(config, cell), mark, {"texts": {}})
     for stream in streams:
         for cell in cells:
             held = found[cell.stem]

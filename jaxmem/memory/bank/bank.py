@@ -108,7 +108,7 @@ def footprint(memory: AnyMemory, spec: Spec) -> Footprint:
     That is a memory with its bank, and the states of layers that have one (`Spec.state_bytes`).
     Nothing is allocated. `base.nbytes` is the memory's own part of it.
     """
-    state = base.nbytes(memory, spec) + spec.state_bytes
+    state = base.stream_nbytes(memory, spec)
     asked = _asked(memory, spec)
     if asked is None:
         return Footprint(state, 0)
