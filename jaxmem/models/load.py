@@ -1,5 +1,6 @@
 """Any supported checkpoint as a `Model`: a directory, or the name of a Hugging Face repository."""
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -156,8 +157,14 @@ def read_family(made_by: type[Family], files: Files, name: str, **options: Any) 
     """Return the member that files hold.
 
     Raises:
-      ValueError: if something is missing, does not fit, or is of another kind than its key says.
+      ValueError: if something is missing, does not fit, or is of another kind than its key says, or
+        the family has no such option.
     """
+    known = inspect.signature(made_by.read).parameters
+    more = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
+    if not more and (idle := options.keys() - known.keys()):
+        told = ", ".join(key for key in known if key not in ("files", "cls"))
+        raise ValueError(f"{name} has no option {min(idle)}: leave it out; it takes {told}.")
     with _as_expected(name):
         return made_by.read(files, **options)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ class Replied(NamedTuple):
     time: float | None  # of the stream when it was asked; None: a model never thought it was time
     late: bool  # whether the stream ended before its time
     end: float  # of the stream, seconds of the video
+    seen: float | None  # of the video before it, in whole pieces; None: an older file does not say
     frames: int  # seen before it
     tokens: int
     first_token_ms: float
@@ -41,6 +43,8 @@ class Outcome(NamedTuple):
     lost: Sequence[Problem]  # questions that it could not be asked
     nbytes: int  # on the device, the most of all videos
     host_nbytes: int
+    # Models, settings, prompts, commits, JAX and devices of the replies.
+    made: Mapping[str, Any] = MappingProxyType({})
 
 
 def score_of(replied: Sequence[Replied], rule: str, average: Average = "questions") -> Share | None:
@@ -111,13 +115,36 @@ def unread(replied: Sequence[Replied]) -> float | None:
     return sum(not one.score.read for one in replied) / len(replied) if replied else None
 
 
+def moved(one: Replied) -> bool:
+    """Return whether a question came before anything had been seen, and was put after it."""
+    due = one.item.asked_at
+    return not (one.item.polls or due is None or one.time is None) and one.time > due
+
+
+def _unseen(replied: Sequence[Replied]) -> dict[str, float] | None:
+    """Return how much of the video before a question its reply has not seen, the unfinished piece.
+
+    The median and the most over questions with a time, in seconds; None without any.
+    """
+    found = [
+        max(one.time - one.seen, 0.0)
+        for one in replied
+        if one.time is not None and one.seen is not None and one.item.asked_at is not None
+    ]
+    return {"median": median(found), "most": max(found)} if found else None
+
+
 def as_dict(one: Outcome, benchmark: Benchmark) -> dict[str, Any]:
     """Return an outcome as plain data."""
     replied, both = one.replied, (OFFICIAL, SAFE)
     middle: Callable[[str], Any] = lambda name: (
         median(getattr(x, name) for x in replied) if replied else None
     )
-    timed = [x.score.in_time for x in replied if x.score.in_time is not None]
+    share: Callable[[str], float | None] = lambda name: (
+        sum(known) / len(known)
+        if (known := [x for one in replied if (x := getattr(one.score, name)) is not None])
+        else None
+    )
     scores = {rule: plain_share(score_of(replied, rule, benchmark.average)) for rule in both}
     return {
         "memory": one.memory,
@@ -126,8 +153,12 @@ def as_dict(one: Outcome, benchmark: Benchmark) -> dict[str, Any]:
         "videos": len({x.item.video.id for x in replied}),
         "for_a_judge": sum(x.item.form == "text" for x in replied),
         "unparsed": unread(replied),
-        "in_time": sum(timed) / len(timed) if timed else None,
+        "in_time": share("in_time"),
+        "right_words": share("said"),
         "asked_at_the_end_instead": sum(x.late for x in replied),
+        "asked_after_the_first_piece_instead": sum(map(moved, replied)),
+        "not_yet_seen_s": _unseen(replied),
+        "made_by": dict(one.made),
         "nbytes": one.nbytes,
         "host_nbytes": one.host_nbytes,
         "frames": middle("frames"),

@@ -12,7 +12,7 @@ from jaxmem.report.shares import interval, share
 def replied(video, kind, right, *, group="", safe=True, labels=(), evidence=None, time=10.0):
     item = Item(f"{video}{kind}", Video(video, None), "?", 0, ("a", "b"), kind=kind, group=group,
                 labels=labels, evidence=evidence)  # fmt: skip
-    return report.Replied(item, Score(right, safe, True), "A", time, False, 60.0, 4, 80, 2.0)
+    return report.Replied(item, Score(right, safe, True), "A", time, False, 60.0, 9.0, 4, 80, 2.0)
 
 
 def test_what_a_score_is_the_mean_of():

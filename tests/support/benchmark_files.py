@@ -23,6 +23,7 @@ class Expected:
     evidence: list = field(default_factory=list)
     groups: set = field(default_factory=set)
     videos: list = field(default_factory=list)  # paths of the items below the folder, None: missing
+    streams: list = field(default_factory=list)  # start and pictures a second; []: 0, None for all
 
 
 def dump(path: Path, value):

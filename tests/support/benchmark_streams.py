@@ -106,7 +106,8 @@ def rvs(folder: Path, which: str, video: str):
     record |= {"conversations": turns, "clip_start_time": 2, "clip_end_time": 12}
     dump(folder / f"rvs_{which}.json", [record])
     return Expected(
-        [("", 9.5, "a star", 0, "text"), ("", 9.5, "a cross", 0, "text")],
+        streams=[(0, 1.0 if video.endswith(".npy") else None)] * 2,
+        items=[("", 9.5, "a star", 0, "text"), ("", 9.5, "a cross", 0, "text")],
         problems=['no "end_time"'],
         evidence=[(3, 9.5)] * 2,
         videos=[video] * 2,
@@ -135,7 +136,8 @@ def ovbench(folder: Path):
     dump(folder / "COIN.json", [*coin, coin[0] | {"end": 5}])
     dump(folder / "AVA.json", [base | {"video": "AVA/frames1", "fps": 2}])
     return Expected(
-        [("AVA", 20.5, 2, 4, "options"), ("FP", 20.5, 2, 4, "options")],
+        streams=[(10, 2), (10, None)],
+        items=[("AVA", 20.5, 2, 4, "options"), ("FP", 20.5, 2, 4, "options")],
         problems=["is 5 s, not after"],
         videos=["AVA/frames1", "COIN/b.mp4"],
     )

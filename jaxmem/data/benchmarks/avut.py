@@ -23,7 +23,7 @@ def read(reading: r.Reading) -> None:
             }
             keys = [key for key in ("options", "candidates", "choices") if record.get(key)]
             if not keys:
-                reading.add(Item(right=answer, form="text", **common))
+                reading.add(Item(right=answer, form="text", record=(("video_id", name),), **common))
                 continue
             options = r.choices(record, keys[0])
             named = len(answer.strip("().")) == 1

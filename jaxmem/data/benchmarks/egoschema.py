@@ -16,7 +16,7 @@ def read(reading: r.Reading) -> None:
     for where, record in reading.records("subset_answers.json"):
         with reading.noting(where):
             answers[r.words(record, "_id")] = record.get("_value")
-    for where, record in reading.records(*FILES):
+    for where, record in reading.records_of_first(*FILES):
         with reading.noting(where):
             if "q_uid" in record:
                 name = r.words(record, "q_uid")
@@ -25,6 +25,8 @@ def read(reading: r.Reading) -> None:
                 options = tuple(r.words(record, f"option {i}") for i in range(5))
                 right = r.right_number(answers[name], options)
             else:
+                if record.get("answer") is None:
+                    continue
                 name, options = r.words(record, "video_idx"), r.choices(record, "option")
                 right = r.right_number(r.entry(record, "answer"), options)
             video = reading.video(name)

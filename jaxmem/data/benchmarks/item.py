@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from jaxmem.data.benchmarks.reading import Reading
@@ -59,6 +59,7 @@ class Item:
       labels: further names by which the benchmark splits its scores: ("duration", "long").
       polls: times at which a "proactive" question asks whether it is time for it.
       due: the time at which it is.
+      record: further fields of the benchmark's own record that a judge's file repeats.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Item:
     labels: tuple[tuple[str, str], ...] = ()
     polls: tuple[float, ...] = ()
     due: float | None = None
+    record: tuple[tuple[str, Any], ...] = ()
 
 
 class Problem(NamedTuple):

@@ -12,15 +12,14 @@ ABSENT = "N/A"
 
 def read(reading: r.Reading) -> None:
     """Read the validation file, or the table. The test file has no answers."""
-    for where, record in reading.records(*FILES):
+    for where, record in reading.records_of_first(*FILES):
         with reading.noting(where):
             if "candidates" in record:
                 options = r.choices(record, "candidates")
             else:
                 each = [record.get(f"option{i}") for i in range(5)]
-                options = r.choices(
-                    {"options": [x for x in each if x not in (None, ABSENT)]}, "options"
-                )
+                there = [None if x == ABSENT else x for x in each]
+                options = r.choices({"options": there}, "options")
             path = r.words(record, "video_path", "video_id")
             group = f"{r.words(record, 'duration_group')} s"
             reading.add(

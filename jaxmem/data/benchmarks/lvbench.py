@@ -12,9 +12,7 @@ FILES = ("video_info.meta.jsonl", "*.meta.jsonl")
 
 def read(reading: r.Reading) -> None:
     """Read the questions of every video. One of several types counts for each of them apart."""
-    for where, record in (
-        reading.records(FILES[0]) if reading.files(FILES[0]) else (reading.records(FILES[1]))
-    ):
+    for where, record in reading.records_of_first(*FILES):
         asked = record.get("qa")
         with reading.noting(where, len(asked) if isinstance(asked, list) else 1):
             key = r.words(record, "key")

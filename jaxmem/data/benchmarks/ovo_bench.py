@@ -15,11 +15,12 @@ GROUPS = {
 }
 """Task -> the group whose mean counts."""
 YES, NO = "Yes", "No"
+FILES = ("ovo_bench_new.json", "ovo_bench*.json")
 
 
 def read(reading: r.Reading) -> None:
     """Read all records; a forward one is as many questions as it has probes, in order of time."""
-    for where, record in reading.records("ovo_bench*.json"):
+    for where, record in reading.records_of_first(*FILES):
         probes = record.get("test_info")
         with reading.noting(where, len(probes) if isinstance(probes, list) else 1):
             kind = r.words(record, "task")
@@ -93,7 +94,7 @@ def _yes_or_no(value: Any) -> str:
 BENCHMARK = Benchmark(
     name="ovo-bench",
     read=read,
-    files=("ovo_bench*.json",),
+    files=FILES,
     holds="records with task, video, realtime, options and gt, or test_info",
     rule="contains",
     average="groups",

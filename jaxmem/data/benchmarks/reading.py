@@ -52,7 +52,18 @@ class Reading:
 
     def records(self, *patterns: str) -> Iterator[tuple[str, Json]]:
         """Yield the records of all such files, each with the place where it stands."""
-        for path in self.files(*patterns):
+        return self._records(self.files(*patterns))
+
+    def records_of_first(self, *patterns: str) -> Iterator[tuple[str, Json]]:
+        """Yield the records of the files of the first pattern that has any.
+
+        Copies often hold the same questions in several layouts, and each is to be asked once.
+        """
+        found = (files for one in patterns if (files := self.files(one)))
+        return self._records(next(found, []))
+
+    def _records(self, paths: Sequence[Path]) -> Iterator[tuple[str, Json]]:
+        for path in paths:
             for number, record in enumerate(records_of(path), 1):
                 where = f"{path.relative_to(self.folder)}, record {number}"
                 if isinstance(record, Mapping):
@@ -76,13 +87,18 @@ class Reading:
         self.found.mended.append(Problem(where, reason, 0))
 
     def add(self, item: Item) -> None:
-        """Take a question, and give it an id of its own."""
+        """Take a question, and give it an id of its own (`own_id` is the benchmark's)."""
         self.found.items.append(replace(item, id=f"{len(self.found.items)}:{item.id}"))
 
     def video(self, *names: str, start: float = 0.0, fps: float | None = None) -> Video:
         """Return a video by the first of its names that there is a file of."""
         found = next((path for name in names if (path := self._videos.find(name))), None)
         return Video(names[0], found, start, fps)
+
+
+def own_id(item: Item) -> str:
+    """Return the id that a benchmark's own record gives a question."""
+    return item.id.partition(":")[2]
 
 
 class MalformedError(ValueError):
@@ -177,10 +193,17 @@ def listed(record: Any, *names: str) -> Sequence[Any]:
 
 
 def choices(record: Any, *names: str) -> tuple[str, ...]:
-    """Return a field that is the list of options, without the letters in front of them."""
-    found = [str(option).strip() for option in listed(record, *names) if str(option).strip()]
-    if len(found) < 2:
-        raise MalformedError(f'"{names[0]}" is {short(found)}, expected two options or more')
+    """Return a field that is the list of options, without the letters in front of them.
+
+    Empty ones are left out at the end of the list alone: elsewhere that would move the letters.
+    """
+    found = ["" if option is None else str(option).strip() for option in listed(record, *names)]
+    while found and not found[-1]:
+        found.pop()
+    if len(found) < 2 or not all(found):
+        raise MalformedError(
+            f'"{names[0]}" is {short(found)}, expected two options or more, none of them empty'
+        )
     return unlettered(found)
 
 
@@ -210,8 +233,13 @@ def right_letter(answer: str, options: Sequence[str]) -> int:
 
 
 def right_text(answer: str, options: Sequence[str]) -> int:
-    """Return the number of the option that has a text."""
+    """Return the number of the option that has a text; the answer may have its letter in front."""
     plain = [" ".join(one.lower().split()).rstrip(".") for one in (answer, *options)]
+    if plain.count(plain[0]) == 1:
+        for number, option in enumerate(plain[1:]):
+            label = LABEL.format(letter(number).lower())
+            if re.fullmatch(label + re.escape(option), plain[0]):
+                return number
     if plain.count(plain[0]) == 2:
         return plain.index(plain[0], 1) - 1
     if plain.count(plain[0]) > 2:

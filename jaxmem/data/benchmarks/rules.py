@@ -18,8 +18,6 @@ PHRASES = (
     "the best option is", "the correct option is", "best option:",
 )  # fmt: skip
 """What "prefix_search" takes from in front of a reply."""
-LONGEST = 10
-"""Words of a reply without a letter, beyond which "prefix_search" reads nothing."""
 IN_TIME = 2.0
 """Seconds that a proactive answer may be early or late (StreamingBench)."""
 NUMBERS: Sequence[str] = (
@@ -44,11 +42,8 @@ def prefix_search(reply: str, count: int) -> int | None:
     text = reply.strip()
     for phrase in PHRASES:
         text = re.sub(rf"^{re.escape(phrase)}", "", text, flags=re.IGNORECASE).strip()
-    letters = f"[A-{letter(max(count, 4) - 1)}]"
-    found = re.search(letters, text)
-    if found is None or (len(text.split()) > LONGEST and not re.search(rf"\b{letters}\b", text)):
-        return None
-    return _number(found[0], count)
+    found = re.search(f"[A-{letter(max(count, 4) - 1)}]", text)
+    return None if found is None else _number(found[0], count)
 
 
 def a_on_failure(reply: str, count: int) -> int | None:
@@ -95,6 +90,7 @@ class Score(NamedTuple):
     safe: bool | None
     read: bool  # whether the safe rule found anything to score in the reply
     in_time: bool | None = None  # of a proactive one
+    said: bool | None = None  # of a proactive one: whether the reply has the right words, whenever
 
 
 def score(
@@ -119,7 +115,7 @@ def score(
     if item.form == "proactive":
         in_time = at is not None and item.due is not None and abs(at - item.due) <= IN_TIME
         said = str(item.right).lower() in reply.lower()
-        return Score(in_time and said, in_time and said, bool(reply.strip()), in_time)
+        return Score(in_time and said, in_time and said, bool(reply.strip()), in_time, said)
     if item.form == "count":
         official = "".join(re.findall(r"\d", reply)) == str(item.right)
         found = _first_number(reply)

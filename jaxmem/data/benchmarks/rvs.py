@@ -30,6 +30,7 @@ def read(reading: r.Reading, *, which: str) -> None:
                             asked_at=end,
                             evidence=(min(start, end), end),
                             form="text",
+                            record=(("video_id", name),),
                         )
                     )
 

@@ -16,13 +16,19 @@ OMNI = (
 """Types of the omni file that are its own group; its others are contextual."""
 REAL, OMNI_SOURCE, CONTEXTUAL = "Real-time", "Omni-source", "Contextual"
 PARTS = ("real", "omni", "sqa", "proactive")
+NAMED = (*(f"questions_{part}.json" for part in PARTS), "*_stream.json")
 KINDS = {"sqa": "Sequential Question Answering", "proactive": "Proactive Output"}
+MISLEADING = ("Anomaly Context Understanding", "Misleading Context Understanding")
+"""Types of the omni file that are contextual."""
 BEFORE, AFTER = 1.0, 4.0
 """Seconds after the question at which a proactive one is first put, and after its time at last."""
 
 
 def read(reading: r.Reading) -> None:
-    """Read the questions of all parts that are there; the spoken ones only without the others."""
+    """Read the questions of all parts that are there; the spoken ones only without the others.
+
+    The hub's table holds the same questions as the files, and is read where there are none.
+    """
     for part in PARTS:
         names = f"questions_{part}.json", f"*{part}_stream.json"
         files = reading.files(names[0]) or reading.files(names[1])
@@ -30,9 +36,12 @@ def read(reading: r.Reading) -> None:
             for number, record in enumerate(r.records_of(path), 1):
                 where = f"{path.name}, record {number}"
                 _entries(reading, part, where, record if isinstance(record, list) else [record])
+    if reading.files(*NAMED):
+        return
+    told: dict[str, list[str]] = {}
     for where, record in reading.records("*.csv"):
         with reading.noting(where):
-            _row(reading, where, record)
+            _row(reading, where, record, told)
 
 
 def _entries(reading: r.Reading, part: str, where: str, entries: Sequence[Any]) -> None:
@@ -45,7 +54,7 @@ def _entries(reading: r.Reading, part: str, where: str, entries: Sequence[Any]) 
             with reading.noting(f"{where}, question {number}"):
                 video = reading.video(r.words(entry, "video_path"))
                 said = r.words(question, "time", default="") or r.words(entry, "time", default="")
-                window = _window(said)
+                window = window_of(said)
                 place = f"{where}, question {number}"
                 _add(reading, part, place, video, question, window, told)
 
@@ -82,15 +91,17 @@ def _add(
     reading.add(Item(question=question, right=right, options=options, asked_at=at, **common))
 
 
-def _row(reading: r.Reading, where: str, record: r.Json) -> None:
-    """Read a row of the hub's CSV, whose id names the video."""
+def _row(reading: r.Reading, where: str, record: r.Json, told: dict[str, list[str]]) -> None:
+    """Read a row of the hub's CSV, whose id names the video, and whose type the part."""
     name = r.words(record, "question_id")
     sample = re.search(r"sample_\d+", name)
     if sample is None:
         raise r.MalformedError(f'"question_id" is {r.short(name)}, expected one with sample_N')
-    video = reading.video(sample[0], *(f"{sample[0]}_{part}" for part in PARTS))
-    part = "omni" if re.search("omni|context|misleading|anomaly", name, re.IGNORECASE) else "real"
-    _add(reading, part, where, video, record, None, [])
+    kind = r.words(record, "task_type")
+    omni = "omni" if kind in (*OMNI, *MISLEADING) else "real"
+    part = {name: part for part, name in KINDS.items()}.get(kind, omni)
+    video = reading.video(f"{sample[0]}_{part}", sample[0])
+    _add(reading, part, where, video, record, None, told.setdefault(video.id, []))
 
 
 def _options(record: r.Json) -> tuple[str, ...]:
@@ -108,39 +119,40 @@ def stamp(reading: r.Reading, where: str, text: str, window: tuple[float, float]
     """Return a time stamp in seconds; one that is malformed is read as its window says.
 
     "00:12450" in a window from 12:00 to 13:00 is 12:45, and "05:11:00" in one from 5:00 to 6:10 is
-    5:11. Officially they would be 12,450 s and 18,660 s.
+    5:11. Officially they would be 12,450 s and 18,660 s. "00:24" is 24 s, whatever its window.
     """
-    whole = re.fullmatch(r"(\d\d):([0-5]\d):([0-5]\d)(?:\.0+)?", text.strip())
-    official = (
-        None
-        if whole is None
-        else sum(int(x) * s for x, s in zip(whole.groups(), (3600, 60, 1), strict=True))
-    )
-    if official is not None and (window is None or _inside(official, window)):
-        return float(official)
+    whole = re.fullmatch(r"(?:(\d\d):)?([0-5]\d):([0-5]\d)(?:\.0+)?", text.strip())
+    parts = whole.groups() if whole else ()
+    written = float(sum(int(x or 0) * s for x, s in zip(parts, (3600, 60, 1), strict=False)))
+    official = whole is not None and whole[1] is not None
+    if official and (window is None or _inside(written, window)):
+        return written
     others = [x for x in _readings(text) if window is not None and _inside(x, window)]
+    if not others and whole is not None:
+        if official:  # the window is what is wrong
+            return written
+        others = [written]
     if not others:
-        if official is not None:  # the window is what is wrong
-            return float(official)
         raise r.MalformedError(f'"time_stamp" is {text!r}, expected hours:minutes:seconds')
-    reading.mend(where, f"the time stamp {text!r} is read as {others[0]:g} s, as its window says")
+    reading.mend(where, f"the time stamp {text!r} is read as {others[0]:g} s")
     return others[0]
 
 
 def _readings(text: str) -> Iterator[float]:
-    """Yield what the digits of a stamp may mean: hhmmss, mmss or hhmm."""
+    """Yield what the digits of a stamp may mean: hhmmss, mmss or hhmm, and zeros behind."""
     digits = "".join(re.findall(r"\d", text))
-    pairs = [int(digits[i : i + 2]) for i in range(0, len(digits) - 1, 2)]
     for units in ((3600, 60, 1), (60, 1), (3600, 60)):
-        if len(pairs) >= len(units):
-            yield float(sum(a * b for a, b in zip(pairs, units, strict=False)))
+        size = 2 * len(units)
+        if len(digits) >= size and not digits[size:].strip("0"):
+            pairs = (int(digits[i : i + 2]) for i in range(0, size, 2))
+            yield float(sum(a * b for a, b in zip(pairs, units, strict=True)))
 
 
 def _inside(time: float, window: tuple[float, float]) -> bool:
     return window[0] <= time <= window[1]
 
 
-def _window(text: str) -> tuple[float, float] | None:
+def window_of(text: str) -> tuple[float, float] | None:
     """Return the stretch of time that a question was written about: "[0:12:0 - 0:13:0]"."""
     found = re.findall(r"\d+(?::\d+){1,2}", text)
     if len(found) != 2:
@@ -154,14 +166,7 @@ def _window(text: str) -> tuple[float, float] | None:
 BENCHMARK = Benchmark(
     name="streamingbench",
     read=read,
-    files=(
-        "questions_real.json",
-        "questions_omni.json",
-        "questions_sqa.json",
-        "questions_proactive.json",
-        "*_stream.json",
-        "*.csv",
-    ),
+    files=(*NAMED, "*.csv"),
     holds="entries with video_path and questions[] (time_stamp, options, answer)",
     rule="first_character",
     empty_counts=False,

@@ -39,6 +39,7 @@ def read(reading: r.Reading) -> None:
                     kind=r.words(record, "answer_type", default=""),
                     evidence=None if end is None else (begin, end),
                     form="text",
+                    record=(("video_id", name),),
                 )
             )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -38,6 +39,8 @@ from jaxmem.report.commit import made_by
 from jaxmem.saving import fingerprint
 
 Videos = Mapping[Video, Sequence[Item]]
+REPORTED = ("model", "settings", "prompt", "commit", "jax", "device")
+"""Of cells, what a report says of how its replies were given."""
 
 
 def benchmark(config: BenchmarkConfig, console: Console) -> list[report.Outcome]:
@@ -51,15 +54,15 @@ def benchmark(config: BenchmarkConfig, console: Console) -> list[report.Outcome]
     found = found_in(config)
     videos = by_video(found.items, config.shard)
     names, folders = parse_names(config.memory), [config.out]
-    interrupted = False
+    interrupted, marks = False, {}
     if config.merge:
         folders = list(config.merge)
         names = merged(config.merge)
     else:
         with interruptible() as stop:
-            run(config, videos, names, console, stop)
+            marks = run(config, videos, names, console, stop)
             interrupted = stop.wanted
-    outcomes, events = collect(config, videos, names, folders)
+    outcomes, events = collect(config, videos, names, folders, marks)
     write(config, found, videos, outcomes, events, console)
     if interrupted:
         console.print("interrupted: the same command goes on from here", style="yellow")
@@ -69,22 +72,33 @@ def benchmark(config: BenchmarkConfig, console: Console) -> list[report.Outcome]
 
 def run(
     config: BenchmarkConfig, videos: Videos, names: Sequence[str], console: Console, stop: Stop
-) -> None:
-    """Stream the videos of which replies are missing, and store these."""
+) -> dict[str, str]:
+    """Stream the videos of which replies are missing, and store these.
+
+    Returns: what tells the replies of each memory from those of other settings.
+    """
     setup = setup_of(config, console, stop)
     model = setup.model
     weights = fingerprint(model.params)
-    marks = {name: mark_of(config, model, weights, name) for name in names}
+    settings = {name: settings_of(config, model, weights, name) for name in names}
+    marks = {name: cells.fingerprint(one) for name, one in settings.items()}
     template = template_of(config.prompt)
+    device = str(jax.devices()[0].device_kind)
+    beside = {
+        "model": config.model,
+        "prompt": template or config.prompt,
+        "device": device,
+        **made_by(),
+    }
     columns = [TextColumn("{task.fields[at]:<32}"), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("", total=sum(map(len, videos.values())), at="")
         for video, items in videos.items():
             if stop.wanted:
-                return
+                return marks
             put = {item.id: asked(item, template) for item in items}
             there = {name: cells.read(config.out, name, video) for name in names}
-            wanted = [n for n in names if not cells.complete(there[n], marks[n], put)]
+            wanted = [n for n in names if not cells.complete(there[n], marks[n], items, put)]
             bar.update(task, at=video.id[-32:])
             if wanted:
                 heard = lambda: bar.update(task, advance=1)
@@ -92,11 +106,12 @@ def run(
                 stored = _watched(setup, video, items, put, wanted, heard)
                 bar.update(task, completed=before)
                 if stop.wanted:
-                    return
+                    return marks
                 for name, cell in stored.items():
-                    whole = {"fingerprint": marks[name], **made_by(), **cell}
-                    cells.write(config.out, name, video, whole)
+                    own = {"fingerprint": marks[name], "settings": settings[name]}
+                    cells.write(config.out, name, video, {**own, **beside, **cell})
             bar.update(task, advance=len(items))
+    return marks
 
 
 def _watched(
@@ -142,7 +157,7 @@ def model_of(config: BenchmarkConfig, console: Console) -> Model:
     return load_model(replace(found, model=config.model, **more), console)
 
 
-def mark_of(config: BenchmarkConfig, model: Model, weights: str, name: str) -> str:
+def settings_of(config: BenchmarkConfig, model: Model, weights: str, name: str) -> dict[str, Any]:
     """Return what tells the replies of a memory under other settings or weights from these."""
     settings = {key: getattr(config, key) for key in (*OF_CHECKPOINTS, "chunk_seconds", "bits")}
     settings |= {"weights": weights, "memory": name, "bank": config.options.get("bank", {})}
@@ -150,34 +165,46 @@ def mark_of(config: BenchmarkConfig, model: Model, weights: str, name: str) -> s
     for one in {name} if parse_budget(config.budget).nbytes else {name, first}:
         own = {**model.presets.get(one, {}), **config.options.get(one, {})}
         settings |= {"budget": config.budget, one: plain_options(one, own)}
-    return cells.fingerprint(settings)
+    return settings
 
 
 def merged(folders: Sequence[Path]) -> tuple[str, ...]:
     """Return the memories of which some folders hold replies, of one setting each.
 
     Raises:
-      ValueError: if the replies of a memory were given under different settings.
+      ValueError: if the replies of a memory were given under different settings, or prompts.
     """
-    marks: dict[str, dict[str, Path]] = {}
+    marks: dict[str, dict[Any, Path]] = {}
     for folder in folders:
         for path in sorted((folder / "cells").glob("*/*.json")):
-            mark = cells.load(path)["fingerprint"]
+            cell = cells.load(path)
+            mark = cell["fingerprint"], cell.get("prompt")
             marks.setdefault(path.parent.name, {}).setdefault(mark, path)
     for name, each in marks.items():
         if len(each) > 1:
             one, other = list(each.values())[:2]
             raise ValueError(
-                f"--merge: {one} and {other} hold replies of {name} under other settings or "
-                "weights; run one of them again."
+                f"--merge: {one} and {other} hold replies of {name} under other settings, prompts "
+                "or weights; run one of them again."
             )
     return tuple(marks)
 
 
 def collect(
-    config: BenchmarkConfig, videos: Videos, names: Sequence[str], folders: Sequence[Path]
+    config: BenchmarkConfig,
+    videos: Videos,
+    names: Sequence[str],
+    folders: Sequence[Path],
+    marks: Mapping[str, str],
 ) -> tuple[list[report.Outcome], list[dict[str, Any]]]:
     """Return what the stored replies are worth, and what happened to the videos.
+
+    Args:
+      config: how replies are read.
+      videos: with their questions.
+      names: of the memories.
+      folders: where the replies lie.
+      marks: memory -> of the settings that count; none: any.
 
     Raises:
       ValueError: if there is not one reply.
@@ -186,20 +213,26 @@ def collect(
     outcomes, events = [], {}
     for name in names:
         replied, lost, held = list[report.Replied](), list[Problem](), [(0, 0)]
+        made: dict[str, Any] = {}
         for video, items in videos.items():
-            found = [x for x in (cells.read(y, name, video) for y in folders) if x is not None]
+            there = (cells.read(folder, name, video) for folder in folders)
+            mark = marks.get(name)
+            found = [x for x in there if x and mark in (None, x["fingerprint"])]
             cell = min(found, key=lambda x: "failed" in x, default=None)
             if cell is None:
                 lost.append(Problem(video.id, "it has not been watched yet", len(items)))
                 continue
             held.append((cell.get("nbytes", 0), cell.get("host_nbytes", 0)))
+            for key in REPORTED:
+                if (value := cell.get(key)) not in made.setdefault(key, []):
+                    made[key].append(value)
             here = {item.id: item for item in items}
             replied += _replied(config, rules, video, cell, here)
             why = Counter(one["reason"] for one in cell["lost"] if one["id"] in here)
             lost += [Problem(video.id, reason, count) for reason, count in why.items()]
             events |= {(video.id, *one.values()): one for one in cell.get("events", ())}
-        most = (max(column) for column in zip(*held, strict=True))
-        outcomes.append(report.Outcome(name, replied, lost, *most))
+        nbytes, host = (max(column) for column in zip(*held, strict=True))
+        outcomes.append(report.Outcome(name, replied, lost, nbytes, host, made))
     told = [{"video": key[0], **one} for key, one in events.items()]
     return outcomes, told
 
@@ -221,6 +254,7 @@ def _replied(
                 reply=one["reply"],
                 time=one["time"],
                 late=one["wanted_time"] is not None and not item.polls,
+                seen=None if "seen" not in one else video.start + one["seen"],
                 end=video.start + cell["seconds"],
                 frames=one["frames"],
                 tokens=one["tokens"],

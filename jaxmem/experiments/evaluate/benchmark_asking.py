@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxmem.data.benchmarks import Item
 from jaxmem.data.benchmarks.prompts import poll
+from jaxmem.experiments.evaluate.benchmark_cells import asked_at
 from jaxmem.experiments.stream.questions import END, Planned
 from jaxmem.experiments.stream.run import Asked, Happened, Stream, put
 from jaxmem.finite import NotFiniteError
@@ -74,7 +75,9 @@ class Asking:
             "asked": self._asked[item.id],
             "reply": "" if now is None else answer.answer,
             "time": None if now is None else answer.time,
+            "asked_at": asked_at(item),
             "wanted_time": answer.wanted_time,
+            "seen": one.session.seconds,  # of the stream, whole pieces
             "frames": one.session.pieces * round(media.fps * media.piece_seconds),
             "tokens": one.session.tokens,
             "first_token_ms": answer.first_token_ms,

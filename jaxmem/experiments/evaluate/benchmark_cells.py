@@ -57,23 +57,39 @@ def load(path: Path) -> Cell:
     return found
 
 
-def complete(cell: Cell | None, mark: str, asked: Mapping[str, str]) -> bool:
-    """Return whether a cell has all replies, of the same settings, to the same words.
+def complete(cell: Cell | None, mark: str, items: Sequence[Item], asked: Mapping[str, str]) -> bool:
+    """Return whether a cell has all replies, of the same settings, to the same words in time.
 
     Args:
       cell: as it was read.
       mark: of the settings.
+      items: about its video.
       asked: id of an item -> what it is asked in.
     """
     if cell is None or cell["fingerprint"] != mark or "failed" in cell:
         return False
-    there = {one["id"]: one["asked"] for one in (*cell["replies"], *cell["lost"])}
-    return all(there.get(name) == text for name, text in asked.items())
+    there = {one["id"]: one for one in (*cell["replies"], *cell["lost"])}
+    same = lambda item, one: (
+        (one.get("asked"), one.get("asked_at"))
+        == (
+            asked[item.id],
+            asked_at(item),
+        )
+    )
+    return all(same(item, there.get(item.id, {})) for item in items)
+
+
+def asked_at(item: Item) -> float | None:
+    """Return when an item is first asked."""
+    return item.polls[0] if item.polls else item.asked_at
 
 
 def lost(items: Sequence[Item], asked: Mapping[str, str], reason: str) -> list[dict[str, Any]]:
     """Return items that could not be asked as they are stored."""
-    return [{"id": item.id, "asked": asked[item.id], "reason": reason} for item in items]
+    return [
+        {"id": item.id, "asked": asked[item.id], "asked_at": asked_at(item), "reason": reason}
+        for item in items
+    ]
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from jaxmem.memory.by_name import Wrapped, check_around, parse_budget, parse_nam
 from jaxmem.models.tiny.embedded import is_embedded
 
 Dir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
-OF_CHECKPOINTS = ("dtype", "fps", "max_new", "max_pixels")
+OF_CHECKPOINTS = ("dtype", "fps", "max_new", "max_pixels", "piece_seconds")
 """Options that an embedded model does not have."""
 
 
@@ -47,6 +47,7 @@ class BenchmarkConfig:
     fps: Number = None  # Pictures a second that a checkpoint is given (1).
     max_new: int = 128  # Tokens of a reply of a checkpoint, at most.
     max_pixels: Whole = None  # Of a frame of a checkpoint, at most.
+    piece_seconds: Number = None  # Of video-SALMONN: length of a piece (30); it sees more in time.
     chunk_seconds: Number = None  # Seconds written at once; one piece of the model.
     bits: Literal[4, 8] | None = None  # Store keys and values in so many bits.
     # Folder of replies (one file for each video and memory: a stopped run goes on), and report.
@@ -86,8 +87,9 @@ def check_model(config: BenchmarkConfig) -> None:
     check_around(names, around)
     if config.scorer is not None and "retention" not in names:
         raise ValueError("--scorer has no effect without --memory retention; leave it out.")
-    if config.chunk_seconds is not None and config.chunk_seconds <= 0:
-        raise ValueError(f"--chunk-seconds must be positive, got {config.chunk_seconds:g}.")
+    for name in ("chunk_seconds", "piece_seconds"):
+        if (value := getattr(config, name)) is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value:g}.")
     for name in OF_CHECKPOINTS:
         given = getattr(config, name) != getattr(BenchmarkConfig, name)
         if is_embedded(config.model) and given:

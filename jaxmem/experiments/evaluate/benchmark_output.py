@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from jaxmem.data.benchmarks import Found, Item, Video, named
+from jaxmem.data.benchmarks.reading import own_id
 from jaxmem.data.world.atomic import complete
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig
 from jaxmem.experiments.evaluate.cells import show_tables
 from jaxmem.report import benchmarks as report
+from jaxmem.report.commit import made_by
 from jaxmem.report.files import write_json
 
 FORMAT, VERSION = "jaxmem-benchmark", 1
+MERGED = ("name", "data", "videos", "only", "rule", "merge", "out")
+"""Options that say something where replies were given by other commands."""
 
 
 def write(
@@ -38,11 +41,10 @@ def write(
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "config": {k: str(v) for k, v in vars(config).items()},
+        "config": {k: str(v) for k, v in vars(config).items() if not config.merge or k in MERGED},
         "rule": config.rule or rules.rule,
         "average": rules.average,
-        "jax": jax.__version__,
-        "device": str(jax.devices()[0].device_kind),
+        **made_by(),
         "questions": sum(map(len, videos.values())),
         "videos": len(videos),
         "memories": [report.as_dict(one, rules) for one in outcomes],
@@ -71,8 +73,8 @@ def _write_replies(out: Path, outcomes: Sequence[report.Outcome]) -> None:
                 }) + "\n")  # fmt: skip
     for one in outcomes:
         judged = [
-            {"id": each.item.id, "video_id": each.item.video.name, "question": each.item.question,
-             "answer": each.item.right, "answer_type": each.item.kind, "pred": each.reply}
+            {"id": own_id(each.item), "question": each.item.question, "answer": each.item.right,
+             "answer_type": each.item.kind, **dict(each.item.record), "pred": each.reply}
             for each in one.replied if each.item.form == "text"
         ]  # fmt: skip
         if judged:
@@ -102,3 +104,5 @@ def _lost(found: Found, outcomes: Sequence[report.Outcome]) -> Iterator[str]:
     for one in outcomes:
         if late := sum(each.late for each in one.replied):
             yield f"{one.memory}: {late} question(s) come after the end and were asked there"
+        if early := sum(map(report.moved, one.replied)):
+            yield f"{one.memory}: {early} question(s) come before the first piece had been seen"

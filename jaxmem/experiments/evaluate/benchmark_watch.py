@@ -124,7 +124,9 @@ def watch(
 def _opened(model: Model, video: Video, items: Sequence[Item]) -> LiveReader | Pictures:
     """Return a reader of a video, up to its last question."""
     if video.path is None:
-        raise UnwatchableError("there is no file of that name, or more than one")
+        raise UnwatchableError(
+            f"there is no file {video.name}, or more than one of that name: give --videos FOLDER"
+        )
     media = model.media
     times = [max((*x.polls, x.asked_at)) if x.asked_at is not None else END for x in items]
     last = max(times)
@@ -166,12 +168,20 @@ def memories_for(
       wanted: names of memories.
 
     Raises:
-      ValueError: if the budget holds no such memory, or the machine not all of them.
+      ValueError: if the budget holds no such memory.
+      UnwatchableError: if a memory needs the length of the video, which is unknown, or the video is
+        so long that the machine does not hold all of them.
     """
     length = reader.info.duration
     most = None if length is None else rounded(stream_tokens(model, max(length - start, 0.0)))
     more = {"presets": model.presets, "bits": setup.bits}
-    every = contestants(setup.names, setup.options, parse_budget(setup.budget), spec, most, **more)
+    budget = parse_budget(setup.budget)
+    try:
+        every = contestants(setup.names, setup.options, budget, spec, most, **more)
+    except ValueError as error:
+        if most is None:
+            raise UnwatchableError(str(error)) from error
+        raise
     found, refused = [], []
     for one in every:
         if one.name in wanted:
@@ -181,7 +191,10 @@ def memories_for(
                 refused.append((one.name, str(error)))
             else:
                 found.append(one)
-    check_memories(found, spec, setup.budget)
+    try:
+        check_memories(found, spec, setup.budget)
+    except ValueError as error:
+        raise UnwatchableError(str(error)) from error
     return found, refused
 
 

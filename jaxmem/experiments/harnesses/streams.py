@@ -15,7 +15,12 @@ from rich.progress import track
 from jaxmem.data.benchmarks import Item, Video
 from jaxmem.data.question_files import PLACEHOLDER
 from jaxmem.experiments.evaluate.benchmark import setup_of
-from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig, by_video, check_model
+from jaxmem.experiments.evaluate.benchmark_config import (
+    OF_CHECKPOINTS,
+    BenchmarkConfig,
+    by_video,
+    check_model,
+)
 from jaxmem.experiments.evaluate.benchmark_watch import (
     Setup,
     UnwatchableError,
@@ -30,7 +35,7 @@ from jaxmem.models.base import for_frames
 from jaxmem.programs import model_spec
 from jaxmem.session import Session
 
-OPTIONS = ("adapter", "scorer", "dtype", "fps", "max_new", "max_pixels", "chunk_seconds", "bits")
+OPTIONS = ("adapter", "scorer", *OF_CHECKPOINTS, "chunk_seconds", "bits")
 """Of `evaluate benchmark`, which a harness may give too."""
 
 

@@ -72,6 +72,7 @@ class StreamConfig:
     # Divide logits of tokens of prompt and answer by it (1). Alone: greedy.
     repetition_penalty: Number = None
     max_pixels: Whole = None  # Of a frame of --model, at most; as the checkpoint says.
+    piece_seconds: Number = None  # Of video-SALMONN: length of a piece (30); it answers sooner.
     out: Path = Path("out/stream")  # Folder of report, pictures and synthetic video.
     json: Annotated[bool, Flag] = False  # Report on standard output, the rest on error.
     checkpoint: File = None  # Folder that the stream saves itself to, complete at any moment.
@@ -90,7 +91,8 @@ def check(config: StreamConfig) -> None:
     Raises:
       ValueError: naming the option, its value and what it may be.
     """
-    for name in ("seconds", "fps", "chunk_seconds", "max_pixels", "timeout", "every"):
+    numbers = ("seconds", "fps", "chunk_seconds", "max_pixels", "piece_seconds", "timeout", "every")
+    for name in numbers:
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}.")
@@ -154,7 +156,7 @@ def _refuse_idle(config: StreamConfig) -> None:
     idle = {
         **dict.fromkeys(("format", "option", "timeout", "reconnect", "follow"), synthetic),
         **dict.fromkeys(
-            ("dtype", "max_new", "max_pixels"),
+            ("dtype", "max_new", "max_pixels", "piece_seconds"),
             (config.model is None, "without --model"),
         ),
         "questions": (config.video is not None or bool(config.ask), "beside --video or --ask"),

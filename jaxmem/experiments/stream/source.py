@@ -70,6 +70,7 @@ def load_model(config: StreamConfig, console: Console) -> Model:
     if config.model is None:
         return _scored(config, adapted(embedded(config.weights), config.adapter))
     begin = time.perf_counter()
+    own = {} if config.piece_seconds is None else {"piece_seconds": config.piece_seconds}
     with console.status(f"loading {config.model}"):
         model = load(
             config.model,
@@ -79,6 +80,7 @@ def load_model(config: StreamConfig, console: Console) -> Model:
             max_new=config.max_new,
             max_pixels=config.max_pixels,
             sharding=places_of(config.mesh),
+            **own,
         )
     console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
     return _scored(config, model)

@@ -5,12 +5,13 @@ import json
 import re
 
 import pytest
-from benchmark_files import ABCD, LETTERED, dump, touch, write_rows
+from benchmark_files import ABCD, LETTERED, WITHIN, dump, parquet, touch, write_rows
 from benchmark_layouts import LAYOUTS
 
 from jaxmem.data import benchmarks
-from jaxmem.data.benchmarks import BENCHMARKS, Item, Video, reading, rules
+from jaxmem.data.benchmarks import BENCHMARKS, Item, Video, reading, rules, streamingbench
 from jaxmem.data.benchmarks.prompts import asked, poll, template_of
+from jaxmem.experiments.evaluate.benchmark_config import by_video
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -24,6 +25,8 @@ def test_is_read_as_it_lies(name, tmp_path):
     assert len({item.id for item in items}) == len(items)
     places = [one.path and str(one.path.relative_to(tmp_path)) for one in (x.video for x in items)]
     assert places == expected.videos
+    streams = [(one.start, one.fps) for one in (item.video for item in items)]
+    assert streams == (expected.streams or [(0, None)] * len(items))
     if expected.labels:
         assert list(items[0].labels) == expected.labels
     if expected.evidence:
@@ -55,17 +58,48 @@ def damaged(value, junk):
                 yield copy
 
 
+def store_json(path, value):
+    path.write_text(json.dumps(value))
+    return True
+
+
+def store_lines(path, value):
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in value))
+    return True
+
+
+def store_table(path, value):
+    """Write a row twice, so that its columns have one type; what no column can be is no table."""
+    arrow = pytest.importorskip("pyarrow")
+    try:
+        parquet(path, [value] * 2)
+    except arrow.ArrowException:
+        return False
+    return True
+
+
+STORED = {
+    ".json": (lambda path: json.loads(path.read_text()), store_json),
+    ".jsonl": (reading.records_of, store_lines),
+    ".parquet": (lambda path: reading.records_of(path)[0], store_table),
+}
+"""What reads and writes a file of each kind."""
+
+
 @pytest.mark.parametrize("all_junk", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_what_is_damaged_is_a_problem_and_no_crash(name, all_junk, tmp_path):
     """Whatever is junk in a file: every question is there or counted, or the file is refused."""
     LAYOUTS[name](tmp_path)
-    whole, one = benchmarks.read(name, tmp_path), itertools.cycle(JUNK)
+    whole, one, tried = benchmarks.read(name, tmp_path), itertools.cycle(JUNK), 0
     junk = lambda: JUNK if all_junk else (next(one),)
-    for path in sorted(tmp_path.rglob("*.json")):
-        text = path.read_text()
-        for value in damaged(json.loads(text), junk):
-            path.write_text(json.dumps(value))
+    for path in sorted(x for x in tmp_path.rglob("*") if x.suffix in STORED):
+        kept = path.read_bytes()
+        load, store = STORED[path.suffix]
+        for value in damaged(load(path), junk):
+            if not store(path, value):
+                continue
+            tried += 1
             try:
                 found = benchmarks.read(name, tmp_path)
             except ValueError as error:
@@ -74,7 +108,8 @@ def test_what_is_damaged_is_a_problem_and_no_crash(name, all_junk, tmp_path):
             cost = sum(one.questions for one in found.problems)
             if name not in ("egoschema", "worldsense"):  # private answers; tasks are what counts
                 assert len(found.items) + cost >= len(whole.items), value
-        path.write_text(text)
+        path.write_bytes(kept)
+    assert tried > 5
 
 
 def test_every_benchmark_has_a_layout_and_rules_that_exist():
@@ -115,20 +150,92 @@ def test_what_is_no_copy_says_why(tmp_path):
 
 
 def test_other_files_of_streamingbench(tmp_path):
-    """The hub's CSV, and spoken questions where there are no written ones."""
-    touch(tmp_path, "sample_3_real.mp4")
+    """The hub's CSV, each part with its own video; spoken questions where no written ones are."""
+    touch(tmp_path, *(f"sample_3_{part}.mp4" for part in ("real", "omni", "sqa")))
     row = {"question_id": "Real-Time_sample_3_1", "task_type": "Counting", "question": "Which?",
-           "time_stamp": "0:01:30", "answer": "B", "options": str(LETTERED)}  # fmt: skip
-    rows = [row, row | {"time_stamp": "00:01:30"}, row | {"question_id": "x"}]
-    write_rows(tmp_path / "real.csv", rows)
+           "time_stamp": "00:01:30", "answer": "B", "options": str(LETTERED)}  # fmt: skip
+    kinds = ("Scene Understanding", "Anomaly Context Understanding")
+    rows = [row, *(row | {"task_type": kind} for kind in kinds)]
+    rows += [row | {"task_type": "Sequential Question Answering"}] * 2
+    rows += [row | {"task_type": "Proactive Output"}, row | {"time_stamp": "0:01:30"}]
+    write_rows(tmp_path / "real.csv", [*rows, row | {"question_id": "x"}])
+    found = benchmarks.read("streamingbench", tmp_path)
+    assert [item.asked_at for item in found.items] == [90] * 5
+    places = [item.video.path.name for item in found.items]
+    assert places == [f"sample_3_{part}.mp4" for part in ("real", "omni", "omni", "sqa", "sqa")]
+    groups = ["Real-time", "Omni-source", "Contextual", "Contextual", "Contextual"]
+    assert [item.group for item in found.items] == groups
+    told = [item.question.startswith("Asked before") for item in found.items]
+    assert told == [False, False, False, False, True]
+    reasons = [one.reason for one in found.problems]
+    assert len(reasons) == 3 and "ground_truth_time_stamp" in reasons[0], reasons
     question = {"task_type": "Counting", "question": "Which?", "time_stamp": "00:00:09",
                 "answer": "A", "options": ABCD, "time": "[0:0:0 - 0:0:20]"}  # fmt: skip
     entry = {"video_path": "sample_3_real.mp4", "audio_path": "a.wav", "questions": [question]}
     dump(tmp_path / "questions_real_stream.json", [entry])
-    found = benchmarks.read("streamingbench", tmp_path)
-    assert [item.asked_at for item in found.items] == [9, 90]
-    assert {str(item.video.path) for item in found.items} == {str(tmp_path / "sample_3_real.mp4")}
-    assert len(found.problems) == 2
+    found = benchmarks.read("streamingbench", tmp_path)  # the table has the same questions
+    assert [item.asked_at for item in found.items] == [9]
+
+
+MINUTE = "[0:0:0 - 0:1:0]"
+
+
+@pytest.mark.parametrize(
+    ("text", "window", "seconds"),
+    [
+        ("00:00:30", MINUTE, 30),
+        ("00:01:02", MINUTE, 62),  # a little outside is outside, and no other time
+        ("00:13:02", "[0:12:0 - 0:13:0]", 782),
+        ("00:05:35", "[0:5:0 - 0:5:30]", 335),
+        ("00:12450", "[0:12:0 - 0:13:0]", 765),
+        ("05:11:00", "[0:5:0 - 0:6:10]", 311),
+        ("05:11:00", "", 18_660),
+        ("00:24", MINUTE, 24),
+        ("00:24", "", 24),
+        ("00:24", "[0:5:0 - 0:6:10]", 24),
+        ("00:00:30.0", "", 30),
+    ],
+)
+def test_time_stamps_of_streamingbench(text, window, seconds, tmp_path):
+    found = reading.Reading(BENCHMARKS["streamingbench"], tmp_path)
+    assert streamingbench.stamp(found, "here", text, streamingbench.window_of(window)) == seconds
+    plain = sum(int(x) * 60**i for i, x in enumerate(reversed(re.findall(r"\d+", text[:8]))))
+    assert len(found.found.mended) == (text == "00:24" or seconds != plain)
+
+
+def test_questions_that_copies_hold_twice_are_read_once(tmp_path):
+    """The layouts have them; here is what is read where the second copy is alone."""
+    LAYOUTS["mlvu"](tmp_path / "mlvu")
+    items = benchmarks.read("mlvu", tmp_path / "mlvu").items
+    assert [len(x) for x in by_video(items).values()] == [1, 1, 1]  # two tasks have a p.mp4
+    touch(tmp_path, "copy/1_plotQA/p.mp4", "copy/4_count/p.mp4")
+    copied = {"video_name": "p.mp4", "question": WITHIN, "answer": "D", "task_type": "count"}
+    dump(tmp_path / "copy" / "mlvu_dev.json", [copied])
+    (item,) = benchmarks.read("mlvu", tmp_path / "copy").items
+    assert item.right == 3 and item.video.path == tmp_path / "copy/4_count/p.mp4"
+    LAYOUTS["longvideobench"](tmp_path / "lvb")
+    (tmp_path / "lvb" / "lvb_val.json").unlink()
+    (item,) = benchmarks.read("longvideobench", tmp_path / "lvb").items
+    assert item.options == tuple(ABCD[:3]) and item.right == 1
+
+
+def test_the_table_of_egoschema(tmp_path):
+    touch(tmp_path, "u1.mp4")
+    row = {"video_idx": "u1", "question": "Why?", "option": [f"{x}. y{x}" for x in "ABCDE"]}
+    parquet(tmp_path / "subset.parquet", [row | {"answer": "3"}, row | {"answer": None}])
+    found = benchmarks.read("egoschema", tmp_path)
+    assert [(x.right, x.options[3]) for x in found.items] == [(3, "yD")] and not found.problems
+
+
+def test_what_a_judge_reads(tmp_path):
+    record = {"video": "s.mp4", "question": "What?", "answer": "All.", "question_type": "subPlot"}
+    dump(tmp_path / "8_sub_scene.json", [record | {"scoring_points": ["a", "b"]}])
+    (item,) = benchmarks.read("mlvu", tmp_path).items
+    assert dict(item.record) == {"video_name": "s.mp4", "scoring_points": ["a", "b"]}
+    LAYOUTS["vstream-qa"](tmp_path / "vstream")
+    items = benchmarks.read("vstream-qa", tmp_path / "vstream").items
+    assert [reading.own_id(item) for item in items] == ["1", "2"]
+    assert [dict(item.record) for item in items] == [{"video_id": "own"}, {"video_id": "c1"}]
 
 
 def test_proactive_and_sequential_questions(tmp_path):
@@ -167,7 +274,7 @@ READ = [  # reply, then the number that each rule reads of four options
     ("", None, None, None, None, None),
     ("not (A) but (B) here", None, 0, 0, 1, 0),
     ("A B or C", 0, 0, 0, 0, 0),
-    ("well, I am not sure about all of this but Cats are nice", None, None, None, None, None),
+    ("well, I am not sure about all of this but Cats are nice", None, None, 2, None, None),
 ]
 
 
@@ -204,9 +311,10 @@ def test_scores_are_official_and_safe():
     assert left[:3] == (None, False, False)
     waiting = item("GOAL", "proactive", due=5.0)
     at = lambda time, reply: rules.score(waiting, reply, rule="contains", at=time)
-    assert at(7.0, "goal!") == (True, True, True, True)
+    assert at(7.0, "goal!") == (True, True, True, True, True)
     assert at(7.5, "goal!").in_time is False and at(None, "").official is False
     assert at(4.0, "what").official is False and at(4.0, "what").in_time is True
+    assert at(4.0, "what").said is False and at(9.0, "goal!").said is True
 
 
 def test_prompts(tmp_path):
@@ -223,6 +331,17 @@ def test_prompts(tmp_path):
     (tmp_path / "mine.txt").write_text("{question}")
     with pytest.raises(ValueError, match=r"no \{options\}"):
         template_of(str(tmp_path / "mine.txt"))
+
+
+def test_options_and_answers_keep_their_places():
+    read = lambda *options: reading.choices({"options": list(options)}, "options")
+    assert read("A. x", "B. y", "", None) == ("x", "y") and read(1, 2) == ("1", "2")
+    for blank in ("", None, " "):
+        with pytest.raises(ValueError, match="none of them empty"):
+            read("A. x", blank, "C. z")
+    assert reading.right_text("(B) y", ("x", "y")) == 1
+    with pytest.raises(ValueError, match="none of the options"):
+        reading.right_text("(A) y", ("x", "y"))
 
 
 def test_options_are_cut_out_of_questions():

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import killing
@@ -13,12 +15,15 @@ from benchmark_files import dump
 import jaxmem as jm
 from jaxmem.data.benchmarks import BENCHMARKS, Item, Video
 from jaxmem.data.benchmarks.pictures import Pictures
+from jaxmem.data.benchmarks.rules import Score
 from jaxmem.data.world.files import held_out
 from jaxmem.experiments.evaluate import __main__ as evaluate
 from jaxmem.experiments.evaluate import benchmark, benchmark_asking, benchmark_watch
+from jaxmem.experiments.evaluate.benchmark_cells import fingerprint
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig, by_video
 from jaxmem.finite import NotFiniteError
 from jaxmem.models.qwen.tiny_checkpoint import write_tiny
+from jaxmem.report import benchmarks as report
 
 SECONDS = (6, 4)
 SCORES = ("official", "safe", "unparsed", "replies", "lost", "by", "asked_at_the_end_instead")
@@ -94,6 +99,11 @@ def test_a_run_reports_what_was_right_and_what_was_lost(ran, copy, capsys):
     assert full["safe"] == {"share": 1.0, "low": 1.0, "high": 1.0, "asked": 7}  # it knows the world
     assert full["official"]["share"] == 0 and full["unparsed"] == 0  # words, and no letters
     assert full["asked_at_the_end_instead"] == 1
+    assert full["asked_after_the_first_piece_instead"] == 0
+    assert 0 <= full["not_yet_seen_s"]["median"] <= full["not_yet_seen_s"]["most"] < 1
+    (settings,) = full["made_by"]["settings"]
+    assert settings["budget"] == "64KiB" and full["made_by"]["model"] == ["tiny"]
+    assert full["made_by"]["commit"] == [document["commit"]]
     lost = {one["reason"][:12]: one["questions"] for one in full["lost"]}
     assert sorted(lost.values()) == [1, 2, 2] and lost["there is no "] == 2
     assert found["recent"]["nbytes"] <= 65536 < full["nbytes"]
@@ -169,10 +179,14 @@ def test_shards_are_merged_to_what_one_run_gives(ran, copy, tmp_path, capsys):
     assert scores_of(tmp_path / "all") == scores_of(ran.out)
     assert evaluate.main(arguments(copy, tmp_path / "half", "--merge", parts[0])) == 0
     assert "has not been watched yet" in capsys.readouterr().out
+    document, found = report_of(tmp_path / "half")
+    assert "memory" not in document["config"] and found["full"]["made_by"]["device"]
     cell = next((parts[1] / "cells" / "full").iterdir())
-    cell.write_text(cell.read_text().replace('"fingerprint": "', '"fingerprint": "x'))
-    assert evaluate.main(arguments(copy, tmp_path / "all", "--merge", *parts)) == 2
-    assert "under other settings" in capsys.readouterr().err
+    whole = cell.read_text()
+    for key in ("fingerprint", "prompt"):
+        cell.write_text(whole.replace(f'"{key}": "', f'"{key}": "x'))
+        assert evaluate.main(arguments(copy, tmp_path / "all", "--merge", *parts)) == 2
+        assert "under other settings, prompts or weights" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_with_a_report_and_status_130(ran, copy, tmp_path, monkeypatch, capsys):
@@ -189,6 +203,69 @@ def test_ctrl_c_ends_with_a_report_and_status_130(ran, copy, tmp_path, monkeypat
     found = report_of(tmp_path)[1]
     assert found["full"]["videos"] == 1
     assert sum(one["questions"] for one in found["full"]["lost"]) == 9
+
+
+def test_replies_of_other_settings_or_times_are_not_reported(ran, copy, tmp_path, monkeypatch):
+    """A run that ends early tells of its own replies only; a stamp that changed is asked anew."""
+    out = tmp_path / "out"
+    shutil.copytree(ran.out, out)
+    watch = benchmark_watch.watch
+
+    def interrupted(setup, video, *more):
+        setup.stop.wanted = "4s" in video.name
+        return watch(setup, video, *more)
+
+    monkeypatch.setattr(benchmark, "watch", interrupted)
+    with pytest.raises(SystemExit):
+        evaluate.main([*arguments(copy, out), "--bits", "8"])
+    assert report_of(out)[1]["full"]["videos"] == 1  # two of the other settings are there
+    again, tried = tmp_path / "again", []
+    shutil.copytree(copy, again)
+    moved = json.loads((again / "questions_real.json").read_text())
+    moved[0]["questions"][0]["time_stamp"] = "00:00:06"
+    dump(again / "questions_real.json", moved)
+
+    def counted(setup, video, *more):
+        tried.append(video.name.rpartition("/")[2])
+        return watch(setup, video, *more)
+
+    monkeypatch.setattr(benchmark, "watch", counted)
+    shutil.rmtree(out)
+    shutil.copytree(ran.out, out)
+    assert evaluate.main(arguments(again, out)) == 0
+    assert tried == ["test_0_6s.mp4", "missing.mp4", "damaged.mp4"]
+
+
+def test_a_video_of_unknown_length_is_lost_to_what_needs_it(copy, tmp_path, monkeypatch):
+    """And the run goes on: `full` has no size there."""
+    opened = []
+
+    def open_for(model, path, **options):
+        reader = jm.feeding.open_for(model, path, **options)
+        opened.append(path.name)
+        if len(opened) == 1:
+            monkeypatch.setattr(reader, "info", replace(reader.info, duration=None))
+        return reader
+
+    monkeypatch.setattr(benchmark_watch, "open_for", open_for)
+    assert evaluate.main(arguments(copy, tmp_path)) == 0
+    found = report_of(tmp_path)[1]["recent"]
+    assert found["videos"] == 1 and "length" in found["lost"][0]["reason"], found["lost"]
+
+
+def test_what_comes_before_the_first_piece_is_counted():
+    """Of a model with long pieces that may be most questions."""
+
+    def replied(at, time, seen, **more):
+        one = Item("i", Video("v", None), "?", "", asked_at=at, form="text", **more)
+        return report.Replied(one, Score(None, None, True), "", time, False, 99.0, seen, 1, 1, 1.0)
+
+    early, then, end = replied(10.0, 30.0, 30.0), replied(59.0, 59.0, 30.0), replied(None, 90, 90)
+    found = report.as_dict(
+        report.Outcome("m", [early, then, end], [], 0, 0, {}), BENCHMARKS["rvs-ego"]
+    )
+    assert found["asked_after_the_first_piece_instead"] == 1
+    assert found["not_yet_seen_s"] == {"median": 14.5, "most": 29.0}
 
 
 @pytest.mark.slow
@@ -244,7 +321,7 @@ def test_settings_tell_replies_apart():
 
     def mark(name="recent", **more):
         config = BenchmarkConfig("avut", None, **({"budget": "64", "memory": "full,recent"} | more))
-        return benchmark.mark_of(config, model, "w", name)
+        return fingerprint(benchmark.settings_of(config, model, "w", name))
 
     assert plain.memory == "omnimem" and mark() == mark(prompt="question", rule="ranked", only="x")
     differ = [mark(), mark("full"), mark(budget="65"), mark(bits=8), mark(chunk_seconds=2.0),
@@ -272,7 +349,9 @@ class Streamed:
     def __init__(self, name, yes, breaks=np.inf):
         self.contestant, self.answers = SimpleNamespace(name=name), []
         media = SimpleNamespace(fps=2.0, piece_seconds=1.0)
-        self.session = SimpleNamespace(model=SimpleNamespace(media=media), pieces=3, tokens=7)
+        self.session = SimpleNamespace(
+            model=SimpleNamespace(media=media), pieces=3, tokens=7, seconds=3.0
+        )
         self.yes, self.breaks = yes, breaks
 
     def answer(self, question, now):
@@ -366,6 +445,7 @@ def test_a_checkpoint_is_asked_in_every_form(tmp_path, capsys):
     argv = argv.replace("ovo-bench", "rvs-ego").replace(str(out), str(tmp_path / "judged"))
     assert evaluate.main(argv.split()) == 0, capsys.readouterr().err
     (judged,) = json.loads((tmp_path / "judged" / "judge" / "recent.json").read_text())
-    assert judged["answer"] == "x" and "pred" in judged and judged["video_id"] == "test_1_6s.mp4"
+    assert judged["answer"] == "x" and "pred" in judged
+    assert (judged["id"], judged["video_id"]) == ("v.1", "v")
     assert report_of(tmp_path / "judged")[1]["recent"]["official"] is None
     assert BENCHMARKS["rvs-ego"].average == "questions"
