@@ -27,7 +27,7 @@ def answer_line(answered: Answered) -> Text:
     line = _question(answered)
     line.append(f"  {answered.answer or '(no answer)'}", style=STYLES[answered.right])
     if answered.right is not None:
-        truth = "right" if answered.right else f"truth: {answered.truth}"
+        truth = "correct" if answered.right else f"truth: {answered.truth}"
         line.append(f"  ({truth})", style="dim")
     if answered.wanted_time is not None:
         line.append(f"  (wanted at {clock(answered.wanted_time)})", style="yellow")

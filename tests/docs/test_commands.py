@@ -40,9 +40,11 @@ RUNS = {  # module -> its functions that do the work, once the arguments are rea
     "jaxmem.experiments.train": ("_train", "_evaluate"),
     "jaxmem.data.jaxmem_streams.__main__": ("Builder",),
 }
-OTHERS = {"lmms_eval", "curl", "pip", "git", "cd", "mkdocs", "pre-commit", "venv"}
+OTHERS = {"lmms_eval", "curl", "pip", "git", "cd", "source", "mkdocs", "pre-commit", "venv"}
 COSTLY = {"--compare", "--model"}
 """These compile many programs; `tests/experiments/stream` runs such commands at small size."""
+CAMERAS = ("/dev/", "rtsp:")
+"""There are none where tests run; that the commands are taken is tested for them, too."""
 SHORT = ("--seconds", "10", "--no-prompt")
 
 
@@ -158,6 +160,7 @@ README = [
         for line in lines(ROOT / "README.md")
         for words in commands(line)
         if words[1:3] == ["-m", "jaxmem.experiments.stream"] or words[:2] == ["jaxmem", "stream"]
+        if not any(word.startswith(CAMERAS) for word in words)
     )
 ]
 
