@@ -123,7 +123,7 @@ def endless(weights, state, chunks):
     def step(held, x):
         state, clock = held
         y, state = nnx.merge(graph, weights)(x, state, clock)
-        return (state, clock + len(x) + 1), y
+        return jm.tick(state, clock, jm.embeds(x)), y
 
     return jax.lax.scan(step, (state, jnp.int32(0)), chunks)
 

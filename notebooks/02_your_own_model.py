@@ -5,8 +5,6 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -18,12 +16,16 @@
 #
 # [![Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxmem/jaxmem/blob/main/notebooks/02_your_own_model.ipynb)
 #
-# On Colab, run `%pip install "jaxmem[hf] @ git+https://github.com/jaxmem/jaxmem"` in a cell first.
+# On Colab choose a GPU runtime, run
+# `%pip install "jaxmem[hf,cuda12] @ git+https://github.com/jaxmem/jaxmem"` in a cell first, and
+# restart the runtime.
 #
 # A published checkpoint (LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL, Qwen2.5-Omni) streams a video
-# through any memory. Set `JAXMEM_MODEL` to a directory or a name on Hugging Face and `JAXMEM_VIDEO`
-# to a file to use yours. Without them the notebook writes a Qwen2.5-VL with three tiny layers and
-# random weights, and a video: everything runs in seconds on a CPU, and the answers mean nothing.
+# through any memory. To use yours, upload the video (on Colab: the folder icon at the left) and run
+# before all else `%env JAXMEM_MODEL=Qwen/Qwen2.5-VL-3B-Instruct` (or a directory),
+# `%env JAXMEM_VIDEO=/content/talk.mp4` and `%env JAXMEM_NOTEBOOK_SECONDS=600` (seconds of it that
+# are read; 40). Without them the notebook writes a Qwen2.5-VL with three tiny layers and random
+# weights, and a video: everything runs in seconds on a CPU, and the answers mean nothing.
 
 # %%
 import os
@@ -48,7 +50,8 @@ folder = Path(tempfile.mkdtemp())
 # %%
 tiny = "JAXMEM_MODEL" not in os.environ
 where = write_tiny(folder / "tiny") if tiny else os.environ["JAXMEM_MODEL"]
-model = jm.load(where, dtype="float32" if tiny else "bfloat16", fps=1.0, max_new=8)
+more = {"dtype": "float32", "max_new": 8} if tiny else {"dtype": "bfloat16", "max_new": 128}
+model = jm.load(where, fps=1.0, **more)
 
 video = os.environ.get("JAXMEM_VIDEO") or held_out(7, SECONDS, folder)[0]
 first = jm.Session(model, jm.Recent(16))

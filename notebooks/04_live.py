@@ -37,8 +37,10 @@ PAUSE = 0.2 if SECONDS >= 60 else 0.0  # seconds a second of stream takes at lea
 # %% [markdown]
 # ## A stream, and questions on its way
 # The embedded model knows a synthetic world of shapes and sounds, which we render to a video file
-# first. The pieces of the file are handed on one by one, a little slowed down; a path, an address
-# or a device such as `"/dev/video0"` can stand in their place.
+# first. The pieces of the file are handed on one by one, a little slowed down. Your own file or URL
+# can stand in their place: `view.watch("talk.mp4")`. A camera needs its format and has no end:
+# `view.watch("/dev/video0", format="v4l2", background=True)`, then `view.stop()`. On Colab there is
+# no such device.
 
 # %%
 model = jm.load("tiny")

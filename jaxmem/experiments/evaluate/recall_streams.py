@@ -143,12 +143,17 @@ def _one(
         logmel.reshape(seconds, -1, logmel.shape[-1]),
         np.ones(seconds, bool),
     )
+    return inputs, asked_of(model, stream, moments, count)
+
+
+def asked_of(model: Model, stream: synthetic.Stream, moments: int, count: int) -> Asked:
+    """Return the questions about one stream, without its axis B; nothing is rendered."""
     each = []
     for moment in range(moments):
-        time = seconds * (moment + 1) // moments
+        time = stream.seconds * (moment + 1) // moments
         drawn = synthetic.questions(stream, count // moments, seed=moment, times=(time,))
         each.append(_asked(model, drawn))
-    return inputs, jax.tree.map(lambda *x: np.stack(x), *each)
+    return jax.tree.map(lambda *x: np.stack(x), *each)
 
 
 def _asked(model: Model, drawn: list[synthetic.Question]) -> Asked:
