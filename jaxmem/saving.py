@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,60 @@ from jaxmem.decoder.program import Carry, Program, description, init_carry, sett
 from jaxmem.saves import KEPT, Part, read, write
 from jaxmem.typing import Params
 
+RUN = "\n"
+"""Between two runs of equal layers."""
+
 
 def made_by(program: Program, params: Params | None = None) -> dict[str, str]:
     """Return what a stream depends on, in words: memory and options, sizes, decoder, weights."""
-    made = description(program) | {"layers": kinds_of(program.config)}
+    made = description(program) | {"runs": runs_of(program.config)}
     return made if params is None else made | {"weights": fingerprint(params)}
 
 
-def kinds_of(config: DecoderConfig) -> str:
-    """Return in words how many layers of which kind a decoder has."""
+def runs_of(config: DecoderConfig) -> str:
+    """Return in words the layers of a decoder in order, equal neighbours together."""
+    names = ("attention" if kind is None else repr(kind) for kind in config.kinds)
+    return RUN.join(f"{len([*run])} {name}" for name, run in groupby(names))
+
+
+def _counts_of(config: DecoderConfig) -> str:
+    """Return in words how many layers of which kind a decoder has: what earlier saves say."""
     names = ("attention" if kind is None else kind.name for kind in config.kinds)
     return ", ".join(f"{count} {name}" for name, count in Counter(names).items())
+
+
+def _mixers_in(described: str) -> str:
+    """Return the mixers in the description of a decoder, whose last field they are."""
+    return described.partition("mixers=")[2].removesuffix(")")
 
 
 def check_kinds(head: Part, config: DecoderConfig, source: Path) -> None:
     """Refuse a saved stream of other layers than a decoder's, before its arrays are read.
 
     Raises:
-      ValueError: naming the layers of both.
+      ValueError: naming the first layers that differ.
     """
-    there, here = head.made.get("layers"), kinds_of(config)
-    if there not in (None, here):
-        raise ValueError(
-            f"the stream at {source} is of a decoder whose layers are {there}, this one's are "
-            f"{here}: restore it with the model that it was saved with."
-        )
+    compared = [(head.made.get("runs"), runs_of(config))]
+    if "runs" not in head.made:  # an earlier save, or one that does not say what made it
+        compared = [(head.made.get("layers"), _counts_of(config))]
+        compared += [(_mixers_in(head.made.get("decoder", "")), _mixers_in(repr(config)))]
+    for there, here in compared:
+        if there and there != here:
+            raise ValueError(
+                f"the stream at {source} is of a decoder whose layers are "
+                f"{_first_that_differ(there, here)}: restore it with the model that it was saved "
+                "with."
+            )
+
+
+def _first_that_differ(there: str, here: str) -> str:
+    """Return in words the first run of layers that differs, and from which layer on."""
+    at = 1
+    for runs in zip_longest(there.split(RUN), here.split(RUN), fillvalue="none"):
+        if runs[0] != runs[1]:
+            break
+        at += int(runs[0].split()[0])
+    return f"{runs[0]}, this one's are {runs[1]}" + (f" (from layer {at} on)" if at > 1 else "")
 
 
 def _is_key(leaf: Any) -> bool:

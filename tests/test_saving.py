@@ -1,10 +1,12 @@
 """A live stream is saved by one process, and another one goes on with it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -19,10 +21,14 @@ from jaxmem.decoder.program import init_carry, make_program
 from jaxmem.loop import branch, stream
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.baselines import Recent
-from jaxmem.saving import restore, save
+from jaxmem.mixers.gated_delta import GatedDelta
+from jaxmem.mixers.mamba2 import Mamba2
+from jaxmem.saves import write
+from jaxmem.saving import made_by, part_of, restore, save
 
 CFG = small.config()
 ROWS = small.stream_rows(CFG, 4, 8)
+ONE, OTHER, LARGE = Mamba2(4, 6, 5), GatedDelta(2, key_dim=4), GatedDelta(2, key_dim=8)
 HERE = Path(__file__).resolve().parent
 PATHS = os.pathsep.join([str(HERE), str(HERE / "support")])
 
@@ -63,6 +69,52 @@ def test_a_stream_goes_on_in_another_process(tmp_path):
     here = go_on(branch(carry), program)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), here)
     assert not np.allclose(fresh, here)
+
+
+FIVE = replace(small.config(layers=5, axes=1), mixers=(ONE, ONE, None, ONE, OTHER))
+SAID = "layers are {}, this one's are {} (from layer {} on): restore it"
+
+
+@pytest.mark.parametrize(
+    ("mixers", "there", "here", "at"),
+    [
+        ((ONE, None, ONE, ONE, OTHER), f"2 {ONE}", f"1 {ONE}", None),
+        ((ONE, ONE, None, OTHER, ONE), f"1 {ONE}", f"1 {OTHER}", 4),
+        ((ONE, ONE, None, ONE, LARGE), f"1 {OTHER}", f"1 {LARGE}", 5),
+        ((ONE, ONE, None, ONE), f"1 {OTHER}", "none", 5),
+    ],
+    ids=["order", "swapped", "size", "fewer"],
+)
+def test_layers_in_another_order_or_of_other_sizes_are_refused_unread(
+    tmp_path, mixers, there, here, at
+):
+    """By a save of today, and by one that counts its layers by name; as far as these can tell."""
+    program = of_layers(FIVE)
+    save(tmp_path / "now", init_carry(program), program=program)
+    part = part_of(init_carry(program), made=as_before(program))
+    write(tmp_path / "before", {"stream": part})
+    for folder in ("now", "before"):
+        restore(tmp_path / folder, program)
+        next((tmp_path / folder).glob("*/arrays.bin")).write_bytes(b"")
+    other = of_layers(replace(FIVE, layers=len(mixers), mixers=mixers))
+    said = SAID.format(there, here, at).replace(" (from layer None on)", "")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        restore(tmp_path / "now", other)
+    with pytest.raises(ValueError, match="layers are .* this one's are"):
+        restore(tmp_path / "before", other)
+    with pytest.raises(ValueError, match="is damaged"):
+        restore(tmp_path / "now", program)
+
+
+def of_layers(config):
+    return make_program(config, Recent(8), small.small_spec(config, 8))
+
+
+def as_before(program):
+    """What a save says that was written before layers were named in order."""
+    found = made_by(program)
+    del found["runs"]
+    return found | {"layers": "3 Mamba2, 1 attention, 1 GatedDelta"}
 
 
 def saves_of(folder):

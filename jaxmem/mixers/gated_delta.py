@@ -62,7 +62,8 @@ class GatedDelta(Mixer):
         if min(sizes.values()) < 1 or self.kernel < 2 or self.heads % self.groups:
             raise ValueError(
                 "GatedDelta needs positive sizes, a kernel of at least 2 and key_heads that divide "
-                f"heads, got {sizes | {'kernel': self.kernel}}."
+                f"heads, got {sizes | {'kernel': self.kernel}}: raise what is too small, and set "
+                "key_heads to a divisor of heads, or to None for as many."
             )
 
     @property

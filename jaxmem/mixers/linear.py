@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmem.kernels.blocks import sums
 from jaxmem.kernels.dense import linear
 from jaxmem.kernels.ssd import ssd
 from jaxmem.mixers.base import Mixer
@@ -60,10 +61,14 @@ class LinearAttention(Mixer):
         if min(self.heads, self.head_dim, self.block) < 1 or self.head_dim % 2:
             raise ValueError(
                 "LinearAttention needs positive sizes and an even head_dim, got "
-                f"heads={self.heads}, head_dim={self.head_dim}, block={self.block}."
+                f"heads={self.heads}, head_dim={self.head_dim}, block={self.block}: raise what is "
+                "too small, and set head_dim to an even number."
             )
         if self.within not in ("causal", "block"):
-            raise ValueError(f"within is 'causal' or 'block', got {self.within!r}.")
+            raise ValueError(
+                f"within is 'causal' or 'block', got {self.within!r}: set within='causal' for a "
+                "token to see those before it and itself."
+            )
 
     def weights(self, width: int, key: Array) -> Params:
         """Return initial weights."""
@@ -142,9 +147,9 @@ def attend(
     ones, total = jnp.ones((*k.shape[:2], 1), k.dtype), state.total[:, None]
     if within == "block":
         seen = jnp.where(real[:, None, None], 1, 0).astype(k.dtype)
-        memory = state.memory + jnp.einsum("thv,thk->hvk", v * seen, turned_k)
+        memory = state.memory + sums("thv,thk->hvk", v * seen, turned_k)
         total = total + jnp.sum(k * seen, axis=0)[:, None]
-        top, below = (jnp.einsum("hvk,thk->thv", s, y) for s, y in ((memory, turned_q), (total, q)))
+        top, below = (sums("hvk,thk->thv", s, y) for s, y in ((memory, turned_q), (total, q)))
     else:
         step = jnp.broadcast_to(real[:, None], k.shape[:2]).astype(k.dtype)
         still = jnp.zeros(k.shape[1], k.dtype)

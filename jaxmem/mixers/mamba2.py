@@ -45,7 +45,8 @@ class Mamba2(Mixer):
       implementation: of `kernels.ssd`.
 
     Raises:
-      ValueError: if a size is not positive, or `groups` does not divide `heads`.
+      ValueError: if a size is not positive, `groups` does not divide `heads`, or `limit` is no
+        pair with the smaller step first.
     """
 
     heads: int
@@ -65,7 +66,13 @@ class Mamba2(Mixer):
         if min(sizes.values()) < 1 or self.kernel < 2 or self.heads % self.groups:
             raise ValueError(
                 "Mamba2 needs positive sizes, a kernel of at least 2 and groups that divide the "
-                f"heads, got {sizes | {'kernel': self.kernel}}."
+                f"heads, got {sizes | {'kernel': self.kernel}}: raise what is too small, and set "
+                "groups to 1 or to another divisor of heads."
+            )
+        if len(self.limit) != 2 or not self.limit[0] <= self.limit[1]:
+            raise ValueError(
+                f"limit is the smallest and the largest step, got {self.limit}: set the smaller "
+                "one first, or limit=(0.0, math.inf) for no limits."
             )
 
     @property

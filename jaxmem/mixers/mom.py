@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmem.kernels.blocks import sums
 from jaxmem.kernels.delta import delta
 from jaxmem.kernels.dense import linear, product
 from jaxmem.mixers.base import Mixer
@@ -64,7 +65,8 @@ class MoM(Mixer):
         if min(sizes.values()) < 1 or self.kernel < 2 or self.chosen > self.memories:
             raise ValueError(
                 "MoM needs positive sizes, a kernel of at least 2 and at most as many chosen as "
-                f"memories, got {sizes | {'kernel': self.kernel}}."
+                f"memories, got {sizes | {'kernel': self.kernel}}: raise what is too small, and "
+                "set chosen to at most memories."
             )
 
     @property
@@ -134,7 +136,7 @@ class MoM(Mixer):
         one = lambda *of: self._memory(weights, q, x, *of)
         sent = (share > 0) & real[:, None]
         y, state = jax.vmap(one)(own, state, sent.T)
-        y = jnp.einsum("mthv,tm->thv", y, share, precision=jax.lax.Precision.HIGHEST)
+        y = sums("mthv,tm->thv", y, share)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         y = y * weights["norm"]["scale"].astype(wide)[None, None]
         y = y.reshape(len(x), -1) * jax.nn.silu(linear(x, weights["z"]).astype(wide))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmem.kernels.blocks import decays
+from jaxmem.kernels.blocks import decays, times
 from jaxmem.typing import Array, Float
 
 NORM = 1e-5
@@ -65,7 +65,7 @@ class Network:
     def read(self, flat: Float[Array, "n"], x: Float[Array, "C D"]) -> Float[Array, "C D"]:
         """Return f(x) of one head's weights."""
         gain, *matrices = self._parts(flat)
-        return self._of(x, gain[None], lambda i, y: _product(y, matrices[i]))
+        return self._of(x, gain[None], lambda i, y: times(y, matrices[i]))
 
     def step(
         self, before: Float[Array, "n"], momentum: Float[Array, "n"], item: Items
@@ -99,7 +99,7 @@ class Network:
 
             def product(i: int, y: Array) -> Array:
                 seen.append(y)
-                return _product(y, matrices[i]) + nudges[i]
+                return times(y, matrices[i]) + nudges[i]
 
             error = jnp.mean(jnp.square(self._of(k, gain, product) - v), axis=-1)
             return jnp.sum(theta * error), seen
@@ -116,20 +116,18 @@ class Network:
         held = jnp.cumsum(jax.nn.log_sigmoid(hold))
         spans, grown = decays(kept), decays(held)
         first, faded = jnp.exp(kept)[:, None], jnp.exp(held)[:, None]
-        taken, carried = _product(spans, grown), _product(spans, faded)
+        taken, carried = times(spans, grown), times(spans, faded)
 
         def product(i: int, y: Array) -> Array:
-            taught = _product(taken * _product(y, inputs[i].T), slopes[i])
-            return first * _product(y, matrices[i]) + carried * _product(y, fasts[i]) - taught
+            taught = times(taken * times(y, inputs[i].T), slopes[i])
+            return first * times(y, matrices[i]) + carried * times(y, fasts[i]) - taught
 
-        gain_at = first * gain[None] + carried * fast_gain[None] - _product(taken, gains)
+        gain_at = first * gain[None] + carried * fast_gain[None] - times(taken, gains)
         y = self._of(q, gain_at, product)
 
         def learned(share: Float[Array, "C"]) -> Float[Array, "n"]:
-            each = [
-                _product((share[:, None] * a).T, d) for a, d in zip(inputs, slopes, strict=True)
-            ]
-            return jnp.concatenate([_product(share, gains), *(g.ravel() for g in each)])
+            each = [times((share[:, None] * a).T, d) for a, d in zip(inputs, slopes, strict=True)]
+            return jnp.concatenate([times(share, gains), *(g.ravel() for g in each)])
 
         fast = faded[-1] * momentum - learned(grown[-1])
         return y, first[-1] * before + carried[-1] * momentum - learned(taken[-1]), fast
@@ -157,11 +155,6 @@ class Network:
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + NORM)
         return y * (gain + 1) + x
-
-
-def _product(a: Array, b: Array) -> Array:
-    """Return a b in full precision: a state adds up what products round."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _square(rows: Float[Array, "C D"]) -> Float[Array, "C"]:

@@ -75,10 +75,14 @@ class Titans(Mixer):
         if not min(*sizes.values(), self.max_grad_norm or 1) > 0:
             raise ValueError(
                 f"Titans needs positive sizes and rates, got {sizes} and "
-                f"max_grad_norm={self.max_grad_norm}."
+                f"max_grad_norm={self.max_grad_norm}: raise what is too small above 0 "
+                "(max_grad_norm=None for no limit)."
             )
         if self.read not in get_args(Read):
-            raise ValueError(f"read is one of {', '.join(get_args(Read))}, got {self.read!r}.")
+            raise ValueError(
+                f"read is one of {', '.join(get_args(Read))}, got {self.read!r}: set read='before' "
+                "for the weights where a chunk begins."
+            )
 
     @property
     def network(self) -> Network:

@@ -51,6 +51,18 @@ def test_gradients_in_float64_are_those_of_the_loop_through_the_state(name, way)
 
 @EITHER
 @WAYS
+def test_products_are_exact_on_a_gpu_too(name, way):
+    """Not in TF32: forward and in the gradient every product asks for all digits of float32."""
+    kernel, make, _ = KERNELS[name]
+    run = loss(partial(kernel, block=8, implementation=way))
+    lowered = jax.jit(run).lower(*cast(make(21))).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert len(products) >= 8
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), products
+
+
+@EITHER
+@WAYS
 @pytest.mark.parametrize("cut", [1, 16, 20])
 def test_a_state_is_handed_on_at_any_cut(name, way, cut):
     kernel, make, _ = KERNELS[name]

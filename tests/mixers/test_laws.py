@@ -25,6 +25,7 @@ MIXERS = {
     "mom": MoM(2, 4, block=8),
     "titans": Titans(2, 4, 2, rows=4),
     "titans-each": Titans(2, 4, 2, rows=4, read="each"),
+    "titans-released": Titans(2, 4, 2, rows=4, read="released"),
     "feed_forward": FeedForward(7, bias=True),
     "gated_delta_blocks": GatedDelta(2, key_dim=4, block=4, implementation="xla_blocks"),
 }
@@ -77,7 +78,7 @@ def test_any_cut_of_a_stream_is_one_pass(name, sizes):
     check_cut(name, sizes)
 
 
-@at_leisure("linear", "mom", "titans", "titans-each")
+@at_leisure("linear", "mom", "titans", "titans-each", "titans-released")
 def test_small_and_odd_cuts_are_one_pass(name):
     check_cut(name, (2, 1, 9, 7))
 
@@ -126,7 +127,7 @@ def test_the_same_step_is_compiled_once(name):
     assert len(traced) == 1
 
 
-@at_leisure("mom", "titans", "titans-each")
+@at_leisure("mom", "titans", "titans-each", "titans-released")
 def test_gradients_in_float64_are_those_of_single_tokens_through_the_state(name):
     with jax.enable_x64():
         mixer, weights, x = given(name, 7)
@@ -162,9 +163,21 @@ def test_streams_side_by_side_are_the_streams_one_by_one(name):
         close(mine, run(mixer, weights, both[i], (ROWS,)))
 
 
-@pytest.mark.parametrize("make", [lambda: Mamba2(4, groups=3), lambda: GatedDelta(4, 3)])
-def test_groups_must_divide_heads(make):
-    with pytest.raises(ValueError, match="that divide"):
+@pytest.mark.parametrize(
+    ("make", "repair"),
+    [
+        (lambda: Mamba2(4, groups=3), "that divide .*: raise .* set groups to 1"),
+        (lambda: Mamba2(4, limit=(0.3, 0.02)), r"got \(0.3, 0.02\): set the smaller one first"),
+        (lambda: GatedDelta(4, 3), "that divide .*: raise .* set key_heads to a divisor of heads"),
+        (lambda: MoM(4, chosen=9), "at most .*: raise .* set chosen to at most memories"),
+        (lambda: Titans(4, rows=0), "positive .*: raise what is too small above 0"),
+        (lambda: Titans(4, read="after"), "got 'after': set read='before'"),
+        (lambda: LinearAttention(4, 7), "even .*: raise .* set head_dim to an even number"),
+        (lambda: LinearAttention(4, within="row"), "got 'row': set within='causal'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_with_their_repair(make, repair):
+    with pytest.raises(ValueError, match=repair):
         make()
 
 

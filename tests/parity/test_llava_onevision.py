@@ -203,8 +203,9 @@ def test_config_errors(reference):
     text = {**raw["text_config"], "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e6}}
     with pytest.raises(ValueError, match="rotary frequencies of type 'longrope'"):
         family.read_config({**raw, "text_config": text})
-    text = {**raw["text_config"], "use_sliding_window": True}
-    with pytest.raises(ValueError, match="use_sliding_window is true"):
+    text = {**raw["text_config"], "use_sliding_window": True, "max_window_layers": 1}
+    text.pop("layer_types", None)
+    with pytest.raises(ValueError, match=r"'sliding_attention' .*\(use_sliding_window\)"):
         family.read_config({**raw, "text_config": text})
     depth = reference.config.vision.stack.depth
     assert family.read_config({**raw, "vision_feature_layer": -2}).layer == depth - 2

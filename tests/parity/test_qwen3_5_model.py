@@ -152,6 +152,12 @@ def test_kinds_of_layers_that_are_not_known_are_refused(folder, tmp_path):
         ("text_config", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
         ("text_config", {"rope_parameters": {"mrope_section": [2, 1, 1]}}, "sections"),
         ("text_config", {"linear_num_value_heads": 3}, "key_heads that divide heads"),
+        ("text_config", {"linear_num_value_heads": "2"}, "linear_num_value_heads is '2' in config"),
+        ("text_config", {"linear_key_head_dim": 0}, "linear_key_head_dim is 0 in config.json"),
+        ("text_config", {"full_attention_interval": "4"}, "full_attention_interval is '4'"),
+        ("text_config", {"layer_types": 5}, "layer_types is 5 in config.json, expected a list"),
+        ("text_config", {"num_key_value_heads": 0}, "num_key_value_heads is 0 in config.json"),
+        ("text_config", {"rms_norm_eps": "a"}, "rms_norm_eps is 'a' in config.json"),
         ("vision_config", {"deepstack_visual_indexes": [1]}, "deepstack_visual_indexes is [1]"),
     ],
 )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmem.kernels.blocks import decays, grouped, in_blocks, one_by_one, wide
+from jaxmem.kernels.blocks import decays, grouped, in_blocks, one_by_one, sums, times, wide
 from jaxmem.typing import Array, Float
 
 Rows = tuple[Array, Array, Array, Array, Array]
@@ -42,7 +42,7 @@ def inverse(a: Float[Array, "*H Q Q"]) -> Float[Array, "*H Q Q"]:
     for half in (BASE * 2**i for i in range((size // BASE).bit_length() - 1)):
         pairs = out.reshape(*lead, -1, 2, half, half)
         top, bottom = pairs[..., 0, :, :], pairs[..., 1, :, :]
-        corner = -(bottom @ _diagonal(a, half, 1) @ top)
+        corner = -times(times(bottom, _diagonal(a, half, 1)), top)
         upper = jnp.concatenate([top, jnp.zeros_like(top)], axis=-1)
         out = jnp.concatenate([upper, jnp.concatenate([corner, bottom], axis=-1)], axis=-2)
     return out.reshape(*lead, size, size)[..., :rows, :rows]
@@ -70,7 +70,7 @@ def _by_rows(a: Float[Array, "*H Q Q"]) -> Float[Array, "*H Q Q"]:
 
 def _pull(out: Array, up: Array) -> tuple[Array]:
     turned = jnp.swapaxes(out, -1, -2)
-    return (jnp.tril(-(turned @ up @ turned), -1),)
+    return (jnp.tril(-times(times(turned, up), turned), -1),)
 
 
 inverse.defvjp(lambda a: (inverse(a),) * 2, _pull)
@@ -82,9 +82,9 @@ def _solve(rows: Rows) -> Solved:
     cum = jnp.cumsum(g, axis=-1)
     decay = decays(cum)
     q = q * q.shape[-1] ** -0.5
-    system = jnp.tril(beta[..., None] * jnp.einsum("gqc,gkc->gqk", k, k)[:, None] * decay, -1)
+    system = jnp.tril(beta[..., None] * sums("gqc,gkc->gqk", k, k)[:, None] * decay, -1)
     turned = inverse(system) * beta[..., None, :]
-    scores = jnp.einsum("gqc,gkc->gqk", q, k)[:, None] * decay
+    scores = sums("gqc,gkc->gqk", q, k)[:, None] * decay
     return turned, scores, q, k, v, jnp.exp(cum), jnp.exp(cum[..., -1:] - cum)
 
 
@@ -94,11 +94,11 @@ _ROWS = (1, 1, 2, 2, 2)  # where the rows of q, k, v, g and beta go: after the h
 def _apply(state: Float[Array, "G R K V"], solved: Solved) -> tuple[Array, Array]:
     """Return the state after a block, and the block's outputs [Q, G, R, V]."""
     turned, scores, q, k, v, since, left = solved
-    both = jnp.concatenate([k, q], axis=1)[:, None] @ state  # the state is read once
+    both = times(jnp.concatenate([k, q], axis=1)[:, None], state)  # the state is read once
     said, read = jnp.split(both, 2, axis=2)
-    u = turned @ (v - since[..., None] * said)
-    o = since[..., None] * read + scores @ u
-    written = jnp.swapaxes(k, -1, -2)[:, None] @ (left[..., None] * u)
+    u = times(turned, v - since[..., None] * said)
+    o = since[..., None] * read + times(scores, u)
+    written = times(jnp.swapaxes(k, -1, -2)[:, None], left[..., None] * u)
     return since[..., -1][..., None, None] * state + written, jnp.moveaxis(o, 2, 0)
 
 

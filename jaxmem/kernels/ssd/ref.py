@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmem.kernels.blocks import decays, grouped, in_blocks, one_by_one, wide
+from jaxmem.kernels.blocks import decays, grouped, in_blocks, one_by_one, sums, wide
 from jaxmem.typing import Array, Float
 
 Rows = tuple[Array, Array, Array, Array]
@@ -24,7 +24,7 @@ def _written(
     cum = jnp.cumsum(dt * a[..., None], axis=-1)
     u = jnp.moveaxis(x, 0, 2) * dt[..., None]
     left = jnp.exp(cum[..., -1:] - cum)
-    return u, cum, jnp.einsum("grkp,kgn->grpn", u * left[..., None], b)
+    return u, cum, sums("grkp,kgn->grpn", u * left[..., None], b)
 
 
 def _read(
@@ -32,9 +32,9 @@ def _read(
 ) -> Float[Array, "Q G R P"]:
     """Return the outputs of a block, from the state before it and the block itself."""
     _, _, b, c = rows
-    scores = jnp.einsum("qgn,kgn->gqk", c, b)
-    y = jnp.einsum("grqk,grkp->grqp", scores[:, None] * decays(cum), u)
-    y = y + jnp.einsum("qgn,grpn->grqp", c, state) * jnp.exp(cum)[..., None]
+    scores = sums("qgn,kgn->gqk", c, b)
+    y = sums("grqk,grkp->grqp", scores[:, None] * decays(cum), u)
+    y = y + sums("qgn,grpn->grqp", c, state) * jnp.exp(cum)[..., None]
     return jnp.moveaxis(y, 2, 0)
 
 

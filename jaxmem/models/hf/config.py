@@ -1,6 +1,7 @@
 """Reading `config.json` of a Hugging Face checkpoint, and the decoder that it describes."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ ENCODER = {
 }  # fmt: skip
 """Fields of an encoder, and what transformers calls them."""
 MOST_LAYERS = 10_000
+ATTENTION = ("full_attention",)
+"""Words of `layer_types` for layers that attend to everything before them."""
 SIZES = {
     "layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
     "mlp_width": "intermediate_size", "vocab": "vocab_size",
@@ -98,11 +101,20 @@ def scaled(rope: Rope, text: Mapping[str, Any]) -> Rope:
 
 def head_dim(text: Mapping[str, Any]) -> int:
     """Return D of a text config."""
-    return text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    if text.get("head_dim"):
+        return sizes(text, {"head_dim": "head_dim"})["head_dim"]
+    found = sizes(text, {name: SIZES[name] for name in ("width", "heads")})
+    return found["width"] // found["heads"]
 
 
 def decoder_config(
-    text: Mapping[str, Any], rope: Rope | None = None, *, qkv_bias: bool, qk_norm: bool, tied: bool
+    text: Mapping[str, Any],
+    rope: Rope | None = None,
+    *,
+    qkv_bias: bool,
+    qk_norm: bool,
+    tied: bool,
+    kinds: Sequence[str] = ATTENTION,
 ) -> DecoderConfig:
     """Return the decoder of a text config (Qwen2 and Qwen3 share its keys).
 
@@ -112,26 +124,36 @@ def decoder_config(
       qkv_bias: biases on q, k and v (Qwen2).
       qk_norm: norms on the heads of q and k (Qwen3).
       tied: whether the embedding is the output matrix; where it is written depends on the family.
+      kinds: of layers that the family has, in the words of `layer_types`.
 
     Raises:
       ValueError: if a key is missing, or the decoder has parts that are not supported.
     """
-    sizes = fields(text, SIZES)
+    found = sizes(text, SIZES)
     check_value("hidden_act", text.get("hidden_act", "silu"), "silu")
-    if text.get("use_sliding_window"):
-        raise ValueError(
-            "use_sliding_window is true in config.json; only full attention is supported."
-        )
+    _check_attention(text, kinds, found["layers"])
+    shared = {"num_key_value_heads": found["heads"]} | without_nulls(dict(text))
     return DecoderConfig(
-        **sizes,
-        kv_heads=text.get("num_key_value_heads") or sizes["heads"],
+        **found,
+        **sizes(shared, {"kv_heads": "num_key_value_heads"}),
         head_dim=head_dim(text),
         rope=scaled(rope or rope_1d(head_dim(text), rope_theta(text)), text),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         tied=tied,
-        norm_eps=text.get("rms_norm_eps", 1e-6),
+        norm_eps=number({"rms_norm_eps": 1e-6, **text}, "rms_norm_eps"),
     )
+
+
+def _check_attention(text: Mapping[str, Any], kinds: Sequence[str], layers: int) -> None:
+    """Refuse layers of other kinds; where none are named transformers lets the later ones slide."""
+    key, named = "layer_types", text.get("layer_types")
+    if named is None and text.get("use_sliding_window"):
+        key = "use_sliding_window"
+        first = number({"max_window_layers": 0, **text}, "max_window_layers")
+        named = [ATTENTION[0] if i < first else "sliding_attention" for i in range(layers)]
+    if named is not None:
+        check_layer_kinds(named, kinds, layers, key)
 
 
 def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "config.json") -> None:
@@ -158,6 +180,31 @@ def fields(
     return {field: config[key] for field, key in names.items()}
 
 
+def sizes(
+    config: Mapping[str, Any], names: Mapping[str, str], where: str = "config.json"
+) -> dict[str, Any]:
+    """Return `fields` that are whole numbers from 1 on; ValueError that names one that is not."""
+    found = fields(config, names, where)
+    for field, key in names.items():
+        if type(found[field]) is not int or found[field] < 1:
+            raise ValueError(
+                f"{key} is {found[field]!r} in {where}, expected a whole number from 1 on: use the "
+                "config.json of the checkpoint."
+            )
+    return found
+
+
+def number(config: Mapping[str, Any], key: str) -> float:
+    """Return a number from 0 on; ValueError if it is something else."""
+    found = config.get(key)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < math.inf:
+        raise ValueError(
+            f"{key} is {found!r} in config.json, expected a number from 0 on: use the config.json "
+            "of the checkpoint."
+        )
+    return found
+
+
 def check_family(
     config: Mapping[str, Any], known: Sequence[str], where: str = "config.json"
 ) -> None:
@@ -172,17 +219,30 @@ def check_family(
 def check_layer_kinds(
     kinds: Sequence[str], known: Sequence[str], layers: int, key: str = "layer_types"
 ) -> None:
-    """Raise a ValueError if a key names another number of layers, or an unknown kind."""
+    """Raise a ValueError if a key names another number of layers, or an unknown kind.
+
+    Args:
+      kinds: as config.json has them.
+      known: those that the family has.
+      layers: how many there are.
+      key: which says so.
+    """
+    if not isinstance(kinds, list | tuple | str):
+        raise ValueError(
+            f"{key} is {kinds!r} in config.json, expected a list with the kind of every layer: use "
+            "the config.json of the checkpoint."
+        )
+    has = "kinds that this family has are" if len(known) > 1 else "kind that this family has is"
     if len(kinds) != layers:
         raise ValueError(
             f"{key} names {len(kinds)} layers in config.json, but num_hidden_layers is "
             f"{layers}: use the config.json of the checkpoint."
         )
-    for number, kind in enumerate(kinds, 1):
+    for at, kind in enumerate(kinds, 1):
         if kind not in known:
             raise ValueError(
-                f"layer {number} of {layers} is {kind!r} in config.json ({key}); the kinds "
-                f"that this family has are {' and '.join(known)}: use a checkpoint of these."
+                f"layer {at} of {layers} is {kind!r} in config.json ({key}); the {has} "
+                f"{' and '.join(known)}: use a checkpoint of these."
             )
 
 

@@ -5,6 +5,7 @@ Two layouts are read: that of transformers (`Mamba2ForCausalLM`), and that of st
 must lie beside it). Every layer is a norm and a mixer; there is no attention and no MLP.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ from jaxmem.mixers.mamba2 import Mamba2
 from jaxmem.models.hf import checkpoint
 from jaxmem.models.hf.config import (
     check_family,
-    check_keys,
     check_layer_kinds,
     check_value,
+    number,
     read_json,
+    sizes,
 )
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Layers, Place, Weight, dense, norm
@@ -35,16 +37,22 @@ IGNORE = ("lm_head.weight",)
 """A copy of the embedding that tied checkpoints may hold."""
 KINDS = ("mamba2", "linear_attention")
 """Words for its layers, where a config.json names each; the second one is transformers'."""
+SIZES = {
+    "width": "hidden_size", "layers": "num_hidden_layers", "vocab": "vocab_size",
+    "heads": "num_heads", "head_dim": "head_dim", "size": "state_size", "groups": "n_groups",
+    "kernel": "conv_kernel", "expand": "expand",
+}  # fmt: skip
+"""Sizes of a decoder and its layers, and what transformers calls them."""
 DEFAULTS = {
     "num_heads": 128, "head_dim": 64, "state_size": 128, "n_groups": 8, "conv_kernel": 4,
     "expand": 2, "use_bias": False, "use_conv_bias": True, "layer_norm_epsilon": 1e-5,
-    "time_step_limit": (0.0, float("inf")), "tie_word_embeddings": False, "hidden_act": "silu",
+    "time_step_limit": (0.0, math.inf), "tie_word_embeddings": False, "hidden_act": "silu",
 }  # fmt: skip
 """What transformers takes where a config.json does not say."""
 SSM = {
     "d_state": ("state_size", 128), "d_conv": ("conv_kernel", 4), "expand": ("expand", 2),
     "headdim": ("head_dim", 64), "ngroups": ("n_groups", 1), "bias": ("use_bias", False),
-    "conv_bias": ("use_conv_bias", True), "dt_limit": ("time_step_limit", (0.0, float("inf"))),
+    "conv_bias": ("use_conv_bias", True), "dt_limit": ("time_step_limit", (0.0, math.inf)),
 }  # fmt: skip
 """Keys of `ssm_cfg` to those of transformers, and what mamba_ssm takes where one is absent."""
 NOT_READ = {
@@ -72,61 +80,75 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     if "ssm_cfg" in config:
         config = _of_state_spaces(config)
     check_family(config, MODEL_TYPES)
-    check_keys(config, ("hidden_size", "num_hidden_layers", "vocab_size"))
     found = {**DEFAULTS, **config}
+    own = sizes(found, SIZES)
     check_value("hidden_act", found["hidden_act"], "silu")
-    layers = config["num_hidden_layers"]
+    ends = {name: own.pop(name) for name in ("layers", "width", "vocab")}
+    layers, inner = ends["layers"], own.pop("expand") * ends["width"]
     check_layer_kinds(config.get("layer_types", KINDS[:1] * layers), KINDS, layers)
-    heads, width = found["num_heads"], found["hidden_size"]
-    if heads * found["head_dim"] != found["expand"] * width:
+    if own["heads"] * own["head_dim"] != inner:
         raise ValueError(
-            f"config.json has {heads} heads of {found['head_dim']} but expand times hidden_size is "
-            f"{found['expand'] * width}: the two must be equal."
+            f"config.json has {own['heads']} heads of {own['head_dim']} but expand times "
+            f"hidden_size is {inner}: the two must be equal."
         )
+    eps = number(found, "layer_norm_epsilon")
     mixer = Mamba2(
-        heads,
-        found["head_dim"],
-        found["state_size"],
-        groups=found["n_groups"],
-        kernel=found["conv_kernel"],
-        limit=_limit(found["time_step_limit"]),
-        eps=found["layer_norm_epsilon"],
+        **own,
+        limit=_limit(found["time_step_limit"], "time_step_limit"),
+        eps=eps,
         bias=found["use_bias"],
         conv_bias=found["use_conv_bias"],
     )
     return DecoderConfig(
-        layers=layers,
-        width=width,
-        vocab=found["vocab_size"],
+        **ends,
         tied=found["tie_word_embeddings"],
-        norm_eps=found["layer_norm_epsilon"],
+        norm_eps=eps,
         mixers=(mixer,) * layers,
         **NO_ATTENTION,
     )
 
 
-def _limit(value: Any) -> tuple[float, float]:
-    """Return the limits of a step; transformers writes infinity as {"__float__": "Infinity"}."""
-    low, high = (float(x["__float__"] if isinstance(x, Mapping) else x) for x in value)
-    return low, high
+def _limit(value: Any, key: str) -> tuple[float, float]:
+    """Return the limits of a step; transformers writes infinity as {"__float__": "Infinity"}.
+
+    Raises:
+      ValueError: if they are not two numbers, the smaller one first.
+    """
+    pair = list(value) if isinstance(value, list | tuple) else []
+    pair = [math.inf if x == {"__float__": "Infinity"} else x for x in pair]
+    if len(pair) != 2 or {type(x) for x in pair} - {int, float} or not pair[0] <= pair[1]:
+        raise ValueError(
+            f"{key} is {value!r} in config.json, expected the smallest and the largest step, in "
+            "this order: use the config.json of the checkpoint."
+        )
+    return float(pair[0]), float(pair[1])
 
 
 def _of_state_spaces(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config.json of mamba_ssm under the keys of transformers."""
-    check_keys(config, ("d_model", "n_layer", "vocab_size"))
+    ends = sizes(config, {"width": "d_model", "layers": "n_layer", "vocab": "vocab_size"})
     ssm = config["ssm_cfg"]
+    if not isinstance(ssm, Mapping):
+        raise ValueError(
+            f"ssm_cfg is {ssm!r} in config.json, expected a JSON object: use the config.json of "
+            "the checkpoint."
+        )
     for key, known in NOT_READ.items():
         check_value(f"ssm_cfg.{key}", ssm.get(key, "Mamba1" if key == "layer" else known), known)
     for key, known in (("attn_layer_idx", []), ("d_intermediate", 0), ("rms_norm", True)):
         check_value(key, config.get(key, known), known)
-    found = {theirs: ssm.get(key, usual) for key, (theirs, usual) in SSM.items()}
-    multiple = config.get("pad_vocab_size_multiple", 8)
-    return found | {
+    given = {key: ssm.get(key, usual) for key, (_, usual) in SSM.items()}
+    whole = {key: key for key in ("d_state", "d_conv", "expand", "headdim", "ngroups")}
+    own = sizes(given, whole, "ssm_cfg of config.json")
+    given["dt_limit"] = _limit(given["dt_limit"], "ssm_cfg.dt_limit")
+    key = "pad_vocab_size_multiple"
+    multiple = sizes({key: 8, **config}, {"vocab": key})["vocab"]
+    return {theirs: given[key] for key, (theirs, _) in SSM.items()} | {
         "model_type": "mamba2",
-        "hidden_size": config["d_model"],
-        "num_hidden_layers": config["n_layer"],
-        "num_heads": found["expand"] * config["d_model"] // found["head_dim"],
-        "vocab_size": -(-config["vocab_size"] // multiple) * multiple,
+        "hidden_size": ends["width"],
+        "num_hidden_layers": ends["layers"],
+        "num_heads": own["expand"] * ends["width"] // own["headdim"],
+        "vocab_size": -(-ends["vocab"] // multiple) * multiple,
         "tie_word_embeddings": config.get("tie_embeddings", True),
     }
 

@@ -15,7 +15,14 @@ from jax.sharding import Sharding
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.feed_forward import FeedForward
 from jaxmem.mixers.mamba2 import Mamba2
-from jaxmem.models.hf.config import check_family, check_keys, check_layer_kinds, check_value
+from jaxmem.models.hf.config import (
+    check_family,
+    check_keys,
+    check_layer_kinds,
+    check_value,
+    number,
+    sizes,
+)
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Place, Weight, dense, norm
 from jaxmem.models.mamba.mamba2 import LanguageModel, ends_table, loaded, mixer_table
@@ -29,6 +36,15 @@ KINDS = {
     "linear_attention": "M", "full_attention": "*", "mlp": "-", "mamba": "M", "attention": "*",
 }  # fmt: skip
 """Words of `layers_block_type`, new and old, and what a pattern calls the same."""
+ENDS = {
+    "width": "hidden_size", "vocab": "vocab_size", "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads", "head_dim": "head_dim",
+}  # fmt: skip
+MAMBA = {
+    "heads": "mamba_num_heads", "head_dim": "mamba_head_dim", "size": "ssm_state_size",
+    "groups": "n_groups", "kernel": "conv_kernel",
+}  # fmt: skip
+"""Sizes of the decoder, those of its layers with a state, and what transformers calls them."""
 DEFAULTS = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
     "intermediate_size": 21504, "mlp_bias": False, "mamba_num_heads": 128, "mamba_head_dim": 64,
@@ -50,33 +66,28 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
       ValueError: if a key is missing, or the file asks for something that is not implemented.
     """
     check_family(config, MODEL_TYPES)
-    check_keys(config, ("hidden_size", "vocab_size"))
+    found = {**DEFAULTS, **config}
+    own = sizes(found, ENDS)
     for key, known in IMPLEMENTED.items():
         check_value(key, config.get(key, known), known)
-    found, kinds = {**DEFAULTS, **config}, layer_kinds(config)
+    kinds, eps = layer_kinds(config), number(found, "layer_norm_epsilon")
     mixer = Mamba2(
-        found["mamba_num_heads"],
-        found["mamba_head_dim"],
-        found["ssm_state_size"],
-        groups=found["n_groups"],
-        kernel=found["conv_kernel"],
-        limit=(found["time_step_min"], math.inf),  # transformers reads no time_step_limit here
-        eps=found["layer_norm_epsilon"],
+        **sizes(found, MAMBA),
+        # transformers reads no time_step_limit here
+        limit=(number(found, "time_step_min"), math.inf),
+        eps=eps,
         bias=found["use_bias"],
         conv_bias=found["use_conv_bias"],
     )
-    made = {"M": mixer, "*": None, "-": FeedForward(found["intermediate_size"], found["mlp_bias"])}
-    pairs = found["head_dim"] // 2
+    inner = sizes(found, {"inner": "intermediate_size"})["inner"]
+    made = {"M": mixer, "*": None, "-": FeedForward(inner, found["mlp_bias"])}
+    pairs = own["head_dim"] // 2
     return DecoderConfig(
         layers=len(kinds),
-        width=found["hidden_size"],
-        heads=found["num_attention_heads"],
-        kv_heads=found["num_key_value_heads"],
-        head_dim=found["head_dim"],
+        **own,
         mlp_width=0,
-        vocab=found["vocab_size"],
         rope=Rope((0.0,) * pairs, (0,) * pairs),  # no pair is turned: attention sees no positions
-        norm_eps=found["layer_norm_epsilon"],
+        norm_eps=eps,
         mixers=tuple(made[kind] for kind in kinds),
     )
 
@@ -98,7 +109,8 @@ def layer_kinds(config: Mapping[str, Any]) -> str:
             "in hybrid_override_pattern: use the config.json of the checkpoint."
         )
     known = KINDS if key == "layers_block_type" else tuple(dict.fromkeys(KINDS.values()))
-    check_layer_kinds(words, tuple(known), config.get("num_hidden_layers", len(words)), key)
+    layers = sizes({"num_hidden_layers": len(words), **config}, {"layers": "num_hidden_layers"})
+    check_layer_kinds(words, tuple(known), layers["layers"], key)
     return "".join(KINDS.get(word, word) for word in words)
 
 

@@ -1,11 +1,18 @@
 """What the config.json files of the Qwen families have alike: a decoder with three rotary axes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.models.hf.config import check_keys, check_value, decoder_config, head_dim, rope_theta
+from jaxmem.models.hf.config import (
+    ATTENTION,
+    check_keys,
+    check_value,
+    decoder_config,
+    head_dim,
+    rope_theta,
+)
 from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
 
@@ -64,7 +71,12 @@ def mrope(text: Mapping[str, Any], defaults: Defaults) -> Rope:
 
 
 def read_decoder(
-    config: Mapping[str, Any], defaults: Defaults, *, qkv_bias: bool, qk_norm: bool
+    config: Mapping[str, Any],
+    defaults: Defaults,
+    *,
+    qkv_bias: bool,
+    qk_norm: bool,
+    kinds: Sequence[str] = ATTENTION,
 ) -> DecoderConfig:
     """Return the decoder that a config.json describes, options as in `decoder_config`.
 
@@ -78,4 +90,5 @@ def read_decoder(
     check_keys(text, ("hidden_size", "num_attention_heads"))
     text = {**defaults.text, **text}
     rope = mrope(text, defaults)
-    return decoder_config(text, rope, qkv_bias=qkv_bias, qk_norm=qk_norm, tied=tied)
+    more = {"qkv_bias": qkv_bias, "qk_norm": qk_norm, "tied": tied, "kinds": kinds}
+    return decoder_config(text, rope, **more)

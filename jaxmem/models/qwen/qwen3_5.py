@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.gated_delta import GatedDelta
-from jaxmem.models.hf.config import check_family, check_layer_kinds, check_value, fields
+from jaxmem.models.hf.config import check_family, check_value, fields, sizes
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, norm, under
 from jaxmem.models.qwen.config import QWEN3_5, TOKENS, read_decoder
@@ -36,11 +36,16 @@ TOKEN_IDS = {
 KINDS = ("linear_attention", "full_attention")
 """Of layers: with a state, and with attention."""
 SIZES = {
-    "heads": ("linear_num_value_heads", 32), "key_heads": ("linear_num_key_heads", 16),
-    "key_dim": ("linear_key_head_dim", 128), "value_dim": ("linear_value_head_dim", 128),
-    "kernel": ("linear_conv_kernel_dim", 4), "eps": ("rms_norm_eps", 1e-6),
+    "heads": "linear_num_value_heads", "key_heads": "linear_num_key_heads",
+    "key_dim": "linear_key_head_dim", "value_dim": "linear_value_head_dim",
+    "kernel": "linear_conv_kernel_dim",
 }  # fmt: skip
-"""Fields of the layers with a state, their keys, and what transformers takes without one."""
+"""Fields of the layers with a state, and their keys."""
+DEFAULTS = {
+    "linear_num_value_heads": 32, "linear_num_key_heads": 16, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
+}  # fmt: skip
+"""What transformers takes where a config.json does not say."""
 
 
 def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
@@ -53,8 +58,8 @@ def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
         check_value(key, text.get(key, known), known)
     vision = read_vision({"deepstack_visual_indexes": [], **parts.pop("vision")})
     check_value("deepstack_visual_indexes", list(vision.deep), [])
-    decoder = read_decoder(config, QWEN3_5, qkv_bias=False, qk_norm=True)
-    mixer = GatedDelta(**{field: text.get(key, usual) for field, (key, usual) in SIZES.items()})
+    decoder = read_decoder(config, QWEN3_5, qkv_bias=False, qk_norm=True, kinds=KINDS)
+    mixer = GatedDelta(**sizes({**DEFAULTS, **text}, SIZES), eps=decoder.norm_eps)
     mixers = tuple(
         mixer if kind == KINDS[0] else None for kind in layer_kinds(text, decoder.layers)
     )
@@ -67,17 +72,11 @@ def layer_kinds(text: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     """Return the kind of every layer, by `layer_types` or `full_attention_interval` of text_config.
 
     Raises:
-      ValueError: if a kind is not known, or layers and kinds are not equally many.
+      ValueError: if the interval is no whole number; `read_decoder` has checked `layer_types`.
     """
-    every = text.get("full_attention_interval", 4)
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(
-            f"full_attention_interval is {every!r} in config.json; expected a whole number from 1 "
-            "on: use the config.json of the checkpoint."
-        )
-    kinds = text.get("layer_types", [KINDS[(i + 1) % every == 0] for i in range(layers)])
-    check_layer_kinds(kinds, KINDS, layers)
-    return tuple(kinds)
+    every = sizes({**DEFAULTS, **text}, {"every": "full_attention_interval"})["every"]
+    usual = [KINDS[(i + 1) % every == 0] for i in range(layers)]
+    return tuple(text.get("layer_types", usual))
 
 
 def weight_table(config: Qwen3VLConfig) -> dict[str, Weight]:

@@ -154,7 +154,10 @@ def test_every_family_is_run():
         (["--model", "HERE", "--video", "x", "--max-pixels", "0"], "--max-pixels must be positive"),
         (["--model", "HERE", "--video", "x", "--fps", "0.3"], "whole number of frames"),
         (["--model", "HERE", "--video", "x", "--max-pixels", "9"], "frames of one size"),
-        (["--model", "HERE", "--video", "x", "--piece-seconds", "2"], "has no option piece_seconds"),
+        (
+            ["--model", "HERE", "--video", "x", "--piece-seconds", "2"],
+            "has no option piece_seconds",
+        ),
         (["--model", "HERE", "--video", "x", "--ask", "end: <video>"], "2 times, expected once"),
     ],
 )

@@ -5,7 +5,9 @@ the published sizes of files; those of Qwen2-VL and SmolVLM2 from their sizes as
 that of Qwen3.5 from transformers' defaults, not compared with files.
 """
 
+import copy
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from jaxmem.models.hf.chat import Uncoded
 from jaxmem.models.hf.checkpoint import match
 from jaxmem.models.hf.family import ANY_SIZE, Files
+from jaxmem.models.hf.published import names as published_names
 from jaxmem.models.hf.published import published_config
 from jaxmem.models.hf.quantized import Stored
 from jaxmem.models.load import family_of
@@ -69,6 +72,70 @@ LAYOUTS = {
 
 NOT_READ = {"qwen2.5-omni": "audio_tower.audio_bos_eos_token.weight"}
 """A matrix of two rows that the released code does not use."""
+
+
+LLAVA_VIDEO = {
+    "model_type": "llava_qwen", "mm_newline_position": "grid", "hidden_size": 896,
+    "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+    "num_key_value_heads": 2, "vocab_size": 152_000,
+    "mm_vision_tower": "google/siglip-so400m-patch14-384",
+}  # fmt: skip
+"""The one family that is not among the published shapes."""
+NOT_THERE = {"qwen3.5": "mamba", "ma2mba": "full_attention"}
+"""A kind of layer that a family does not have; of others it is a state in place of attention."""
+
+
+def config_of(name):
+    """Return a config.json, and the part of it that has the layers."""
+    config = LLAVA_VIDEO if name == "llava-video" else published_config(name)
+    config = copy.deepcopy(config)
+    return config, config if "num_hidden_layers" in config else config["text_config"]
+
+
+def decoder_of(config):
+    return family_of(config, "here").read(Files(config, ANY_SIZE, Uncoded())).decoder
+
+
+@pytest.mark.parametrize("name", [*published_names(), "llava-video"])
+def test_kinds_of_layers_that_a_family_does_not_have_are_refused(name):
+    config, text = config_of(name)
+    decoder, layers = decoder_of(config), text["num_hidden_layers"]
+    words = ["linear_attention" if kind else "full_attention" for kind in decoder.kinds]
+    text["layer_types"] = words  # as newer transformers write it
+    assert decoder_of(config) == decoder
+    other = NOT_THERE.get(name.partition(":")[0], "linear_attention")
+    for kind in (other, "sliding_attention"):
+        text["layer_types"] = [words[0], kind, *words[2:]]
+        said = f"layer 2 of {layers} is '{kind}' in config.json (layer_types); the kind"
+        with pytest.raises(ValueError, match=re.escape(said)):
+            decoder_of(config)
+    for wrong in (5, words[1:]):
+        text["layer_types"] = wrong
+        with pytest.raises(ValueError, match="^layer_types (is 5|names .* layers)"):
+            decoder_of(config)
+
+
+@pytest.mark.parametrize(
+    ("more", "slides"),
+    [
+        ({"max_window_layers": 24}, None),
+        ({"max_window_layers": 20}, 21),
+        ({"max_window_layers": 20, "layer_types": 24 * ["full_attention"]}, None),
+        ({"max_window_layers": 20, "use_sliding_window": False}, None),
+        ({}, 1),
+    ],
+)
+def test_windows_are_refused_where_a_layer_would_have_one(more, slides):
+    """As transformers fills `layer_types`: from `max_window_layers` on."""
+    config, text = config_of("llava-onevision:0.5b")
+    full = decoder_of(config)
+    text |= {"use_sliding_window": True, "sliding_window": 4096, **more}
+    if slides is None:
+        assert decoder_of(config) == full
+        return
+    said = f"layer {slides} of 24 is 'sliding_attention' in config.json (use_sliding_window)"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        decoder_of(config)
 
 
 def names_of(name):

@@ -194,7 +194,16 @@ def test_load_names_the_function_for_models_of_text(folder):
         ({"hybrid_override_pattern": None}, "no hybrid_override_pattern"),
         ({"mlp_hidden_act": "silu"}, "mlp_hidden_act is 'silu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
-        ({"intermediate_size": 0}, "an inner width of at least 1, got 0"),
+        ({"intermediate_size": 0}, "intermediate_size is 0 in config.json, expected a whole"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0 in config.json, expected a whole"),
+        ({"num_attention_heads": "4"}, "num_attention_heads is '4' in config.json"),
+        ({"mamba_num_heads": "4"}, "mamba_num_heads is '4' in config.json"),
+        ({"time_step_min": "a"}, "time_step_min is 'a' in config.json, expected a number from 0"),
+        ({"time_step_min": -1}, "time_step_min is -1 in config.json"),
+        ({"layer_norm_epsilon": True}, "layer_norm_epsilon is True in config.json"),
+        ({"num_hidden_layers": "5"}, "num_hidden_layers '5', expected at most 10,000"),
+        ({"hybrid_override_pattern": "M" * 20_000, "num_hidden_layers": 20_000}, "20000, expected"),
+        ({"layers_block_type": 5}, "layers_block_type is 5 in config.json"),
     ],
 )
 def test_what_is_not_implemented_is_refused_in_a_sentence(more, said):
