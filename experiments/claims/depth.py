@@ -21,6 +21,7 @@ from jaxmem.experiments.evaluate.text_run import run_text
 from jaxmem.experiments.evaluate.text_streams import TextConfig, streams_of
 from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec
+from jaxmem.report.commit import made_by
 from jaxmem.report.files import write_json, write_picture
 
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "depth.png"
@@ -71,10 +72,9 @@ def main() -> None:
         states = jax.tree.map(np.asarray, layers_of(program, carry))
         found.append([list(shares(state.aux.received).values()) for state in states])
     mean, spread = np.mean(found, axis=0), np.ptp(found, axis=0)
-    write_json(
-        args.out / "depth.json",
-        {"texts": args.texts, "ages": list(AGES), "mean": mean.tolist(), "range": spread.tolist()},
-    )
+    ages = {"ages": list(AGES), "mean": mean.tolist(), "range": spread.tolist()}
+    made = {"model": model.name, "texts": args.texts, **made_by()}
+    write_json(args.out / "depth.json", made | ages)
     write_picture(PICTURE, picture(mean))
     for layer, row in enumerate(mean):
         print(

@@ -4,13 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmem.bound import bind
 from jaxmem.data.text.prose import documents
 from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.program import Program, init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
+from jaxmem.experiments.evaluate.text_run import run_text
+from jaxmem.experiments.evaluate.text_streams import TextConfig, streams_of
 from jaxmem.memory.base import Embeds
 from jaxmem.memory.baselines import Full
 from jaxmem.models.hf.gguf import read_gguf, read_words, smollm2_path
+from jaxmem.models.text import text_model
+from jaxmem.programs import compile, model_spec
 
 pytestmark = pytest.mark.parity
 CHUNK, CHUNKS = 32, 3
@@ -57,3 +62,22 @@ def test_logits_of_a_stream_are_those_of_transformers():
         carry, h = chunk_step(params, program, carry, rows(program, params, ids[here]))
         found = np.asarray(logits(params, config, h))
         np.testing.assert_allclose(found, expected[here], rtol=0, atol=1e-4 * expected.std())
+
+
+def test_the_loss_of_a_text_is_that_of_transformers():
+    """Of 1,024 tokens of real prose, as `evaluate text` measures it with everything kept."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    path, tokens = path_of_weights(), 1024
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    model = text_model()
+    (stream,) = streams_of(TextConfig(tokens=tokens, keys=1, alone=0), model)
+    program = compile(model, Full(tokens), spec=model_spec(model, 128))
+    ran = run_text(bind(program, model.params), program, stream.text).result
+    count = np.full(tokens // 128, 128)
+    count[-1] -= 1  # after the last token comes nothing
+    ids = torch.as_tensor(stream.text.ids)[None].long()
+    with torch.no_grad():
+        expected = theirs(ids, labels=ids).loss.item()
+    assert np.average(ran["loss"], weights=count) == pytest.approx(expected, abs=5e-5)
