@@ -73,12 +73,17 @@ def rows():
     return small.stream_rows(CFG, len(LENGTHS), SIZE, lengths=LENGTHS)
 
 
-def one_pass(weights, x, pos):
-    """The last layer's output [N, E] of everything at once, layers written out one by one."""
+def one_pass(weights, x, pos, inputs=None):
+    """The last layer's output [N, E] of everything at once, layers written out one by one.
+
+    Inputs of the layers that attend are appended to `inputs`.
+    """
     h, seen = jnp.asarray(x), {kind: 0 for kind in KINDS}
     for kind in KINDS:
         number, seen[kind] = seen[kind], seen[kind] + 1
         if kind is None:
+            if inputs is not None:
+                inputs.append(h)
             plain = replace(CFG, layers=1, mixers=())
             layer = jax.tree.map(lambda w, l=number: w[l : l + 1], weights["layers"])
             h = small.one_pass({"layers": layer}, plain, h, pos)
@@ -227,7 +232,7 @@ def test_a_saved_stream_with_other_layer_kinds_is_refused(weights, rows, tmp_pat
     back = restore(tmp_path / "s", program, params=weights)
     jax.tree.map(np.testing.assert_array_equal, back, carry)
     other = replace(CFG, mixers=(FAST, *KINDS[1:]))
-    with pytest.raises(ValueError, match="decoder is .*Leaky"):
+    with pytest.raises(ValueError, match="layers are .*Leaky.* this one.s are"):
         restore(tmp_path / "s", make_program(other, Recent(6), spec_of(other, chunk=SIZE, **FRAME)))
 
 
