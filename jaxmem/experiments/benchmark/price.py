@@ -59,7 +59,7 @@ class PriceConfig:
     hours: float = 1.0  # length of the stream, which sizes the bank of memories that have one
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of weights, activations, keys and values
     gpu: Literal["rtx3090", "a100", "h100", "h200"] | None = None  # None: all of them
-    # Also run both programs on this machine, with drawn weights: times, and the peak of a GPU.
+    # Also run both programs on this machine, with random weights: times, and the peak of a GPU.
     run: bool = False
     implementation: str | None = None  # of the kernels, with --run (docs/kernels.md)
     train: bool = False  # price a training step instead, see docs/training.md

@@ -1,4 +1,4 @@
-"""`benchmark price --run`: both programs of a price on this machine, with drawn weights."""
+"""`benchmark price --run`: both programs of a price on this machine, with random weights."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def price_tables(result: Price) -> Group:
 
 
 def _ran_table(ran: Ran) -> Table:
-    table = Table("run here", title=f"{ran.device}, drawn weights, {ran.written} chunks before")
+    table = Table("run here", title=f"{ran.device}, random weights, {ran.written} chunks before")
     table.add_column("value", justify="right")
     spread = lambda pair: " to ".join(milliseconds(1e3 * x) for x in pair)
     for name, value in (
