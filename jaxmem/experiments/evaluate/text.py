@@ -27,9 +27,11 @@ from jaxmem.experiments.evaluate.text_streams import (
     texts_mark,
 )
 from jaxmem.kv import Modality
+from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec, nbytes
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.by_name import Budget, contestants, parse_names, why_bare
+from jaxmem.memory.compression.criticalkv import OverScore
 from jaxmem.memory.options import options_of, plain_options
 from jaxmem.memory.transforms.around import Around
 from jaxmem.models.base import Model
@@ -93,11 +95,11 @@ def _cell(
     if "reindex" in options_of(name) and renumbers:
         own.setdefault("reindex", True)
     try:
+        if issubclass(MEMORIES[name], FeatureMemory):
+            raise ValueError(f"{name} keeps features and reads no text: leave it out.")
         budget = Budget(None, allowed)
         bits = None if why_bare(name, "bits") else config.bits
         (chosen,) = contestants((name,), {name: own}, budget, spec, config.tokens, bits=bits)
-        if isinstance(chosen.memory, FeatureMemory):
-            raise ValueError(f"{name} keeps features and reads no text: leave it out.")
         memory = chosen.memory
         if floor:
             memory = _with_newest(memory, round(floor * chosen.slots))
@@ -111,6 +113,8 @@ def _with_newest(memory: Any, count: int) -> Any:
     """Return a memory that holds so many newest tokens, through what is around it."""
     if isinstance(memory, Around):
         return replace(memory, memory=_with_newest(memory.memory, count))
+    if isinstance(memory, OverScore):
+        return replace(memory, inner=_with_newest(memory.inner, count))
     return replace(memory, newest=count)
 
 
