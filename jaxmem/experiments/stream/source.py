@@ -70,7 +70,9 @@ def load_model(config: StreamConfig, console: Console) -> Model:
     if config.model is None:
         return _scored(config, adapted(embedded(config.weights), config.adapter))
     begin = time.perf_counter()
-    own = {} if config.piece_seconds is None else {"piece_seconds": config.piece_seconds}
+    own: dict[str, Any] = {}
+    if config.piece_seconds is not None:
+        own["piece_seconds"] = config.piece_seconds
     with console.status(f"loading {config.model}"):
         model = load(
             config.model,
