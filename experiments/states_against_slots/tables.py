@@ -32,9 +32,6 @@ def asked(model: Model, seconds: int) -> Asked:
     seeds = (synthetic.split_seed("test", i) for i in range(STREAMS[seconds]))
     worlds = (synthetic.world(seed, seconds, level) for seed in seeds)
     each = [asked_of(model, world, usual.moments, usual.questions) for world in worlds]
-    questions = max(one.ids.shape[-1] for one in each)
-    pad = lambda x: np.pad(x, ((0, 0), (0, 0), (0, questions - x.shape[-1])), constant_values=-1)
-    each = [one._replace(ids=pad(one.ids)) for one in each]
     return jax.tree.map(lambda *x: np.stack(x, 1), *each)
 
 

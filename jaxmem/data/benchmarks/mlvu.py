@@ -38,12 +38,11 @@ def read(reading: r.Reading) -> None:
             answer = r.words(record, "answer")
             length = r.entry(record, "duration") if "duration" in record else None
             item = Item(where, _video(reading, where, kind, name), question, answer, kind=kind)
-            item = replace(item, record=_told(record, name))
             if isinstance(length, int | float):
                 minutes = "10 min and more" if length >= 600 else "below 10 min"
                 item = replace(item, labels=(("duration", minutes),))
             if kind in OPEN:
-                reading.add(replace(item, form="text"))
+                reading.add(replace(item, form="text", record=_told(record, name)))
                 continue
             if record.get("candidates"):
                 options = r.choices(record, "candidates")

@@ -68,15 +68,10 @@ def complete(cell: Cell | None, mark: str, items: Sequence[Item], asked: Mapping
     """
     if cell is None or cell["fingerprint"] != mark or "failed" in cell:
         return False
-    there = {one["id"]: one for one in (*cell["replies"], *cell["lost"])}
-    same = lambda item, one: (
-        (one.get("asked"), one.get("asked_at"))
-        == (
-            asked[item.id],
-            asked_at(item),
-        )
-    )
-    return all(same(item, there.get(item.id, {})) for item in items)
+    there = {
+        one["id"]: (one["asked"], one.get("asked_at")) for one in (*cell["replies"], *cell["lost"])
+    }
+    return all(there.get(x.id) == (asked[x.id], asked_at(x)) for x in items)
 
 
 def asked_at(item: Item) -> float | None:

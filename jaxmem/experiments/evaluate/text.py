@@ -31,9 +31,7 @@ from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec, nbytes
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.by_name import Budget, contestants, parse_names, why_bare
-from jaxmem.memory.compression.criticalkv import OverScore
 from jaxmem.memory.options import options_of, plain_options
-from jaxmem.memory.transforms.around import Around
 from jaxmem.models.base import Model
 from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec
@@ -97,25 +95,18 @@ def _cell(
     try:
         if issubclass(MEMORIES[name], FeatureMemory):
             raise ValueError(f"{name} keeps features and reads no text: leave it out.")
-        budget = Budget(None, allowed)
         bits = None if why_bare(name, "bits") else config.bits
-        (chosen,) = contestants((name,), {name: own}, budget, spec, config.tokens, bits=bits)
-        memory = chosen.memory
-        if floor:
-            memory = _with_newest(memory, round(floor * chosen.slots))
-        compile(model, memory, spec=spec)  # sizes that it lacks are missed here
+        made = lambda own, budget: contestants(
+            (name,), {name: own}, budget, spec, config.tokens, bits=bits
+        )
+        (chosen,) = made(own, Budget(None, allowed))
+        if floor:  # a part of the slots that these bytes hold
+            newest = {"newest": round(floor * chosen.slots)}
+            (chosen,) = made(own | newest, Budget(chosen.slots, None))
+        compile(model, chosen.memory, spec=spec)  # sizes that it lacks are missed here
     except ValueError as error:  # not to fit its budget is a result, too
         return Cell(name, share, floor, None, 0, str(error))
-    return Cell(name, share, floor, memory, chosen.slots)
-
-
-def _with_newest(memory: Any, count: int) -> Any:
-    """Return a memory that holds so many newest tokens, through what is around it."""
-    if isinstance(memory, Around):
-        return replace(memory, memory=_with_newest(memory.memory, count))
-    if isinstance(memory, OverScore):
-        return replace(memory, inner=_with_newest(memory.inner, count))
-    return replace(memory, newest=count)
+    return Cell(name, share, floor, chosen.memory, chosen.slots)
 
 
 def fingerprint(config: TextConfig, model: Model, streams: Sequence[Stream], cell: Cell) -> str:

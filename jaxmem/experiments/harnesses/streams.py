@@ -143,7 +143,10 @@ class Streams:
                 model = for_frames(setup.model, reader.info.size)
                 sound = reader.info.audio_streams > 0
                 spec = model_spec(model, setup.chunk_pieces, audio=sound)
-                (chosen, *_), _ = memories_for(setup, model, spec, reader, 0.0, setup.names)
+                try:
+                    (chosen, *_), _ = memories_for(setup, model, spec, reader, 0.0, setup.names)
+                except UnwatchableError as error:
+                    raise ValueError(f"{video}: {error}") from error
             session = Session(model, chosen.memory, chunk_pieces=setup.chunk_pieces, spec=spec)
             self._last = video, session.watch(video)
         return self._last[1]

@@ -140,16 +140,32 @@ def read(path):
     return path.read_text()
 
 
-def test_a_second_run_asks_what_is_missing(ran, copy, monkeypatch, capsys):
-    """Videos that cannot be read are tried again; another rule or a part is only counted anew."""
-    tried, before = [], report_of(ran.out)
+def stop_at(monkeypatch, name):
+    """Have Ctrl-C come at a video."""
     watch = benchmark_watch.watch
+
+    def interrupted(setup, video, *more):
+        setup.stop.wanted = name in video.name
+        return watch(setup, video, *more)
+
+    monkeypatch.setattr(benchmark, "watch", interrupted)
+
+
+def tried_by(monkeypatch):
+    """Return the list to which every video is added that is watched, with its memories."""
+    tried, watch = [], benchmark_watch.watch
 
     def counted(setup, video, *more):
         tried.append((video.name.rpartition("/")[2], sorted(more[2])))
         return watch(setup, video, *more)
 
     monkeypatch.setattr(benchmark, "watch", counted)
+    return tried
+
+
+def test_a_second_run_asks_what_is_missing(ran, copy, monkeypatch, capsys):
+    """Videos that cannot be read are tried again; another rule or a part is only counted anew."""
+    tried, before = tried_by(monkeypatch), report_of(ran.out)
     assert evaluate.main(arguments(copy, ran.out)) == 0
     again = report_of(ran.out)
     both = ["full", "recent"]
@@ -190,13 +206,7 @@ def test_shards_are_merged_to_what_one_run_gives(ran, copy, tmp_path, capsys):
 
 
 def test_ctrl_c_ends_with_a_report_and_status_130(ran, copy, tmp_path, monkeypatch, capsys):
-    watch = benchmark_watch.watch
-
-    def interrupted(setup, video, *more):
-        setup.stop.wanted = "4s" in video.name
-        return watch(setup, video, *more)
-
-    monkeypatch.setattr(benchmark, "watch", interrupted)
+    stop_at(monkeypatch, "4s")
     with pytest.raises(SystemExit) as status:
         evaluate.main(arguments(copy, tmp_path))
     assert status.value.code == 130 and "goes on from here" in capsys.readouterr().out
@@ -209,31 +219,20 @@ def test_replies_of_other_settings_or_times_are_not_reported(ran, copy, tmp_path
     """A run that ends early tells of its own replies only; a stamp that changed is asked anew."""
     out = tmp_path / "out"
     shutil.copytree(ran.out, out)
-    watch = benchmark_watch.watch
-
-    def interrupted(setup, video, *more):
-        setup.stop.wanted = "4s" in video.name
-        return watch(setup, video, *more)
-
-    monkeypatch.setattr(benchmark, "watch", interrupted)
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, "4s")
         evaluate.main([*arguments(copy, out), "--bits", "8"])
     assert report_of(out)[1]["full"]["videos"] == 1  # two of the other settings are there
-    again, tried = tmp_path / "again", []
+    again = tmp_path / "again"
     shutil.copytree(copy, again)
     moved = json.loads((again / "questions_real.json").read_text())
     moved[0]["questions"][0]["time_stamp"] = "00:00:06"
     dump(again / "questions_real.json", moved)
-
-    def counted(setup, video, *more):
-        tried.append(video.name.rpartition("/")[2])
-        return watch(setup, video, *more)
-
-    monkeypatch.setattr(benchmark, "watch", counted)
+    tried = tried_by(monkeypatch)
     shutil.rmtree(out)
     shutil.copytree(ran.out, out)
     assert evaluate.main(arguments(again, out)) == 0
-    assert tried == ["test_0_6s.mp4", "missing.mp4", "damaged.mp4"]
+    assert [name for name, _ in tried] == ["test_0_6s.mp4", "missing.mp4", "damaged.mp4"]
 
 
 def test_a_video_of_unknown_length_is_lost_to_what_needs_it(copy, tmp_path, monkeypatch):
