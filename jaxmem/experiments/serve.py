@@ -24,6 +24,12 @@ from jaxmem.decoder.placing import DATA, weight_places
 from jaxmem.experiments.devices import mesh_of, told
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import parse, refusing, shown, whole_pieces
+from jaxmem.experiments.stream.config import (
+    OF_CHECKPOINTS,
+    Number,
+    Whole,
+    refuse_of_checkpoints,
+)
 from jaxmem.experiments.stream.cost import device_limit
 from jaxmem.experiments.stream.interrupt import leave_threads_behind
 from jaxmem.memory.omnimem.budgets import parse_bytes
@@ -53,6 +59,8 @@ class ServeConfig:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # of a checkpoint
     fps: float = 1.0  # pictures a second that a checkpoint sees
     max_new: int = 128  # tokens of an answer of a checkpoint, at most
+    max_pixels: Whole = None  # of a frame of a checkpoint, at most; as the checkpoint says
+    piece_seconds: Number = None  # of video-SALMONN: length of a piece (30); it answers sooner
     frame: str = "360x640"  # height x width that pictures are fitted to, if the model takes any
     memory: str = "omnimem"  # of sessions that name none; set it with --NAME.OPTION
     budget: str = "96"  # likewise: slots per layer (96), or bytes over all layers (64KiB)
@@ -119,10 +127,10 @@ def _check(config: ServeConfig) -> None:
             raise ValueError(f"--{option} must be at least {least}, got {getattr(config, name)}.")
     if config.port > 65_535:
         raise ValueError(f"--port must be at most 65535, got {config.port}.")
-    for name in ("silence", "fps", "grace", "save_every"):
-        if not 0 < getattr(config, name) < float("inf"):
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be positive, got {getattr(config, name)}.")
+    for name in ("silence", "fps", "grace", "save_every", "max_pixels", "piece_seconds"):
+        if (value := getattr(config, name)) is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}.")
+    refuse_of_checkpoints(config)
     if config.root is not None and not config.root.is_dir():
         raise ValueError(f"--root {config.root}: there is no such folder.")
     check_reached(config.host, config.token)
@@ -160,9 +168,8 @@ def loaded(config: ServeConfig) -> Model:
     Raises:
       ValueError: if it does not load.
     """
-    more: dict[str, Any] = {
-        "dtype": config.dtype, "fps": config.fps, "max_new": config.max_new,
-    }  # fmt: skip
+    given: dict[str, Any] = {name: getattr(config, name) for name in OF_CHECKPOINTS}
+    more = {name: value for name, value in given.items() if value is not None}
     mesh = mesh_of(config.mesh)
     if mesh is not None:
         more["sharding"] = weight_places(mesh)

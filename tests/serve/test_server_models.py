@@ -27,7 +27,7 @@ CASES = {
     "tiny-gated-delta": ("recent", ()),
     "tiny-hybrid": ("omnimem", ()),
     "tiny-linear": ("recent", ()),
-    "qwen2_vl": ("recent", SMALL),
+    "qwen2_vl": ("recent", (*SMALL, "--max-pixels", "3136")),
     "qwen2_5_vl": ("flash_vstream_qwen", SMALL),  # a memory of features
     "qwen3_vl": ("rekv", (*SMALL, "--rekv.space", "device")),  # a memory with a bank
     "qwen3_5": ("recent", SMALL),  # layers with a state
@@ -55,6 +55,8 @@ def test_a_model_is_served(name, golden, tmp_path):
         WRITERS[name](folder)
     where, text = (name, LAST) if tiny else (str(folder), "what is shown now")
     more = {} if tiny else {"dtype": "float32", "max_new": 4, "fps": 1.0}
+    if "--max-pixels" in options:
+        more["max_pixels"] = int(options[-1])
     model, budget = load(where, **more), "64" if tiny else "256"
     size = model.media.size
     height, width = map(int, options[1].split("x")) if options else (360, 640)

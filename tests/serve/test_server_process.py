@@ -103,6 +103,9 @@ WRONG = {
     "no port": (["--port", "70000"], "at most 65535"),
     "no model": (["--model", "nowhere"], "nowhere"),
     "half a piece": (["--chunk-seconds", "0.5"], "multiple"),
+    "no pixels": (["--model", "nowhere", "--max-pixels", "0"], "--max-pixels must be positive"),
+    "no length": (["--model", "nowhere", "--piece-seconds", "0"], "--piece-seconds must be"),
+    "idle": (["--max-pixels", "4096"], "--max-pixels has no effect on an embedded model"),
 }
 
 

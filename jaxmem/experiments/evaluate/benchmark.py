@@ -16,17 +16,11 @@ from jaxmem.data.benchmarks import Benchmark, Item, Problem, Video, named
 from jaxmem.data.benchmarks.prompts import asked, template_of
 from jaxmem.data.benchmarks.rules import score
 from jaxmem.experiments.evaluate import benchmark_cells as cells
-from jaxmem.experiments.evaluate.benchmark_config import (
-    OF_CHECKPOINTS,
-    BenchmarkConfig,
-    by_video,
-    check,
-    found_in,
-)
+from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig, by_video, check, found_in
 from jaxmem.experiments.evaluate.benchmark_output import write
 from jaxmem.experiments.evaluate.benchmark_watch import Setup, UnwatchableError, watch
 from jaxmem.experiments.parsing import whole_pieces
-from jaxmem.experiments.stream.config import StreamConfig
+from jaxmem.experiments.stream.config import OF_CHECKPOINTS, StreamConfig
 from jaxmem.experiments.stream.cost import check_chunk
 from jaxmem.experiments.stream.interrupt import ABORTED, Stop, interruptible
 from jaxmem.experiments.stream.source import load_model

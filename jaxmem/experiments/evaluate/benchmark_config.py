@@ -14,13 +14,17 @@ from jaxmem.data.benchmarks import Found, Item, Video, named, read
 from jaxmem.data.benchmarks.prompts import template_of
 from jaxmem.data.benchmarks.rules import RULES
 from jaxmem.experiments.memories import MemoryOptions
-from jaxmem.experiments.stream.config import Dtype, File, Number, Text, Whole
+from jaxmem.experiments.stream.config import (
+    Dtype,
+    File,
+    Number,
+    Text,
+    Whole,
+    refuse_of_checkpoints,
+)
 from jaxmem.memory.by_name import Wrapped, check_around, parse_budget, parse_names
-from jaxmem.models.tiny.embedded import is_embedded
 
 Dir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
-OF_CHECKPOINTS = ("dtype", "fps", "max_new", "max_pixels", "piece_seconds")
-"""Options that an embedded model does not have."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,7 @@ def check_model(config: BenchmarkConfig) -> None:
     for name in ("chunk_seconds", "piece_seconds"):
         if (value := getattr(config, name)) is not None and value <= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value:g}.")
-    for name in OF_CHECKPOINTS:
-        given = getattr(config, name) != getattr(BenchmarkConfig, name)
-        if is_embedded(config.model) and given:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} has no effect on an embedded model; leave it out.")
+    refuse_of_checkpoints(config)
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -15,12 +15,7 @@ from rich.progress import track
 from jaxmem.data.benchmarks import Item, Video
 from jaxmem.data.question_files import PLACEHOLDER
 from jaxmem.experiments.evaluate.benchmark import setup_of
-from jaxmem.experiments.evaluate.benchmark_config import (
-    OF_CHECKPOINTS,
-    BenchmarkConfig,
-    by_video,
-    check_model,
-)
+from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig, by_video, check_model
 from jaxmem.experiments.evaluate.benchmark_watch import (
     Setup,
     UnwatchableError,
@@ -28,6 +23,7 @@ from jaxmem.experiments.evaluate.benchmark_watch import (
     watch,
 )
 from jaxmem.experiments.memories import read_options, split_options
+from jaxmem.experiments.stream.config import OF_CHECKPOINTS
 from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.feeding import open_for
 from jaxmem.memory.by_name import parse_names

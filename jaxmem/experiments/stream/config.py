@@ -14,6 +14,7 @@ from jaxmem.experiments.devices import mesh_of, spread
 from jaxmem.experiments.memories import MemoryOptions
 from jaxmem.memory.by_name import parse_names
 from jaxmem.memory.options import NAMES, check_options
+from jaxmem.models.tiny.embedded import is_embedded
 from jaxmem.resuming import EVERY
 from jaxmem.saves import check_target
 
@@ -31,6 +32,8 @@ MOST_NEW = 100_000
 """Tokens of an answer: a book. All of them have room on the device before the first comes."""
 TRIED_BYTES = 1 << 20
 """Written to a folder to see that it can be: more than a report."""
+OF_CHECKPOINTS = ("dtype", "fps", "max_new", "max_pixels", "piece_seconds")
+"""Options that an embedded model does not have, where a command takes either."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,20 @@ def check(config: StreamConfig) -> None:
         raise ValueError(
             f"a synthetic video has a whole number of seconds, got --seconds {config.seconds:g}."
         )
+
+
+def refuse_of_checkpoints(config: Any) -> None:
+    """Refuse options that the embedded model of a command's config leaves without an effect.
+
+    Raises:
+      ValueError: naming the option.
+    """
+    if not is_embedded(config.model):
+        return
+    for name in OF_CHECKPOINTS:
+        if getattr(config, name) != getattr(type(config), name):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} has no effect on an embedded model; leave it out.")
 
 
 def _try_folder(name: str, folder: Path) -> None:
