@@ -81,6 +81,8 @@ def _kernel(tree: Any, o: Any, last: Any, *kept: Any, form: ps.Form, scale: floa
         ps.store(o, row, p, (asked + form.dot(scores, u)) * scale)
         if kept:
             ps.store(kept[1], row, p, u)
+            # Again, not held since: one register more would spill (float32, sm_80).
+            decay = ps.decays(ps.load_row(g, row))
         return ps.written(form, k, row, state, u, decay)
 
     state = lax.fori_loop(0, form.tiles, body, ps.load_state(form, start, p))
