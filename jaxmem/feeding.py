@@ -111,6 +111,7 @@ class Feeding:
         self._spec = spec
         self._held: list[PieceLike] = []
         self._events: list[Event] = []
+        self._short: list[tuple[int, int]] = []  # chunks that were not full, pieces that they lack
         self._answers = 0
         self._silenced = False  # whether the last piece had samples that were silenced
         self._source: dict[str, Any] | None = None  # what is watched, and from which piece on
@@ -237,10 +238,12 @@ class Feeding:
         with self._lock:
             if not self._held:
                 return
-            self._need()
+            lack = self.chunk_pieces - len(self._held)
+            short = [(int(self.carry.chunks), lack)] if lack else []
             segment, heard = self._open_chunk()
             self._write(segment)
             self.preprocessor.heard, self._held = heard, []
+            self._short += short
 
     def write(self, inputs: PyTree, heard: Heard) -> None:
         """Write K chunks that were preprocessed elsewhere, stacked on a leading axis.
@@ -263,7 +266,7 @@ class Feeding:
         """Begin anew with an empty stream; nothing compiles again."""
         with self._lock:
             self._held, self._events, self._answers, self.dialogue = [], [], 0, None
-            self._source = None
+            self._short, self._source = [], None
             self.preprocessor = Preprocessor(self.model, self.chunk_pieces)
             self.carry = start(self.program, self.bound)
 
@@ -292,8 +295,13 @@ class Feeding:
         found = broken_state(carry, self.program)
         if found is None:
             return None
-        at = found[0] * self.chunk_pieces * self.model.media.piece_seconds
+        at = self._begin(found[0])
         return Event(at, "not_finite", f"{found[1]} is not finite from {at:g} s on.")
+
+    def _begin(self, chunk: int) -> float:
+        """Return when a chunk begins, in seconds of the stream."""
+        lacking = sum(lack for number, lack in self._short if number < chunk)
+        return (chunk * self.chunk_pieces - lacking) * self.model.media.piece_seconds
 
     @property
     def events(self) -> list[Event]:
@@ -302,12 +310,11 @@ class Feeding:
             events = list(self._events)
             found = None if self._carry is None else jax.device_get(self._carry.rejected)
             broken = None if self._carry is None else self._broken(self._carry)
-        if found is not None:
-            each = self.chunk_pieces * self.model.media.piece_seconds
-            if found.rows:
-                message = (
-                    f"{int(found.rows)} rows were not finite and were left out, in the chunks from "
-                    f"{found.first * each:g} s to {(found.last + 1) * each:g} s."
-                )
-                events.append(Event(float(found.first * each), "not_finite", message))
+        if found is not None and found.rows:
+            first, end = self._begin(int(found.first)), self._begin(int(found.last) + 1)
+            message = (
+                f"{int(found.rows)} rows were not finite and were left out, in the chunks from "
+                f"{first:g} s to {end:g} s."
+            )
+            events.append(Event(first, "not_finite", message))
         return events if broken is None else [*events, broken]

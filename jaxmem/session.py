@@ -188,6 +188,7 @@ class Session(Asking):
                 "dialogue": self.dialogue,
                 "chunk_pieces": self.chunk_pieces,
                 "events": self._events,
+                "short": self._short,
                 "size": size if isinstance(size, tuple) else None,
                 "source": self._source,
             }
@@ -250,6 +251,7 @@ class Session(Asking):
             held: list[PieceLike] = [*held_of(part)]
             self.preprocessor.heard, self._held = heard_of(part), held
             self._events = [Event(*event) for event in numbers["events"]]
+            self._short = [(number, lack) for number, lack in numbers.get("short", ())]
             self._answers, self._source = numbers["answers"], numbers["source"]
             if numbers["dialogue"]:
                 self._answers -= 1

@@ -290,6 +290,24 @@ def test_rows_that_are_not_finite_are_left_out_and_told(model):
     assert np.isfinite(session.ask(QUESTION).logits).all()
 
 
+def test_chunks_that_were_not_full_count_what_they_held(model, tmp_path):
+    """Each of three chunks of four pieces holds one: the fourth begins at 3 s, not at 12 s."""
+    session = jm.Session(model, jm.Recent(32), chunk_pieces=4)
+    for i in range(3):
+        session.feed(piece(i))
+        session.flush()
+    inputs, heard = session.preprocessor.peek([piece(i) for i in range(3, 7)])
+    inputs = jax.tree.map(lambda a: a * np.nan if a.dtype.kind == "f" else a, inputs)
+    session.write(jax.tree.map(lambda a: np.asarray(a)[None], inputs), heard)
+    (event,) = session.events
+    assert event.time == 3.0 and "from 3 s to 7 s" in event.message
+    session.save(tmp_path / "saved")
+    restored = jm.Session.restore(tmp_path / "saved", model, jm.Recent(32))
+    assert restored.events == session.events
+    session.reset()
+    assert session.events == []
+
+
 @pytest.mark.parametrize("garbage", [1e4, np.nan, np.inf])
 def test_padding_may_hold_anything(garbage):
     """In chunks and in questions."""

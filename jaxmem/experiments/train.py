@@ -34,7 +34,8 @@ class Options:
     # Layers with a state in place of attention: mamba2, gated_delta, linear, mom or
     # titans. As many weights as without. Default: all layers attend.
     mixer: str | None = None
-    attend: Literal["none", "one_in_four"] = "none"  # With --mixer: which layers attend.
+    # With --mixer: which layers attend. Default: none.
+    attend: Literal["none", "one_in_four"] | None = None
     seed: int | None = None  # Seed of weights and data. Default: the config's.
     # What updates the matrices of the layers, docs/training.md. Default: the config's (muon).
     optimizer: Name | None = None
@@ -57,9 +58,9 @@ def _config(options: Options) -> TrainConfig:
     if options.rank is not None and config.optimizer not in ("galore", "apollo"):
         raise ValueError(f"--rank has no effect with {config.optimizer}: give --optimizer apollo.")
     if options.mixer is not None:
-        made = tiny.sized(options.mixer, options.attend, config.model)
+        made = tiny.sized(options.mixer, options.attend or "none", config.model)
         config = dataclasses.replace(config, model=made)
-    elif options.attend != Options.attend:
+    elif options.attend is not None:
         raise ValueError(f"--attend {options.attend} has no effect without --mixer; leave it out.")
     return scaled(config, options.steps_scale)
 

@@ -129,8 +129,9 @@ def test_command_trains_stops_resumes_and_measures(tmp_path, monkeypatch, capsys
 def test_bad_models_are_refused(capsys):
     assert command.main(["--mixer", "elephant"]) == 2
     assert "mixer is one of mamba2, gated_delta, linear, mom, titans" in capsys.readouterr().err
-    assert command.main(["--attend", "one_in_four"]) == 2
-    assert "--attend one_in_four has no effect without --mixer" in capsys.readouterr().err
+    for attend in ("one_in_four", "none"):
+        assert command.main(["--attend", attend]) == 2
+        assert f"--attend {attend} has no effect without --mixer" in capsys.readouterr().err
     with pytest.raises(ValueError, match="of 3 layers none would attend"):
         tiny.sized("mamba2", "one_in_four", tiny.TinyConfig(layers=3))
     with pytest.raises(ValueError, match="leaves no weights for MLPs"):
