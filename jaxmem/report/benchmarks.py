@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from jaxmem.data.benchmarks.item import Average, Benchmark, Item, Problem
@@ -71,7 +72,8 @@ def score_of(replied: Sequence[Replied], rule: str, average: Average = "question
 
     def mean(rows: np.ndarray) -> np.ndarray:
         """Return the mean for videos [draws, n]; a kind that was not drawn is left out."""
-        shares = ratio(hits[rows].sum(1), asked[rows].sum(1))
+        drawn = np.stack([np.bincount(row, minlength=len(videos)) for row in rows])
+        shares = ratio(drawn @ hits, drawn @ asked)
         parts = []
         for group in groups:
             own = [i for (name, _), i in kinds.items() if average != "groups" or name == group]
@@ -178,7 +180,8 @@ def as_dict(one: Outcome, benchmark: Benchmark) -> dict[str, Any]:
 def tables(outcomes: Sequence[Outcome], benchmark: Benchmark, title: str) -> list[Table]:
     """Return the scores of all memories, what they cost, and the scores of every split."""
     plain = [as_dict(one, benchmark) for one in outcomes]
-    scores = Table("memory", OFFICIAL, SAFE, "unparsed", "replies", "lost", title=title)
+    heads = "memory", OFFICIAL, SAFE, "unparsed", "replies", "lost"
+    scores = Table(*heads, title=escape(title))
     names = ("bytes", "bank", "frames seen", "tokens seen", "first token")
     costs = Table("memory", *names, title="what is held, and medians over questions")
     for one, known in zip(outcomes, plain, strict=True):
@@ -199,12 +202,13 @@ def _split_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     parts = {one.memory: splits(one.replied) for one in outcomes}
     found = []
     for name in dict.fromkeys(name for each in parts.values() for name in each):
-        out = Table(name, "questions", *parts, title=f"by {name} (%): official; safe")
+        title = escape(f"by {name} (%): official; safe")
+        out = Table(escape(name), "questions", *parts, title=title)
         scored = False
         for value in dict.fromkeys(v for each in parts.values() for v in each.get(name, {})):
             here = [each.get(name, {}).get(value, []) for each in parts.values()]
             scored |= any(score_of(part, OFFICIAL) for part in here)
-            out.add_row(value, str(max(map(len, here))), *map(_both, here))
+            out.add_row(escape(value), str(max(map(len, here))), *map(_both, here))
         if scored:
             found.append(out)
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -33,6 +34,8 @@ from jaxmem.report.commit import made_by
 from jaxmem.saving import fingerprint
 
 Videos = Mapping[Video, Sequence[Item]]
+Put = Mapping[str, str]
+"""Id of an item -> what it is asked in."""
 REPORTED = ("model", "settings", "prompt", "commit", "jax", "device")
 """Of cells, what a report says of how its replies were given."""
 
@@ -48,15 +51,15 @@ def benchmark(config: BenchmarkConfig, console: Console) -> list[report.Outcome]
     found = found_in(config)
     videos = by_video(found.items, config.shard)
     names, folders = parse_names(config.memory), [config.out]
-    interrupted, marks = False, {}
+    interrupted, counted = False, Counted()
     if config.merge:
         folders = list(config.merge)
         names = merged(config.merge)
     else:
         with interruptible() as stop:
-            marks = run(config, videos, names, console, stop)
+            counted = run(config, videos, names, console, stop)
             interrupted = stop.wanted
-    outcomes, events = collect(config, videos, names, folders, marks)
+    outcomes, events = collect(config, videos, names, folders, counted)
     write(config, found, videos, outcomes, events, console)
     if interrupted:
         console.print("interrupted: the same command goes on from here", style="yellow")
@@ -64,13 +67,24 @@ def benchmark(config: BenchmarkConfig, console: Console) -> list[report.Outcome]
     return outcomes
 
 
+class Counted(NamedTuple):
+    """Which replies a report is of, and what kept others from being given.
+
+    Attributes:
+      marks: memory -> of the settings that count; none: any.
+      words: what an item is to be asked in; None: any words.
+      failed: name of a memory and id of a video -> why it could not be watched now.
+    """
+
+    marks: Mapping[str, str] = MappingProxyType({})
+    words: Callable[[Item], str] | None = None
+    failed: Mapping[tuple[str, str], str] = MappingProxyType({})
+
+
 def run(
     config: BenchmarkConfig, videos: Videos, names: Sequence[str], console: Console, stop: Stop
-) -> dict[str, str]:
-    """Stream the videos of which replies are missing, and store these.
-
-    Returns: what tells the replies of each memory from those of other settings.
-    """
+) -> Counted:
+    """Stream the videos of which replies are missing, ask for these alone, and store them."""
     setup = setup_of(config, console, stop)
     model = setup.model
     weights = fingerprint(model.params)
@@ -84,35 +98,40 @@ def run(
         "device": device,
         **made_by(),
     }
-    columns = [TextColumn("{task.fields[at]:<32}"), BarColumn(), MofNCompleteColumn()]
+    failed: dict[tuple[str, str], str] = {}
+    columns = [TextColumn("{task.fields[at]:<32}", markup=False), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("", total=sum(map(len, videos.values())), at="")
         for video, items in videos.items():
             if stop.wanted:
-                return marks
+                break
             put = {item.id: asked(item, template) for item in items}
             there = {name: cells.read(config.out, name, video) for name in names}
-            wanted = [n for n in names if not cells.complete(there[n], marks[n], items, put)]
+            gone = {n: cells.missing(there[n], marks[n], items, put) for n in names}
+            wanted = [name for name in names if gone[name]]
             bar.update(task, at=video.id[-32:])
             if wanted:
+                ids = {item.id for each in gone.values() for item in each}
+                new = [item for item in items if item.id in ids]
                 heard = lambda: bar.update(task, advance=1)
                 before = bar.tasks[0].completed
-                stored = _watched(setup, video, items, put, wanted, heard)
+                stored = _watched(setup, video, new, put, wanted, heard)
                 bar.update(task, completed=before)
                 if stop.wanted:
-                    return marks
+                    break
                 for name, cell in stored.items():
                     own = {"fingerprint": marks[name], "settings": settings[name]}
-                    cells.write(config.out, name, video, {**own, **beside, **cell})
+                    if not cells.write(config.out, name, video, {**own, **beside, **cell}):
+                        failed[name, video.id] = cell["failed"]
             bar.update(task, advance=len(items))
-    return marks
+    return Counted(marks, lambda item: asked(item, template), failed)
 
 
 def _watched(
     setup: Setup,
     video: Video,
     items: Sequence[Item],
-    put: Mapping[str, str],
+    put: Put,
     wanted: Sequence[str],
     heard: Any,
 ) -> dict[str, cells.Cell]:
@@ -170,7 +189,7 @@ def merged(folders: Sequence[Path]) -> tuple[str, ...]:
     """
     marks: dict[str, dict[Any, Path]] = {}
     for folder in folders:
-        for path in sorted((folder / "cells").glob("*/*.json")):
+        for path in cells.files(folder):
             cell = cells.load(path)
             mark = cell["fingerprint"], cell.get("prompt")
             marks.setdefault(path.parent.name, {}).setdefault(mark, path)
@@ -189,7 +208,7 @@ def collect(
     videos: Videos,
     names: Sequence[str],
     folders: Sequence[Path],
-    marks: Mapping[str, str],
+    counted: Counted,
 ) -> tuple[list[report.Outcome], list[dict[str, Any]]]:
     """Return what the stored replies are worth, and what happened to the videos.
 
@@ -198,37 +217,63 @@ def collect(
       videos: with their questions.
       names: of the memories.
       folders: where the replies lie.
-      marks: memory -> of the settings that count; none: any.
+      counted: which replies count.
 
     Raises:
-      ValueError: if there is not one reply.
+      ValueError: if a file holds no replies.
     """
     rules = named(config.name)
     outcomes, events = [], {}
     for name in names:
         replied, lost, held = list[report.Replied](), list[Problem](), [(0, 0)]
         made: dict[str, Any] = {}
+        mark = counted.marks.get(name)
         for video, items in videos.items():
             there = (cells.read(folder, name, video) for folder in folders)
-            mark = marks.get(name)
             found = [x for x in there if x and mark in (None, x["fingerprint"])]
-            cell = min(found, key=lambda x: "failed" in x, default=None)
-            if cell is None:
-                lost.append(Problem(video.id, "it has not been watched yet", len(items)))
-                continue
-            held.append((cell.get("nbytes", 0), cell.get("host_nbytes", 0)))
-            for key in REPORTED:
-                if (value := cell.get(key)) not in made.setdefault(key, []):
-                    made[key].append(value)
-            here = {item.id: item for item in items}
-            replied += _replied(config, rules, video, cell, here)
-            why = Counter(one["reason"] for one in cell["lost"] if one["id"] in here)
+            replies, reasons = known_of(found, items, counted)
+            for cell in {id(cell): cell for cell, _, _ in replies}.values():
+                held.append((cell.get("nbytes", 0), cell.get("host_nbytes", 0)))
+                for key in REPORTED:
+                    if (value := cell.get(key)) not in made.setdefault(key, []):
+                        made[key].append(value)
+            for cell in found:
+                events |= {(video.id, *one.values()): one for one in cell.get("events", ())}
+            replied += [_replied(config, rules, video, *each) for each in replies]
+            rest = "it has not been asked yet" if found else "it has not been watched yet"
+            rest = counted.failed.get((name, video.id), rest)
+            answered = {item.id for _, _, item in replies}
+            why = Counter(reasons.get(x.id, rest) for x in items if x.id not in answered)
             lost += [Problem(video.id, reason, count) for reason, count in why.items()]
-            events |= {(video.id, *one.values()): one for one in cell.get("events", ())}
         nbytes, host = (max(column) for column in zip(*held, strict=True))
         outcomes.append(report.Outcome(name, replied, lost, nbytes, host, made))
     told = [{"video": key[0], **one} for key, one in events.items()]
     return outcomes, told
+
+
+def known_of(
+    found: Sequence[cells.Cell], items: Sequence[Item], counted: Counted
+) -> tuple[list[tuple[cells.Cell, Mapping[str, Any], Item]], dict[str, str]]:
+    """Return the replies that cells of one video hold, each once, and why there are no others.
+
+    Args:
+      found: cells of one memory and video, from any number of folders.
+      items: about the video.
+      counted: which replies count.
+    """
+    here, words = {item.id: item for item in items}, counted.words
+
+    def counts(one: Mapping[str, Any]) -> bool:
+        item = here.get(one["id"])
+        return item is not None and (words is None or cells.put_so(one, item, words(item)))
+
+    replies: dict[str, tuple[cells.Cell, Mapping[str, Any], Item]] = {}
+    reasons: dict[str, str] = {}
+    for cell in found:
+        for one in filter(counts, cell["replies"]):
+            replies.setdefault(one["id"], (cell, one, here[one["id"]]))
+        reasons |= {one["id"]: one["reason"] for one in filter(counts, cell["lost"])}
+    return list(replies.values()), reasons
 
 
 def _replied(
@@ -236,21 +281,19 @@ def _replied(
     rules: Benchmark,
     video: Video,
     cell: cells.Cell,
-    here: Mapping[str, Item],
-) -> Iterator[report.Replied]:
+    one: Mapping[str, Any],
+    item: Item,
+) -> report.Replied:
     how = {"rule": config.rule or rules.rule, "empty_counts": rules.empty_counts}
-    for one in cell["replies"]:
-        if one["id"] in here:
-            item = here[one["id"]]
-            yield report.Replied(
-                item=item,
-                score=score(item, one["reply"], at=one["time"], **how),
-                reply=one["reply"],
-                time=one["time"],
-                late=one["wanted_time"] is not None and not item.polls,
-                seen=None if "seen" not in one else video.start + one["seen"],
-                end=video.start + cell["seconds"],
-                frames=one["frames"],
-                tokens=one["tokens"],
-                first_token_ms=one["first_token_ms"],
-            )
+    return report.Replied(
+        item=item,
+        score=score(item, one["reply"], at=one["time"], **how),
+        reply=one["reply"],
+        time=one["time"],
+        late=one["wanted_time"] is not None and not item.polls,
+        seen=None if "seen" not in one else video.start + one["seen"],
+        end=video.start + cell["seconds"],
+        frames=one["frames"],
+        tokens=one["tokens"],
+        first_token_ms=one["first_token_ms"],
+    )

@@ -21,6 +21,7 @@ from jaxmem.experiments.stream.config import (
     Text,
     Whole,
     refuse_of_checkpoints,
+    try_folder,
 )
 from jaxmem.memory.by_name import Wrapped, check_around, parse_budget, parse_names
 
@@ -70,6 +71,7 @@ def check(config: BenchmarkConfig) -> None:
         raise ValueError(f"--rule {config.rule!r} is none of {', '.join(RULES)}.")
     shard_of(config.shard)
     template_of(config.prompt)
+    try_folder("out", config.out)
     if config.shard and config.merge:
         raise ValueError("--merge reports all shards; leave --shard out.")
     for folder in config.merge:
@@ -119,6 +121,10 @@ def found_in(config: BenchmarkConfig) -> Found:
     wanted = [name.strip().lower() for name in config.only.split(",") if name.strip()]
     if wanted:
         known = {name.lower(): name for x in found.items for name in (x.kind, x.group) if name}
+        if not known:
+            raise ValueError(
+                f"--only {config.only}: this copy has no kinds or groups; leave it out."
+            )
         if unknown := [name for name in wanted if name not in known]:
             raise ValueError(
                 f"--only {unknown[0]!r} is none of the kinds and groups of this copy: "

@@ -128,13 +128,13 @@ def check(config: StreamConfig) -> None:
     for name in ("seed", "questions"):
         if getattr(config, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(config, name)}.")
-    _try_folder("out", config.out)
+    try_folder("out", config.out)
     for file in (config.out / "report.json", *config.out.glob("*.png")):
         if file.is_dir():
             raise ValueError(f"--out {config.out}: {file.name} is a folder there; remove it.")
     if config.checkpoint is not None:
         check_target(config.checkpoint, replace=config.resume is not None)
-        _try_folder("checkpoint", config.checkpoint)
+        try_folder("checkpoint", config.checkpoint)
     if config.video is None and config.seconds is not None and config.seconds % 1:
         raise ValueError(
             f"a synthetic video has a whole number of seconds, got --seconds {config.seconds:g}."
@@ -155,7 +155,7 @@ def refuse_of_checkpoints(config: Any) -> None:
             raise ValueError(f"--{option} has no effect on an embedded model; leave it out.")
 
 
-def _try_folder(name: str, folder: Path) -> None:
+def try_folder(name: str, folder: Path) -> None:
     """Make a folder and write to it, so that nothing is streamed that could not be kept."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
