@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import runpy
+import traceback
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from jaxmem.data.benchmarks.item import Average, Benchmark, Form, Found, Item, Problem, Video
-from jaxmem.data.benchmarks.reading import Reading
+from jaxmem.data.benchmarks.item import (
+    Average,
+    Benchmark,
+    Form,
+    Found,
+    Item,
+    Problem,
+    Rule,
+    Video,
+)
+from jaxmem.data.benchmarks.reading import MalformedError, Reading
 
 __all__ = [
-    "BENCHMARKS", "Average", "Benchmark", "Form", "Found", "Item", "Problem", "Reading", "Video",
-    "named", "read",
+    "BENCHMARKS", "Average", "Benchmark", "Form", "Found", "Item", "Problem", "Reading", "Rule",
+    "Video", "named", "read",
 ]  # fmt: skip
 
 SHOWN = 3  # malformed records that an error names
@@ -72,7 +82,7 @@ def named(name: str) -> Benchmark:
     try:
         found = runpy.run_path(name).get("BENCHMARK")
     except Exception as error:  # whatever the user's file raises
-        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
+        raise ValueError(_raised(name, error)) from error
     if not isinstance(found, Benchmark):
         raise ValueError(f"{name} has no BENCHMARK that is a jaxmem.data.benchmarks.Benchmark.")
     return found
@@ -88,9 +98,9 @@ def read(name: str, folder: str | Path, videos: str | Path | None = None) -> Fou
 
     Raises:
       ValueError: if there is no such benchmark or folder, the folder is one of another benchmark,
-        a file is damaged, or no record can be read.
+        a file is damaged, no record can be read, or a benchmark of the user's own raises anything.
     """
-    benchmark, where = named(name), Path(folder)
+    benchmark, where, given = named(name), Path(folder), name
     name = benchmark.name
     reading = Reading(benchmark, where, None if videos is None else Path(videos))
     expected = f"expected {', '.join(benchmark.files[:5])}: {benchmark.holds}"
@@ -98,13 +108,28 @@ def read(name: str, folder: str | Path, videos: str | Path | None = None) -> Fou
         found = sorted(path.name for path in where.iterdir())[:5]
         held = f"it holds {', '.join(found)}" if found else "it is empty"
         raise ValueError(f"{where} is no copy of {name}: {expected}; {held}.{_instead(where)}")
-    benchmark.read(reading)
+    try:
+        benchmark.read(reading)
+    except Exception as error:  # whatever the user's file raises
+        if not given.endswith(".py"):
+            raise
+        raise ValueError(_raised(given, error)) from error
     if not reading.found.items:
         reasons = "; ".join(f"{one.where}: {one.reason}" for one in reading.found.problems[:SHOWN])
         raise ValueError(
             f"{where} holds no question of {name}: {expected}; {reasons or 'its files are empty'}."
         )
     return reading.found
+
+
+def _raised(file: str, error: Exception) -> str:
+    """Return in words what a Python file of the user's raised, and in which of its lines."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f", line {frame.lineno}" for frame in frames if frame.filename == file]
+    repair = ""
+    if isinstance(error, MalformedError):
+        repair = ". Read each record within `with reading.noting(where)`, and the others are read."
+    return f"{file}{''.join(lines[-1:])}: {type(error).__name__}: {error}{repair}"
 
 
 def _instead(folder: Path) -> str:

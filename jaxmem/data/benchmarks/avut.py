@@ -13,10 +13,12 @@ def read(reading: r.Reading) -> None:
     for where, record in reading.records(*FILES):
         with reading.noting(where):
             name = r.words(record, "video_id", "video", "video_path")
+            video = reading.video(name)
+            own = reading.numbered(video)
             answer = r.words(record, "answer")
             common = {
-                "id": where,
-                "video": reading.video(name),
+                "id": own,
+                "video": video,
                 "question": r.words(record, "question"),
                 "kind": r.words(record, "task_type", "question_type", "task", default=""),
                 "labels": (("file", where.partition("_data")[0]),),

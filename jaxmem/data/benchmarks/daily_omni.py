@@ -10,11 +10,13 @@ def read(reading: r.Reading) -> None:
     """Read all questions."""
     for where, record in reading.records("qa.json"):
         with reading.noting(where):
-            name, options = r.words(record, "video_id"), r.choices(record, "Choice")
+            name = r.words(record, "video_id")
+            video = reading.video(f"Videos/{name}/{name}_video.mp4", f"{name}_video")
+            own, options = reading.numbered(video), r.choices(record, "Choice")
             reading.add(
                 Item(
-                    id=where,
-                    video=reading.video(f"Videos/{name}/{name}_video.mp4", f"{name}_video"),
+                    id=own,
+                    video=video,
                     question=r.words(record, "Question"),
                     right=r.right_letter(r.words(record, "Answer"), options),
                     options=options,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from jaxmem.data.benchmarks.reading import Reading
@@ -18,6 +18,10 @@ Form = Literal["options", "count", "yes_no", "text", "proactive"]
 """What a reply is: an option, a whole number, yes or no, words for a judge, words in time."""
 Average = Literal["questions", "kinds", "groups"]
 """What a score is the mean of: questions; kinds of questions; groups of kinds."""
+Rule = Literal[
+    "first_character", "before_parenthesis", "prefix_search", "a_on_failure", "ranked", "contains",
+]  # fmt: skip
+"""How the letter of a reply is read; what each does is in `rules`."""
 
 
 class Video(NamedTuple):
@@ -46,7 +50,7 @@ class Item:
     """One question of a benchmark.
 
     Attributes:
-      id: unique within the benchmark.
+      id: the benchmark's own, or "" where it has none. `Reading.add` makes it unique.
       video: what is watched.
       question: in the benchmark's words, without its options.
       right: number of the right option, or the right text, number or "Yes" or "No".
@@ -104,8 +108,8 @@ class Benchmark:
       read: from the files of a folder to items.
       files: patterns of the annotation files, of which one at least is there.
       holds: what they hold, in words.
-      rule: in `rules.RULES`, by which the benchmark (or the harness that most papers use) reads the
-        letter of a reply.
+      rule: by which the benchmark (or the harness that most papers use) reads the letter of a
+        reply.
       average: what its score is the mean of.
       empty_counts: whether a question without a reply counts as wrong; else it is left out.
     """
@@ -114,6 +118,29 @@ class Benchmark:
     read: Callable[[Reading], None]
     files: tuple[str, ...]
     holds: str
-    rule: str = "prefix_search"
+    rule: Rule = "prefix_search"
     average: Average = "questions"
     empty_counts: bool = True
+
+    def __post_init__(self):
+        rules, averages = get_args(Rule), get_args(Average)
+        for what, good, expected in (
+            ("name", isinstance(self.name, str), "text"),
+            ("read", callable(self.read), "a function of a Reading"),
+            ("files", _are_patterns(self.files), 'a tuple of patterns as ("mine.json",)'),
+            ("holds", isinstance(self.holds, str), "text"),
+            ("rule", self.rule in rules, f"one of {', '.join(rules)}"),
+            ("average", self.average in averages, f"one of {', '.join(averages)}"),
+            ("empty_counts", isinstance(self.empty_counts, bool), "True or False"),
+        ):
+            if not good:
+                raise ValueError(
+                    f"Benchmark.{what} of {self.name!r} is {getattr(self, what)!r}, expected "
+                    f"{expected}."
+                )
+
+
+def _are_patterns(files: Any) -> bool:
+    """Return whether files below a folder can be found by these."""
+    listed = isinstance(files, tuple | list) and len(files) > 0
+    return listed and all(isinstance(x, str) and x and not Path(x).is_absolute() for x in files)

@@ -23,7 +23,7 @@ def read(reading: r.Reading) -> None:
                     types = [str(x) for x in r.listed(one, "question_type")]
                     reading.add(
                         Item(
-                            id=r.words(one, "uid", default=f"{key}.{number}"),
+                            id=r.words(one, "uid", default="") or f"{key}.{number}",
                             video=video,
                             question=question,
                             right=r.right_letter(r.words(one, "answer"), options),

@@ -14,12 +14,14 @@ def read(reading: r.Reading) -> None:
     """Read all records."""
     for where, record in reading.records("data.json"):
         with reading.noting(where):
-            name, options = r.words(record, "video_id"), r.choices(record, "options")
+            name = r.words(record, "video_id")
+            video = reading.video(f"videos/{name}.mp4", name)
+            own, options = reading.numbered(video), r.choices(record, "options")
             labels = tuple((label, r.words(record, key, default="")) for label, key in LABELS)
             reading.add(
                 Item(
-                    id=where,
-                    video=reading.video(f"videos/{name}.mp4", name),
+                    id=own,
+                    video=video,
                     question=r.words(record, "question"),
                     right=r.right_letter(r.words(record, "correct_option"), options),
                     options=options,

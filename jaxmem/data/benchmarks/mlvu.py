@@ -34,10 +34,12 @@ def read(reading: r.Reading) -> None:
         with reading.noting(where):
             kind = r.words(record, "question_type", "task_type")
             name = r.words(record, "video", "video_name")
+            video = _video(reading, where, kind, name)
+            own = reading.numbered(video)
             question = r.words(record, "question")
             answer = r.words(record, "answer")
             length = r.entry(record, "duration") if "duration" in record else None
-            item = Item(where, _video(reading, where, kind, name), question, answer, kind=kind)
+            item = Item(own, video, question, answer, kind=kind)
             if isinstance(length, int | float):
                 minutes = "10 min and more" if length >= 600 else "below 10 min"
                 item = replace(item, labels=(("duration", minutes),))

@@ -39,20 +39,21 @@ def read(reading: r.Reading) -> None:
     for path in reading.files(*(f"{task}.json" for task in FOLDERS)):
         for number, record in enumerate(r.records_of(path), 1):
             with reading.noting(f"{path.name}, record {number}"):
-                _add(reading, path, number, record)
+                _add(reading, path, record)
 
 
-def _add(reading: r.Reading, path: Path, number: int, record: r.Json) -> None:
-    task = path.stem
-    name, options = r.words(record, "video"), r.choices(record, "candidates")
+def _add(reading: r.Reading, path: Path, record: r.Json) -> None:
+    task, name = path.stem, r.words(record, "video")
     start = r.seconds(record, "start") if record.get("start") is not None else 0.0
-    stop = r.seconds(record, "end") if record.get("end") is not None else None
     fps = FPS if task == FRAMES else None
     places = f"{FOLDERS[task]}/{name}", f"video/{FOLDERS[task]}/{name}", name
+    video = reading.video(*places, start=start, fps=fps)
+    own, options = reading.numbered(video), r.choices(record, "candidates")
+    stop = r.seconds(record, "end") if record.get("end") is not None else None
     reading.add(
         Item(
-            id=f"{task}.{number}",
-            video=reading.video(*places, start=start, fps=fps),
+            id=own,
+            video=video,
             question=r.words(record, "question"),
             right=r.right_text(r.words(record, "answer"), options),
             options=options,

@@ -10,18 +10,19 @@ def read(reading: r.Reading) -> None:
     """Read all files of the folder; with "fps" a video is a folder of pictures."""
     for where, record in reading.records("*.json"):
         with reading.noting(where):
-            start, end = r.seconds(record, "start"), r.seconds(record, "end")
+            name, start = r.words(record, "video"), r.seconds(record, "start")
+            fps = r.seconds(record, "fps") if record.get("fps") is not None else None
+            video = reading.video(name, start=start, fps=fps or None)
+            own, end = reading.numbered(video), r.seconds(record, "end")
             if end <= start:
                 raise r.MalformedError(f'"end" is {end:g} s, not after "start", {start:g} s')
             options = r.choices(record, "candidates")
-            fps = r.seconds(record, "fps") if record.get("fps") is not None else None
             kind = r.words(record, "task", "question_type", default="") or where.partition(".")[0]
-            name = r.words(record, "video")
             parts = [r.words(record, key, default="") for key in ("subtask", "subsubtask")]
             reading.add(
                 Item(
-                    id=where,
-                    video=reading.video(name, start=start, fps=fps or None),
+                    id=own,
+                    video=video,
                     question=r.words(record, "question"),
                     right=r.right_text(r.words(record, "answer"), options),
                     options=options,

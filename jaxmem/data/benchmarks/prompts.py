@@ -26,7 +26,8 @@ def template_of(prompt: str) -> str | None:
       prompt: "options", "question", or a file with a template of the user's.
 
     Raises:
-      ValueError: if there is no such file, or it has no place for question and options.
+      ValueError: if there is no such file, it is no UTF-8, or it has no place for question and
+        options.
     """
     if prompt == "options":
         return ASKED["options"]
@@ -35,7 +36,10 @@ def template_of(prompt: str) -> str | None:
     path = Path(prompt)
     if not path.is_file():
         raise ValueError(f'--prompt is "options", "question" or a file, got {prompt!r}.')
-    text = path.read_text(encoding="utf-8").strip("\n")
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt {path}: it is no UTF-8: {error}. Save it as UTF-8.") from error
     if "{question}" not in text or "{options}" not in text:
         raise ValueError(f"--prompt {path}: it has no {{question}} or no {{options}}.")
     return text

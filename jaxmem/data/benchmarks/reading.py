@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxmem.data.benchmarks.checks import fault
 from jaxmem.data.benchmarks.item import Benchmark, Found, Item, Problem, Video
 from jaxmem.data.benchmarks.videos import Folder
 
@@ -42,6 +45,7 @@ class Reading:
                 raise ValueError(f"{where} is no folder: give that of your copy of the benchmark.")
         self.benchmark, self.folder, self.found = benchmark, folder, Found()
         self._videos = Folder(videos or folder)
+        self._ids, self._numbers = Counter[str](), Counter[str]()
 
     def files(self, *patterns: str) -> list[Path]:
         """Return the files of these names, in the folder itself or else below it."""
@@ -87,8 +91,31 @@ class Reading:
         self.found.mended.append(Problem(where, reason, 0))
 
     def add(self, item: Item) -> None:
-        """Take a question, and give it an id of its own (`own_id` is the benchmark's)."""
-        self.found.items.append(replace(item, id=f"{len(self.found.items)}:{item.id}"))
+        """Take a question, and give it an id that no other one has (`own_id` is the benchmark's).
+
+        The first question of an own id has it as it is, later ones with a number behind it. So ids
+        stay when a record before them, one of another id, is mended.
+
+        Raises:
+          MalformedError: if it cannot be asked or scored.
+        """
+        if reason := fault(item):
+            raise MalformedError(reason)
+        own = item.id or self.numbered(item.video)
+        self._ids[own] += 1
+        number = self._ids[own]
+        # What looks like an id with a number has one of its own: "x#2" is the second "x" alone.
+        plain = number == 1 and not NUMBER.search(own)
+        self.found.items.append(replace(item, id=own if plain else f"{own}#{number}"))
+
+    def numbered(self, video: Video) -> str:
+        """Return an id for a question that has none: its video and a number within that.
+
+        To be called before anything of a record but its video is read: those that turn out to be
+        malformed count, and keep their number when they are mended.
+        """
+        self._numbers[video.id] += 1
+        return f"{video.id}.{self._numbers[video.id]}"
 
     def video(self, *names: str, start: float = 0.0, fps: float | None = None) -> Video:
         """Return a video by the first of its names that there is a file of."""
@@ -96,9 +123,13 @@ class Reading:
         return Video(names[0], found, start, fps)
 
 
+NUMBER = re.compile(r"#[0-9]+\Z")
+"""What `Reading.add` puts behind an id that comes again."""
+
+
 def own_id(item: Item) -> str:
-    """Return the id that a benchmark's own record gives a question."""
-    return item.id.partition(":")[2]
+    """Return the id that a benchmark's own record gives a question that was read."""
+    return NUMBER.sub("", item.id)
 
 
 class MalformedError(ValueError):
@@ -118,9 +149,10 @@ def records_of(path: Path) -> list[Any]:
             return _parquet(path)
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines(keepends=True)))
+            return list(csv.DictReader(io.StringIO(text, newline="")))
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            # str.splitlines would cut at U+2028 and others, which may stand inside a text.
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         value = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is damaged: {error}. Download it again.") from error
@@ -198,13 +230,18 @@ def choices(record: Any, *names: str) -> tuple[str, ...]:
     Empty ones are left out at the end of the list alone: elsewhere that would move the letters.
     """
     found = ["" if option is None else str(option).strip() for option in listed(record, *names)]
-    while found and not found[-1]:
-        found.pop()
-    if len(found) < 2 or not all(found):
+    what = f'"{names[0]}" is'
+    return _filled(what, unlettered(_filled(what, found)))
+
+
+def _filled(what: str, options: Sequence[str]) -> tuple[str, ...]:
+    """Return options without empty ones at the end; `what` is how an error about them begins."""
+    count = max((i for i, one in enumerate(options, 1) if one), default=0)
+    if count < 2 or not all(options[:count]):
         raise MalformedError(
-            f'"{names[0]}" is {short(found)}, expected two options or more, none of them empty'
+            f"{what} {short(list(options))}, expected two options or more, none of them empty"
         )
-    return unlettered(found)
+    return tuple(options[:count])
 
 
 LABEL = r"\(?{}[).:\]]\s*"
@@ -274,7 +311,7 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
             ends = [*(one.start() for one in cuts[1:]), len(text)]
             each = [text[a.end() : b].strip() for a, b in zip(cuts, ends, strict=True)]
             each[-1] = each[-1].partition("\n")[0].strip()
-            return text[: cuts[0].start()].strip(), tuple(each)
+            return text[: cuts[0].start()].strip(), _filled("the options of the question are", each)
     raise MalformedError(f"the question holds no options: {short(text)}")
 
 

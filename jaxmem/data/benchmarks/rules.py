@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from jaxmem.data.benchmarks.item import Item
+from jaxmem.data.benchmarks.item import Item, Rule
 from jaxmem.data.benchmarks.reading import letter
 
 PHRASES = (
@@ -79,7 +79,7 @@ READERS: dict[str, Callable[[str, int], int | None]] = {
     "ranked": ranked,
 }
 """Rules that read a letter."""
-RULES = (*READERS, "contains")
+RULES: tuple[str, ...] = get_args(Rule)
 """All of them: "contains" takes the right letter anywhere in the reply (OVO-Bench)."""
 
 
@@ -148,12 +148,18 @@ def safe_option(reply: str, options: Sequence[str]) -> int | None:
         if found[1] not in "AI" or not re.match(r" +[a-z]", reply[found.end() :]):
             return number
         articles.append(number)
-    said = _plain(reply)
-    held = [i for i, one in enumerate(options) if f" {_plain(one)} " in f" {said} "]
+    held = [i for i, one in enumerate(options) if _is_said(one, reply)]
     held.sort(key=lambda i: len(options[i]), reverse=True)
     if len(held) > 1 and _plain(options[held[0]]) == _plain(options[held[1]]):
         return None
     return next(iter((*held, *articles)), None)
+
+
+def _is_said(option: str, reply: str) -> bool:
+    """Return whether a reply holds an option; one without words ("?") has to be all of it."""
+    if plain := _plain(option):
+        return f" {plain} " in f" {_plain(reply)} "
+    return option.strip() == reply.strip() != ""
 
 
 def _plain(text: str) -> str:

@@ -13,7 +13,7 @@ FPS = 1.0
 
 def read(reading: r.Reading, *, which: str) -> None:
     """Read the conversations of all videos. Times are of the whole video, also in clips of it."""
-    for where, record in reading.records(*_files(which)):
+    for where, record in reading.records_of_first(*_files(which)):
         turns = record.get("conversations")
         with reading.noting(where, len(turns) if isinstance(turns, list) else 1):
             name, path = r.words(record, "video_id"), r.words(record, "video_path", "video_id")
@@ -36,7 +36,8 @@ def read(reading: r.Reading, *, which: str) -> None:
 
 
 def _files(which: str) -> tuple[str, ...]:
-    return f"*rvs*{which}*.json", f"{which}*.json", f"{which}/*.json"
+    # The last may also be what says of which videos the clips of VStream-QA are.
+    return f"{which}/*.json", f"{which}*.json", f"*rvs*{which}*.json"
 
 
 def _benchmark(which: str) -> Benchmark:

@@ -53,16 +53,18 @@ def _entries(reading: r.Reading, part: str, where: str, entries: Sequence[Any]) 
         for number, question in enumerate(asked, 1):
             with reading.noting(f"{where}, question {number}"):
                 video = reading.video(r.words(entry, "video_path"))
+                own = reading.numbered(video)
                 said = r.words(question, "time", default="") or r.words(entry, "time", default="")
                 window = window_of(said)
                 place = f"{where}, question {number}"
-                _add(reading, part, place, video, question, window, told)
+                _add(reading, part, place, own, video, question, window, told)
 
 
 def _add(
     reading: r.Reading,
     part: str,
     where: str,
+    own: str,
     video: Video,
     record: Any,
     window: tuple[float, float] | None,
@@ -72,7 +74,7 @@ def _add(
     group = REAL if part == "real" else OMNI_SOURCE if kind in OMNI else CONTEXTUAL
     question = r.words(record, "question")
     at = stamp(reading, where, r.words(record, "time_stamp"), window)
-    common: dict[str, Any] = {"id": where, "video": video, "kind": kind, "group": group}
+    common: dict[str, Any] = {"id": own, "video": video, "kind": kind, "group": group}
     ability = r.words(record, "required_ability", default="")
     common["labels"] = (("ability", ability),) if ability else ()
     if part == "proactive":
@@ -101,7 +103,7 @@ def _row(reading: r.Reading, where: str, record: r.Json, told: dict[str, list[st
     omni = "omni" if kind in (*OMNI, *MISLEADING) else "real"
     part = {name: part for part, name in KINDS.items()}.get(kind, omni)
     video = reading.video(f"{sample[0]}_{part}", sample[0])
-    _add(reading, part, where, video, record, None, told.setdefault(video.id, []))
+    _add(reading, part, where, name, video, record, None, told.setdefault(video.id, []))
 
 
 def _options(record: r.Json) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ from jaxmem.data.benchmarks import reading as r
 from jaxmem.data.benchmarks.item import Benchmark, Item
 from jaxmem.data.benchmarks.lvbench import span
 
+FILES = ("*.parquet", "timescope*.json")
+
 
 def read(reading: r.Reading) -> None:
     """Read the rows of the table. Where the needle lies tells the age of the evidence."""
-    for where, record in reading.records("*.parquet", "timescope*.json"):
+    for where, record in reading.records_of_first(*FILES):
         with reading.noting(where):
             question, options = r.split_options(r.words(record, "input"))
             reading.add(
@@ -41,6 +43,6 @@ def _needle(record: r.Json) -> tuple[float, float] | None:
 BENCHMARK = Benchmark(
     name="timescope",
     read=read,
-    files=("*.parquet", "timescope*.json"),
+    files=FILES,
     holds="rows with video, input, length, replace_time, type and answer",
 )

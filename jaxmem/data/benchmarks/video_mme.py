@@ -5,10 +5,12 @@ from __future__ import annotations
 from jaxmem.data.benchmarks import reading as r
 from jaxmem.data.benchmarks.item import Benchmark, Item
 
+FILES = ("*.parquet", "videomme*.json", "video_mme*.json")
+
 
 def read(reading: r.Reading) -> None:
-    """Read the rows of the table."""
-    for where, record in reading.records("*.parquet", "videomme*.json", "video_mme*.json"):
+    """Read the rows of the table, or the same as JSON."""
+    for where, record in reading.records_of_first(*FILES):
         with reading.noting(where):
             options = r.choices(record, "options")
             names = ("duration", "domain", "sub_category")
@@ -28,6 +30,6 @@ def read(reading: r.Reading) -> None:
 BENCHMARK = Benchmark(
     name="video-mme",
     read=read,
-    files=("*.parquet", "videomme*.json", "video_mme*.json"),
+    files=FILES,
     holds="rows with videoID, question_id, duration, task_type, options and answer",
 )

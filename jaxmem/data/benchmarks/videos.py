@@ -30,20 +30,21 @@ class Folder:
                 if path.suffix.lower() in SUFFIXES:
                     found[name].append(path)
                     found[path.stem].append(path)
-            if any(Path(name).suffix.lower() in PICTURES for name in files):
+            if any(map(_is_picture, files)):
                 found[Path(at).name].append(Path(at))
         return dict(found)
 
     def find(self, name: str) -> Path | None:
         """Return the video that a path or an id names; None if there is none, or no single one.
 
-        Where several have the name, the one with the longest common end of its path is meant; a
-        video goes before sound alone.
+        A folder is a video if it holds pictures. Where several have the name, the one with the
+        longest common end of its path is meant; a video goes before sound alone.
         """
         wanted = PurePosixPath(name.replace("\\", "/"))
         parts = [part for part in wanted.parts if part not in (".", "/")]
         exact = self.root.joinpath(*parts)
-        if exact.is_file() or (exact.is_dir() and parts):
+        # A folder of another kind may be that in which the video lies: abc/abc.mp4.
+        if exact.is_file() or (parts and _holds_pictures(exact)):
             return exact
         if not parts:
             return None
@@ -61,3 +62,11 @@ class Folder:
             same += 1
         suffix = path.suffix.lower()
         return same, -(SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES))
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return folder.is_dir() and any(_is_picture(name) for name in os.listdir(folder))
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in PICTURES

@@ -13,7 +13,7 @@ from jaxmem.data.benchmarks import Item, Video
 from jaxmem.report.files import write_json
 
 Cell = dict[str, Any]
-FORMAT, VERSION = "jaxmem-benchmark-cell", 1
+FORMAT, VERSION = "jaxmem-benchmark-cell", 2
 KEYS = ("fingerprint", "replies", "lost")
 """What every cell has beside its head."""
 LONGEST = 160

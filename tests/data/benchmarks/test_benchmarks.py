@@ -219,6 +219,24 @@ def test_questions_that_copies_hold_twice_are_read_once(tmp_path):
     assert item.options == tuple(ABCD[:3]) and item.right == 1
 
 
+def test_tables_and_the_same_as_json_are_read_once(tmp_path):
+    for name, file in (("video-mme", "videomme.json"), ("timescope", "timescope.json")):
+        folder = tmp_path / name
+        LAYOUTS[name](folder)
+        (row, *_) = reading.records_of(folder / "test.parquet")
+        dump(folder / file, [row, row])
+        assert len(benchmarks.read(name, folder).items) == 1
+        (folder / "test.parquet").unlink()
+        assert len(benchmarks.read(name, folder).items) == 2
+    LAYOUTS["rvs-ego"](tmp_path / "rvs")
+    whole = (tmp_path / "rvs" / "rvs_ego.json").read_text()
+    (tmp_path / "rvs" / "ego").mkdir()
+    (tmp_path / "rvs" / "ego" / "ego4d.json").write_text(whole)
+    assert len(benchmarks.read("rvs-ego", tmp_path / "rvs").items) == 2
+    dump(tmp_path / "rvs" / "rvs_ego.json", {"c1": {"video": "v1", "start": 1, "end": 2}})
+    assert len(benchmarks.read("rvs-ego", tmp_path / "rvs").items) == 2  # that is of VStream-QA
+
+
 def test_the_table_of_egoschema(tmp_path):
     touch(tmp_path, "u1.mp4")
     row = {"video_idx": "u1", "question": "Why?", "option": [f"{x}. y{x}" for x in "ABCDE"]}
@@ -260,6 +278,14 @@ def test_videos_are_found_by_path_name_or_id(tmp_path):
     assert named("") is None
 
 
+def test_a_folder_named_as_its_video_does_not_hide_it(tmp_path):
+    touch(tmp_path, "abc/abc.mp4", "videos/d/d.mp4", "e/notes.txt", "f/1.JPG", "g.mp4/g.mp4")
+    find = reading.Folder(tmp_path).find
+    named = lambda name: (path := find(name)) and str(path.relative_to(tmp_path))
+    assert named("abc") == "abc/abc.mp4" and named("videos/d") == "videos/d/d.mp4"
+    assert named("e") is None and named("f") == "f" and named("g.mp4") == "g.mp4/g.mp4"
+
+
 OPTIONS = ("red", "a blue ball", "blue", "green")
 READ = [  # reply, then the number that each rule reads of four options
     # first, before ")", prefix, ranked, safe
@@ -289,6 +315,14 @@ def test_rules_read_replies(reply, first, before, prefix, ranked, safe):
         "ranked": ranked,
     }
     assert rules.safe_option(reply, OPTIONS) == safe
+
+
+def test_options_without_words_are_named_by_themselves_alone():
+    for reply in ("", " ", "!!", "? ?"):
+        assert rules.safe_option(reply, ("???", "a dog")) is None
+    assert rules.safe_option(" ??? ", ("???", "a dog")) == 0
+    assert rules.safe_option("??? a dog", ("???", "a dog")) == 1
+    assert rules.safe_option("-", ("+", "-")) == 1 and rules.safe_option("", ("", "+")) is None
 
 
 def item(right, form="options", options=(), **more):
@@ -331,6 +365,11 @@ def test_prompts(tmp_path):
     (tmp_path / "mine.txt").write_text("{question}")
     with pytest.raises(ValueError, match=r"no \{options\}"):
         template_of(str(tmp_path / "mine.txt"))
+    (tmp_path / "mine.txt").write_text("{question}\n{options}", encoding="utf-8-sig")
+    assert template_of(str(tmp_path / "mine.txt")) == "{question}\n{options}"
+    (tmp_path / "mine.txt").write_text("\u00e9 {question} {options}", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"--prompt .*mine\.txt: it is no UTF-8: .*Save it as UTF"):
+        template_of(str(tmp_path / "mine.txt"))
 
 
 def test_options_and_answers_keep_their_places():
@@ -349,6 +388,27 @@ def test_options_are_cut_out_of_questions():
     assert reading.split_options("Which? A. x B. y") == ("Which?", ("x", "y"))
     assert reading.unlettered(["A. Smith", "Jones"]) == ("A. Smith", "Jones")
     assert reading.unlettered(["A: x", "(B) y"]) == ("x", "y")
+
+
+def test_options_that_are_letters_alone_are_empty():
+    for text in ("Q?\n(A) \n(B) y", "Q?\nA. x\nB.\nC. z", "Q?\n(A) x\n(B)"):
+        with pytest.raises(reading.MalformedError, match="options of the question .* none of them"):
+            reading.split_options(text)
+    assert reading.split_options("Q?\n(A) x\n(B) y\n(C)") == ("Q?", ("x", "y"))
+    with pytest.raises(reading.MalformedError, match="none of them empty"):
+        reading.choices({"options": ["A.", "B. y"]}, "options")
+    assert reading.choices({"options": ["A. x", "B. y", "C."]}, "options") == ("x", "y")
+
+
+def test_lines_end_where_a_text_does_not(tmp_path):
+    """At no U+2028 and the like, which `str.splitlines` takes for ends of lines."""
+    odd = "one\u2028two\u2029three\x85four"
+    lines = [json.dumps({"x": odd}, ensure_ascii=False)] * 2
+    (tmp_path / "a.jsonl").write_text("\r\n\n".join(lines), encoding="utf-8")
+    assert reading.records_of(tmp_path / "a.jsonl") == [{"x": odd}] * 2
+    rows = [{"x": f"{odd}\x0bfive\x0csix\x1cseven", "y": "two\nlines"}, {"x": "z", "y": ""}]
+    write_rows(tmp_path / "a.csv", rows)
+    assert reading.records_of(tmp_path / "a.csv") == rows
 
 
 def test_files_that_are_no_lists(tmp_path):

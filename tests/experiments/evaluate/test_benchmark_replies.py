@@ -170,7 +170,7 @@ def test_a_long_name_in_any_script_is_a_file(tmp_path):
     assert len(path.name.encode()) < 200 and benchmark_cells.load(path)["video"] == video.id
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": "jaxmem-benchmark-cell", "version": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "jaxmem-benchmark-cell", "version": 2}'])
 def test_a_damaged_cell_is_named(mine, tmp_path, text, capsys):
     run(mine, tmp_path, "--only", EVEN)
     path = benchmark_cells.files(tmp_path)[0]
