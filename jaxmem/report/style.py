@@ -87,5 +87,6 @@ def look_of(k: int) -> dict[Any, Any]:
 
 def legend_beside(axes: Axes) -> None:
     """Write the names of lines to the right of the axes, if there are lines."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)
+    if names := axes.get_legend_handles_labels()[1]:
+        size = min(7.5, 210 / len(names))  # all of them within the height of the figure
+        axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), fontsize=size, frameon=False)

@@ -26,15 +26,22 @@ from rich.console import Console
 from jaxmem.compiled import make_room
 from jaxmem.experiments.evaluate.benchmark import benchmark
 from jaxmem.experiments.evaluate.benchmark_config import BenchmarkConfig
-from jaxmem.experiments.evaluate.cells import CellBar, reopened, show_tables
+from jaxmem.experiments.evaluate.cells import (
+    CellBar,
+    begun,
+    reopened,
+    show_left_out,
+    show_tables,
+)
 from jaxmem.experiments.evaluate.diagnose import DiagnoseConfig, run_diagnose
-from jaxmem.experiments.evaluate.recall import measure_times, run_cell
+from jaxmem.experiments.evaluate.recall import measure_times, run_cell, sizes_of
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of, rows_of
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
 from jaxmem.experiments.evaluate.text import run_named
 from jaxmem.experiments.evaluate.text_streams import TextConfig
 from jaxmem.experiments.memories import read_options, split_options
 from jaxmem.experiments.parsing import refusing, shown
+from jaxmem.experiments.stream.config import try_folder
 from jaxmem.memory.by_name import (
     Contestant,
     Wrapped,
@@ -44,11 +51,12 @@ from jaxmem.memory.by_name import (
     parse_names,
     why_bare,
 )
-from jaxmem.memory.options import NAMES, plain_options
+from jaxmem.memory.options import NAMES, options_of, plain_options
 from jaxmem.models.base import Model
 from jaxmem.models.scorer import without_scorer
 from jaxmem.programs import model_spec
 from jaxmem.report import recall as report
+from jaxmem.report.commit import made_by
 from jaxmem.report.files import write_json, write_picture
 
 FORMAT, VERSION = "jaxmem-recall", 1
@@ -97,6 +105,11 @@ def plans(config: RecallConfig, rows: Sequence[Row]) -> list[tuple[Plan, Row]]:
     ]
 
 
+def path_of(config: RecallConfig, plan: Plan) -> Path:
+    """Return the file of a cell."""
+    return config.out / "cells" / f"{plan.stem}.json"
+
+
 def fingerprint(config: RecallConfig, model: Model, name: str) -> str:
     """Return what tells results of other settings or weights from these; `name` of a memory."""
     keys = ("streams", "questions", "moments", "chunk_seconds", "difficulty")
@@ -135,44 +148,86 @@ def chosen_for(config: RecallConfig, row: Row, budget: str, tokens: int) -> Cont
 def measure(
     config: RecallConfig, rows: Sequence[Row], made: Callable[[int], Streams]
 ) -> Iterator[tuple[Plan, Row, dict[str, Any]]]:
-    """Measure every cell that has no file yet, and yield all of them in order.
+    """Measure what no file holds yet, and yield all cells in order.
 
+    Where `measured_only` leaves a cell out, it has neither answers nor a refusal.
     `made` returns the streams of a length, and is called when they are first needed.
+
+    Raises:
+      ValueError: if a file is no cell.
     """
-    marks = {row.name: fingerprint(config, row.model, row.memory) for row in rows}
-    chosen: dict[tuple[str, str], Contestant] = {}  # the last one, for all lengths: compiled once
+    named = {row.name: row for row in rows}
+    marks = {name: fingerprint(config, row.model, row.memory) for name, row in named.items()}
+
+    @functools.lru_cache(maxsize=1)  # the last one, for all lengths: compiled once
+    def choose(name: str, budget: str) -> Contestant:
+        make_room()
+        tokens = max(config.seconds) * named[name].model.tokens_per_piece
+        return chosen_for(config, named[name], budget, tokens)
+
     for plan, row in plans(config, rows):
-        path = config.out / "cells" / f"{plan.stem}.json"
-        cell = reopened(path, marks[plan.name], asdict(plan))
-        if not {"right", "refused"} & set(cell):
-            if config.measured_only:
-                continue
-            tokens = max(config.seconds) * row.model.tokens_per_piece
+        path, new = path_of(config, plan), begun(marks[plan.name], **asdict(plan))
+        cell = held = reopened(path, new)
+        if not settled(config, row, plan, held):
             try:
-                key = plan.name, plan.budget
-                if key not in chosen:
-                    chosen.clear()
-                    make_room()
-                    chosen[key] = chosen_for(config, row, plan.budget, tokens)
+                chosen = choose(plan.name, plan.budget)
             except ValueError as error:  # not to fit its budget is a result, too
-                cell |= {"refused": str(error)}
+                cell = new | {"refused": str(error)}
             else:
-                cell |= measure_one(config, row, plan, chosen[key], made(plan.seconds))
+                sizes = sizes_of(chosen, model_spec(row.model, config.chunk_seconds))
+                same = "right" in held and sizes.items() <= held.items()
+                cell = completed(config, row, plan, chosen, made, held if same else new)
+        if says_more(cell, held) and not config.measured_only:
             write_json(path, cell)
         yield plan, row, cell
 
 
-def measure_one(
-    config: RecallConfig, row: Row, plan: Plan, chosen: Contestant, made: Streams
+def settled(config: RecallConfig, row: Row, plan: Plan, held: dict[str, Any]) -> bool:
+    """Return whether a cell stays as its file has it, whatever memory this run would choose.
+
+    Memories that hold the whole stream are made for the longest one of a run, so neither a refusal
+    nor answers of such a memory in a file need be those of this run.
+    """
+    if "right" not in held:
+        return config.measured_only and "refused" not in held
+    sized = bool(row.memory) and "capacity" in options_of(row.memory)
+    return not sized and not lacks_times(config, row, plan, held)
+
+
+def lacks_times(config: RecallConfig, row: Row, plan: Plan, cell: dict[str, Any]) -> bool:
+    """Return whether times are wanted that a cell does not have."""
+    here = not row.memory or plan.budget in (config.timed, "all")
+    wanted = bool(config.timed) and here and plan.seconds == max(config.seconds)
+    return wanted and "times" not in cell and not config.measured_only
+
+
+def completed(
+    config: RecallConfig,
+    row: Row,
+    plan: Plan,
+    chosen: Contestant,
+    made: Callable[[int], Streams],
+    cell: dict[str, Any],
 ) -> dict[str, Any]:
-    """Measure one cell."""
-    between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
+    """Return a cell with the answers and times that it lacks."""
+    if config.measured_only:
+        return cell
     spec = model_spec(row.model, config.chunk_seconds)
-    cell = run_cell(row.model, chosen, spec, made, segment=math.gcd(*between))
-    timed = not row.memory or plan.budget in (config.timed, "all")
-    if plan.seconds == max(config.seconds) and timed:
-        cell["times"] = measure_times(row.model, chosen, spec, made)
+    if "right" not in cell:
+        between = [s // (config.moments * config.chunk_seconds) for s in config.seconds]
+        segment = math.gcd(*between)
+        cell = cell | run_cell(row.model, chosen, spec, made(plan.seconds), segment=segment)
+    if lacks_times(config, row, plan, cell):
+        times = measure_times(row.model, chosen, spec, made(plan.seconds))
+        cell = cell | {"times": {**times, **made_by()}}  # perhaps not what made the answers
     return cell
+
+
+def says_more(cell: dict[str, Any], held: dict[str, Any]) -> bool:
+    """Return whether a cell is to replace that of its file; a refusal never replaces answers."""
+    if "refused" in cell:
+        return "right" not in held and cell["refused"] != held.get("refused")
+    return cell is not held
 
 
 def outcome(plan: Plan, row: Row, cell: dict[str, Any], made: Streams) -> report.Outcome:
@@ -221,8 +276,8 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
     """Measure, print and write the comparison.
 
     Raises:
-      ValueError: for unknown names, budgets in slots, lengths that cannot be cut, or if no memory
-        fits its budget.
+      ValueError: for unknown names, budgets in slots, lengths that cannot be cut, an --out that
+        cannot be written to or holds a file that is no cell, or if no memory fits its budget.
     """
     for budget in config.budgets:
         if parse_budget(budget).nbytes is None:
@@ -232,6 +287,7 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
     rows = rows_of(model, config.memories, config.states)
     for note in check_around([row.memory for row in rows if row.memory], around):
         console.print(note, markup=False)
+    try_folder("out", config.out)
     made = functools.cache(lambda seconds: streams_of(config, model, seconds))
     cells = []
     with CellBar(len(plans(config, rows)), console) as bar:
@@ -242,8 +298,10 @@ def recall(config: RecallConfig, console: Console) -> list[report.Outcome]:
     for plan, row, cell in cells:
         if "refused" in cell:
             console.print(f"{plan.stem}: {cell['refused']}", markup=False)
-        else:
+        elif "right" in cell:
             outcomes.append(outcome(plan, row, cell, made(plan.seconds)))
+    absent = [plan for plan, _, cell in cells if not {"right", "refused"} & set(cell)]
+    show_left_out([path_of(config, plan) for plan in absent], console)
     if not outcomes:
         raise ValueError("nothing was measured, so there is nothing to compare.")
     write(config, outcomes, console)

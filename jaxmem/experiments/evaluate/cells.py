@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,16 +15,39 @@ from jaxmem.data.world.atomic import complete
 from jaxmem.report.commit import made_by
 
 
-def reopened(path: Path, mark: str, new: dict[str, Any]) -> dict[str, Any]:
-    """Return the cell of a file, or a new one where it is of other settings, or there is none.
+def begun(mark: str, **more: Any) -> dict[str, Any]:
+    """Return a new cell: `mark`, the fingerprint of its settings, what it is made by, and more."""
+    return {"fingerprint": mark, **made_by(), **more}
 
-    Args:
-      path: of the cell.
-      mark: fingerprint of the settings.
-      new: what a new cell begins with besides the mark and what it is made by.
+
+def reopened(path: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """Return the cell of a file, or the `new` one if it is of other settings, or there is none.
+
+    Raises:
+      ValueError: if the file is no cell.
     """
-    held = json.loads(path.read_text()) if path.is_file() else {}
-    return held if held.get("fingerprint") == mark else {"fingerprint": mark, **made_by(), **new}
+    held = _load(path) if path.is_file() else new
+    return held if held["fingerprint"] == new["fingerprint"] else new
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "fingerprint" not in found:
+        raise ValueError(f"{path} is no cell of this command; remove it, or give another --out.")
+    return found
+
+
+def show_left_out(paths: Iterable[Path], console: Console) -> None:
+    """Print which of the cells that `--measured-only` leaves out are there all the same."""
+    if stems := [path.stem for path in paths if path.is_file()]:
+        console.print(
+            "left out, because their settings, weights or sizes are not those of this command: "
+            f"{', '.join(stems)}. Without --measured-only they are measured again.",
+            markup=False,
+        )
 
 
 class CellBar:

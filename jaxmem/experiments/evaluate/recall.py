@@ -48,14 +48,14 @@ def run_cell(
             carry = step(bound, carry, part)
         hits = np.asarray(answers(bound, carry, asked.ids, program=program)) == asked.answer
         right.append(["".join("1" if hit else "0" for hit in row) for row in hits])
+    took = round(time.perf_counter() - begin, 2)
+    return {"right": right, **sizes_of(chosen, spec), "took": took}
+
+
+def sizes_of(chosen: Contestant, spec: Spec) -> dict[str, int]:
+    """Return what a cell says of the size of its memory."""
     held = footprint(chosen.memory, spec)
-    return {
-        "right": right,
-        "nbytes": held.device,
-        "bank_nbytes": held.host,
-        "slots": chosen.slots,
-        "took": round(time.perf_counter() - begin, 2),
-    }
+    return {"nbytes": held.device, "bank_nbytes": held.host, "slots": chosen.slots}
 
 
 def side_by_side(program: Program, count: int) -> Carry:

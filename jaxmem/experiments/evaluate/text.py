@@ -15,7 +15,13 @@ from rich.console import Console
 
 from jaxmem.bound import bind
 from jaxmem.compiled import make_room
-from jaxmem.experiments.evaluate.cells import CellBar, reopened, show_tables
+from jaxmem.experiments.evaluate.cells import (
+    CellBar,
+    begun,
+    reopened,
+    show_left_out,
+    show_tables,
+)
 from jaxmem.experiments.evaluate.text_kvpress import Decoder, comparable, rival_of
 from jaxmem.experiments.evaluate.text_run import alike, kept_tokens, run_text
 from jaxmem.experiments.evaluate.text_streams import (
@@ -26,6 +32,7 @@ from jaxmem.experiments.evaluate.text_streams import (
     streams_of,
     texts_mark,
 )
+from jaxmem.experiments.stream.config import try_folder
 from jaxmem.kv import Modality
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec, nbytes
@@ -130,12 +137,15 @@ def measure(
 
     All cells see a text before the next one begins, so that a run that is stopped early compares
     all memories on the texts that it reached.
+
+    Raises:
+      ValueError: if a file is no cell.
     """
     found: dict[str, dict[str, Any]] = {}
     rival = rival_of(config, model, [(cell.name, cell.newest) for cell in cells])
     for cell in cells:
         mark = fingerprint(config, model, streams, cell)
-        found[cell.stem] = reopened(_path(config, cell), mark, {"texts": {}})
+        found[cell.stem] = reopened(_path(config, cell), begun(mark, texts={}))
     for stream in streams:
         for cell in cells:
             held = found[cell.stem]
@@ -206,7 +216,8 @@ def run(config: TextConfig, model: Model, console: Console) -> list[report.Outco
     """Measure, print and write the comparison.
 
     Raises:
-      ValueError: if an option does not fit, or nothing was measured.
+      ValueError: if an option does not fit, --out cannot be written to or holds a file that is no
+        cell, or nothing was measured.
     """
     if not 0 < config.chunk <= config.tokens:
         raise ValueError(f"--chunk lies between 1 and --tokens, got {config.chunk}.")
@@ -216,6 +227,7 @@ def run(config: TextConfig, model: Model, console: Console) -> list[report.Outco
         if cell.memory is None:
             console.print(f"{cell.stem}: {cell.why}", markup=False)
     cells = [cell for cell in all_cells if cell.memory is not None]
+    try_folder("out", config.out)
     found: dict[str, tuple[Cell, dict[str, Any]]] = {}
     with CellBar(len(cells) * len(streams), console) as bar:
         for cell, held in measure(config, model, streams, cells, spec):
@@ -224,6 +236,8 @@ def run(config: TextConfig, model: Model, console: Console) -> list[report.Outco
     for cell, held in found.values():
         if "refused" in held:
             console.print(f"{cell.stem}: {held['refused']}", markup=False)
+    absent = [c for c, held in found.values() if not ("refused" in held or held["texts"])]
+    show_left_out([_path(config, cell) for cell in absent], console)
     made = [outcome(cell, held, streams, spec) for cell, held in found.values()]
     outcomes = [one for one in made if one is not None]
     if not outcomes:

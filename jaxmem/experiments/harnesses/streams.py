@@ -27,6 +27,7 @@ from jaxmem.experiments.stream.config import OF_CHECKPOINTS
 from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.feeding import open_for
 from jaxmem.memory.by_name import parse_names
+from jaxmem.memory.options import worded
 from jaxmem.models.base import for_frames
 from jaxmem.programs import model_spec
 from jaxmem.session import Session
@@ -81,7 +82,7 @@ class Streams:
             raise ValueError(f"a harness asks one memory at a time, got memory={memory}.")
         if idle := {key.partition(".")[0] for key in dotted} - {memory, "bank"}:
             raise ValueError(f"{min(idle)}.* has no effect: the memory is {memory}.")
-        words = [word for key, value in dotted.items() for word in (f"--{key}", str(value))]
+        words = [word for key, value in dotted.items() for word in _words(key, value)]
         if plain.get("scorer") is not None:
             plain["scorer"] = Path(plain["scorer"])
         config = BenchmarkConfig(
@@ -146,6 +147,21 @@ class Streams:
             session = Session(model, chosen.memory, chunk_pieces=setup.chunk_pieces, spec=spec)
             self._last = video, session.watch(video)
         return self._last[1]
+
+
+def _words(key: str, value: Any) -> list[str]:
+    """Return `NAME.OPTION` of a memory as on a command line, where what is on or off is a flag.
+
+    Raises:
+      ValueError: if what is on or off is neither.
+    """
+    name, _, option = key.replace("-", "_").partition(".")
+    found = worded(name).get(option)
+    if found is None or found.type is not bool:
+        return [f"--{key}", str(value)]
+    if str(value) not in ("True", "False"):
+        raise ValueError(f"{key} is True or False, got {value!r}.")
+    return [f"--{name}.{option}" if str(value) == "True" else f"--{name}.no_{option}"]
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:

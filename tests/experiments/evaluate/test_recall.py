@@ -105,6 +105,99 @@ def test_command_measures_resumes_and_writes(weights, tmp_path, capsys):
     assert [c["budget"] for c in cells] == ["all", "16KiB", "16KiB"]
 
 
+def command(weights, out, words):
+    """Run `recall` on two short streams, asked once; return its status."""
+    sizes = "--streams 2 --questions 2 --moments 1 --chunk-seconds 2"
+    return evaluate.main(f"recall --weights {weights} --out {out} {sizes} {words}".split())
+
+
+def cell(out, stem):
+    return json.loads((out / "cells" / f"{stem}.json").read_text())
+
+
+def told(found):
+    """Return what two measurements of one thing share."""
+    return {key: value for key, value in found.items() if key not in ("commit", "took")}
+
+
+def test_cells_do_not_depend_on_the_other_lengths_of_a_run(weights, tmp_path, capsys, monkeypatch):
+    """A bank and `full` hold the longest stream of a run, and a file may be of another run."""
+    both, fresh = tmp_path / "both", tmp_path / "fresh"
+    words = "--memories rekv --rekv.block 4 --budgets 16KiB --timed= --seconds"
+    assert command(weights, both, f"{words} 4 65536") == 2  # no length fits the bank of the longest
+    assert "rekv_16KiB_4s: 16384 bytes hold no memory" in capsys.readouterr().out
+    assert "16384 bytes hold no memory" in cell(both, "rekv_16KiB_4s")["refused"]
+    for out in (both, fresh):
+        assert command(weights, out, f"{words} 4") == 0
+    one = cell(both, "rekv_16KiB_4s")
+    assert "refused" not in one and told(one) == told(cell(fresh, "rekv_16KiB_4s"))
+    assert command(weights, both, f"{words} 4 65536") == 2
+    assert cell(both, "rekv_16KiB_4s") == one  # answers outlive a refusal
+    full = "--memories full --timed= --seconds"
+    for out, lengths in ((both, "4 8"), (both, "4"), (fresh, "4")):
+        assert command(weights, out, f"{full} {lengths}") == 0
+    assert told(cell(both, "full_all_4s")) == told(cell(fresh, "full_all_4s"))
+    # What is of this run's sizes is not measured again.
+    monkeypatch.setattr(evaluate, "run_cell", None)
+    assert command(weights, both, f"{full} 4") == command(weights, both, f"{words} 4") == 0
+    capsys.readouterr()
+    assert command(weights, both, f"{full} 4 8 --measured-only") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "left out, because" in shown and ": full_all_4s. Without" in shown
+
+
+def test_times_are_added_to_answers_and_only_where_they_are_wanted(weights, tmp_path, monkeypatch):
+    words = "--memories full,recent --budgets 1KiB --seconds 4 --timed"
+    assert command(weights, tmp_path, f"{words}=") == 0
+    stems = ("full_all_4s", "recent_1KiB_4s")
+    before = [cell(tmp_path, stem) for stem in stems]
+    assert not any("times" in one for one in before)
+    monkeypatch.setattr(evaluate, "run_cell", None)  # nothing is asked again
+    assert command(weights, tmp_path, f"{words} 1KiB --measured-only") == 0
+    assert [cell(tmp_path, stem) for stem in stems] == before
+    assert command(weights, tmp_path, f"{words} 1KiB") == 0
+    for stem, one in zip(stems, before, strict=True):
+        timed = cell(tmp_path, stem)
+        times = timed.pop("times")
+        assert timed == one and times["chunk"] > 0 < times["first_token"] and "commit" in times
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert all(one["chunk_ms"] > 0 for one in cells)
+
+
+def test_cells_of_other_settings_are_named(weights, tmp_path, capsys):
+    words = "--memories recent --budgets 1KiB 2KiB --seconds 4 --timed="
+    assert command(weights, tmp_path, words) == 0
+    capsys.readouterr()
+    others = f"{words} --split validation --measured-only"
+    assert command(weights, tmp_path, others) == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of this command: recent_1KiB_4s, recent_2KiB_4s. Without --measured-only" in shown
+    (tmp_path / "cells" / "recent_1KiB_4s.json").unlink()  # what is not there is not named
+    assert command(weights, tmp_path, f"{words} --measured-only") == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ['{"fingerprint": "0", "ri', "[]", "{}"])
+def test_a_file_that_is_no_cell_is_named(weights, tmp_path, capsys, text):
+    path = tmp_path / "cells" / "recent_1KiB_4s.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert command(weights, tmp_path, "--memories recent --budgets 1KiB --seconds 4") == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"{path.name} is no cell of this command; remove it, or give another --out" in shown
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("below", ["", "below/it"])
+def test_out_is_a_folder_before_anything_is_measured(weights, tmp_path, capsys, monkeypatch, below):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(evaluate, "run_cell", None)
+    out = tmp_path / "file" / below
+    assert command(weights, out, "--memories recent --budgets 1KiB --seconds 4") == 2
+    assert f"--out {out} is no folder to write to" in capsys.readouterr().err.replace("\n", "")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_cells_know_their_settings(weights):
     """An option that is set makes another cell."""
     model, plain = embedded(weights), evaluate.RecallConfig()

@@ -131,6 +131,33 @@ def test_what_was_measured_is_not_measured_again(model, ran, monkeypatch):
     assert other.right.tolist() == [[True, False]]
 
 
+def test_cells_of_other_texts_are_named(model, tmp_path, monkeypatch):
+    done = {"loss": [1.0] * 4, "nats": [2.0, 2.0], "right": [1, 0], "seconds": [1, 1]}
+    monkeypatch.setattr(command, "run_text", lambda *args: Ran(done, None))
+    run(model, tmp_path, memories="recent")
+    console = Console(width=400, record=True)
+    with pytest.raises(ValueError, match="nothing was measured"):
+        run(model, tmp_path, console, memories="recent,keydiff", seed=1, measured_only=True)
+    assert "not those of this command: recent_0.5_0. Without" in console.export_text()
+
+
+@pytest.mark.parametrize("text", ['{"fingerprint": "0", "te', "[]"])
+def test_a_file_that_is_no_cell_is_named(model, tmp_path, text):
+    path = tmp_path / "cells" / "recent_0.5_0.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path.name} is no cell of this command; remove it"):
+        run(model, tmp_path, memories="recent")
+
+
+@pytest.mark.parametrize("below", ["", "below/it"])
+def test_out_is_a_folder_before_anything_is_measured(model, tmp_path, monkeypatch, below):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(command, "run_text", None)
+    with pytest.raises(ValueError, match=r"--out \S*file\S* is no folder to write to"):
+        run(model, tmp_path / "file" / below, memories="recent")
+
+
 def test_a_memory_that_fails_in_the_stream_is_told(model, tmp_path, monkeypatch):
     def broken(*args):
         raise ValueError("needs Spec.frame")

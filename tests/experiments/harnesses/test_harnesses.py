@@ -196,12 +196,31 @@ def test_harnesses_that_are_not_installed(monkeypatch):
         ({"uniform.sinks": 1}, "the memory is recent"),
         ({"recent.sink": 1}, "do not parse: --recent.sink 1"),
         ({"scorer": "x"}, "without --memory retention"),
+        ({"recent.reindex": "yes"}, "recent.reindex is True or False, got 'yes'"),
     ],
 )
 def test_options_that_make_no_sense(options, message):
     given = {"model": "tiny", "memory": "recent", "budget": "64"} | options
     with pytest.raises(ValueError, match=message):
         Streams(given.pop("model"), given.pop("memory"), given.pop("budget"), **given)
+
+
+@pytest.mark.parametrize("as_given", [bool, str])
+def test_what_is_on_or_off_is_given_as_harnesses_do(monkeypatch, as_given):
+    """As Python's True or False, or as that word; other words are not taken for it."""
+    monkeypatch.setattr(streams, "setup_of", lambda config, *more: config)
+
+    def read(memory, given):
+        return Streams("tiny", memory, "64KiB", **given).setup.options[memory]
+
+    on, off = as_given(True), as_given(False)
+    given = {"last_copy.carry": on, "last_copy.per_head": off, "last_copy.text": "keys"}
+    assert read("last_copy", given) == {"carry": True, "per_head": False, "text": "keys"}
+    assert read("last_copy", {"last_copy.per-head": on}) == {"per_head": True}
+    given = {"flexmem.own_audio": off, "flexmem.long_term": on}  # the second may be None, too
+    assert read("flexmem", given) == {"own_audio": False, "long_term": True}
+    name = {"omnimem.profile": as_given(True)}
+    assert read("omnimem", name) == {"profile": "True"}
 
 
 def test_questions_lose_the_placeholders_of_their_video():
