@@ -13,7 +13,7 @@ from jaxmem.kernels.dense import linear
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import frame_groups, layer_norm, patchify
-from jaxmem.models.hf.config import ENCODER, check_family, check_value, fields
+from jaxmem.models.hf.config import ENCODER, check_family, check_value, number, picture_sizes, sizes
 from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -51,8 +51,10 @@ def read_config(vision: Mapping[str, Any]) -> ClipConfig:
     check_family(vision, MODEL_TYPES, "the vision encoder")
     vision = {**DEFAULTS, **vision}
     check_value("hidden_act of the vision encoder", vision["hidden_act"], "quick_gelu")
-    stack = Prenorm(**fields(vision, ENCODER | {"norm_eps": "layer_norm_eps"}), gelu="quick")
-    return ClipConfig(stack, vision["image_size"], vision["patch_size"], vision["num_channels"])
+    where = "the config of the vision encoder"
+    eps = number(vision, "layer_norm_eps", where)
+    stack = Prenorm(**sizes(vision, ENCODER, where), gelu="quick", norm_eps=eps)
+    return ClipConfig(stack, **picture_sizes(vision, where))
 
 
 def encode(

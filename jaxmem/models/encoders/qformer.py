@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders.vision_parts import attend_all, gelu_mlp, layer_norm, through_blocks
-from jaxmem.models.hf.config import ENCODER, check_value, fields
+from jaxmem.models.hf.config import ENCODER, check_value, number, sizes
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -67,12 +67,12 @@ def read_config(config: Mapping[str, Any], *, window: int, queries: int = 1) -> 
     Raises:
       ValueError: if a key is missing or asks for something that is not implemented.
     """
-    keys = ENCODER | {"inputs": "encoder_hidden_size"}
-    sizes = fields(config, keys, "the config of the Q-Former")
+    where = "the config of the Q-Former"
+    found = sizes(config, ENCODER | {"inputs": "encoder_hidden_size"}, where)
     for key, known in (("hidden_act", "gelu"), ("cross_attention_frequency", 1)):
         check_value(f"{key} of the Q-Former", config.get(key, known), known)
-    norm_eps = config.get("layer_norm_eps", 1e-12)
-    return QFormerConfig(**sizes, window=window, queries=queries, norm_eps=norm_eps)
+    norm_eps = number({"layer_norm_eps": 1e-12, **config}, "layer_norm_eps", where)
+    return QFormerConfig(**found, window=window, queries=queries, norm_eps=norm_eps)
 
 
 def _read(

@@ -17,7 +17,7 @@ from jaxmem.models.encoders.vision_parts import (
     layer_norm,
     patchify,
 )
-from jaxmem.models.hf.config import ENCODER, check_family, fields
+from jaxmem.models.hf.config import ENCODER, check_family, flag, number, picture_sizes, sizes
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -60,9 +60,11 @@ def read_config(vision: Mapping[str, Any]) -> SiglipConfig:
         raise ValueError(
             f"the SigLIP encoder uses gelu_pytorch_tanh, config.json says {vision['hidden_act']!r}."
         )
-    stack = Prenorm(**fields(vision, ENCODER | {"norm_eps": "layer_norm_eps"}), gelu="tanh")
-    channels, head = vision["num_channels"], vision["vision_use_head"]
-    return SiglipConfig(stack, vision["image_size"], vision["patch_size"], channels, head)
+    where = "the config of the vision encoder"
+    eps = number(vision, "layer_norm_eps", where)
+    head = flag(vision, "vision_use_head", True, where)
+    stack = Prenorm(**sizes(vision, ENCODER, where), gelu="tanh", norm_eps=eps)
+    return SiglipConfig(stack, **picture_sizes(vision, where), head=head)
 
 
 def embed_patches(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import frame_groups, layer_norm
-from jaxmem.models.hf.config import check_family, check_value, fields
+from jaxmem.models.hf.config import check_family, check_value, sizes
 from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -39,15 +39,15 @@ class WhisperConfig:
 def read_config(config: Mapping[str, Any]) -> WhisperConfig:
     """Return the encoder that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    sizes = fields(config, {"mel_bins": "num_mel_bins", "rows": "max_source_positions"})
-    return WhisperConfig(read_stack(config), **sizes)
+    found = sizes(config, {"mel_bins": "num_mel_bins", "rows": "max_source_positions"})
+    return WhisperConfig(read_stack(config), **found)
 
 
 def read_stack(config: Mapping[str, Any], where: str = "config.json") -> Prenorm:
     """Return the blocks that Whisper's keys describe; ValueError if one is missing or not known."""
     check_value("activation_function", config.get("activation_function", "gelu"), "gelu")
     # The epsilon is torch's default; config.json does not hold it.
-    return Prenorm(**fields(config, KEYS, where), gelu="exact", norm_eps=1e-5)
+    return Prenorm(**sizes(config, KEYS, where), gelu="exact", norm_eps=1e-5)
 
 
 def stem(

@@ -14,6 +14,8 @@ ENCODER = {
     "mlp_width": "intermediate_size",
 }  # fmt: skip
 """Fields of an encoder, and what transformers calls them."""
+PICTURE = {"side": "image_size", "patch": "patch_size", "channels": "num_channels"}
+"""Fields of an encoder of square pictures, likewise."""
 MOST_LAYERS = 10_000
 ATTENTION = ("full_attention",)
 """Words of `layer_types` for layers that attend to everything before them."""
@@ -58,14 +60,20 @@ def without_nulls(value: Any) -> Any:
 
 
 def rope_theta(text: Mapping[str, Any]) -> float:
-    """Return the rotary base of newer or older files; ValueError if scaled other than by YaRN."""
+    """Return the rotary base of newer or older files.
+
+    Raises:
+      ValueError: if it is no such number, or scaled other than by YaRN.
+    """
     rope, kind = _rope_settings(text)
     if kind not in ("default", "mrope", "yarn"):
         raise ValueError(
             f"config.json asks for rotary frequencies of type {kind!r}; supported are 'default', "
             "'mrope' and 'yarn'. Remove the scaling if the checkpoint was trained without it."
         )
-    return float(rope.get("rope_theta", text.get("rope_theta", 10_000.0)))
+    key = "rope_theta"
+    found = {key: rope.get(key, text.get(key, 10_000.0))}
+    return float(number(found, key, above=1 if kind == "yarn" else 0))  # YaRN divides by its log
 
 
 def _rope_settings(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -86,22 +94,25 @@ def scaled(rope: Rope, text: Mapping[str, Any]) -> Rope:
     settings, kind = _rope_settings(text)
     if kind != "yarn":
         return rope
-    check_keys(settings, ("factor",), "the rope_scaling (rope_parameters) of config.json")
+    where = "the rope_scaling (rope_parameters) of config.json"
+    check_keys(settings, ("factor",), where)
     for name in ("mscale", "mscale_all_dim"):
         check_value(name, settings.get(name), None)
-    key = "original_max_position_embeddings"
-    original = settings.get(key) or text.get("max_position_embeddings")
-    check_keys({key: original}, (key,), "the rope_scaling (rope_parameters) of config.json")
-    names = ("beta_fast", "beta_slow", "truncate", "attention_factor")
-    more = {name: settings[name] for name in names if settings.get(name) is not None}
-    return yarn(
-        rope, settings["factor"], theta=rope_theta(text), original=int(original or 0), **more
-    )
+    part, key = settings, "original_max_position_embeddings"
+    if not part.get(key) and text.get("max_position_embeddings"):
+        part, key = text, "max_position_embeddings"
+    check_keys(part, (key,), where)
+    names = ("beta_fast", "beta_slow", "attention_factor")
+    given = [name for name in names if settings.get(name) is not None]
+    more: dict[str, Any] = {name: number(settings, name, where, above=0) for name in given}
+    more["truncate"] = flag(settings, "truncate", True, where)
+    factor, original = number(settings, "factor", where), number(part, key, above=0)
+    return yarn(rope, factor, theta=rope_theta(text), original=int(original), **more)
 
 
 def head_dim(text: Mapping[str, Any]) -> int:
     """Return D of a text config."""
-    if text.get("head_dim"):
+    if text.get("head_dim") is not None:
         return sizes(text, {"head_dim": "head_dim"})["head_dim"]
     found = sizes(text, {name: SIZES[name] for name in ("width", "heads")})
     return found["width"] // found["heads"]
@@ -148,7 +159,7 @@ def decoder_config(
 def _check_attention(text: Mapping[str, Any], kinds: Sequence[str], layers: int) -> None:
     """Refuse layers of other kinds; where none are named transformers lets the later ones slide."""
     key, named = "layer_types", text.get("layer_types")
-    if named is None and text.get("use_sliding_window"):
+    if named is None and flag(text, "use_sliding_window", False):
         key = "use_sliding_window"
         first = number({"max_window_layers": 0, **text}, "max_window_layers")
         named = [ATTENTION[0] if i < first else "sliding_attention" for i in range(layers)]
@@ -194,14 +205,115 @@ def sizes(
     return found
 
 
-def number(config: Mapping[str, Any], key: str) -> float:
-    """Return a number from 0 on; ValueError if it is something else."""
-    found = config.get(key)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < math.inf:
+def picture_sizes(config: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Return `sizes` of the pictures of an encoder; ValueError also if a patch is larger."""
+    found = sizes(config, PICTURE, where)
+    if found["patch"] > found["side"]:
         raise ValueError(
-            f"{key} is {found!r} in config.json, expected a number from 0 on: use the config.json "
-            "of the checkpoint."
+            f"patch_size is {found['patch']} in {where}, expected at most image_size "
+            f"({found['side']}): use the config.json of the checkpoint."
         )
+    return found
+
+
+def number(
+    config: Mapping[str, Any],
+    key: str,
+    where: str = "config.json",
+    *,
+    above: float | None = None,
+    most: float = math.inf,
+) -> float:
+    """Return a finite number from 0 on, or one above a limit; ValueError if it is something else.
+
+    Args:
+      config: with the key.
+      key: of the number.
+      where: the config is, for the error.
+      above: what it must be larger than; None: from 0 on.
+      most: the largest number.
+    """
+    found, least = config.get(key), 0 if above is None else above
+    if (
+        isinstance(found, bool)
+        or not isinstance(found, int | float)
+        or not least <= found <= most
+        or found in (above, math.inf)
+    ):
+        expected = "a number from 0 on" if above is None else f"a number above {above:g}"
+        expected += "" if most == math.inf else f" and up to {most:g}"
+        raise ValueError(
+            f"{key} is {found!r} in {where}, expected {expected}: use the config.json of the "
+            "checkpoint."
+        )
+    return found
+
+
+def whole_numbers(
+    config: Mapping[str, Any], key: str, where: str = "config.json"
+) -> tuple[int, ...]:
+    """Return a list of whole numbers from 0 on; ValueError if it is something else."""
+    found = config.get(key)
+    if not isinstance(found, list | tuple) or any(type(x) is not int or x < 0 for x in found):
+        raise ValueError(
+            f"{key} is {found!r} in {where}, expected a list of whole numbers from 0 on: use the "
+            "config.json of the checkpoint."
+        )
+    return tuple(found)
+
+
+def flag(config: Mapping[str, Any], key: str, default: bool, where: str = "config.json") -> bool:
+    """Return a yes or no, the default where there is none; ValueError if it is something else."""
+    found = config.get(key)
+    if found is None:
+        return default
+    if not isinstance(found, bool):
+        raise ValueError(
+            f"{key} is {found!r} in {where}, expected true or false: use the config.json of the "
+            "checkpoint."
+        )
+    return found
+
+
+def is_tied(*parts: Mapping[str, Any]) -> bool:
+    """Return whether a part of a config says that the embedding is the output matrix.
+
+    Where the tie is written changed between versions; the default of all is an own matrix.
+
+    Raises:
+      ValueError: if a part says something else than yes or no.
+    """
+    return any([flag(part, "tie_word_embeddings", False) for part in parts])
+
+
+def token_ids(
+    config: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, int], vocab: int
+) -> dict[str, int]:
+    """Return the fields that are ids of tokens.
+
+    An id beyond the embedding would have a row of NaN, and a negative one that of another token.
+
+    Args:
+      config: with the keys.
+      names: fields and their keys; "x_token_index" may also be called "x_token_id".
+      defaults: of keys that are not there.
+      vocab: rows of the embedding.
+
+    Raises:
+      ValueError: if one is no token of the vocabulary.
+    """
+    found = {}
+    for field, key in names.items():
+        other = key.replace("_token_index", "_token_id")
+        at = key if config.get(other) is None or config.get(key) is not None else other
+        where, found[field] = "in config.json", config.get(at)
+        if found[field] is None:
+            where, found[field] = "where config.json does not say", defaults[key]
+        if type(found[field]) is not int or not 0 <= found[field] < vocab:
+            raise ValueError(
+                f"{at} is {found[field]!r} {where}, expected a token of the vocabulary, from 0 on "
+                f"and below {vocab} (vocab_size): use the config.json of the checkpoint."
+            )
     return found
 
 

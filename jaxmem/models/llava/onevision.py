@@ -26,7 +26,15 @@ from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.encoders.siglip import SiglipConfig
 from jaxmem.models.encoders.vision_parts import gelu_mlp
 from jaxmem.models.hf.chat import Turn
-from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
+from jaxmem.models.hf.config import (
+    check_family,
+    check_keys,
+    check_value,
+    decoder_config,
+    flag,
+    is_tied,
+    token_ids,
+)
 from jaxmem.models.hf.family import RATE, Family, Files, Names
 from jaxmem.models.hf.preprocessor import Pixels, pixels_of
 from jaxmem.models.hf.prompt import Ids, Plan, plan
@@ -53,6 +61,9 @@ RENAMES = (
 NEWER = ("model.language_model.", "model.multi_modal_projector.", "model.vision_tower.", "lm_head.")
 MODULES = tuple((new, old) for old, new in RENAMES if old in NEWER)
 """Back to what transformers 5 calls its modules."""
+TOKENS = {"image": "image_token_index", "video": "video_token_index"}
+TOKEN_IDS = {"image_token_index": 151646, "video_token_index": 151647}
+"""Of a config.json that does not say."""
 HEAD = "language_model.lm_head.weight"
 IGNORE = ("vision_tower.head.*",)
 """The pooling head of SigLIP, which some checkpoints hold and nobody requires."""
@@ -86,7 +97,7 @@ class LlavaConfig:
 def _layer(config: Mapping[str, Any], depth: int) -> int:
     """Return the block that `vision_feature_layer` names; 0 of it would be the embeddings."""
     layer = config.get("vision_feature_layer", -1)
-    if not isinstance(layer, int) or not (-depth <= layer < 0 or 1 <= layer <= depth):
+    if type(layer) is not int or not (-depth <= layer < 0 or 1 <= layer <= depth):
         raise ValueError(
             f"vision_feature_layer is {layer} in config.json; supported is one block of the "
             f"{depth}, from 1 on or from -1 backwards."
@@ -106,17 +117,16 @@ def read_config(config: Mapping[str, Any]) -> LlavaConfig:
     aspect = config.get("vision_aspect_ratio", "anyres_max_9")
     if not aspect.removeprefix("anyres_max_").isdecimal():
         raise ValueError(f"vision_aspect_ratio is {aspect!r}, supported is 'anyres_max_9'.")
-    # Where the tie is written changed between versions; the default of both is an own matrix.
-    tied = any(part.get("tie_word_embeddings", False) for part in (config, text))
+    tied = is_tied(config, text)
+    decoder = decoder_config(text, qkv_bias=True, qk_norm=False, tied=tied)
     return LlavaConfig(
-        decoder=decoder_config(text, qkv_bias=True, qk_norm=False, tied=tied),
+        decoder=decoder,
         vision=vision,
-        image=config.get("image_token_index", config.get("image_token_id", 151646)),
-        video=config.get("video_token_index", config.get("video_token_id", 151647)),
+        **token_ids(config, TOKENS, TOKEN_IDS, decoder.vocab),
         layer=_layer(config, vision.stack.depth),
         sizes=tuple((h, w) for h, w in config.get("image_grid_pinpoints") or [[vision.side] * 2]),
         tiles=int(aspect.removeprefix("anyres_max_")),
-        bias=config.get("multimodal_projector_bias", True),
+        bias=flag(config, "multimodal_projector_bias", True),
     )
 
 

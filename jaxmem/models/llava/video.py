@@ -23,7 +23,14 @@ import jax.numpy as jnp
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.hf.chat import Turn
-from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
+from jaxmem.models.hf.config import (
+    check_family,
+    check_keys,
+    check_value,
+    decoder_config,
+    is_tied,
+    token_ids,
+)
 from jaxmem.models.hf.family import Names
 from jaxmem.models.llava.onevision import (
     LlavaConfig,
@@ -108,15 +115,15 @@ def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
     vision = siglip.read_config(
         {**vision, "num_hidden_layers": vision["num_hidden_layers"] - 1, "vision_use_head": False}
     )
-    tied = config.get("tie_word_embeddings", False)
-    decoder = decoder_config(config, qkv_bias=True, qk_norm=False, tied=tied)
-    index = config.get("image_token_index", 151646)
+    decoder = decoder_config(config, qkv_bias=True, qk_norm=False, tied=is_tied(config))
+    key, row = "image_token_index", config.get("image_token_index", 151646)
+    if type(row) is int and not 0 <= row < decoder.vocab:
+        row = decoder.vocab - 1  # which no text has; the embedding has spare ones at its end
     return LlavaVideoConfig(
         decoder=decoder,
         vision=vision,
         image=-1,
-        # A row that no text has; the embedding has spare ones at its end.
-        video=index if 0 <= index < decoder.vocab else decoder.vocab - 1,
+        video=token_ids({key: row}, {key: key}, {key: decoder.vocab - 1}, decoder.vocab)[key],
         layer=vision.stack.depth - 1,
         sizes=((vision.side, vision.side),),
         tiles=1,

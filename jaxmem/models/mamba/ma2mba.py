@@ -20,7 +20,7 @@ from jaxmem.models.encoders.clip import ClipConfig
 from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.encoders.vision_parts import gelu_mlp
 from jaxmem.models.hf.chat import Turn
-from jaxmem.models.hf.config import check_family, check_keys, check_value
+from jaxmem.models.hf.config import check_family, check_keys, check_value, is_tied, token_ids
 from jaxmem.models.hf.family import Files, Names
 from jaxmem.models.hf.preprocessor import CLIP, pixels_of
 from jaxmem.models.hf.weights import Weight, dense, under
@@ -81,7 +81,7 @@ def read_config(config: Mapping[str, Any]) -> Ma2mbaConfig:
     for key, known in SETTINGS.items():
         check_value(key, config.get(key, known), known)
     text, vision = config["text_config"], clip.read_config(config["vision_config"])
-    tied = any(part.get("tie_word_embeddings", False) for part in (config, text))
+    tied, key = is_tied(config, text), "video_token_id"
     read = replace(vision.stack, depth=vision.stack.depth - 1)
     if not read.depth or vision.grid % 2:
         raise ValueError(
@@ -90,11 +90,9 @@ def read_config(config: Mapping[str, Any]) -> Ma2mbaConfig:
             "an even number of patches are needed."
         )
     check_family(text, mamba2.MODEL_TYPES, "text_config")
-    return Ma2mbaConfig(
-        mamba2.read_config({**text, "tie_word_embeddings": tied}),
-        replace(vision, stack=read),
-        config.get("video_token_id", VIDEO),
-    )
+    decoder = mamba2.read_config({**text, "tie_word_embeddings": tied})
+    video = token_ids(config, {"video": key}, {key: VIDEO}, decoder.vocab)
+    return Ma2mbaConfig(decoder, replace(vision, stack=read), **video)
 
 
 def weight_table(config: Ma2mbaConfig) -> dict[str, Weight]:

@@ -20,6 +20,8 @@ from jaxmem.models.hf.config import (
     check_family,
     check_layer_kinds,
     check_value,
+    flag,
+    is_tied,
     number,
     read_json,
     sizes,
@@ -45,8 +47,8 @@ SIZES = {
 """Sizes of a decoder and its layers, and what transformers calls them."""
 DEFAULTS = {
     "num_heads": 128, "head_dim": 64, "state_size": 128, "n_groups": 8, "conv_kernel": 4,
-    "expand": 2, "use_bias": False, "use_conv_bias": True, "layer_norm_epsilon": 1e-5,
-    "time_step_limit": (0.0, math.inf), "tie_word_embeddings": False, "hidden_act": "silu",
+    "expand": 2, "layer_norm_epsilon": 1e-5, "time_step_limit": (0.0, math.inf),
+    "hidden_act": "silu",
 }  # fmt: skip
 """What transformers takes where a config.json does not say."""
 SSM = {
@@ -96,12 +98,12 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         **own,
         limit=_limit(found["time_step_limit"], "time_step_limit"),
         eps=eps,
-        bias=found["use_bias"],
-        conv_bias=found["use_conv_bias"],
+        bias=flag(config, "use_bias", False),
+        conv_bias=flag(config, "use_conv_bias", True),
     )
     return DecoderConfig(
         **ends,
-        tied=found["tie_word_embeddings"],
+        tied=is_tied(config),
         norm_eps=eps,
         mixers=(mixer,) * layers,
         **NO_ATTENTION,
@@ -112,14 +114,15 @@ def _limit(value: Any, key: str) -> tuple[float, float]:
     """Return the limits of a step; transformers writes infinity as {"__float__": "Infinity"}.
 
     Raises:
-      ValueError: if they are not two numbers, the smaller one first.
+      ValueError: if they are not two numbers from 0 on, the smaller one first.
     """
     pair = list(value) if isinstance(value, list | tuple) else []
     pair = [math.inf if x == {"__float__": "Infinity"} else x for x in pair]
-    if len(pair) != 2 or {type(x) for x in pair} - {int, float} or not pair[0] <= pair[1]:
+    numbers = len(pair) == 2 and not {type(x) for x in pair} - {int, float}
+    if not numbers or not 0 <= pair[0] <= pair[1] or pair[0] == math.inf:
         raise ValueError(
-            f"{key} is {value!r} in config.json, expected the smallest and the largest step, in "
-            "this order: use the config.json of the checkpoint."
+            f"{key} is {value!r} in config.json, expected the smallest step, a number from 0 on, "
+            "and the largest one, in this order: use the config.json of the checkpoint."
         )
     return float(pair[0]), float(pair[1])
 
@@ -139,7 +142,9 @@ def _of_state_spaces(config: Mapping[str, Any]) -> dict[str, Any]:
         check_value(key, config.get(key, known), known)
     given = {key: ssm.get(key, usual) for key, (_, usual) in SSM.items()}
     whole = {key: key for key in ("d_state", "d_conv", "expand", "headdim", "ngroups")}
-    own = sizes(given, whole, "ssm_cfg of config.json")
+    where = "ssm_cfg of config.json"
+    own = sizes(given, whole, where)
+    given |= {key: flag(given, key, key == "conv_bias", where) for key in ("bias", "conv_bias")}
     given["dt_limit"] = _limit(given["dt_limit"], "ssm_cfg.dt_limit")
     key = "pad_vocab_size_multiple"
     multiple = sizes({key: 8, **config}, {"vocab": key})["vocab"]
@@ -149,7 +154,7 @@ def _of_state_spaces(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_hidden_layers": ends["layers"],
         "num_heads": own["expand"] * ends["width"] // own["headdim"],
         "vocab_size": -(-ends["vocab"] // multiple) * multiple,
-        "tie_word_embeddings": config.get("tie_embeddings", True),
+        "tie_word_embeddings": flag(config, "tie_embeddings", True),
     }
 
 

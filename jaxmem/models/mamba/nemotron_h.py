@@ -20,6 +20,7 @@ from jaxmem.models.hf.config import (
     check_keys,
     check_layer_kinds,
     check_value,
+    flag,
     number,
     sizes,
 )
@@ -47,9 +48,9 @@ MAMBA = {
 """Sizes of the decoder, those of its layers with a state, and what transformers calls them."""
 DEFAULTS = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-    "intermediate_size": 21504, "mlp_bias": False, "mamba_num_heads": 128, "mamba_head_dim": 64,
+    "intermediate_size": 21504, "mamba_num_heads": 128, "mamba_head_dim": 64,
     "ssm_state_size": 128, "n_groups": 8, "conv_kernel": 4, "time_step_min": 0.001,
-    "use_conv_bias": True, "use_bias": False, "layer_norm_epsilon": 1e-5,
+    "layer_norm_epsilon": 1e-5,
 }  # fmt: skip
 """What transformers takes where a config.json does not say."""
 IMPLEMENTED = {
@@ -76,11 +77,12 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         # transformers reads no time_step_limit here
         limit=(number(found, "time_step_min"), math.inf),
         eps=eps,
-        bias=found["use_bias"],
-        conv_bias=found["use_conv_bias"],
+        bias=flag(config, "use_bias", False),
+        conv_bias=flag(config, "use_conv_bias", True),
     )
     inner = sizes(found, {"inner": "intermediate_size"})["inner"]
-    made = {"M": mixer, "*": None, "-": FeedForward(inner, found["mlp_bias"])}
+    mlp = FeedForward(inner, flag(config, "mlp_bias", False))
+    made = {"M": mixer, "*": None, "-": mlp}
     pairs = own["head_dim"] // 2
     return DecoderConfig(
         layers=len(kinds),

@@ -17,7 +17,7 @@ from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.vision_parts import groups_of, layer_norm
 from jaxmem.models.encoders.whisper import WhisperConfig, read_stack, stem, trunk_table
-from jaxmem.models.hf.config import fields
+from jaxmem.models.hf.config import sizes
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -35,7 +35,7 @@ KEYS = {"mel_bins": "num_mel_bins", "rows": "n_window", "out": "output_dim"}
 def read_config(audio: Mapping[str, Any]) -> QwenAudioConfig:
     """Return the encoder that an `audio_config` describes; ValueError if it is not implemented."""
     where = "audio_config"
-    return QwenAudioConfig(read_stack(audio, where), **fields(audio, KEYS, where))
+    return QwenAudioConfig(read_stack(audio, where), **sizes(audio, KEYS, where))
 
 
 def sinusoids(rows: int, width: int) -> Float[np.ndarray, "t W"]:

@@ -11,7 +11,10 @@ from jaxmem.models.hf.config import (
     check_value,
     decoder_config,
     head_dim,
+    is_tied,
+    number,
     rope_theta,
+    whole_numbers,
 )
 from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
@@ -52,20 +55,23 @@ QWEN3_5 = Defaults({"rope_theta": 1e4, "head_dim": 256}, (11, 11, 10), True, 0.2
 
 
 def mrope(text: Mapping[str, Any], defaults: Defaults) -> Rope:
-    """Return the rotary embedding of a text config; ValueError if scaled in an unknown way.
+    """Return the rotary embedding of a text config.
 
     Where only a part of a head is rotated, its pairs come first and the others have frequency 0.
+
+    Raises:
+      ValueError: if it is scaled in an unknown way, or a key holds something else than it should.
     """
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     make = mrope_interleaved if defaults.interleaved else mrope_sectioned
-    sections, width = tuple(rope.get("mrope_section", defaults.sections)), head_dim(text)
+    sections = whole_numbers({"mrope_section": defaults.sections, **rope}, "mrope_section")
+    width = head_dim(text)
     if defaults.rotated is None:
         return make(width, rope_theta(text), sections)
     check_value("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
     key = "partial_rotary_factor"
-    part = make(
-        int(width * rope.get(key, text.get(key, defaults.rotated))), rope_theta(text), sections
-    )
+    found = {key: rope.get(key, text.get(key, defaults.rotated))}
+    part = make(int(width * number(found, key, above=0, most=1)), rope_theta(text), sections)
     rest = (width - part.head_dim) // 2
     return Rope(part.inv_freq + (0.0,) * rest, part.axis + (0,) * rest)
 
@@ -86,7 +92,7 @@ def read_decoder(
       ValueError: if a key is missing, or the file asks for something that is not implemented.
     """
     text = config.get("text_config") or config
-    tied = any(part.get("tie_word_embeddings", False) for part in (config, text))
+    tied = is_tied(config, text)
     check_keys(text, ("hidden_size", "num_attention_heads"))
     text = {**defaults.text, **text}
     rope = mrope(text, defaults)

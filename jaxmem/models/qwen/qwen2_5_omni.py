@@ -24,7 +24,7 @@ from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.encoders.whisper_mel import LogMel
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.checkpoint import back
-from jaxmem.models.hf.config import check_family, fields
+from jaxmem.models.hf.config import check_family, fields, number, sizes, token_ids
 from jaxmem.models.hf.family import Files, Names
 from jaxmem.models.hf.prompt import Plan, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
@@ -61,6 +61,7 @@ IDS = {
     "image_token_index": 151655, "video_token_index": 151656, "audio_token_index": 151646,
     "audio_start_token_id": 151647, "audio_end_token_id": 151648, **TOKEN_IDS,
 }  # fmt: skip
+CLOCK = {"position_id_per_seconds": 25, "seconds_per_chunk": 2}
 """Of a config.json that does not say."""
 PARTS = {"text": "text_config", "vision": "vision_config", "audio": "audio_config"}
 
@@ -79,25 +80,20 @@ def read_config(config: Mapping[str, Any]) -> Qwen25OmniConfig:
     """Return the Thinker of a config.json or `thinker_config`; ValueError if not implemented."""
     check_family(config, MODEL_TYPES)
     config = config.get("thinker_config") or config
-    # transformers reads an id by either of two names.
-    either = {
-        key: config[other]
-        for key in MEDIA.values()
-        if key not in config and (other := key.replace("index", "id")) in config
-    }
-    tokens, parts = fields({**IDS, **config, **either}, TOKENS), fields(config, PARTS)
-    vision = read_vision(parts["vision"])
-    per_second = config.get("position_id_per_seconds", 25)
-    layout = OmniLayout(
-        **tokens,
-        merge=vision.merge,
-        ticks_per_second=per_second,
-        chunk_ticks=int(per_second * config.get("seconds_per_chunk", 2)),
-    )
+    parts = fields(config, PARTS)
+    vision, clock = read_vision(parts["vision"]), {**CLOCK, **config}
+    per_second = sizes(clock, {"ticks": "position_id_per_seconds"})["ticks"]
+    seconds = number(clock, "seconds_per_chunk", above=0)
     # transformers asks the Thinker whether it is tied, not its text part, which may say otherwise.
     text = {**parts["text"], "tie_word_embeddings": False}
     asked = {**config, "text_config": text}
     decoder = read_decoder(asked, QWEN2_5_OMNI, qkv_bias=True, qk_norm=False)
+    layout = OmniLayout(
+        **token_ids(config, TOKENS, IDS, decoder.vocab),
+        merge=vision.merge,
+        ticks_per_second=per_second,
+        chunk_ticks=int(per_second * seconds),
+    )
     return Qwen25OmniConfig(decoder, vision, read_audio(parts["audio"]), layout)
 
 

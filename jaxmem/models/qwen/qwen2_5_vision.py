@@ -52,8 +52,8 @@ class Qwen25VisionConfig(VisionConfig):
 
 def read_config(vision: Mapping[str, Any]) -> Qwen25VisionConfig:
     """Return the encoder that `vision_config` of a config.json describes; see `read`."""
-    keys = {"window": "window_size", "full": "fullatt_block_indexes"}
-    return Qwen25VisionConfig.read({**DEFAULTS, **vision}, "silu", **keys)
+    vision, blocks = {**DEFAULTS, **vision}, {"full": "fullatt_block_indexes"}
+    return Qwen25VisionConfig.read(vision, "silu", blocks, window="window_size")
 
 
 def encode_vision(

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
 from jaxmem.models.hf.checkpoint import back
-from jaxmem.models.hf.config import check_family, fields
+from jaxmem.models.hf.config import check_family, fields, sizes, token_ids
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.prompt import Ids, Plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
@@ -61,13 +61,14 @@ class Qwen25VLConfig(TickedConfig):
 def read_config(config: Mapping[str, Any]) -> Qwen25VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    tokens = fields({**TOKEN_IDS, **config}, TOKENS)
     vision = fields(config, {"vision": "vision_config"})["vision"]
+    decoder = read_decoder(config, QWEN2_5_VL, qkv_bias=True, qk_norm=False)
+    ticks = {"ticks_per_second": "tokens_per_second"}
     return Qwen25VLConfig(
-        decoder=read_decoder(config, QWEN2_5_VL, qkv_bias=True, qk_norm=False),
+        decoder=decoder,
         vision=read_vision(vision),
-        ticks_per_second=vision.get("tokens_per_second", 4),
-        **tokens,
+        **sizes({"tokens_per_second": 4, **vision}, ticks, "vision_config"),
+        **token_ids(config, TOKENS, TOKEN_IDS, decoder.vocab),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import Grids, as_grids, frame_groups, gelu_mlp, layer_norm
+from jaxmem.models.hf.config import number, sizes
 from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.models.qwen.vision import VisionConfig, embed_patches
 from jaxmem.typing import Array, Float, Params
@@ -34,11 +35,11 @@ class Qwen2VisionConfig(VisionConfig):
 
 def read_config(vision: Mapping[str, Any]) -> Qwen2VisionConfig:
     """Return the encoder that `vision_config` of a config.json describes; see `read`."""
-    vision = {**DEFAULTS, **vision}
-    width = vision["embed_dim"]
-    sizes = {"hidden_size": width, "intermediate_size": int(width * vision["mlp_ratio"])}
-    sizes["out_hidden_size"] = vision["hidden_size"]
-    return Qwen2VisionConfig.read({**vision, **sizes}, "quick_gelu")
+    vision, where = {**DEFAULTS, **vision}, "vision_config"
+    found = sizes(vision, {"width": "embed_dim", "out": "hidden_size"}, where)
+    inner = int(found["width"] * number(vision, "mlp_ratio", where, above=0))
+    named = {"hidden_size": found["width"], "out_hidden_size": found["out"]}
+    return Qwen2VisionConfig.read({**vision, **named, "intermediate_size": inner}, "quick_gelu")
 
 
 def encode_vision(

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.hf.checkpoint import back
-from jaxmem.models.hf.config import check_family, fields
+from jaxmem.models.hf.config import check_family, fields, token_ids
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import mrope
@@ -36,11 +36,10 @@ class Qwen2VLConfig(TickedConfig):
 def read_config(config: Mapping[str, Any]) -> Qwen2VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    parts = fields({**TOKEN_IDS, **config}, TOKENS | {"vision": "vision_config"})
-    parts["vision"] = read_vision(parts["vision"])
-    return Qwen2VLConfig(
-        decoder=read_decoder(config, QWEN2_5_VL, qkv_bias=True, qk_norm=False), **parts
-    )
+    vision = read_vision(fields(config, {"vision": "vision_config"})["vision"])
+    decoder = read_decoder(config, QWEN2_5_VL, qkv_bias=True, qk_norm=False)
+    tokens = token_ids(config, TOKENS, TOKEN_IDS, decoder.vocab)
+    return Qwen2VLConfig(decoder=decoder, vision=vision, **tokens)
 
 
 def weight_table(config: Qwen2VLConfig) -> dict[str, Weight]:

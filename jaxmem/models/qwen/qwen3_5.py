@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.gated_delta import GatedDelta
-from jaxmem.models.hf.config import check_family, check_value, fields, sizes
+from jaxmem.models.hf.config import check_family, check_value, fields, sizes, token_ids
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, norm, under
 from jaxmem.models.qwen.config import QWEN3_5, TOKENS, read_decoder
@@ -51,20 +51,20 @@ DEFAULTS = {
 def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    names = TOKENS | {"text": "text_config", "vision": "vision_config"}
-    parts = fields({**TOKEN_IDS, **config}, names)
-    text = parts.pop("text")
+    parts = fields(config, {"text": "text_config", "vision": "vision_config"})
+    text = parts["text"]
     for key, known in (("attention_bias", False), ("attn_output_gate", True)):
         check_value(key, text.get(key, known), known)
-    vision = read_vision({"deepstack_visual_indexes": [], **parts.pop("vision")})
+    vision = read_vision({"deepstack_visual_indexes": [], **parts["vision"]})
     check_value("deepstack_visual_indexes", list(vision.deep), [])
     decoder = read_decoder(config, QWEN3_5, qkv_bias=False, qk_norm=True, kinds=KINDS)
     mixer = GatedDelta(**sizes({**DEFAULTS, **text}, SIZES), eps=decoder.norm_eps)
     mixers = tuple(
         mixer if kind == KINDS[0] else None for kind in layer_kinds(text, decoder.layers)
     )
+    tokens = token_ids(config, TOKENS, TOKEN_IDS, decoder.vocab)
     return Qwen3VLConfig(
-        decoder=replace(decoder, attn_gate=True, mixers=mixers), vision=vision, **parts
+        decoder=replace(decoder, attn_gate=True, mixers=mixers), vision=vision, **tokens
     )
 
 

@@ -65,8 +65,9 @@ class Qwen3VisionConfig(VisionConfig):
 
 def read_config(vision: Mapping[str, Any]) -> Qwen3VisionConfig:
     """Return the encoder that `vision_config` of a config.json describes; see `read`."""
-    keys = {"places": "num_position_embeddings", "deep": "deepstack_visual_indexes"}
-    return Qwen3VisionConfig.read({**DEFAULTS, **vision}, "gelu_pytorch_tanh", **keys)
+    vision, blocks = {**DEFAULTS, **vision}, {"deep": "deepstack_visual_indexes"}
+    places = "num_position_embeddings"
+    return Qwen3VisionConfig.read(vision, "gelu_pytorch_tanh", blocks, places=places)
 
 
 class Corners(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders.vision_parts import Grids, rotary
-from jaxmem.models.hf.config import check_value, fields
+from jaxmem.models.hf.config import check_value, number, sizes, whole_numbers
 from jaxmem.models.hf.weights import Weight, dense
 from jaxmem.typing import Array, Float, Params
 
@@ -34,26 +34,34 @@ class VisionConfig:
     norm_eps: float = 1e-6  # of every norm
 
     @classmethod
-    def read(cls, vision: Mapping[str, Any], activation: str, **more: str) -> Self:
+    def read(
+        cls,
+        vision: Mapping[str, Any],
+        activation: str,
+        blocks: Mapping[str, str] | None = None,
+        **more: str,
+    ) -> Self:
         """Return the encoder that `vision_config` of a config.json describes.
 
         Args:
           vision: the part of config.json.
           activation: the one that is implemented.
-          more: keys of the fields that a family adds.
+          blocks: keys of the fields that list some of the blocks.
+          more: keys of the sizes that a family adds.
 
         Raises:
-          ValueError: if a key is missing, or the encoder has another activation.
+          ValueError: if a key is missing or no such size, or the encoder has another activation.
         """
+        where, key = "vision_config", "rope_theta"
         found = vision.get("hidden_act", activation)
-        check_value("hidden_act of vision_config", found, activation)
-        known = fields(vision, KEYS | more, "vision_config").items()
-        sizes: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in known}
-        return cls(
-            **sizes,
-            channels=vision.get("in_channels", vision.get("in_chans", 3)),
-            theta=(vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
-        )
+        check_value(f"hidden_act of {where}", found, activation)
+        channels = "in_channels" if "in_channels" in vision else "in_chans"
+        names = {**KEYS, **more, "channels": channels}
+        rope = {key: 10_000.0, **(vision.get("rope_parameters") or {})}
+        lists = (blocks or {}).items()
+        listed: Any = {name: whole_numbers(vision, at, where) for name, at in lists}
+        known = sizes({channels: 3, **vision}, names, where)
+        return cls(**known, **listed, theta=number(rope, key, where, above=0))
 
     @property
     def cell_width(self) -> int:

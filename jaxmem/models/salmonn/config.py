@@ -13,7 +13,7 @@ from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.models.encoders import qformer, whisper
 from jaxmem.models.encoders.qformer import QFormerConfig
 from jaxmem.models.encoders.whisper import WhisperConfig
-from jaxmem.models.hf.config import check_family, check_keys, check_value
+from jaxmem.models.hf.config import check_family, check_keys, check_value, number, sizes, token_ids
 from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Weight, dense, under
 from jaxmem.models.qwen import qwen2_5_vl, qwen3_vl
@@ -98,30 +98,39 @@ def read_config(config: Mapping[str, Any]) -> SalmonnConfig:
     sound = whisper.read_config(heard)
     former = QFORMER | {"encoder_width": sound.stack.width} | _known(heard.get("qformer_config"))
     base = BASES[config["model_type"]].read_config(config)
+    every = number(heard, "second_per_window", "audio_config", above=0)
     for key, found, known in (
-        ("second_stride", heard.get("second_stride", 0.5), heard["second_per_window"]),
+        ("second_stride", heard.get("second_stride", 0.5), every),
         ("encoder_width of qformer_config", former["encoder_width"], sound.stack.width),
         ("out_hidden_size of qformer_config", former.get("out_hidden_size"), base.decoder.width),
     ):
         check_value(key, known if found is None else found, known)
-    window = round(ROWS_PER_SECOND * heard["second_per_window"])
+    window = round(ROWS_PER_SECOND * every)
     if window < 1 or sound.rows % window:
         raise ValueError(
-            f"second_per_window of audio_config is {heard['second_per_window']}, which is {window} "
-            f"rows; expected a divisor of the {sound.rows} rows of a clip (max_source_positions)."
+            f"second_per_window of audio_config is {every}, which is {window} rows; expected a "
+            f"divisor of the {sound.rows} rows of a clip (max_source_positions)."
         )
     keys = {"encoder_width": "encoder_hidden_size"}
     keys["cross_attention_freq"] = "cross_attention_frequency"
     former = {keys.get(key, key): value for key, value in former.items()}
     if isinstance(base, Qwen25VLConfig):
         base = replace(base, ticks_per_second=TICKS_PER_SECOND)
-    audio = config.get("audio_token_id")
+    queries = sizes(former, {"queries": "query_length"}, "qformer_config")
     return SalmonnConfig(
         base=base,
         sound=sound,
-        qformer=qformer.read_config(former, window=window, queries=former["query_length"]),
-        audio=AUDIO_TOKEN[config["model_type"]] if audio is None else audio,
+        qformer=qformer.read_config(former, window=window, **queries),
+        audio=_audio_token(config, base.decoder.vocab),
     )
+
+
+def _audio_token(config: Mapping[str, Any], vocab: int) -> int:
+    """Return the placeholder of sound; ValueError if config.json names no token."""
+    key = "audio_token_id"
+    if config.get(key) is None:  # its row of the embedding is never looked at
+        return AUDIO_TOKEN[config["model_type"]]
+    return token_ids(config, {"audio": key}, {}, vocab)["audio"]
 
 
 def _known(config: Mapping[str, Any] | None) -> dict[str, Any]:

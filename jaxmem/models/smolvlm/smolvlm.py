@@ -24,7 +24,15 @@ from jaxmem.models.base import Fitted, MediaFormat
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.siglip import SiglipConfig
 from jaxmem.models.hf.chat import Chat, Turn, Uncoded, check_question
-from jaxmem.models.hf.config import check_family, check_keys, check_value, decoder_config
+from jaxmem.models.hf.config import (
+    check_family,
+    check_keys,
+    check_value,
+    decoder_config,
+    is_tied,
+    sizes,
+    token_ids,
+)
 from jaxmem.models.hf.family import RATE, Family, Files, Names
 from jaxmem.models.hf.preprocessor import OF_VIDEOS, Pixels, picture_rate, pixels_of
 from jaxmem.models.hf.prompt import Ids, Plan, fill, pad, plan
@@ -40,6 +48,8 @@ VISION_DEFAULTS = {
     "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32, "image_size": 224,
 }  # fmt: skip
 """Of a vision_config that does not say; the rest is as in SigLIP."""
+IMAGE = 128_257
+"""Placeholder of pictures in a config.json that does not say."""
 SIGLIP = {"model_type": siglip.MODEL_TYPES[0], "vision_use_head": False}
 
 
@@ -73,12 +83,13 @@ def read_config(config: Mapping[str, Any]) -> SmolVLMConfig:
     check_value("model_type of text_config", text.get("model_type", "llama"), "llama")
     for key in ("attention_bias", "mlp_bias"):
         check_value(key, text.get(key, False), False)
-    tied = any(part.get("tie_word_embeddings", False) for part in (config, text))
+    tied, key = is_tied(config, text), "image_token_id"
+    decoder = decoder_config(text, qkv_bias=False, qk_norm=False, tied=tied)
     return SmolVLMConfig(
-        decoder=decoder_config(text, qkv_bias=False, qk_norm=False, tied=tied),
+        decoder=decoder,
         vision=siglip.read_config({**VISION_DEFAULTS, **config["vision_config"], **SIGLIP}),
-        image=config.get("image_token_id", 128_257),
-        scale=config.get("scale_factor", 2),
+        **token_ids(config, {"image": key}, {key: IMAGE}, decoder.vocab),
+        **sizes({"scale_factor": 2, **config}, {"scale": "scale_factor"}),
     )
 
 

@@ -215,7 +215,23 @@ def test_the_command_line_compares_memories_that_hold_nothing(folder, tmp_path, 
         (("vision_config", "model_type"), "siglip", "the vision encoder has model_type 'siglip'"),
         (("vision_config", "hidden_act"), "gelu", "hidden_act of the vision encoder is 'gelu'"),
         (("vision_config", "image_size"), 12, "3 patches a side"),
+        (
+            ("vision_config", "patch_size"),
+            0,
+            "^patch_size is 0 in .*, expected a whole number from",
+        ),
+        (("vision_config", "image_size"), True, "^image_size is True in .*, expected a whole numb"),
         (("text_config", "num_hidden_layers"), 4, "missing"),
+        (
+            ("text_config", "tie_word_embeddings"),
+            [],
+            r"^tie_word_embeddings is \[\] in config.json",
+        ),
+        (
+            ("video_token_id",),
+            100,
+            "^video_token_id is 100 in config.json, expected a token of the",
+        ),
         (("video_token_id",), 7, "the chat template wrote the placeholder 7"),
     ],
 )

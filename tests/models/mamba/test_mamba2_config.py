@@ -1,6 +1,7 @@
 """Reading config.json of Mamba-2: sizes of published models, and what is refused."""
 
 import json
+import math
 
 import jax
 import pytest
@@ -36,8 +37,9 @@ def test_the_published_model_of_2_7_billion_weights(tmp_path):
 
 
 def test_limits_of_a_step_are_two_numbers_the_smaller_one_first():
-    (mixer,) = read_config({**HF, "time_step_limit": [0, 0.1]}).stacks
-    assert mixer.limit == (0.0, 0.1)
+    for pair in ([0, 0.1], [0.1, 0.1], [0.1, math.inf]):
+        (mixer,) = read_config({**HF, "time_step_limit": pair}).stacks
+        assert mixer.limit == tuple(pair)
     for limit in ((0.3, 0.02), (0.1,), (0.0, float("nan"))):
         with pytest.raises(ValueError, match=r"got \(.*: set the smaller one first"):
             Mamba2(2, limit=limit)
@@ -75,6 +77,21 @@ def test_infinity_is_read_as_transformers_writes_it():
         ({**STATE_SPACES, "ssm_cfg": 5}, "ssm_cfg is 5 in config.json, expected a JSON object"),
         ({**STATE_SPACES, "n_layer": 10**8}, "n_layer 100000000, expected at most 10,000"),
         ({**STATE_SPACES, "pad_vocab_size_multiple": 0}, "pad_vocab_size_multiple is 0"),
+        ({**HF, "time_step_limit": [-2, -1]}, r"time_step_limit is \[-2, -1\] .*, a number from 0"),
+        ({**HF, "time_step_limit": [-1, 1]}, r"time_step_limit is \[-1, 1\] in config.json"),
+        ({**HF, "time_step_limit": [True, 2]}, r"time_step_limit is \[True, 2\] in config.json"),
+        ({**HF, "time_step_limit": 2 * [math.inf]}, r"time_step_limit is \[inf, inf\] in config"),
+        ({**HF, "time_step_limit": 2 * [{"__float__": "Infinity"}]}, "time_step_limit is .*Inf"),
+        ({**HF, "use_bias": []}, r"use_bias is \[\] in config.json, expected true or false: use"),
+        ({**HF, "use_conv_bias": {}}, "use_conv_bias is {} in config.json, expected true or false"),
+        ({**HF, "tie_word_embeddings": "no"}, "tie_word_embeddings is 'no' in config.json, expect"),
+        (
+            {**STATE_SPACES, "tie_embeddings": [1]},
+            r"tie_embeddings is \[1\] in config.json, expect",
+        ),
+        (spaces(bias="false"), "bias is 'false' in ssm_cfg of config.json, expected true or false"),
+        (spaces(conv_bias=1), "conv_bias is 1 in ssm_cfg of config.json, expected true or false"),
+        (spaces(dt_limit=[-1, 1]), r"ssm_cfg.dt_limit is \[-1, 1\] in config.json"),
         (spaces(headdim=0), "headdim is 0 in ssm_cfg of config.json"),
         (spaces(dt_limit=[0.1]), r"ssm_cfg.dt_limit is \[0.1\] in config.json"),
     ],
