@@ -13,7 +13,7 @@ from jaxmem.kernels.dense import linear
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import frame_groups, layer_norm, patchify
-from jaxmem.models.hf.config import ENCODER, check_family, check_value, number, picture_sizes, sizes
+from jaxmem.models.hf.keys import ENCODER, check_family, check_value, number, picture_sizes, sizes
 from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.typing import Array, Float, Params
 

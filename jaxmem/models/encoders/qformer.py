@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders.vision_parts import attend_all, gelu_mlp, layer_norm, through_blocks
-from jaxmem.models.hf.config import ENCODER, check_value, number, sizes
+from jaxmem.models.hf.keys import ENCODER, check_value, number, sizes
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 

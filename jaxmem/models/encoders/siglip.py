@@ -17,7 +17,7 @@ from jaxmem.models.encoders.vision_parts import (
     layer_norm,
     patchify,
 )
-from jaxmem.models.hf.config import ENCODER, check_family, flag, number, picture_sizes, sizes
+from jaxmem.models.hf.keys import ENCODER, check_family, flag, number, picture_sizes, sizes
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 

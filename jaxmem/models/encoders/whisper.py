@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import frame_groups, layer_norm
-from jaxmem.models.hf.config import check_family, check_value, sizes
+from jaxmem.models.hf.keys import check_family, check_value, sizes
 from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.typing import Array, Float, Params
 

@@ -26,16 +26,9 @@ from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.encoders.siglip import SiglipConfig
 from jaxmem.models.encoders.vision_parts import gelu_mlp
 from jaxmem.models.hf.chat import Turn
-from jaxmem.models.hf.config import (
-    check_family,
-    check_keys,
-    check_value,
-    decoder_config,
-    flag,
-    is_tied,
-    token_ids,
-)
+from jaxmem.models.hf.config import decoder_config
 from jaxmem.models.hf.family import RATE, Family, Files, Names
+from jaxmem.models.hf.keys import check_family, check_keys, check_value, flag, is_tied, token_ids
 from jaxmem.models.hf.preprocessor import Pixels, pixels_of
 from jaxmem.models.hf.prompt import Ids, Plan, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, under

@@ -23,15 +23,9 @@ import jax.numpy as jnp
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.hf.chat import Turn
-from jaxmem.models.hf.config import (
-    check_family,
-    check_keys,
-    check_value,
-    decoder_config,
-    is_tied,
-    token_ids,
-)
+from jaxmem.models.hf.config import decoder_config
 from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.keys import check_family, check_keys, check_value, is_tied, token_ids
 from jaxmem.models.llava.onevision import (
     LlavaConfig,
     LlavaFamily,

@@ -20,8 +20,8 @@ from jaxmem.models.encoders.clip import ClipConfig
 from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.encoders.vision_parts import gelu_mlp
 from jaxmem.models.hf.chat import Turn
-from jaxmem.models.hf.config import check_family, check_keys, check_value, is_tied, token_ids
 from jaxmem.models.hf.family import Files, Names
+from jaxmem.models.hf.keys import check_family, check_keys, check_value, is_tied, token_ids
 from jaxmem.models.hf.preprocessor import CLIP, pixels_of
 from jaxmem.models.hf.weights import Weight, dense, under
 from jaxmem.models.llava.onevision import LlavaFamily

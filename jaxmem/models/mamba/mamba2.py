@@ -16,17 +16,17 @@ from jax.sharding import Sharding
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.mamba2 import Mamba2
 from jaxmem.models.hf import checkpoint
-from jaxmem.models.hf.config import (
+from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.keys import (
     check_family,
     check_layer_kinds,
     check_value,
     flag,
     is_tied,
     number,
-    read_json,
     sizes,
 )
-from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Layers, Place, Weight, dense, norm
 from jaxmem.models.hf.weights import abstract as shapes_of
 from jaxmem.rope import rope_1d

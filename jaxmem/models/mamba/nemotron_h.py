@@ -15,7 +15,8 @@ from jax.sharding import Sharding
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.feed_forward import FeedForward
 from jaxmem.mixers.mamba2 import Mamba2
-from jaxmem.models.hf.config import (
+from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.keys import (
     check_family,
     check_keys,
     check_layer_kinds,
@@ -24,7 +25,6 @@ from jaxmem.models.hf.config import (
     number,
     sizes,
 )
-from jaxmem.models.hf.family import Names
 from jaxmem.models.hf.weights import Place, Weight, dense, norm
 from jaxmem.models.mamba.mamba2 import LanguageModel, ends_table, loaded, mixer_table
 from jaxmem.rope import Rope

@@ -17,7 +17,7 @@ from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.vision_parts import groups_of, layer_norm
 from jaxmem.models.encoders.whisper import WhisperConfig, read_stack, stem, trunk_table
-from jaxmem.models.hf.config import sizes
+from jaxmem.models.hf.keys import sizes
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 

@@ -5,17 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.models.hf.config import (
-    ATTENTION,
-    check_keys,
-    check_value,
-    decoder_config,
-    head_dim,
-    is_tied,
-    number,
-    rope_theta,
-    whole_numbers,
-)
+from jaxmem.models.hf.config import ATTENTION, decoder_config, head_dim, rope_theta
+from jaxmem.models.hf.keys import check_keys, check_value, is_tied, number, whole_numbers
 from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
 

@@ -24,8 +24,8 @@ from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.encoders.whisper_mel import LogMel
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.checkpoint import back
-from jaxmem.models.hf.config import check_family, fields, number, sizes, token_ids
 from jaxmem.models.hf.family import Files, Names
+from jaxmem.models.hf.keys import check_family, fields, number, sizes, token_ids
 from jaxmem.models.hf.prompt import Plan, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import qwen2_5_omni_layout as lay

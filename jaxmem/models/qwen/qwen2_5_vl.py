@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
 from jaxmem.models.hf.checkpoint import back
-from jaxmem.models.hf.config import check_family, fields, sizes, token_ids
 from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.keys import check_family, fields, sizes, token_ids
 from jaxmem.models.hf.prompt import Ids, Plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import mrope

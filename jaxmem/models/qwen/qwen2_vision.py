@@ -10,7 +10,7 @@ from typing import Any
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import Grids, as_grids, frame_groups, gelu_mlp, layer_norm
-from jaxmem.models.hf.config import number, sizes
+from jaxmem.models.hf.keys import number, sizes
 from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.models.qwen.vision import VisionConfig, embed_patches
 from jaxmem.typing import Array, Float, Params

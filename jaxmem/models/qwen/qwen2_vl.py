@@ -11,8 +11,8 @@ from typing import Any
 
 from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.hf.checkpoint import back
-from jaxmem.models.hf.config import check_family, fields, token_ids
 from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.keys import check_family, fields, token_ids
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import mrope
 from jaxmem.models.qwen.config import QWEN2_5_VL, TOKEN_IDS, TOKENS, read_decoder

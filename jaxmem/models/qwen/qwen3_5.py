@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.gated_delta import GatedDelta
-from jaxmem.models.hf.config import check_family, check_value, fields, sizes, token_ids
 from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.keys import check_family, check_value, fields, sizes, token_ids
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, norm, under
 from jaxmem.models.qwen.config import QWEN3_5, TOKENS, read_decoder
 from jaxmem.models.qwen.qwen3_vision import read_config as read_vision

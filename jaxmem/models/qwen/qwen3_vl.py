@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
 from jaxmem.models.hf.chat import Chat
-from jaxmem.models.hf.config import check_family, fields, flag, token_ids
 from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.keys import check_family, fields, flag, token_ids
 from jaxmem.models.hf.prompt import Ids, Plan, pad
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen.clip import Clip, Size

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders.vision_parts import Grids, rotary
-from jaxmem.models.hf.config import check_value, number, sizes, whole_numbers
+from jaxmem.models.hf.keys import check_value, number, sizes, whole_numbers
 from jaxmem.models.hf.weights import Weight, dense
 from jaxmem.typing import Array, Float, Params
 

@@ -13,8 +13,8 @@ from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.models.encoders import qformer, whisper
 from jaxmem.models.encoders.qformer import QFormerConfig
 from jaxmem.models.encoders.whisper import WhisperConfig
-from jaxmem.models.hf.config import check_family, check_keys, check_value, number, sizes, token_ids
 from jaxmem.models.hf.family import Names
+from jaxmem.models.hf.keys import check_family, check_keys, check_value, number, sizes, token_ids
 from jaxmem.models.hf.weights import Weight, dense, under
 from jaxmem.models.qwen import qwen2_5_vl, qwen3_vl
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VLConfig

@@ -24,16 +24,9 @@ from jaxmem.models.base import Fitted, MediaFormat
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.siglip import SiglipConfig
 from jaxmem.models.hf.chat import Chat, Turn, Uncoded, check_question
-from jaxmem.models.hf.config import (
-    check_family,
-    check_keys,
-    check_value,
-    decoder_config,
-    is_tied,
-    sizes,
-    token_ids,
-)
+from jaxmem.models.hf.config import decoder_config
 from jaxmem.models.hf.family import RATE, Family, Files, Names
+from jaxmem.models.hf.keys import check_family, check_keys, check_value, is_tied, sizes, token_ids
 from jaxmem.models.hf.preprocessor import OF_VIDEOS, Pixels, picture_rate, pixels_of
 from jaxmem.models.hf.prompt import Ids, Plan, fill, pad, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, under

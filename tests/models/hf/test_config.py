@@ -7,16 +7,9 @@ import pytest
 
 from jaxmem.models.encoders import clip, siglip
 from jaxmem.models.hf.chat import Uncoded
-from jaxmem.models.hf.config import (
-    decoder_config,
-    flag,
-    is_tied,
-    number,
-    rope_theta,
-    token_ids,
-    whole_numbers,
-)
+from jaxmem.models.hf.config import decoder_config, rope_theta
 from jaxmem.models.hf.family import ANY_SIZE, Files
+from jaxmem.models.hf.keys import flag, is_tied, number, token_ids, whole_numbers
 from jaxmem.models.hf.published import published_config
 from jaxmem.models.load import family_of
 
