@@ -116,6 +116,7 @@ def test_llava_tiles(hf, seed):
     sizes = [[side * r, side * c] for r in range(1, most[0] + 1) for c in range(1, most[1] + 1)]
     raw = {
         "model_type": "llava_onevision", "image_grid_pinpoints": sizes,
+        "image_token_index": 18, "video_token_index": 19,
         "text_config": {
             "hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1,
             "vocab_size": 20, "intermediate_size": 8,
