@@ -50,6 +50,7 @@ class DSCache(Memory):
     """
 
     per: ClassVar[Literal["layer", "stack"]] = "stack"
+    sized_by_options: ClassVar[bool] = True  # as many rows are held as slots, at most
 
     budget: int
     _: KW_ONLY
