@@ -64,7 +64,7 @@ def test_one_gradient_for_any_cut():
         cuts = ({"chunk": 18}, {"chunk": 4, "nested": True, "segments": 2})
         found = [jax.jit(jax.grad(total(config, **cut)))(params, ids) for cut in cuts]
         for a, b in zip(*map(jax.tree.leaves, found), strict=True):
-            # Norms compute in float32, whatever the weights are.
+            # Some parts compute in float32, whatever the weights are.
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
