@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.bound import Bound, as_bound, decoder_of
-from jaxmem.decoder.alone import alone
-from jaxmem.decoder.decoder import embed
+from jaxmem.decoder.alone import States, alone
+from jaxmem.decoder.decoder import DecoderConfig, embed
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.kv import EMPTY
 from jaxmem.memory.base import Embeds, FeatureMemory
@@ -75,23 +75,51 @@ def _with(question: Embeds, bound: Bound | Params, ids: np.ndarray) -> Embeds:
 
 def _layer(bound: Bound, carry: Carry, question: Embeds, program: Program) -> str:
     """Return in words which layer's output was the first that is not finite."""
-    layers = program.config.layers
+    config = program.config
     # A stream that went on meanwhile took its carry over.
     if not (isinstance(program.memory, FeatureMemory) or carry.clock.is_deleted()):
-        kept = [_broken(state) for state in layers_of(program, carry)]
-        if any(kept):
-            return _named(kept.index(True), layers, "while the stream was read")
-        if (found := broken_state(carry, program)) is not None:
-            return f"{found[1]}, while chunk {found[0] + 1} of the stream was read,"
-    q, kv, _ = alone(decoder_of(bound.params), program, question, bound.prefix, bound.states)
-    bad = [_broken([x[i] for x in (q, kv.k, kv.v)]) for i in range(len(q))]
-    return _named(bad.index(True) if any(bad) else layers, layers, "in the answer")
+        found = broken_state(carry, program)
+        kept = _inputs(config, [_broken(state) for state in layers_of(program, carry)])
+        if found is not None and carry.broken is not None:
+            layer = int(carry.broken[1])
+            if layer < min(kept, default=config.layers):  # no layer that attends knew it before
+                more = " or a layer before it," if layer else ""
+                return f"{found[1]}, while chunk {found[0] + 1} of the stream was read,{more}"
+        if kept:
+            return _named(config, kept, "while the stream was read")
+    decoder = decoder_of(bound.params)
+    q, kv, states = alone(decoder, program, question, bound.prefix, bound.states)
+    bad = _inputs(config, [_broken([x[i] for x in (q, kv.k, kv.v)]) for i in range(len(q))])
+    return _named(config, [*bad, *_states(config, states)], "in the answer")
 
 
-def _named(first: int, layers: int, when: str) -> str:
-    """Return the layer before the first whose queries, keys or values are broken, in words."""
-    name = f"decoder layer {first} of {layers}" if first else "the embedding or layer 1"
-    return f"{name}, {when},"
+def _inputs(config: DecoderConfig, broken: list[bool]) -> list[int]:
+    """Return how many layers come before each that attends, of those whose input is broken."""
+    return [n for n, bad in zip(config.numbers(None), broken, strict=True) if bad]
+
+
+def _states(config: DecoderConfig, states: States) -> list[int]:
+    """Return how many layers there are up to each with a state, of those whose state is broken."""
+    stacks = zip(config.stacks, states, strict=True)
+    each = [(n + 1, i, stack) for m, stack in stacks for i, n in enumerate(config.numbers(m))]
+    return [n for n, i, stack in each if _broken(jax.tree.map(lambda x, i=i: x[i], stack))]
+
+
+def _named(config: DecoderConfig, broken: list[int], when: str) -> str:
+    """Return in words the first layer whose output is broken, or up to which one it is.
+
+    Args:
+      config: of the decoder.
+      broken: numbers of first layers that one with a broken output is among.
+      when: it was, in words.
+    """
+    last = min(broken, default=config.layers)
+    # What reached the layers that attend before was finite.
+    first = max((n + 1 for n in config.numbers(None) if n < last), default=0)
+    if last < 2 and not first:
+        return f"the embedding or layer 1, {when},"
+    bound = " or one before it" if first < last else ""
+    return f"decoder layer {last} of {config.layers}{bound}, {when},"
 
 
 def _broken(tree: PyTree) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -213,6 +214,7 @@ class Saved:
         """
         start = f"{self._name(name)}/"
         mine = {k: v for k, v in self.document["arrays"].items() if k.startswith(start)}
+        self._check_sizes(mine)
         arrays = {k.removeprefix(start): self._array(k, *v) for k, v in mine.items()}
         return self.head(name)._replace(arrays=arrays)
 
@@ -226,17 +228,30 @@ class Saved:
             )
         return name
 
+    def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
+        """Refuse arrays that the file is too short for, before any of them is read."""
+        try:
+            size = (self.where / "arrays.bin").stat().st_size
+        except OSError as error:
+            raise _damaged(self.where, str(error)) from error
+        for name, (dtype, shape, at, _) in arrays.items():
+            if at + math.prod(shape) * jnp.dtype(dtype).itemsize > size:
+                raise _damaged(self.where, f"its array {name} is longer than the file")
+
     def _array(self, name: str, dtype: str, shape: list[int], at: int, wanted: str) -> np.ndarray:
         kind = jnp.dtype(dtype)
         try:
             with (self.where / "arrays.bin").open("rb") as file:
                 file.seek(at)
-                data = bytearray(file.read(int(np.prod(shape, dtype=np.int64)) * kind.itemsize))
+                data = bytearray(file.read(math.prod(shape) * kind.itemsize))
         except OSError as error:
             raise _damaged(self.where, str(error)) from error
         if _sum(data) != wanted:
             raise _damaged(self.where, f"its array {name} has another checksum")
-        return np.frombuffer(data, np.uint8).view(kind).reshape(shape)
+        try:
+            return np.frombuffer(data, np.uint8).view(kind).reshape(shape)
+        except ValueError as error:  # a shape that no array has
+            raise _damaged(self.where, f"its array {name}: {error}") from error
 
 
 def _damaged(where: Path, what: str) -> ValueError:
@@ -252,6 +267,7 @@ def _damaged(where: Path, what: str) -> ValueError:
 def _is_whole(where: Path) -> bool:
     try:
         saved = Saved(where, _document(where))
+        saved._check_sizes(saved.document["arrays"])
         for name, found in saved.document["arrays"].items():
             saved._array(name, *found)
     except ValueError:
@@ -284,7 +300,46 @@ def _document(where: Path) -> dict[str, Any]:
             f"the stream at {where} has format {form}, this release reads {FORMAT}: restore it "
             "with the release that saved it."
         )
+    if (wrong := _misplaced(document)) is not None:
+        raise _damaged(where, f"made.json: {wrong} is not what a save has there")
     return document
+
+
+def _misplaced(document: Mapping[str, Any]) -> str | None:
+    """Return what in a document has another structure than `_fill` gives it; None: nothing."""
+    for name in ("parts", "more", "arrays"):
+        if not isinstance(document.get(name), dict):
+            return name
+    parts, arrays = document["parts"], document["arrays"]
+    wrong = [f"parts.{name}" for name, part in parts.items() if not _is_head(part)]
+    wrong += [f"arrays.{name}" for name, entry in arrays.items() if not _is_entry(entry)]
+    return wrong[0] if wrong else None
+
+
+def _is_head(part: Any) -> bool:
+    """Return whether that says of a stream what made it, in words, and what the host knows."""
+    if not isinstance(part, dict) or not isinstance(part.get("numbers"), dict):
+        return False
+    made = part.get("made")
+    return isinstance(made, dict) and all(isinstance(words, str) for words in made.values())
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether that is an array's dtype, shape, place in the file and checksum."""
+    kinds = [str, list, int, str]
+    if not isinstance(entry, list) or [type(x) for x in entry] != kinds:
+        return False
+    dtype, shape, at, _ = entry
+    return _is_dtype(dtype) and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, at))
+
+
+def _is_dtype(name: str) -> bool:
+    """Return whether that is the name of a dtype of numbers."""
+    try:
+        kind = jnp.dtype(name)
+    except (TypeError, ValueError):
+        return False
+    return str(kind) == name and kind.itemsize > 0 and not kind.hasobject
 
 
 def read(path: str | Path) -> Saved:

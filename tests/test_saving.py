@@ -1,5 +1,6 @@
 """A live stream is saved by one process, and another one goes on with it."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import small
 
+from jaxmem import saves
 from jaxmem.asking import ask
 from jaxmem.bound import question_rows
 from jaxmem.decoder.program import init_carry, make_program
@@ -23,7 +25,6 @@ from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.baselines import Recent
 from jaxmem.mixers.gated_delta import GatedDelta
 from jaxmem.mixers.mamba2 import Mamba2
-from jaxmem.saves import write
 from jaxmem.saving import made_by, part_of, restore, save
 
 CFG = small.config()
@@ -92,7 +93,7 @@ def test_layers_in_another_order_or_of_other_sizes_are_refused_unread(
     program = of_layers(FIVE)
     save(tmp_path / "now", init_carry(program), program=program)
     part = part_of(init_carry(program), made=as_before(program))
-    write(tmp_path / "before", {"stream": part})
+    saves.write(tmp_path / "before", {"stream": part})
     for folder in ("now", "before"):
         restore(tmp_path / folder, program)
         next((tmp_path / folder).glob("*/arrays.bin")).write_bytes(b"")
@@ -151,6 +152,62 @@ def test_any_flipped_bit_is_refused_by_name_and_the_one_before_is_offered(tmp_pa
             restore(live, program)
         path.write_bytes(whole)
     restore(live / "00000003", program)
+
+
+def changed(document, path, value):
+    """Put a value, or nothing where it is None, where a path of keys leads in a document."""
+    *parents, last = path
+    for key in parents:
+        document = document[key]
+    if value is None:
+        del document[last]
+    else:
+        document[last] = value
+
+
+HEAD, CLOCK = ("parts", "stream"), ("arrays", "stream/carry.clock")
+ENTRY = ["int32", [], 0, "0"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("parts",), None, "parts is not"),
+        (("parts",), [], "parts is not"),
+        (("arrays",), None, "arrays is not"),
+        (("more",), 3, "more is not"),
+        (HEAD, "x", "parts.stream is not"),
+        ((*HEAD, "made"), None, "parts.stream is not"),
+        ((*HEAD, "made"), [], "parts.stream is not"),
+        ((*HEAD, "made", "runs"), ["1"], "parts.stream is not"),
+        ((*HEAD, "made", "runs"), 3, "parts.stream is not"),
+        ((*HEAD, "numbers"), [], "parts.stream is not"),
+        (CLOCK, ENTRY[:3], "arrays.stream/carry.clock is not"),
+        (CLOCK, {"dtype": "int32"}, "arrays.stream/carry.clock is not"),
+        ((*CLOCK, 0), "nope", "arrays.stream/carry.clock is not"),
+        ((*CLOCK, 0), "object", "arrays.stream/carry.clock is not"),
+        ((*CLOCK, 1), [-1], "arrays.stream/carry.clock is not"),
+        ((*CLOCK, 1), [1.0], "arrays.stream/carry.clock is not"),
+        ((*CLOCK, 2), -5, "arrays.stream/carry.clock is not"),
+        ((*CLOCK, 1), [10**12], "array stream/carry.clock is longer than the file"),
+        ((*CLOCK, 2), 10**12, "array stream/carry.clock is longer than the file"),
+        ((*CLOCK, 1), [1] * 99, "array stream/carry.clock: "),
+    ],
+)  # fmt: skip
+def test_a_document_of_another_structure_is_damaged_whatever_its_checksum(
+    tmp_path, path, value, said
+):
+    program, live = program_of(), tmp_path / "live"
+    for _ in range(2):
+        save(live, init_carry(program), program=program, replace=True)
+    file = live / "00000002" / "made.json"
+    document = json.loads(file.read_text())
+    del document["sum"]
+    changed(document, path, value)
+    document["sum"] = saves._sum(saves._canonical(document))
+    file.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"00000002 is damaged .*{said}.*; .*restore .*00000001"):
+        restore(live, program)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):

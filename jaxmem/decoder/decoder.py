@@ -47,6 +47,10 @@ class DecoderConfig:
       tied: output matrix is the embedding.
       norm_eps: of every RMS norm.
       mixers: of every layer what mixes its tokens, None where it attends; empty: all attend.
+
+    Raises:
+      ValueError: if there is no head, `heads`, `head_dim` or `mixers` do not go with the rest, or
+        `mixers` holds something else than mixers.
     """
 
     layers: int
@@ -67,10 +71,16 @@ class DecoderConfig:
     mixers: tuple[Mixer | None, ...] = ()
 
     def __post_init__(self):
+        self._check_mixers()
         if self.mixers and len(self.mixers) != self.layers:
             raise ValueError(
                 f"mixers names {len(self.mixers)} layers but the decoder has {self.layers}; give "
                 "one for every layer, None where it attends."
+            )
+        if min(self.heads, self.kv_heads) < 1:
+            raise ValueError(
+                f"heads and kv_heads must be at least 1, got {self.heads} and {self.kv_heads}: "
+                "give 1 of each where no layer attends."
             )
         if self.heads % self.kv_heads:
             raise ValueError(
@@ -82,6 +92,20 @@ class DecoderConfig:
                 f"the rotary table covers {self.rope.head_dim} channels but head_dim is "
                 f"{self.head_dim}; build it with head_dim={self.head_dim}."
             )
+
+    def _check_mixers(self) -> None:
+        """Refuse what is no tuple of mixers: a config is hashable, and mixers are objects."""
+        if not isinstance(self.mixers, tuple):
+            raise ValueError(
+                f"mixers is a {type(self.mixers).__name__}, expected a tuple: give "
+                "mixers=tuple(...), a mixer or None for every layer."
+            )
+        for i, mixer in enumerate(self.mixers):
+            if mixer is not None and not isinstance(mixer, Mixer):
+                raise ValueError(
+                    f"mixers has {mixer!r} for layer {i + 1}, expected an object of a jaxmem.Mixer "
+                    "class, or None where the layer attends: make one, such as Mamba2(heads=4)."
+                )
 
     @property
     def kinds(self) -> tuple[Mixer | None, ...]:
@@ -165,12 +189,17 @@ def init_decoder(config: DecoderConfig, key: Array) -> Params:
     if config.attends:
         params["layers"] = _stack(Layer, config, layer_key, config.attends)
     if config.stacks:
-        params["mixers"] = tuple(
-            _state_layers(config, mixer, jax.random.fold_in(layer_key, i))
-            for i, mixer in enumerate(config.stacks)
-        )
+        params["mixers"] = init_mixers(config, layer_key)
     ends = nnx.to_pure_dict(nnx.state(Ends(config, rngs=nnx.Rngs(end_key)), nnx.Param))
     return params | ends
+
+
+def init_mixers(config: DecoderConfig, key: Array) -> tuple[Params, ...]:
+    """Return initial weights of the layers with a state [l, ...], a stack for each mixer."""
+    return tuple(
+        _state_layers(config, mixer, jax.random.fold_in(key, i))
+        for i, mixer in enumerate(config.stacks)
+    )
 
 
 def _stack(module: Any, config: DecoderConfig, key: Array, count: int) -> Params:
@@ -209,10 +238,10 @@ def with_stack(layers: PyTree, index: Any) -> PyTree:
 
 
 def rms_norm(x: Float[Array, "*T E"], weight: Params, eps: float) -> Float[Array, "*T E"]:
-    """Return x / rms(x) * scale, in float32, in x's dtype."""
-    wide = x.astype(jnp.float32)
+    """Return x / rms(x) * scale, computed in float32 or what is wider, in x's dtype."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    scale = weight["scale"].astype(jnp.float32)
+    scale = weight["scale"].astype(wide.dtype)
     return (wide * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmem.decoder.checks import check_mixed
 from jaxmem.decoder.decoder import (
     DecoderConfig,
     feed_forward,
@@ -165,6 +166,9 @@ def state_step(
 
     Returns:
       The layer's output [T, E], and the states with this layer's after the rows.
+
+    Raises:
+      ValueError: if the mixer gives outputs or a state of another shape than its contract says.
     """
     kind = place.kind
     assert kind is not None
@@ -173,7 +177,9 @@ def state_step(
 
     def cell(weights: Params, h: Hidden, state: PyTree) -> tuple[Hidden, PyTree]:
         x = rms_norm(h, weights["norm"], config.norm_eps)
-        y, state = kind.chunk(weights["mixer"], state, x, real)
+        given = kind.chunk(weights["mixer"], state, x, real)
+        check_mixed(kind, x, state, given)
+        y, state = given
         return feed_forward(weights, config, h + y.astype(h.dtype)), state
 
     if gradient is not None:
@@ -181,7 +187,8 @@ def state_step(
     h, state = cell(weights, h, at_layer(states[stack], place.layer))
 
     def put(leaf: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), place.layer, 0)
+        new = jnp.asarray(new, leaf.dtype)
+        return jax.lax.dynamic_update_index_in_dim(leaf, new, place.layer, 0)
 
     return h, (*states[:stack], jax.tree.map(put, states[stack], state), *states[stack + 1 :])
 

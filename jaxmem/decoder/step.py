@@ -63,7 +63,8 @@ def chunk_step(
       rows themselves for a memory of features).
 
     Raises:
-      ValueError: if rows, prefix or probes contradict the program's `Spec`.
+      ValueError: if weights, rows, prefix or probes contradict the program, or a mixer its own
+        contract.
     """
     check_weights(program, params)
     check_chunk(program, embeds)

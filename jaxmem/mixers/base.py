@@ -51,7 +51,7 @@ class Mixer:
         x: Float[Array, "T E"],
         real: Bool[Array, "T"],
     ) -> tuple[Float[Array, "T E"], PyTree]:
-        """Pass T rows; return their outputs, and the state after them.
+        """Pass T rows, at least one; return their outputs, and the state after them.
 
         Any cut of a stream into chunks gives the same outputs; a single token is a chunk of one.
 
@@ -60,6 +60,9 @@ class Mixer:
           state: of one layer.
           x: the layer's input, normalised; residual and MLP are the decoder's.
           real: which rows are tokens. Padding comes last and changes no bit of the state.
+
+        Raises:
+          ValueError: if there are no rows (`parts.check_rows`).
         """
         raise NotImplementedError(f"{self.name}.chunk")
 

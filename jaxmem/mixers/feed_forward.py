@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxmem.kernels.dense import linear
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import dense
+from jaxmem.mixers.parts import check_rows, check_sizes, dense
 from jaxmem.typing import Array, Bool, Float, Params
 
 
@@ -27,13 +27,14 @@ class FeedForward(Mixer):
       bias: on both.
 
     Raises:
-      ValueError: if `inner` is not positive.
+      ValueError: if `inner` is no positive whole number.
     """
 
     inner: int
     bias: bool = False
 
     def __post_init__(self):
+        check_sizes(self.name, inner=self.inner)
         if self.inner < 1:
             raise ValueError(f"FeedForward needs an inner width of at least 1, got {self.inner}.")
 
@@ -54,6 +55,7 @@ class FeedForward(Mixer):
         self, weights: Params, state: NoState, x: Float[Array, "T E"], real: Bool[Array, "T"]
     ) -> tuple[Float[Array, "T E"], NoState]:
         """See `Mixer.chunk`."""
+        check_rows(x)
         del real
         inner = jnp.square(jax.nn.relu(linear(x, weights["up"])))
         return linear(inner, weights["down"]), state

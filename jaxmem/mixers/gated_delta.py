@@ -12,7 +12,14 @@ import numpy as np
 from jaxmem.kernels.delta import delta
 from jaxmem.kernels.dense import linear
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import causal_conv, dense, step_bias
+from jaxmem.mixers.parts import (
+    causal_conv,
+    check_numbers,
+    check_rows,
+    check_sizes,
+    dense,
+    step_bias,
+)
 from jaxmem.typing import Array, Bool, Float, Params
 
 UNIT = 1e-6
@@ -44,7 +51,8 @@ class GatedDelta(Mixer):
       implementation: of `kernels.delta`.
 
     Raises:
-      ValueError: if a size is not positive, or `key_heads` does not divide `heads`.
+      ValueError: if a size is no positive whole number, `key_heads` does not divide `heads`, or
+        `eps` is not positive.
     """
 
     heads: int
@@ -59,12 +67,14 @@ class GatedDelta(Mixer):
     def __post_init__(self):
         sizes = {"heads": self.heads, "key_heads": self.groups, "key_dim": self.key_dim}
         sizes |= {"value_dim": self.width, "block": self.block}
+        check_sizes(self.name, **sizes, kernel=self.kernel)
         if min(sizes.values()) < 1 or self.kernel < 2 or self.heads % self.groups:
             raise ValueError(
                 "GatedDelta needs positive sizes, a kernel of at least 2 and key_heads that divide "
                 f"heads, got {sizes | {'kernel': self.kernel}}: raise what is too small, and set "
                 "key_heads to a divisor of heads, or to None for as many."
             )
+        check_numbers(self.name, eps=self.eps)
 
     @property
     def groups(self) -> int:
@@ -112,6 +122,7 @@ class GatedDelta(Mixer):
         real: Bool[Array, "T"],
     ) -> tuple[Float[Array, "T E"], GatedDeltaState]:
         """See `Mixer.chunk`."""
+        check_rows(x)
         wide = jnp.result_type(jnp.float32, x, state.memory)
         mixed = linear(x, weights["qkv"])
         mixed, tail = causal_conv(mixed, state.tail, weights["conv"]["kernel"], real)

@@ -12,7 +12,7 @@ from jaxmem.kernels.blocks import sums
 from jaxmem.kernels.dense import linear
 from jaxmem.kernels.ssd import ssd
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import dense
+from jaxmem.mixers.parts import check_numbers, check_rows, check_sizes, dense
 from jaxmem.typing import Array, Bool, Float, Params
 
 Within = Literal["causal", "block"]
@@ -46,7 +46,8 @@ class LinearAttention(Mixer):
       implementation: of `kernels.ssd`.
 
     Raises:
-      ValueError: if a size is not positive, `head_dim` is odd or `within` is unknown.
+      ValueError: if a size is no positive whole number, `head_dim` is odd, `within` is unknown, or
+        `base` or `eps` is not positive.
     """
 
     heads: int
@@ -58,6 +59,8 @@ class LinearAttention(Mixer):
     implementation: str | None = None
 
     def __post_init__(self):
+        check_sizes(self.name, heads=self.heads, head_dim=self.head_dim, block=self.block)
+        check_numbers(self.name, base=self.base, eps=self.eps)
         if min(self.heads, self.head_dim, self.block) < 1 or self.head_dim % 2:
             raise ValueError(
                 "LinearAttention needs positive sizes and an even head_dim, got "
@@ -91,6 +94,7 @@ class LinearAttention(Mixer):
         real: Bool[Array, "T"],
     ) -> tuple[Float[Array, "T E"], LinearState]:
         """See `Mixer.chunk`."""
+        check_rows(x)
         wide = jnp.result_type(jnp.float32, x, state.memory)
         split = lambda y: y.reshape(-1, self.heads, self.head_dim).astype(wide)
         q, k, v = (split(linear(x, weights[name])) for name in "qkv")
@@ -99,7 +103,8 @@ class LinearAttention(Mixer):
         inner = {"block": self.block, "implementation": self.implementation}
         y, state = attend(q, k, v, real, state, self._angles(place), within=self.within, **inner)
         moved = self._angles(-jnp.sum(real)[None].astype(wide))[None]
-        state = state._replace(memory=turned(state.memory, moved))
+        memory = turned(state.memory, moved).astype(state.memory.dtype)
+        state = state._replace(memory=memory)
         return linear(y.reshape(len(x), -1).astype(x.dtype), weights["out"]), state
 
     def _angles(self, place: Float[Array, "T"]) -> Float[Array, "T D/2"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,14 @@ import numpy as np
 from jaxmem.kernels.dense import linear
 from jaxmem.kernels.ssd import ssd
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import causal_conv, dense, step_bias
+from jaxmem.mixers.parts import (
+    causal_conv,
+    check_numbers,
+    check_rows,
+    check_sizes,
+    dense,
+    step_bias,
+)
 from jaxmem.typing import Array, Bool, Float, Params
 
 
@@ -45,8 +53,9 @@ class Mamba2(Mixer):
       implementation: of `kernels.ssd`.
 
     Raises:
-      ValueError: if a size is not positive, `groups` does not divide `heads`, or `limit` is no
-        pair with the smaller step first.
+      ValueError: if a size is no positive whole number, `groups` does not divide `heads`, `limit`
+        is no pair of steps from 0 on with the smaller one, which is finite, first, or `eps` is not
+        positive.
     """
 
     heads: int
@@ -63,17 +72,27 @@ class Mamba2(Mixer):
 
     def __post_init__(self):
         sizes = {n: getattr(self, n) for n in ("heads", "head_dim", "size", "groups", "block")}
+        check_sizes(self.name, **sizes, kernel=self.kernel)
         if min(sizes.values()) < 1 or self.kernel < 2 or self.heads % self.groups:
             raise ValueError(
                 "Mamba2 needs positive sizes, a kernel of at least 2 and groups that divide the "
                 f"heads, got {sizes | {'kernel': self.kernel}}: raise what is too small, and set "
                 "groups to 1 or to another divisor of heads."
             )
-        if len(self.limit) != 2 or not self.limit[0] <= self.limit[1]:
+        if not self._is_limited():
             raise ValueError(
-                f"limit is the smallest and the largest step, got {self.limit}: set the smaller "
-                "one first, or limit=(0.0, math.inf) for no limits."
+                "limit is a tuple of the smallest step, which is finite and not below 0, and the "
+                f"largest, got {self.limit}: set the smaller one first, or limit=(0.0, math.inf) "
+                "for no limits."
             )
+        check_numbers(self.name, eps=self.eps)
+
+    def _is_limited(self) -> bool:
+        """Return whether `limit` is what it should be."""
+        pair = self.limit
+        if not isinstance(pair, tuple) or [isinstance(x, Real) for x in pair] != [True, True]:
+            return False
+        return 0 <= pair[0] <= pair[1] and pair[0] < math.inf
 
     @property
     def inner(self) -> int:
@@ -117,6 +136,7 @@ class Mamba2(Mixer):
         real: Bool[Array, "T"],
     ) -> tuple[Float[Array, "T E"], Mamba2State]:
         """See `Mixer.chunk`."""
+        check_rows(x)
         wide = jnp.result_type(jnp.float32, x, state.ssm)
         z, conv, dt = jnp.split(
             linear(x, weights["in"]), np.cumsum([self.inner, self.channels]), axis=-1

@@ -13,7 +13,14 @@ from jaxmem.kernels.delta import delta
 from jaxmem.kernels.dense import linear, product
 from jaxmem.mixers.base import Mixer
 from jaxmem.mixers.gated_delta import unit
-from jaxmem.mixers.parts import causal_conv, dense, step_bias
+from jaxmem.mixers.parts import (
+    causal_conv,
+    check_numbers,
+    check_rows,
+    check_sizes,
+    dense,
+    step_bias,
+)
 from jaxmem.typing import Array, Bool, Float, Params
 
 
@@ -47,7 +54,8 @@ class MoM(Mixer):
       implementation: of `kernels.delta`.
 
     Raises:
-      ValueError: if a size is not positive, or more memories are chosen than there are.
+      ValueError: if a size is no positive whole number, more memories are chosen than there are,
+        or `eps` is not positive.
     """
 
     heads: int
@@ -62,12 +70,14 @@ class MoM(Mixer):
 
     def __post_init__(self):
         sizes = {n: getattr(self, n) for n in ("heads", "head_dim", "memories", "chosen", "block")}
+        check_sizes(self.name, **sizes, kernel=self.kernel)
         if min(sizes.values()) < 1 or self.kernel < 2 or self.chosen > self.memories:
             raise ValueError(
                 "MoM needs positive sizes, a kernel of at least 2 and at most as many chosen as "
                 f"memories, got {sizes | {'kernel': self.kernel}}: raise what is too small, and "
                 "set chosen to at most memories."
             )
+        check_numbers(self.name, eps=self.eps)
 
     @property
     def inner(self) -> int:
@@ -129,6 +139,7 @@ class MoM(Mixer):
         real: Bool[Array, "T"],
     ) -> tuple[Float[Array, "T E"], MoMState]:
         """See `Mixer.chunk`."""
+        check_rows(x)
         wide = jnp.result_type(jnp.float32, x, state.memory)
         share, q = self.shares(weights, x).astype(wide), linear(x, weights["q"])
         # Kernels alone: in a loop over layers there is the whole stack beside each.

@@ -1,14 +1,43 @@
-"""What mixers share: initial projections, and the causal convolution in front of a state."""
+"""What mixers share: checks, initial projections, and the causal convolution before a state."""
 
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxmem.typing import Array, Bool, Float, Params
+
+
+def check_sizes(mixer: str, **sizes: Any) -> None:
+    """Raise ValueError where sizes of a mixer are no whole numbers."""
+    for name, size in sizes.items():
+        if not isinstance(size, Integral) or isinstance(size, bool):
+            raise ValueError(
+                f"{mixer} needs whole numbers for its sizes, got {name}={size!r}: set {name} to a "
+                "whole number of at least 1."
+            )
+
+
+def check_numbers(mixer: str, **numbers: Any) -> None:
+    """Raise ValueError where numbers of a mixer are not positive and finite."""
+    for name, number in numbers.items():
+        known = isinstance(number, Real) and not isinstance(number, bool)
+        if not known or not 0 < float(number) < math.inf:
+            raise ValueError(
+                f"{mixer} needs a positive {name}, got {name}={number!r}: set {name} to a finite "
+                "number above 0."
+            )
+
+
+def check_rows(x: Float[Array, "T E"]) -> None:
+    """Raise ValueError where a chunk has no rows."""
+    if not len(x):
+        raise ValueError("a chunk has no rows: leave it out, or give rows of padding.")
 
 
 def causal_conv(

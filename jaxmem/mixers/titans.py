@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxmem.kernels.dense import linear
 from jaxmem.mixers.base import Mixer
 from jaxmem.mixers.network import Items, Network
-from jaxmem.mixers.parts import dense
+from jaxmem.mixers.parts import check_numbers, check_rows, check_sizes, dense
 from jaxmem.typing import Array, Bool, Float, Params, PyTree
 
 FORGET, MOMENTUM = -4.0, 1.0
@@ -58,7 +58,8 @@ class Titans(Mixer):
       eps: of the norm of rows.
 
     Raises:
-      ValueError: if a size or rate is not positive, or `read` is unknown.
+      ValueError: if a size is no positive whole number, `rate`, `max_grad_norm` or `eps` is not
+        positive, or `read` is unknown.
     """
 
     heads: int
@@ -71,13 +72,15 @@ class Titans(Mixer):
     eps: float = 1e-6
 
     def __post_init__(self):
-        sizes = {n: getattr(self, n) for n in ("heads", "head_dim", "depth", "rows", "rate")}
-        if not min(*sizes.values(), self.max_grad_norm or 1) > 0:
+        sizes = {n: getattr(self, n) for n in ("heads", "head_dim", "depth", "rows")}
+        check_sizes(self.name, **sizes)
+        if min(sizes.values()) < 1:
             raise ValueError(
-                f"Titans needs positive sizes and rates, got {sizes} and "
-                f"max_grad_norm={self.max_grad_norm}: raise what is too small above 0 "
-                "(max_grad_norm=None for no limit)."
+                f"Titans needs positive sizes, got {sizes}: raise what is too small above 0."
             )
+        check_numbers(self.name, rate=self.rate, eps=self.eps)
+        if self.max_grad_norm is not None:  # no limit
+            check_numbers(self.name, max_grad_norm=self.max_grad_norm)
         if self.read not in get_args(Read):
             raise ValueError(
                 f"read is one of {', '.join(get_args(Read))}, got {self.read!r}: set read='before' "
@@ -121,6 +124,7 @@ class Titans(Mixer):
         real: Bool[Array, "T"],
     ) -> tuple[Float[Array, "T E"], TitansState]:
         """See `Mixer.chunk`."""
+        check_rows(x)
         wide = jnp.result_type(jnp.float32, x, state.memory)
         size, fresh = self.rows, jnp.sum(real, dtype=jnp.int32)
         blocks = (size - 1 + len(x)) // size  # that may be whole; one more is not

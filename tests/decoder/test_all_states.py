@@ -11,6 +11,7 @@ import small
 from jaxmem.asking import ask, log_prob
 from jaxmem.bound import bind, question_rows
 from jaxmem.decoder import decoder as dec
+from jaxmem.decoder.checks import check_weights
 from jaxmem.decoder.program import Text, make_program, spec_of
 from jaxmem.finite import check_answer
 from jaxmem.loop import start, stream
@@ -103,6 +104,62 @@ def test_weights_have_no_layers_that_attend(weights):
     program = make_program(hybrid, Recent(6), spec_of(hybrid, chunk=SIZE))
     with pytest.raises(ValueError, match="have 0 layers that attend but the decoder has 1"):
         stream(weights, start(program), small.stream_rows(CFG, 1, SIZE), program=program)
+
+
+def shapes_of(*mixers):
+    cfg = replace(CFG, layers=len(mixers), mixers=mixers, mlp_width=0)
+    return jax.eval_shape(lambda: dec.init_decoder(cfg, jax.random.key(0)))
+
+
+FIRST = "2 with Mamba2, of which layer 1 is the first"
+NONE, TWO = shapes_of(None, None), shapes_of(ONE, OTHER, ONE)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (shapes_of(ONE, OTHER), f"have 1 layers with a state where the decoder has {FIRST}: give"),
+        (shapes_of(ONE, OTHER, ONE, ONE), f"have 3 layers .* the decoder has {FIRST}: give"),
+        (shapes_of(OTHER, ONE, OTHER), f"{FIRST}: their mixer.a.kernel is .* absent here; give"),
+        (shapes_of(Mamba2(4, 6, 7), OTHER, Mamba2(4, 6, 7)), r"conv.bias is \(2, 38\) there and"),
+        (TWO | {"mixers": (TWO["mixers"][0] | {"mlp_norm": {"scale": jnp.ones((2, 24))}},
+                           TWO["mixers"][1])}, "mlp_norm.scale is .* there and absent here"),
+        (shapes_of(ONE, ONE), r"have 1 stacks .* the decoder has 2 \(Mamba2, GatedDelta\): give"),
+        ({k: v for k, v in TWO.items() if k != "mixers"}, "have 0 stacks of layers with a state"),
+    ],
+    ids=["fewer", "more", "swapped", "larger", "mlp", "one", "none"],
+)  # fmt: skip
+def test_weights_of_other_layers_with_a_state_are_refused(others, said):
+    """By their shapes alone, whatever index the layers would be read at."""
+    program = program_of(prefix=None)
+    check_weights(program, TWO)
+    with pytest.raises(ValueError, match=said):
+        check_weights(program, others)
+
+
+def test_weights_of_a_hybrid_are_not_those_of_its_layers_that_attend():
+    plain = replace(CFG, layers=2, mixers=())
+    program = make_program(plain, Recent(6), spec_of(plain, chunk=SIZE))
+    check_weights(program, NONE)
+    with pytest.raises(ValueError, match=r"the decoder has 0 \(all its layers attend\)"):
+        check_weights(program, shapes_of(None, ONE, None))
+
+
+def test_a_stream_and_a_question_refuse_the_weights_of_others(weights, rows):
+    program = program_of(prefix=None)
+    less = weights | {"mixers": jax.tree.map(lambda x: x[:1], weights["mixers"])}
+    with pytest.raises(ValueError, match=f"have 1 layers .* decoder has {FIRST}"):
+        stream(less, start(program), rows, program=program)
+    question = question_rows(weights, [2, 7, 1], program=program)
+    with pytest.raises(ValueError, match=f"have 1 layers .* decoder has {FIRST}"):
+        ask(less, start(program), question, program=program)
+
+
+def test_weights_may_have_adapters_beside_their_matrices():
+    pair = {"a": jnp.ones((2, 24, 3)), "b": jnp.ones((2, 3, 4))}
+    mixer = TWO["mixers"][0]["mixer"]
+    stack = TWO["mixers"][0] | {"mixer": mixer | {"in": mixer["in"] | pair}}
+    check_weights(program_of(prefix=None), TWO | {"mixers": (stack, TWO["mixers"][1])})
 
 
 @pytest.mark.parametrize("name", ["hermes", "moviechat"])

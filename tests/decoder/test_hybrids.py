@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-from test_mixers import CFG, LENGTHS, PREFIX, SIZE, SLOW, after, one_pass, spec
+from test_mixers import CFG, FAST, LENGTHS, PREFIX, SIZE, SLOW, after, one_pass, spec
 from test_step import banked, changed, stacked
 
 from jaxmem import rope as rp
@@ -19,6 +19,7 @@ from jaxmem.asking import ask, log_prob
 from jaxmem.bound import Bound, bind, question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.program import make_program, spec_of
+from jaxmem.finite import check_answer
 from jaxmem.memory.bank.with_bank import WithBank
 from jaxmem.memory.base import Probes, Requires
 from jaxmem.memory.baselines import Full, Recent
@@ -169,6 +170,57 @@ def test_a_first_pass_begins_at_the_states_after_the_prefix():
     for l, (got, h) in enumerate(zip(found, inputs, strict=True)):
         want = dec.qkv(dec.layer_at(weights(), l), CFG, h)[0][FRONT:]
         np.testing.assert_allclose(got[: len(IDS)], want, atol=2e-5)
+
+
+def broken(part, number, name):
+    """The weights with NaN in one matrix of a layer: the mixer's, or that of attention."""
+    mine, at = dict(weights()), CFG.numbers(part).index(number)
+    nan = lambda x: x.at[at].set(np.nan)
+    if part is None:
+        layers = mine["layers"]
+        return mine | {"layers": layers | {name: {"kernel": nan(layers[name]["kernel"])}}}
+    stacks, stack = list(mine["mixers"]), CFG.stacks.index(part)
+    mixer = stacks[stack]["mixer"]
+    stacks[stack] = stacks[stack] | {"mixer": mixer | {name: nan(mixer[name])}}
+    return mine | {"mixers": tuple(stacks)}
+
+
+STATE, WHILE = "the state of decoder layer {} of 7, ", "while chunk 1 of the stream was read, "
+
+
+@pytest.mark.parametrize(
+    ("layer", "streamed", "asked"),
+    [
+        ((SLOW, 0, "w"), STATE.format(1) + WHILE + "made", "the embedding or layer 1, in"),
+        ((None, 2, "o"), STATE.format(4) + WHILE + "or a layer before it, made", "4 of 7 or one"),
+        ((SLOW, 3, "v"), STATE.format(5) + WHILE + "or a layer before it, made", "5 of 7 or one"),
+        ((SLOW, 4, "v"), "decoder layer 5 of 7 or one before it, while the", "5 of 7 or one"),
+        ((FAST, 6, "v"), "decoder layer 7 of 7 or one before it, in the answer", "7 of 7 or one"),
+    ],
+    ids=["state", "attention", "before-a-state", "before-attention", "last"],
+)
+def test_an_answer_that_is_not_finite_names_a_layer_of_the_decoder(layer, streamed, asked):
+    """Not one among those that attend, and none after the broken one alone."""
+    program = make_program(CFG, Recent(24), spec())
+    question, none = question_rows(weights(), IDS, program=program), np.array([-1])
+    mine, rows = broken(*layer), jax.tree.map(lambda x: x[:1], ROWS)
+    for carry, said in (
+        (after(mine, program, rows), streamed),
+        (after(weights(), program, rows), asked),
+    ):
+        with pytest.raises(ValueError, match=f"are not finite: .*{said}"):
+            check_answer(none, mine, carry, question, program=program)
+
+
+def test_a_layer_between_two_that_attend_is_known():
+    cfg = replace(CFG, layers=3, mixers=(SLOW, None, None))
+    mine, program = small.params(cfg), make_program(cfg, Recent(24), spec_of(cfg, chunk=SIZE))
+    o = mine["layers"]["o"]["kernel"].at[0].set(np.nan)
+    mine["layers"]["o"] = {"kernel": o}
+    carry = after(mine, program, jax.tree.map(lambda x: x[:1], ROWS))
+    question = question_rows(mine, IDS, program=program)
+    with pytest.raises(ValueError, match="decoder layer 2 of 3, while the stream was read, made"):
+        check_answer(np.array([-1]), mine, carry, question, program=program)
 
 
 def test_features_are_prefilled_from_the_states_after_the_prefix():

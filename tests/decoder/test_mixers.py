@@ -13,6 +13,7 @@ from jaxmem.asking import ask, log_prob
 from jaxmem.bound import Bound, bind, probe_rows, question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.program import Text, init_carry, make_program, spec_of
+from jaxmem.decoder.step import chunk_step
 from jaxmem.decoder.stretches import stretches
 from jaxmem.kv import EMPTY
 from jaxmem.loop import start, stream
@@ -21,6 +22,7 @@ from jaxmem.memory.base import FeatureMemory
 from jaxmem.memory.baselines import Full, Recent
 from jaxmem.memory.by_name import build
 from jaxmem.mixers.base import Mixer
+from jaxmem.mixers.mamba2 import Mamba2
 from jaxmem.saving import restore, save
 
 
@@ -239,6 +241,64 @@ def test_a_saved_stream_with_other_layer_kinds_is_refused(weights, rows, tmp_pat
 def test_mixers_must_name_every_layer():
     with pytest.raises(ValueError, match="mixers names 2 layers but the decoder has 7"):
         replace(CFG, mixers=(SLOW, None))
+
+
+@dataclass(frozen=True)
+class Odd(Leaky):
+    """A mixer that gives something else than the contract says."""
+
+    way: str = ""
+
+    def chunk(self, weights, state, x, real):
+        y, new = super().chunk(weights, state, x, real)
+        return {
+            "shorter": (y, Sum(new.total[:3])),
+            "narrow": (y, Sum(new.total.astype(jnp.bfloat16))),
+            "more": (y, (*new, new.total)),
+            "mapping": (y, {"total": new.total}),
+            "row": (y[:1], new),
+            "alone": y,
+            "triple": (y, new, new),
+        }.get(self.way, (y, new))
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("shorter", r"another state, whose total is float32 \(3,\) after the chunk and float32 "
+         r"\(24,\) before it: return"),
+        ("narrow", r"whose total is bfloat16 \(24,\) after the chunk and float32 \(24,\) before"),
+        ("more", r"whose 0 is float32 \(24,\) after the chunk and absent before it: return"),
+        ("mapping", r"a state of PyTreeDef.*'total'.*, expected PyTreeDef.*Sum.*: return"),
+        ("row", r"outputs of \(1, 24\) for rows of \(8, 24\): return one output for each row"),
+        ("alone", "one array, expected a pair: return the outputs"),
+        ("triple", "a tuple, expected a pair: return the outputs"),
+    ],
+)  # fmt: skip
+def test_a_mixer_that_breaks_its_contract_is_refused_by_name(way, said, rows):
+    mixer = Odd(0.9, way)
+    cfg = replace(CFG, layers=2, mixers=(mixer, None))
+    program = make_program(cfg, Recent(6), spec_of(cfg, chunk=SIZE))
+    shapes = jax.eval_shape(lambda: dec.init_decoder(cfg, jax.random.key(0)))
+    step = lambda weights, row: chunk_step(weights, program, init_carry(program), row)
+    with pytest.raises(ValueError, match=f"^Odd.chunk returned .*{said}"):
+        jax.eval_shape(step, shapes, small.chunk(rows, 0))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"mixers": list(KINDS)}, r"mixers is a list, expected a tuple: give mixers=tuple"),
+        ({"mixers": SLOW}, "mixers is a Leaky, expected a tuple"),
+        ({"mixers": (None, *["mamba2"] * 6)}, "mixers has 'mamba2' for layer 2, expected .*: make"),
+        ({"mixers": (Mamba2,) * 7}, "mixers has <class .*Mamba2'> for layer 1, expected .*: make"),
+        ({"heads": 0, "kv_heads": 0}, "must be at least 1, got 0 and 0: give 1 of each"),
+        ({"kv_heads": -1}, "must be at least 1, got 4 and -1: give 1 of each"),
+    ],
+)
+def test_configs_of_no_mixers_and_no_heads_are_refused(changed, said):
+    with pytest.raises(ValueError, match=said):
+        replace(CFG, **changed)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,16 @@ def test_a_memory_that_scores_by_probes_needs_them():
         chunk_step(WEIGHTS, program, init_carry(program), small.chunk(ROWS, 0))
 
 
+def test_a_chunk_and_a_question_have_rows():
+    program = make_program(CFG, Full(8), small.small_spec(CFG, SIZE))
+    rows = small.chunk(ROWS, 0)
+    none = rows._replace(x=rows.x[:0], pos=rows.pos[:0], modality=rows.modality[:0])
+    with pytest.raises(ValueError, match="a chunk has no rows: leave it out, or give rows of pad"):
+        chunk_step(WEIGHTS, program, init_carry(program), none)
+    with pytest.raises(ValueError, match="the question has no rows: ask at least one token"):
+        prefill(WEIGHTS, program, init_carry(program), none, room=1)
+
+
 def banked(capacity, question=None, found=None) -> Memory:
     """Holds nothing itself: everything is evicted, and read back from the bank."""
 

@@ -99,6 +99,24 @@ def test_padding_changes_no_bit_of_the_state_whatever_it_holds(name):
 
 
 @EVERY
+def test_a_chunk_of_no_rows_is_refused(name):
+    mixer, weights, x = given(name)
+    with pytest.raises(ValueError, match="a chunk has no rows: leave it out, or give rows of pad"):
+        mixer.chunk(weights, mixer.init(WIDTH), x[:0], jnp.ones(0, bool))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_states_keep_their_dtypes_whatever_those_of_the_rows(name, dtype):
+    with jax.enable_x64():
+        mixer, weights, x = given(name)
+        weights, x = jax.tree.map(lambda v: v.astype(dtype), (weights, x))
+        state = jax.tree.map(lambda v: v.astype(np.float32), mixer.init(WIDTH))
+        _, after = jax.eval_shape(mixer.chunk, weights, state, x, jnp.ones(ROWS, bool))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(after))
+
+
+@EVERY
 def test_states_keep_shapes_dtypes_and_bytes(name):
     mixer, weights, x = given(name)
     low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
@@ -168,6 +186,24 @@ def test_streams_side_by_side_are_the_streams_one_by_one(name):
     [
         (lambda: Mamba2(4, groups=3), "that divide .*: raise .* set groups to 1"),
         (lambda: Mamba2(4, limit=(0.3, 0.02)), r"got \(0.3, 0.02\): set the smaller one first"),
+        (lambda: Mamba2(4, limit=(-3.0, -1.0)), r"got \(-3.0, -1.0\): set the smaller one first"),
+        (lambda: Mamba2(4, limit=(np.inf, np.inf)), r"is finite .* got \(inf, inf\): set"),
+        (lambda: Mamba2(4, limit=[0.0, 1.0]), r"a tuple .* got \[0.0, 1.0\]: set"),
+        (lambda: Mamba2(4, limit=1.0), "a tuple .* got 1.0: set"),
+        (lambda: Mamba2(4, limit=("0", "1")), r"got \('0', '1'\): set"),
+        (lambda: Mamba2(2.0), "Mamba2 needs whole numbers .* heads=2.0: set heads to a whole"),
+        (lambda: Mamba2(4, eps=-1), "Mamba2 needs a positive eps, got eps=-1: set eps to a finite"),
+        (lambda: GatedDelta(2, kernel="4"), "GatedDelta needs whole numbers .* kernel='4': set"),
+        (lambda: GatedDelta(2, eps=np.nan), "GatedDelta needs a positive eps, got eps=nan: set"),
+        (lambda: MoM(2, chosen=True), "MoM needs whole numbers .* chosen=True: set chosen"),
+        (lambda: MoM(2, eps="0"), "MoM needs a positive eps, got eps='0': set eps"),
+        (lambda: FeedForward(0), "at least 1, got 0"),
+        (lambda: FeedForward(7.5), "FeedForward needs whole numbers .* inner=7.5: set inner"),
+        (lambda: Titans(4, rows=0.5), "Titans needs whole numbers .* rows=0.5: set rows"),
+        (lambda: Titans(4, rate=np.inf), "Titans needs a positive rate, got rate=inf: set rate"),
+        (lambda: Titans(4, max_grad_norm=0), "a positive max_grad_norm, got max_grad_norm=0: set"),
+        (lambda: LinearAttention(4, base=-1), "LinearAttention needs a positive base, .* set base"),
+        (lambda: LinearAttention(4.0), "LinearAttention needs whole numbers .* heads=4.0: set"),
         (lambda: GatedDelta(4, 3), "that divide .*: raise .* set key_heads to a divisor of heads"),
         (lambda: MoM(4, chosen=9), "at most .*: raise .* set chosen to at most memories"),
         (lambda: Titans(4, rows=0), "positive .*: raise what is too small above 0"),

@@ -19,7 +19,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxmem.data.world.scene import COLOURS, DECOYS, QUADRANTS, SHAPES, SOUNDS
+from jaxmem.decoder.checks import arrays_of
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder, linear, rms_norm
+from jaxmem.decoder.scorer import add_scorer, init_scorer
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.models.hf.tensors import write_tensors
 from jaxmem.models.hf.weights import nest
@@ -270,11 +272,7 @@ def tokenize(text: str, words: tuple[str, ...] = WORDS) -> Int[np.ndarray, "Q"]:
 
 def save(path: str | Path, params: Params, config: TinyConfig) -> None:
     """Write weights as float16 safetensors with the config in the metadata."""
-    name = lambda k: str(k.idx if isinstance(k, jax.tree_util.SequenceKey) else k.key)
-    flat = {
-        ".".join(map(name, keys)): np.asarray(leaf, np.float16)
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    flat = {name: np.asarray(leaf, np.float16) for name, leaf in arrays_of(params).items()}
     write_tensors(path, flat, {"config": json.dumps(dataclasses.asdict(config))})
 
 
@@ -282,7 +280,8 @@ def load(path: str | Path | None = None) -> tuple[Params, TinyConfig]:
     """Read weights (float32) and config; default is the model that comes with the package.
 
     Raises:
-        ValueError: the file is missing, or is no file of `save`.
+        ValueError: the file is missing, is no file of `save`, or has other tensors than its config
+            asks for.
     """
     if path is None:
         with resources.as_file(resources.files("jaxmem") / "assets" / "tiny.safetensors") as p:
@@ -300,7 +299,10 @@ def load(path: str | Path | None = None) -> tuple[Params, TinyConfig]:
             leaves = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in names}
         values = json.loads(text)
         config = TinyConfig(**{**values, "words": tuple(values["words"])})
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        _check_tensors(leaves, config)
+    except (
+        SafetensorError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError,
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{path} is no file of weights that `python -m jaxmem.experiments.train` wrote: {error}"
         ) from error
@@ -308,3 +310,29 @@ def load(path: str | Path | None = None) -> tuple[Params, TinyConfig]:
     if "mixers" in (decoder := params.get("decoder", {})):  # a stack for each that differs
         decoder["mixers"] = tuple(decoder["mixers"].values())
     return params, config
+
+
+def _check_tensors(leaves: Mapping[str, Array], config: TinyConfig) -> None:
+    """Refuse tensors of another model than a config's; it may have a scorer or not."""
+    scored = any(".retention." in name for name in leaves)
+    wanted, found = _shapes(config, scored), {name: str(x.shape) for name, x in leaves.items()}
+    if found != wanted:
+        name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+        raise ValueError(
+            f"its tensor {name} is {found.get(name, 'absent')}, its config asks for "
+            f"{wanted.get(name, 'none')}"
+        )
+
+
+@functools.cache
+def _shapes(config: TinyConfig, scored: bool) -> Mapping[str, str]:
+    """Return the shapes of a model's weights by name, in words."""
+
+    def made() -> Params:
+        params, key = init(config, jax.random.key(0)), jax.random.key(0)
+        if not scored:
+            return params
+        scorer = init_scorer(decoder_config(config), key)
+        return params | {"decoder": add_scorer(params["decoder"], scorer)}
+
+    return {name: str(x.shape) for name, x in arrays_of(jax.eval_shape(made)).items()}

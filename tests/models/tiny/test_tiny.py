@@ -141,13 +141,49 @@ def test_save_and_load(params, tmp_path):
         assert a.dtype == np.float32
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
     other = dataclasses.replace(SMALL, words=tiny.WORDS[:-1])
-    tiny.save(path, params, other)
+    tiny.save(path, tiny.init(other, jax.random.key(0)), other)
     assert tiny.load(path)[1] == other
 
 
 def test_load_errors(tmp_path):
     with pytest.raises(ValueError, match="jaxmem.experiments.train"):
         tiny.load(tmp_path / "missing.safetensors")
+
+
+STATES = dataclasses.replace(SMALL, mixer="mamba2", attend="none")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"mixer": "gated_delta"}, "mixers.0.mixer.a.kernel is absent, its config asks for .2, "),
+        ({"layers": 3}, r"is \(2, 48, 32\), its config asks for \(3, 48, 32\)"),
+        ({"mixer": "", "attend": "all"}, "layers.attn_norm.scale is absent, its config asks for"),
+        ({"mixer": "nope"}, "mixer is one of mamba2, .*, got 'nope'"),
+        ({"width": 40}, r"config asks for \(24, 40\)"),
+        ({"heads": 0}, "heads"),
+        ({"patch": 0}, "zero"),
+        ({"words": 3}, "not iterable"),
+    ],
+)
+def test_a_file_whose_tensors_are_not_those_of_its_config_is_refused(tmp_path, config, said):
+    drawn = jax.tree.map(
+        lambda x: np.zeros(x.shape), jax.eval_shape(lambda: tiny.init(STATES, jax.random.key(0)))
+    )
+    path = tmp_path / "other.safetensors"
+    tiny.save(path, drawn, STATES)
+    assert tiny.load(path)[1] == STATES
+    tiny.save(path, drawn, dataclasses.replace(STATES, **config))
+    with pytest.raises(ValueError, match=f"{path} is no file of weights that .* wrote: .*{said}"):
+        tiny.load(path)
+
+
+def test_a_file_without_its_layers_with_a_state_is_refused(tmp_path):
+    bare = tiny.init(STATES, jax.random.key(0))
+    del bare["decoder"]["mixers"]
+    tiny.save(tmp_path / "bare.safetensors", bare, STATES)
+    with pytest.raises(ValueError, match=r"decoder.mixers.0.down.kernel is absent, its config"):
+        tiny.load(tmp_path / "bare.safetensors")
 
 
 def test_sizes():
