@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmem.saved_form import misplaced
+
 FORMAT = 3
 """Formats 1 and 2 were single folders of orbax; they are refused."""
 
@@ -300,46 +302,9 @@ def _document(where: Path) -> dict[str, Any]:
             f"the stream at {where} has format {form}, this release reads {FORMAT}: restore it "
             "with the release that saved it."
         )
-    if (wrong := _misplaced(document)) is not None:
+    if (wrong := misplaced(document)) is not None:
         raise _damaged(where, f"made.json: {wrong} is not what a save has there")
     return document
-
-
-def _misplaced(document: Mapping[str, Any]) -> str | None:
-    """Return what in a document has another structure than `_fill` gives it; None: nothing."""
-    for name in ("parts", "more", "arrays"):
-        if not isinstance(document.get(name), dict):
-            return name
-    parts, arrays = document["parts"], document["arrays"]
-    wrong = [f"parts.{name}" for name, part in parts.items() if not _is_head(part)]
-    wrong += [f"arrays.{name}" for name, entry in arrays.items() if not _is_entry(entry)]
-    return wrong[0] if wrong else None
-
-
-def _is_head(part: Any) -> bool:
-    """Return whether that says of a stream what made it, in words, and what the host knows."""
-    if not isinstance(part, dict) or not isinstance(part.get("numbers"), dict):
-        return False
-    made = part.get("made")
-    return isinstance(made, dict) and all(isinstance(words, str) for words in made.values())
-
-
-def _is_entry(entry: Any) -> bool:
-    """Return whether that is an array's dtype, shape, place in the file and checksum."""
-    kinds = [str, list, int, str]
-    if not isinstance(entry, list) or [type(x) for x in entry] != kinds:
-        return False
-    dtype, shape, at, _ = entry
-    return _is_dtype(dtype) and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, at))
-
-
-def _is_dtype(name: str) -> bool:
-    """Return whether that is the name of a dtype of numbers."""
-    try:
-        kind = jnp.dtype(name)
-    except (TypeError, ValueError):
-        return False
-    return str(kind) == name and kind.itemsize > 0 and not kind.hasobject
 
 
 def read(path: str | Path) -> Saved:
