@@ -23,6 +23,7 @@ from jaxmem.decoder.checks import arrays_of
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder, linear, rms_norm
 from jaxmem.decoder.scorer import add_scorer, init_scorer
 from jaxmem.kv import AUDIO, VISION
+from jaxmem.models.hf.keys import MOST_LAYERS
 from jaxmem.models.hf.tensors import write_tensors
 from jaxmem.models.hf.weights import nest
 from jaxmem.models.tiny.mixers import mixers_of
@@ -314,6 +315,10 @@ def load(path: str | Path | None = None) -> tuple[Params, TinyConfig]:
 
 def _check_tensors(leaves: Mapping[str, Array], config: TinyConfig) -> None:
     """Refuse tensors of another model than a config's; it may have a scorer or not."""
+    if not isinstance(config.layers, int) or config.layers > MOST_LAYERS:
+        raise ValueError(
+            f"its config asks for {config.layers} layers, at most {MOST_LAYERS} are read"
+        )
     scored = any(".retention." in name for name in leaves)
     wanted, found = _shapes(config, scored), {name: str(x.shape) for name, x in leaves.items()}
     if found != wanted:

@@ -161,6 +161,7 @@ STATES = dataclasses.replace(SMALL, mixer="mamba2", attend="none")
         ({"mixer": "", "attend": "all"}, "layers.attn_norm.scale is absent, its config asks for"),
         ({"mixer": "nope"}, "mixer is one of mamba2, .*, got 'nope'"),
         ({"width": 40}, r"config asks for \(24, 40\)"),
+        ({"layers": 10**9}, "asks for 1000000000 layers"),
         ({"heads": 0}, "heads"),
         ({"patch": 0}, "zero"),
         ({"words": 3}, "not iterable"),
