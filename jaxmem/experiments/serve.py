@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,9 +25,9 @@ from jaxmem.experiments.devices import mesh_of, told
 from jaxmem.experiments.memories import MemoryOptions, read_options, split_options
 from jaxmem.experiments.parsing import parse, refusing, shown, whole_pieces
 from jaxmem.experiments.stream.config import (
-    OF_CHECKPOINTS,
     Number,
     Whole,
+    of_checkpoint,
     refuse_of_checkpoints,
 )
 from jaxmem.experiments.stream.cost import device_limit
@@ -168,9 +168,7 @@ def loaded(config: ServeConfig) -> Model:
     Raises:
       ValueError: if it does not load.
     """
-    given: dict[str, Any] = {name: getattr(config, name) for name in OF_CHECKPOINTS}
-    more = {name: value for name, value in given.items() if value is not None}
-    mesh = mesh_of(config.mesh)
+    more, mesh = of_checkpoint(config), mesh_of(config.mesh)
     if mesh is not None:
         more["sharding"] = weight_places(mesh)
     model = load(config.model, adapter=config.adapter, **more)

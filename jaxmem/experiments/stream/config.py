@@ -155,6 +155,12 @@ def refuse_of_checkpoints(config: Any) -> None:
             raise ValueError(f"--{option} has no effect on an embedded model; leave it out.")
 
 
+def of_checkpoint(config: Any) -> dict[str, Any]:
+    """Return the options of a checkpoint that a command's config gives, as `load` takes them."""
+    given = {name: getattr(config, name) for name in OF_CHECKPOINTS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def try_folder(name: str, folder: Path) -> None:
     """Make a folder and write to it, so that nothing is streamed that could not be kept."""
     try:

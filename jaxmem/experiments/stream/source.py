@@ -15,7 +15,7 @@ from jaxmem.data.media.source import without_secret
 from jaxmem.data.world.files import held_out
 from jaxmem.data.world.world import split_seed, world
 from jaxmem.experiments.devices import places_of
-from jaxmem.experiments.stream.config import StreamConfig, check, media_options
+from jaxmem.experiments.stream.config import StreamConfig, check, media_options, of_checkpoint
 from jaxmem.experiments.stream.cost import check_synthetic
 from jaxmem.experiments.stream.questions import AT_THE_END, END, Planned
 from jaxmem.feeding import open_for
@@ -70,19 +70,12 @@ def load_model(config: StreamConfig, console: Console) -> Model:
     if config.model is None:
         return _scored(config, adapted(embedded(config.weights), config.adapter))
     begin = time.perf_counter()
-    own: dict[str, Any] = {}
-    if config.piece_seconds is not None:
-        own["piece_seconds"] = config.piece_seconds
     with console.status(f"loading {config.model}"):
         model = load(
             config.model,
             adapter=config.adapter,
-            dtype=config.dtype,
-            fps=config.fps or 1.0,
-            max_new=config.max_new,
-            max_pixels=config.max_pixels,
             sharding=places_of(config.mesh),
-            **own,
+            **of_checkpoint(config),
         )
     console.print(f"loaded {model.name} in {time.perf_counter() - begin:.1f} s", style="dim")
     return _scored(config, model)
