@@ -22,6 +22,7 @@ LEVELS = {
     "finite": 6,
     "programs": 6,
     "pieces": 6,
+    "saved_form": 6,
     "saves": 6,
     "saving": 6,
     "resuming": 6,
