@@ -9,6 +9,8 @@ import pytest
 
 from jaxmem.data.world.synthetic import frames, split_seed, world
 from jaxmem.experiments.evaluate import __main__ as evaluate
+from jaxmem.experiments.evaluate import recall_cells
+from jaxmem.experiments.evaluate.recall_config import RecallConfig
 from jaxmem.experiments.evaluate.recall_streams import streams, streams_of
 from jaxmem.memory.by_name import Budget, contestants
 from jaxmem.models.tiny import tiny
@@ -60,7 +62,7 @@ def test_streams_of_a_command_are_of_its_split(weights):
     sizes = {"streams": 1, "questions": 2, "moments": 1, "chunk_seconds": 2}
     made = {}
     for split in ("test", "validation"):
-        config = evaluate.RecallConfig(**sizes, split=split)
+        config = RecallConfig(**sizes, split=split)
         made[split] = streams_of(config, embedded(weights), 4).inputs.frames
         seed = split_seed(split, 0)
         np.testing.assert_array_equal(made[split].reshape(-1, 48, 48, 3), frames(world(seed, 4)))
@@ -138,7 +140,7 @@ def test_cells_do_not_depend_on_the_other_lengths_of_a_run(weights, tmp_path, ca
         assert command(weights, out, f"{full} {lengths}") == 0
     assert told(cell(both, "full_all_4s")) == told(cell(fresh, "full_all_4s"))
     # What is of this run's sizes is not measured again.
-    monkeypatch.setattr(evaluate, "run_cell", None)
+    monkeypatch.setattr(recall_cells, "run_cell", None)
     assert command(weights, both, f"{full} 4") == command(weights, both, f"{words} 4") == 0
     capsys.readouterr()
     assert command(weights, both, f"{full} 4 8 --measured-only") == 0
@@ -152,7 +154,7 @@ def test_times_are_added_to_answers_and_only_where_they_are_wanted(weights, tmp_
     stems = ("full_all_4s", "recent_1KiB_4s")
     before = [cell(tmp_path, stem) for stem in stems]
     assert not any("times" in one for one in before)
-    monkeypatch.setattr(evaluate, "run_cell", None)  # nothing is asked again
+    monkeypatch.setattr(recall_cells, "run_cell", None)  # nothing is asked again
     assert command(weights, tmp_path, f"{words} 1KiB --measured-only") == 0
     assert [cell(tmp_path, stem) for stem in stems] == before
     assert command(weights, tmp_path, f"{words} 1KiB") == 0
@@ -191,7 +193,7 @@ def test_a_file_that_is_no_cell_is_named(weights, tmp_path, capsys, text):
 @pytest.mark.parametrize("below", ["", "below/it"])
 def test_out_is_a_folder_before_anything_is_measured(weights, tmp_path, capsys, monkeypatch, below):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(evaluate, "run_cell", None)
+    monkeypatch.setattr(recall_cells, "run_cell", None)
     out = tmp_path / "file" / below
     assert command(weights, out, "--memories recent --budgets 1KiB --seconds 4") == 2
     assert f"--out {out} is no folder to write to" in capsys.readouterr().err.replace("\n", "")
@@ -200,16 +202,16 @@ def test_out_is_a_folder_before_anything_is_measured(weights, tmp_path, capsys, 
 
 def test_cells_know_their_settings(weights):
     """An option that is set makes another cell."""
-    model, plain = embedded(weights), evaluate.RecallConfig()
+    model, plain = embedded(weights), RecallConfig()
 
     def mark(**options):
         config = dataclasses.replace(plain, options={"ma_lmm": options})
-        return evaluate.fingerprint(config, model, "ma_lmm")
+        return recall_cells.fingerprint(config, model, "ma_lmm")
 
-    assert mark() == evaluate.fingerprint(plain, model, "ma_lmm")
+    assert mark() == recall_cells.fingerprint(plain, model, "ma_lmm")
     assert mark() != mark(tokens=8)
     other = dataclasses.replace(plain, split="validation")
-    assert mark() != evaluate.fingerprint(other, model, "ma_lmm")
+    assert mark() != recall_cells.fingerprint(other, model, "ma_lmm")
 
 
 def test_audio_takes_half_of_the_slots():
