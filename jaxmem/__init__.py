@@ -17,8 +17,10 @@ __version__ = "0.1.0"
 
 _WHERE = {
     # The contract.
-    "memory.base": "Memory FeatureMemory Spec State View Sinks Chunk Question Requires Attention "
-    "Probes Prompt Received Probed BankSpec Embeds slots nbytes",
+    "memory.base": "Memory FeatureMemory Spec State",
+    "memory.exchange": "View Sinks Chunk Question Requires Attention Probes Prompt Received Probed "
+    "BankSpec Embeds",
+    "memory.sizes": "slots nbytes",
     "mixers.base": "Mixer",
     "kv": "KV Modality",
     "memory.bank.bank": "Bank footprint init_bank",

@@ -28,7 +28,8 @@ from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.finite import check_answer
 from jaxmem.loop import FromCarry
-from jaxmem.memory.base import Embeds, Memory
+from jaxmem.memory.base import Memory
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 
 

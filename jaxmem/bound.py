@@ -17,7 +17,7 @@ from jaxmem.decoder.placing import placed
 from jaxmem.decoder.program import Program, Text
 from jaxmem.decoder.step import prefix_and_states
 from jaxmem.kv import KV
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Array, Int, Num, Params, PyTree
 
 

@@ -15,7 +15,8 @@ from jaxmem.decoder.alone import States, alone
 from jaxmem.decoder.decoder import DecoderConfig, embed
 from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.kv import EMPTY
-from jaxmem.memory.base import Embeds, FeatureMemory
+from jaxmem.memory.base import FeatureMemory
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Int, Params, PyTree
 
 

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from jaxmem.bound import decoder_of, question_rows
 from jaxmem.decoder.program import Program, Text, make_program, spec_of
 from jaxmem.decoder.scorer import check_scorer
-from jaxmem.memory.base import AnyMemory, Embeds, Memory, Prompt, Spec
+from jaxmem.memory.base import AnyMemory, Memory, Spec
 from jaxmem.memory.by_name import contestants, parse_budget
+from jaxmem.memory.exchange import Embeds, Prompt
 from jaxmem.models.base import Model
 
 

@@ -17,7 +17,7 @@ from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.feeding import Feeding
 from jaxmem.finite import NotFiniteError, check_answer
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Model, penalised_ids
 from jaxmem.models.text_streamer import TextStreamer
 from jaxmem.programs import asked_rows, probes_of

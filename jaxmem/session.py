@@ -19,7 +19,8 @@ from jaxmem.decoder.program import layers_of
 from jaxmem.feeding import Event
 from jaxmem.loop import advance, branch, stream
 from jaxmem.memory.bank.bank import Footprint, footprint
-from jaxmem.memory.base import AnyMemory, State, stream_nbytes
+from jaxmem.memory.base import AnyMemory, State
+from jaxmem.memory.sizes import stream_nbytes
 from jaxmem.models.base import Model
 from jaxmem.pieces import PieceLike
 from jaxmem.replies import Asking

@@ -35,7 +35,7 @@ from flax import nnx
 import jaxmem as jm
 from jaxmem.data.world.files import held_out
 from jaxmem.kv import count
-from jaxmem.memory.base import nbytes
+from jaxmem.memory.sizes import nbytes
 from jaxmem.pieces import Preprocessor
 
 SECONDS = int(os.environ.get("JAXMEM_NOTEBOOK_SECONDS", "60"))

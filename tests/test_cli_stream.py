@@ -35,8 +35,8 @@ from jaxmem.experiments.stream.screen import Screen
 from jaxmem.experiments.stream.segments import hold_frames, segments
 from jaxmem.experiments.stream.terminal import Terminal
 from jaxmem.memory import MEMORIES
-from jaxmem.memory.base import nbytes
 from jaxmem.memory.by_name import Budget, build, contestants
+from jaxmem.memory.sizes import nbytes
 from jaxmem.models.load import load as load_model
 from jaxmem.models.scorer import save_scorer
 from jaxmem.models.tiny import tiny

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxmem.kernels.select import top_mask
 from jaxmem.kv import EMPTY, VISION, take
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Array, Bool, Float, Int
 
 Method = Literal["feature", "pixel"]

@@ -15,7 +15,8 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment
 from jaxmem.kv import KV
 from jaxmem.memory.attention import segment
-from jaxmem.memory.base import Embeds, Spec, at_layer
+from jaxmem.memory.base import Spec, at_layer
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Array, Float, Params, PyTree
 
 States = tuple[PyTree, ...]

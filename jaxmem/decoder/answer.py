@@ -24,7 +24,8 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.segment import Segment, rotated_keys
 from jaxmem.kv import EMPTY, KV, TEXT
 from jaxmem.memory.attention import begin_of, biases, prefix_bias, segment
-from jaxmem.memory.base import Embeds, View, at_layer
+from jaxmem.memory.base import at_layer
+from jaxmem.memory.exchange import Embeds, View
 from jaxmem.memory.parts.retained import Held, held_of, retention
 from jaxmem.rope import angles, rotate
 from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree

@@ -13,7 +13,7 @@ from jaxmem.decoder.decoder import DecoderConfig, init_mixers
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.decoder.scorer import check_scorer
 from jaxmem.kv import KV
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.mixers.base import Mixer
 from jaxmem.typing import Hidden, Params, PyTree
 

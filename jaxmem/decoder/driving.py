@@ -17,16 +17,8 @@ from jaxmem.kv import EMPTY, KV
 from jaxmem.memory import layout as layouts
 from jaxmem.memory.bank import bank as banks
 from jaxmem.memory.bank.bank import Bank
-from jaxmem.memory.base import (
-    Chunk,
-    Embeds,
-    FeatureMemory,
-    Memory,
-    Question,
-    State,
-    View,
-    at_layer,
-)
+from jaxmem.memory.base import FeatureMemory, Memory, State, at_layer
+from jaxmem.memory.exchange import Chunk, Embeds, Question, View
 from jaxmem.memory.layout import Layout
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 

@@ -20,7 +20,7 @@ from jaxmem.decoder.placing import whole
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling, penalised, sample
 from jaxmem.kv import KV
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Array, Bool, Float, Int, Params, PyTree
 
 

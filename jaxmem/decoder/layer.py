@@ -23,7 +23,8 @@ from jaxmem.decoder.stretches import Place
 from jaxmem.kernels.segment import Segment
 from jaxmem.kv import EMPTY, KV
 from jaxmem.memory.attention import attend_probe, attend_view
-from jaxmem.memory.base import Chunk, Embeds, Probed, Probes, Received, View, at_layer
+from jaxmem.memory.base import at_layer
+from jaxmem.memory.exchange import Chunk, Embeds, Probed, Probes, Received, View
 from jaxmem.typing import Array, Bool, Float, Hidden, Int, Params, PyTree
 
 

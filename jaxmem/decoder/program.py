@@ -19,15 +19,8 @@ from jaxmem.decoder.placing import check_mesh, placed
 from jaxmem.decoder.stretches import Stretch, stretches
 from jaxmem.memory import layout as layouts
 from jaxmem.memory.bank.bank import Bank, init_bank
-from jaxmem.memory.base import (
-    AnyMemory,
-    Embeds,
-    FeatureMemory,
-    Memory,
-    Requires,
-    Spec,
-    State,
-)
+from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec, State
+from jaxmem.memory.exchange import Embeds, Requires
 from jaxmem.memory.layout import Layout
 from jaxmem.mixers.base import stacked
 from jaxmem.typing import Array, Int, Params, PyTree, UInt

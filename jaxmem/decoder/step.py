@@ -30,8 +30,9 @@ from jaxmem.decoder.program import (
 from jaxmem.decoder.stretches import Place, Stretch, by_layer, scan
 from jaxmem.kv import KV
 from jaxmem.memory import clock as clocks
-from jaxmem.memory.base import Embeds, at_layer, kv_of
+from jaxmem.memory.base import at_layer, kv_of
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Array, Hidden, Int, Params, PyTree
 
 

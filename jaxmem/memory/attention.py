@@ -18,7 +18,7 @@ from jaxmem.kernels.attend_mass import attend_mass
 from jaxmem.kernels.received import row_mass
 from jaxmem.kernels.segment import Segment, prerotated
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Received, Requires, View
+from jaxmem.memory.exchange import Chunk, Embeds, Received, Requires, View
 from jaxmem.memory.parts.retained import Held, held_of, retention, until
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Hidden, Int, Num, Params

@@ -15,7 +15,7 @@ from jaxmem.kv import EMPTY, KV
 from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.bank.block_table import BlockTable
 from jaxmem.memory.bank.epochs import EDGE, FLOOR, STEP
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Array, Int, PyTree
 
 

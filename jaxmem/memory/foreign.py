@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kv import KV, Modality
 from jaxmem.memory.bank.bank import Bank
-from jaxmem.memory.base import AnyMemory, Embeds, Spec, State
+from jaxmem.memory.base import AnyMemory, Spec, State
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.foreign_blocks import Block, Blocks, of_decoder, of_one_block
 from jaxmem.rope import Rope
 from jaxmem.typing import Array, Float, Hidden, Int, Num, Params, PyTree

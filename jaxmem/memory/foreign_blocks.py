@@ -14,19 +14,8 @@ from jaxmem.kv import KV
 from jaxmem.memory.attention import attend_probe, attend_view, begin_of
 from jaxmem.memory.bank import bank as banks
 from jaxmem.memory.bank.bank import Bank
-from jaxmem.memory.base import (
-    AnyMemory,
-    Chunk,
-    Embeds,
-    FeatureMemory,
-    Memory,
-    Probed,
-    Question,
-    Requires,
-    Spec,
-    View,
-    at_layer,
-)
+from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec, at_layer
+from jaxmem.memory.exchange import Chunk, Embeds, Probed, Question, Requires, View
 from jaxmem.rope import Rope, scaled
 from jaxmem.typing import Array, Float, Hidden, Int, Params, PyTree
 

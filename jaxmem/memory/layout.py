@@ -22,7 +22,8 @@ import numpy as np
 from jax.experimental.layout import Layout as Order
 from jax.experimental.layout import with_layout_constraint
 
-from jaxmem.memory.base import Memory, Spec, State, at_layer, kv_of, shapes
+from jaxmem.memory.base import Memory, Spec, State, at_layer, kv_of
+from jaxmem.memory.sizes import shapes
 from jaxmem.typing import Array, Int, PyTree, UInt
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Bool, Int, Params, PyTree
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import embed
 from jaxmem.kv import EMPTY, Modality
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Encode, MediaFormat, Model
 from jaxmem.models.hf.gguf import Words, gguf_of, read_gguf, read_words
 from jaxmem.typing import Array, Int, Params

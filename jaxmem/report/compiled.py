@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxmem.memory.base import shapes
+from jaxmem.memory.sizes import shapes
 from jaxmem.typing import PyTree
 
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.text_streamer import TextStreamer
 from jaxmem.replies import Reply
 from jaxmem.typing import Bool, Float, Int, PyTree

@@ -25,7 +25,8 @@ from jax.sharding import Mesh
 from jaxmem.asking import check_drawing
 from jaxmem.decoder.program import Carry
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.memory.base import AnyMemory, stream_nbytes
+from jaxmem.memory.base import AnyMemory
+from jaxmem.memory.sizes import stream_nbytes
 from jaxmem.models.base import Model
 from jaxmem.programs import compile
 from jaxmem.saving import made_by

@@ -31,7 +31,8 @@ from jaxmem.decoder.placing import named, place_of
 from jaxmem.decoder.program import Carry, Program
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.loop import start, stream
-from jaxmem.memory.base import Embeds, Memory
+from jaxmem.memory.base import Memory
+from jaxmem.memory.exchange import Embeds
 from jaxmem.serve.parts import check_parts, held_lanes, in_parts, parts_of, put, take
 from jaxmem.typing import Array, Bool, Int, PyTree
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmem.memory.base import FeatureMemory, slots
+from jaxmem.memory.base import FeatureMemory
+from jaxmem.memory.sizes import slots
 from jaxmem.pieces import PieceLike
 from jaxmem.serve.demo_world import DEMO
 from jaxmem.serve.engine import FAILED

@@ -20,7 +20,8 @@ from jaxmem.decoder.answer import answer_logits
 from jaxmem.decoder.gradient import Gradient
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.decoder.step import chunk_step
-from jaxmem.memory.base import AnyMemory, Embeds, Memory
+from jaxmem.memory.base import AnyMemory, Memory
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.layout import layout_of
 from jaxmem.training.differentiable import Mode, Selection, check_differentiable, choosing
 from jaxmem.training.remat import timed

@@ -8,9 +8,10 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 
 from jaxmem.decoder.program import Program
-from jaxmem.memory.base import FeatureMemory, kv_of, shapes
+from jaxmem.memory.base import FeatureMemory, kv_of
 from jaxmem.memory.layout import layout_of
 from jaxmem.memory.parts.softly import TEMPERATURE, Softly
+from jaxmem.memory.sizes import shapes
 
 Mode = Literal["through", "read", "published"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -18,7 +18,7 @@ import optax
 from jaxmem.decoder.decoder import DecoderConfig, finish, logits, qkv
 from jaxmem.kernels.select import gate
 from jaxmem.kv import EMPTY, KV
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.parts.retained import log_retention
 from jaxmem.memory.parts.scored import competition
 from jaxmem.rope import rope

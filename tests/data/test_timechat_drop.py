@@ -12,8 +12,8 @@ from jaxmem import kv as tk
 from jaxmem.data.timechat_drop import drop, drop_chunks, start
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.loop import stream
-from jaxmem.memory.base import Embeds
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.exchange import Embeds
 
 FRAME, WIDTH = 4, 5
 KINDS = (tk.TEXT, *[tk.VISION] * FRAME, tk.AUDIO, tk.AUDIO)

@@ -21,8 +21,8 @@ from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.program import make_program, spec_of
 from jaxmem.finite import check_answer
 from jaxmem.memory.bank.with_bank import WithBank
-from jaxmem.memory.base import Probes, Requires
 from jaxmem.memory.baselines import Full, Recent
+from jaxmem.memory.exchange import Probes, Requires
 from jaxmem.memory.features.memory_vla import MemoryVLA
 from jaxmem.memory.flexmem.flexmem import FlexMem
 from jaxmem.memory.flexmem.memindex import MemIndex

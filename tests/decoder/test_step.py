@@ -18,19 +18,9 @@ from jaxmem.decoder.answer import decode, first_pass, prefill
 from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program
 from jaxmem.experiments.benchmark.step_model import chunks_of, program_of
 from jaxmem.kernels import segment as segments
-from jaxmem.memory.base import (
-    Attention,
-    BankSpec,
-    Embeds,
-    FeatureMemory,
-    Memory,
-    Probes,
-    Requires,
-    Sinks,
-    State,
-    View,
-)
+from jaxmem.memory.base import FeatureMemory, Memory, State
 from jaxmem.memory.baselines import Full, Recent
+from jaxmem.memory.exchange import Attention, BankSpec, Embeds, Probes, Requires, Sinks, View
 from jaxmem.memory.omnimem.omnimem import OmniMem
 
 CFG = small.config()

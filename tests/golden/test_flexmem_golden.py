@@ -23,17 +23,8 @@ from jaxmem.kernels.segment import Segment
 from jaxmem.kv import KV
 from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import append, init_bank
-from jaxmem.memory.base import (
-    Chunk,
-    Embeds,
-    Memory,
-    Probed,
-    Question,
-    Received,
-    Spec,
-    State,
-    at_layer,
-)
+from jaxmem.memory.base import Memory, Spec, State, at_layer
+from jaxmem.memory.exchange import Chunk, Embeds, Probed, Question, Received
 from jaxmem.memory.flexmem import clips, memindex
 from jaxmem.memory.flexmem.flexmem import FlexMem, pathways
 from jaxmem.memory.flexmem.memindex import Encoding, MemIndex

@@ -18,7 +18,7 @@ from jaxmem.decoder.layer import layer_step
 from jaxmem.decoder.step import chunk_step, init_carry, make_prefix, make_program, spec_of
 from jaxmem.kernels.select import select
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Probes
+from jaxmem.memory.exchange import Chunk, Embeds, Probes
 from jaxmem.memory.hermes import bands
 from jaxmem.memory.hermes.bands import LLAVA, QWEN
 from jaxmem.memory.hermes.hermes import Hermes, attention_received, importance

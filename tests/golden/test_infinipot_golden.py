@@ -9,8 +9,9 @@ from golden_files import cases, found
 
 from jaxmem import kv as tk
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Spec
+from jaxmem.memory.base import Spec
 from jaxmem.memory.baselines import Recent
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.video.infinipot_v import InfiniPotV
 
 BASELINES = ("uniform", "swa")

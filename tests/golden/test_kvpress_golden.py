@@ -12,12 +12,13 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.received import mass
 from jaxmem.kv import KV
 from jaxmem.memory.attention import segment
-from jaxmem.memory.base import Chunk, Memory, Received, Spec, State
+from jaxmem.memory.base import Memory, Spec, State
 from jaxmem.memory.baselines import StreamingLLM
 from jaxmem.memory.compression.keydiff import KeyDiff
 from jaxmem.memory.compression.knorm import Knorm
 from jaxmem.memory.compression.snapkv import SnapKV
 from jaxmem.memory.compression.tova import TOVA
+from jaxmem.memory.exchange import Chunk, Received
 from jaxmem.rope import rope, rope_1d
 
 PUBLISHED = {"audio_share": None}

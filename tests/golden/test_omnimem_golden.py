@@ -17,7 +17,8 @@ from jaxmem.kernels.attend import attend
 from jaxmem.kernels.received import mass
 from jaxmem.kernels.segment import Segment
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Received, Spec, State
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Chunk, Embeds, Received
 from jaxmem.memory.omnimem import avba
 from jaxmem.memory.omnimem.omnimem import OmniMem, Slots, gather
 from jaxmem.memory.parts import scores

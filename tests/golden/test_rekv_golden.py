@@ -19,7 +19,8 @@ from jaxmem.decoder.program import Program
 from jaxmem.memory.attention import attend_view
 from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import append, init_bank
-from jaxmem.memory.base import Embeds, Question, Spec, at_layer
+from jaxmem.memory.base import Spec, at_layer
+from jaxmem.memory.exchange import Embeds, Question
 from jaxmem.memory.parts.positions import numbered, start
 from jaxmem.memory.video.rekv import ReKV
 from jaxmem.rope import angles, rope_1d, rotate

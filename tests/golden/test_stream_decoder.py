@@ -10,7 +10,7 @@ from jaxmem.decoder.answer import decode, prefill
 from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.step import chunk_step, init_carry, make_program, spec_of
 from jaxmem.memory import layout as pool
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.omnimem.omnimem import OmniMem
 
 

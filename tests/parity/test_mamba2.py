@@ -14,8 +14,8 @@ from jaxmem.decoder.decoder import embed, logits
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.kv import TEXT
-from jaxmem.memory.base import Embeds
 from jaxmem.memory.baselines import Recent
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.hf.config import read_json
 from jaxmem.models.mamba import mamba2 as family
 

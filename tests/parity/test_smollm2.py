@@ -11,8 +11,8 @@ from jaxmem.decoder.program import Program, init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments.evaluate.text_run import run_text
 from jaxmem.experiments.evaluate.text_streams import TextConfig, streams_of
-from jaxmem.memory.base import Embeds
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.hf.gguf import read_gguf, read_words, smollm2_path
 from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec

@@ -11,8 +11,9 @@ from laws import SPEC, compiled, memory_of
 from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import append, init_bank, of_layer
 from jaxmem.memory.bank.with_bank import WithBank
-from jaxmem.memory.base import Memory, Question
+from jaxmem.memory.base import Memory
 from jaxmem.memory.compression.snapkv import SnapKV
+from jaxmem.memory.exchange import Question
 from jaxmem.memory.transforms.quantized import Quantized
 
 ZERO = np.zeros((), np.int32)

@@ -9,7 +9,7 @@ import numpy as np
 import small
 
 from jaxmem.kv import AUDIO, TEXT, VISION
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 
 CFG = small.config()
 P, E, CHUNK = 4, 24, 15  # tokens of a frame; rows of a chunk: three frames, audio and text

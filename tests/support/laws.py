@@ -16,8 +16,9 @@ import numpy as np
 
 from jaxmem import kv as tk
 from jaxmem.kv import AUDIO, KV, TEXT, VISION
-from jaxmem.memory.base import Chunk, Embeds, Memory, Probed, Received, Spec, State, kv_of
+from jaxmem.memory.base import Memory, Spec, State, kv_of
 from jaxmem.memory.baselines import Full, LastFrames, RandomSample, Recent, Uniform
+from jaxmem.memory.exchange import Chunk, Embeds, Probed, Received
 from jaxmem.memory.omnimem.omnimem import OmniMem
 from jaxmem.rope import Rope
 

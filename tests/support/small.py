@@ -12,7 +12,8 @@ from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.decoder.scorer import add_scorer, init_scorer
 from jaxmem.loop import stream
-from jaxmem.memory.base import Embeds, Spec
+from jaxmem.memory.base import Spec
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.tiny import tiny
 
 

@@ -11,8 +11,8 @@ import small
 from jaxmem.decoder.decoder import init_decoder, logits
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
-from jaxmem.memory.base import Embeds
 from jaxmem.memory.baselines import Recent
+from jaxmem.memory.exchange import Embeds
 from jaxmem.mixers.mamba2 import Mamba2
 from jaxmem.training.language import PADDING, empty_state, language_step, next_tokens
 from jaxmem.training.plan import nbytes, price

@@ -27,8 +27,9 @@ from jaxmem.decoder.program import Carry, init_carry
 from jaxmem.kv import AUDIO, VISION
 from jaxmem.loop import advance, branch
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import AnyMemory, Embeds, Spec
+from jaxmem.memory.base import AnyMemory, Spec
 from jaxmem.memory.by_name import Contestant
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Model
 from jaxmem.programs import compile
 from jaxmem.report.compilations import count_compilations

@@ -25,8 +25,9 @@ from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.kernels.dispatch import preferring
 from jaxmem.loop import advance, start
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import AnyMemory, Embeds, FeatureMemory, Memory, Spec
+from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec
 from jaxmem.memory.by_name import Budget, contestants
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Model, for_frames
 from jaxmem.models.load import load
 from jaxmem.models.scorer import with_scorer

@@ -16,8 +16,9 @@ from jaxmem.decoder.decoder import DecoderConfig, init_decoder
 from jaxmem.decoder.program import Program, Text, init_carry, make_program, spec_of
 from jaxmem.kv import VISION
 from jaxmem.loop import advance
-from jaxmem.memory.base import AnyMemory, Embeds, Memory
+from jaxmem.memory.base import AnyMemory, Memory
 from jaxmem.memory.by_name import build
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.hf.gguf import gguf_of, read_gguf
 from jaxmem.models.load import load
 from jaxmem.models.tiny.embedded import embedded

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxmem.decoder.decoder import DecoderConfig, finish, layer_at, qkv
 from jaxmem.decoder.program import init_carry
 from jaxmem.experiments.benchmark.step_model import CLOCKS, PER_CALL, Run, Stream
-from jaxmem.memory.base import Chunk, Memory, Spec, State
+from jaxmem.memory.base import Memory, Spec, State
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Float, Params, PyTree
 

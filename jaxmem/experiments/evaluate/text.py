@@ -35,10 +35,11 @@ from jaxmem.experiments.evaluate.text_streams import (
 from jaxmem.experiments.stream.config import try_folder
 from jaxmem.kv import Modality
 from jaxmem.memory import MEMORIES
-from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec, nbytes
+from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.by_name import Budget, contestants, parse_names, why_bare
 from jaxmem.memory.options import options_of, plain_options
+from jaxmem.memory.sizes import nbytes
 from jaxmem.models.base import Model
 from jaxmem.models.text import text_model
 from jaxmem.programs import compile, model_spec

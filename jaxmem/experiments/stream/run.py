@@ -16,8 +16,9 @@ from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.experiments.stream.questions import END, Planned
 from jaxmem.experiments.stream.segments import Segment, stack
 from jaxmem.finite import NotFiniteError
-from jaxmem.memory.base import FeatureMemory, Spec, slots
+from jaxmem.memory.base import FeatureMemory, Spec
 from jaxmem.memory.by_name import Contestant
+from jaxmem.memory.sizes import slots
 from jaxmem.models.base import Model
 from jaxmem.pieces import Heard, blank
 from jaxmem.replies import Reply

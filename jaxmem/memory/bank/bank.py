@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.kv import EMPTY
-from jaxmem.memory import base
 from jaxmem.memory.bank import host_memory
 from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec, at_layer, kv_of
+from jaxmem.memory.sizes import stream_nbytes
 from jaxmem.typing import Array, Int, PyTree
 
 
@@ -106,9 +106,9 @@ def footprint(memory: AnyMemory, spec: Spec) -> Footprint:
     """Return what a stream holds on the device and in host memory, in bytes.
 
     That is a memory with its bank, and the states of layers that have one (`Spec.state_bytes`).
-    Nothing is allocated. `base.nbytes` is the memory's own part of it.
+    Nothing is allocated. `nbytes` is the memory's own part of it.
     """
-    state = base.stream_nbytes(memory, spec)
+    state = stream_nbytes(memory, spec)
     asked = _asked(memory, spec)
     if asked is None:
         return Footprint(state, 0)

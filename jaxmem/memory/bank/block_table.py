@@ -17,7 +17,8 @@ from jaxmem.kv import KV, SUMMARY
 from jaxmem.memory.bank import retrieval, rules
 from jaxmem.memory.bank.bank import Bank, Blocks
 from jaxmem.memory.bank.epochs import today
-from jaxmem.memory.base import Question, at_layer
+from jaxmem.memory.base import at_layer
+from jaxmem.memory.exchange import Question
 from jaxmem.memory.parts import scored
 from jaxmem.memory.parts.prioritized import NONE
 from jaxmem.memory.parts.units import Number, zero

@@ -18,7 +18,7 @@ from jaxmem.kernels.select import select
 from jaxmem.kv import KV
 from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.bank.bank import read as read_bank
-from jaxmem.memory.base import Question
+from jaxmem.memory.exchange import Question
 from jaxmem.memory.parts.options import at_least
 from jaxmem.typing import Array, Bool, Float, Int, PyTree
 

@@ -28,18 +28,8 @@ from jaxmem.memory.bank.block_table import (
 )
 from jaxmem.memory.bank.host_memory import Space
 from jaxmem.memory.bank.rules import RULES, Full
-from jaxmem.memory.base import (
-    BankSpec,
-    Chunk,
-    Memory,
-    Question,
-    Requires,
-    Spec,
-    State,
-    View,
-    at_layer,
-    kv_of,
-)
+from jaxmem.memory.base import Memory, Spec, State, at_layer, kv_of
+from jaxmem.memory.exchange import BankSpec, Chunk, Question, Requires, View
 from jaxmem.memory.parts import positions as places
 from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.memory.transforms.around import Around

@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxmem.kernels.select import top_mask
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Requires, Spec, State, View
+from jaxmem.memory.base import Spec, State
 from jaxmem.memory.compression import head_ragged as ragged
 from jaxmem.memory.compression.criticalkv import OverScore, output_norm, two_stage
+from jaxmem.memory.exchange import Chunk, Requires, View
 from jaxmem.memory.parts import scored, scores
 from jaxmem.memory.parts.options import at_least, between
 from jaxmem.typing import Array, Bool, Float, Int, Num

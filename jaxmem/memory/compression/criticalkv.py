@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import top_mask
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Memory, Requires, Spec, State
+from jaxmem.memory.base import Memory, Spec, State
 from jaxmem.memory.compression.snapkv import SnapKV
+from jaxmem.memory.exchange import Chunk, Requires
 from jaxmem.memory.parts import scored, scores
 from jaxmem.memory.parts.options import between
 from jaxmem.memory.parts.scored import AUDIO_SHARE, Scored

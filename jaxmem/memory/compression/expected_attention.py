@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Requires
+from jaxmem.memory.exchange import Requires
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.scored import Candidates, Scored

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from jaxmem.memory.base import Attention, Requires
+from jaxmem.memory.exchange import Attention, Requires
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import between
 from jaxmem.memory.parts.scored import Candidates, Scored, received

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import select, top_mask
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Spec
+from jaxmem.memory.base import Spec
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.parts.scored import Candidates
 from jaxmem.typing import Array, Bool, Float, Int, Num
 

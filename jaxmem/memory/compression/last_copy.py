@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kernels.similarity import nearest_newer
 from jaxmem.kv import KV, TEXT
-from jaxmem.memory.base import Attention, Chunk, Embeds, Requires, Spec, State, View
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Attention, Chunk, Embeds, Requires, View
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import between, odd, one_of
 from jaxmem.memory.parts.scored import Candidates, Scored, choose, length, received, take

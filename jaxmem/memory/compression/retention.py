@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Requires, Spec, State, View
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Chunk, Embeds, Requires, View
 from jaxmem.memory.parts.scored import Candidates, Scored, choose, length, take
 from jaxmem.typing import Array, Float, PyTree
 

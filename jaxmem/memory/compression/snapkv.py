@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Attention, Requires
+from jaxmem.memory.exchange import Attention, Requires
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least, odd
 from jaxmem.memory.parts.scored import Candidates, Scored, received

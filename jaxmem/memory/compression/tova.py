@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from jaxmem.memory.base import Attention, Requires
+from jaxmem.memory.exchange import Attention, Requires
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.scored import Candidates, Scored, received
 from jaxmem.typing import Array, Float

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.kv import EMPTY, VISION
-from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
+from jaxmem.memory.base import FeatureMemory, Spec, State
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.features.clusters import Merged
 from jaxmem.memory.parts.options import at_least
 from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree

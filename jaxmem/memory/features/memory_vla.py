@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Embeds, Spec, State
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.features.clusters import Merged, add, empty_merged, mean_cosine
 from jaxmem.memory.features.frames import Block, Entries, frames_of, rows_of
 from jaxmem.typing import Array, Float, Int, Num

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
+from jaxmem.memory.base import FeatureMemory, Spec, State
 from jaxmem.memory.baselines import LastFrames
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.parts.last_rows import LastRows
 
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmem.kv import AUDIO, EMPTY
-from jaxmem.memory.base import Embeds, FeatureMemory, Spec, State
+from jaxmem.memory.base import FeatureMemory, Spec, State
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.features.ma_lmm import MALMM
 from jaxmem.memory.omnimem.budgets import resized
 from jaxmem.memory.parts.options import at_least

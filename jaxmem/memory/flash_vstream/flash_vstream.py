@@ -8,7 +8,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Embeds, Spec, State
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.features.clusters import draw
 from jaxmem.memory.features.frames import area, check_frame, frames_of, rows_of
 from jaxmem.memory.flash_vstream.options import FromFrames

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxmem.memory.base import Embeds, Spec, State, tupled
+from jaxmem.memory.base import Spec, State, tupled
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.features.clusters import draw
 from jaxmem.memory.features.frames import (
     append_frames,

@@ -21,18 +21,16 @@ from jaxmem.memory import layout
 from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.bank.host_memory import Space
-from jaxmem.memory.base import (
+from jaxmem.memory.base import Memory, Spec, State
+from jaxmem.memory.exchange import (
     Attention,
     BankSpec,
     Chunk,
     Embeds,
-    Memory,
     Probes,
     Prompt,
     Question,
     Requires,
-    Spec,
-    State,
     View,
 )
 from jaxmem.memory.flexmem import clips, memindex

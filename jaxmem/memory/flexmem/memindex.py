@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Question, Spec, tupled
+from jaxmem.memory.base import Spec, tupled
+from jaxmem.memory.exchange import Chunk, Question
 from jaxmem.memory.flexmem import clips
 from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.rope import Rope, angles, rotate

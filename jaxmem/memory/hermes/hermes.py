@@ -22,19 +22,8 @@ from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import EMPTY, KV, SUMMARY
 from jaxmem.memory import layout
-from jaxmem.memory.base import (
-    Chunk,
-    Embeds,
-    Memory,
-    Probes,
-    Prompt,
-    Received,
-    Requires,
-    Spec,
-    State,
-    View,
-    tupled,
-)
+from jaxmem.memory.base import Memory, Spec, State, tupled
+from jaxmem.memory.exchange import Chunk, Embeds, Probes, Prompt, Received, Requires, View
 from jaxmem.memory.hermes import bands
 from jaxmem.memory.hermes.bands import DEEP, MIDDLE, MIXES, Bands, Mix, MixName
 from jaxmem.memory.hermes.guidance import guidance

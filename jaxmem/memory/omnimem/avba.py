@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem import kv as kvs
-from jaxmem.memory.base import Chunk, Spec, State
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.omnimem.budgets import read_document
 from jaxmem.memory.omnimem.omnimem import OmniMem, Pool, gather
 from jaxmem.memory.transforms.around import Around

@@ -22,7 +22,8 @@ from jaxmem.kernels.blocks import wide
 from jaxmem.kernels.select import select
 from jaxmem.kernels.similarity import neighbour_cosine, unit
 from jaxmem.kv import KV
-from jaxmem.memory.base import Attention, Chunk, Requires, Spec, State
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Attention, Chunk, Requires
 from jaxmem.memory.omnimem import budgets
 from jaxmem.memory.omnimem.sign_sketch import project
 from jaxmem.memory.parts import scored, scores

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 
 from jaxmem.kv import EMPTY, KV, count
-from jaxmem.memory.base import Chunk, Embeds, Spec, State
+from jaxmem.memory.base import Spec, State
 from jaxmem.memory.baselines import LastFrames
+from jaxmem.memory.exchange import Chunk, Embeds
 from jaxmem.memory.parts.positions import following
 from jaxmem.typing import Array, Bool, Int, Num
 

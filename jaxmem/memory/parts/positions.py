@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Memory, Spec, State, View
+from jaxmem.memory.base import Memory, Spec, State
+from jaxmem.memory.exchange import Chunk, Embeds, View
 from jaxmem.typing import Array, Bool, Int, Num, PyTree, Scalar
 
 

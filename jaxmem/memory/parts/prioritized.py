@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxmem.kernels.select import select
 from jaxmem.kv import EMPTY, KV, append, count, take
-from jaxmem.memory.base import Chunk, Spec, State
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.parts import units
 from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.positions import Reindexed, numbered, start

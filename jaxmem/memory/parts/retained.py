@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmem.memory.base import View
+from jaxmem.memory.exchange import View
 from jaxmem.memory.parts.scored import lend, members
 from jaxmem.typing import Array, Bool, Float, Int, Params
 

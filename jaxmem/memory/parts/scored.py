@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Memory, Spec, State
+from jaxmem.memory.base import Memory, Spec, State
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least, between
 from jaxmem.memory.parts.positions import numbered, start

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import gate
-from jaxmem.memory.base import Embeds, Spec, State, View
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Embeds, View
 from jaxmem.memory.parts.positions import Reindexed
 from jaxmem.typing import Array, Float, Int, PyTree
 

@@ -6,17 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxmem.kv import KV
-from jaxmem.memory.base import (
-    BankSpec,
-    Embeds,
-    Memory,
-    Prompt,
-    Question,
-    Requires,
-    Spec,
-    State,
-    View,
-)
+from jaxmem.memory.base import Memory, Spec, State
+from jaxmem.memory.exchange import BankSpec, Embeds, Prompt, Question, Requires, View
 from jaxmem.typing import PyTree
 
 

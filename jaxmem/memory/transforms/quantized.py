@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Spec, State, kv_of
+from jaxmem.memory.base import Spec, State, kv_of
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.parts.options import one_of
 from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Bool, Float, Int, Num, PyTree, UInt

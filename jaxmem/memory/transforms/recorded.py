@@ -8,7 +8,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxmem.kv import EMPTY
-from jaxmem.memory.base import Attention, Chunk, Requires, Spec, State, kv_of, slots
+from jaxmem.memory.base import Spec, State, kv_of
+from jaxmem.memory.exchange import Attention, Chunk, Requires
+from jaxmem.memory.sizes import slots
 from jaxmem.memory.transforms.around import Around
 from jaxmem.typing import Array, Float, Int, Num, PyTree
 

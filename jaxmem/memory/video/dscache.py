@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kv import KV
 from jaxmem.memory import layout
-from jaxmem.memory.base import Chunk, Embeds, Memory, Question, Requires, Spec, State, View
+from jaxmem.memory.base import Memory, Spec, State
 from jaxmem.memory.baselines import LastFrames
+from jaxmem.memory.exchange import Chunk, Embeds, Question, Requires, View
 from jaxmem.memory.parts import last_rows
 from jaxmem.memory.parts.last_rows import LastRows
 from jaxmem.memory.parts.options import at_least

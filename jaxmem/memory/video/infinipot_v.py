@@ -11,7 +11,8 @@ from jaxmem import kv as kvs
 from jaxmem.kernels.select import top_mask
 from jaxmem.kernels.similarity import similarity_to_recent
 from jaxmem.kv import KV, VISION
-from jaxmem.memory.base import Chunk, Spec, State, tupled
+from jaxmem.memory.base import Spec, State, tupled
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import between
 from jaxmem.memory.parts.scored import Scored, choose, lend, length, members, split, take

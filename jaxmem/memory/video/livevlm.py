@@ -13,7 +13,8 @@ from jaxmem import kv as kvs
 from jaxmem.kernels.select import select, top_mask
 from jaxmem.kv import KV, VISION
 from jaxmem.memory.bank import retrieval
-from jaxmem.memory.base import Attention, Question, Requires, Spec, State, View
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Attention, Question, Requires, View
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least, odd
 from jaxmem.memory.parts.positions import numbered

@@ -15,7 +15,8 @@ import numpy as np
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import AUDIO, EMPTY, KV, VISION
-from jaxmem.memory.base import Chunk, Embeds, Spec, State, View, tupled
+from jaxmem.memory.base import Spec, State, tupled
+from jaxmem.memory.exchange import Chunk, Embeds, View
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.positions import Reindexed, start

@@ -14,18 +14,8 @@ from jaxmem.memory.bank import retrieval
 from jaxmem.memory.bank.bank import Bank
 from jaxmem.memory.bank.bank import read as read_bank
 from jaxmem.memory.bank.host_memory import Space
-from jaxmem.memory.base import (
-    BankSpec,
-    Chunk,
-    Embeds,
-    Memory,
-    Question,
-    Requires,
-    Sinks,
-    Spec,
-    State,
-    View,
-)
+from jaxmem.memory.base import Memory, Spec, State
+from jaxmem.memory.exchange import BankSpec, Chunk, Embeds, Question, Requires, Sinks, View
 from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.memory.parts.positions import numbered, start
 from jaxmem.typing import Array, Float, Int, Num, PyTree

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxmem import kv as kvs
 from jaxmem.kernels.select import select
 from jaxmem.kv import AUDIO, EMPTY, KV, TEXT
-from jaxmem.memory.base import Chunk, Embeds, Spec, State, View
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Chunk, Embeds, View
 from jaxmem.memory.parts import scores
 from jaxmem.memory.parts.options import at_least
 from jaxmem.memory.parts.positions import Reindexed, start

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jaxmem import kv as kvs
 from jaxmem.kv import KV, SUMMARY, VISION
-from jaxmem.memory.base import Chunk, Embeds, Probes, Prompt, Received, Requires, Spec, State
+from jaxmem.memory.base import Spec, State
+from jaxmem.memory.exchange import Chunk, Embeds, Probes, Prompt, Received, Requires
 from jaxmem.memory.parts.options import at_least, one_of
 from jaxmem.memory.parts.scored import Candidates, Scored, lend, members, received
 from jaxmem.typing import Array, Bool, Float, Int

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.decoder.sampling import Sampling
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Encode, Fitted, MediaFormat, Model
 from jaxmem.models.hf.chat import Chat, Turn, Uncoded, read_chat, read_sampling
 from jaxmem.models.hf.config import read_json

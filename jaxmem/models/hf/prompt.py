@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import embed
 from jaxmem.kv import EMPTY, TEXT
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.typing import Float, Int, Params
 
 Ids = Sequence[int] | np.ndarray

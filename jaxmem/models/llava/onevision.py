@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.kv import EMPTY, VISION
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import MediaFormat
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.resize import resize_grid

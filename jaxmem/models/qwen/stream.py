@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.kv import AUDIO, VISION
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Fitted, MediaFormat
 from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.hf.chat import Turn

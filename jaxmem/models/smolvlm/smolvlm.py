@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig, linear
 from jaxmem.kv import VISION
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Fitted, MediaFormat
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.siglip import SiglipConfig

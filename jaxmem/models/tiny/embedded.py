@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmem.data.world.features import PAST, RATE, log_mel
 from jaxmem.kv import EMPTY
-from jaxmem.memory.base import Embeds
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.models.base import Encode, MediaFormat, Model
 from jaxmem.models.scorer import with_scorer

@@ -15,7 +15,7 @@ from jaxmem.experiments.benchmark import flops as _flops
 from jaxmem.experiments.benchmark import price as _price
 from jaxmem.experiments.benchmark.price import PriceConfig, nbytes
 from jaxmem.experiments.benchmark.price_table import GPUS, Step, bound
-from jaxmem.memory import base
+from jaxmem.memory import sizes
 from jaxmem.memory.baselines import Full
 from jaxmem.memory.options import NAMES
 from jaxmem.models.hf import published
@@ -229,7 +229,7 @@ def test_encoder_by_hand(tiny):
 def test_bytes(tiny):
     config = tiny("qwen2_5_vl", memory="full")
     found, opened = price(config), _price.open_stream(config)
-    state = base.nbytes(Full(config.budget), opened.program.spec)
+    state = sizes.nbytes(Full(config.budget), opened.program.spec)
     counts = nbytes(opened.carry._replace(state=()))
     assert found.state_bytes == state + counts and found.bank_bytes == 0
     assert counts < 64

@@ -12,10 +12,10 @@ from jaxmem.experiments.parsing import split
 from jaxmem.experiments.stream.config import StreamConfig, sampling_of
 from jaxmem.experiments.stream.questions import END, parse_ask
 from jaxmem.memory import MEMORIES
-from jaxmem.memory.base import nbytes, slots
 from jaxmem.memory.by_name import Budget, Wrapped, build, contestants, parse_budget, parse_names
 from jaxmem.memory.omnimem.budgets import save_table
 from jaxmem.memory.options import NAMES
+from jaxmem.memory.sizes import nbytes, slots
 
 SPEC = small.tiny_spec()
 

@@ -24,11 +24,12 @@ from jaxmem.loop import advance, branch, stream
 from jaxmem.memory.bank import host_memory
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.bank.with_bank import WithBank
-from jaxmem.memory.base import Memory, kv_of, nbytes
+from jaxmem.memory.base import Memory, kv_of
 from jaxmem.memory.baselines import Recent
 from jaxmem.memory.flexmem.flexmem import FlexMem
 from jaxmem.memory.flexmem.memindex import MemIndex
 from jaxmem.memory.hermes.hermes import Hermes
+from jaxmem.memory.sizes import nbytes
 from jaxmem.memory.transforms.around import Around
 from jaxmem.memory.transforms.quantized import Quantized
 from jaxmem.memory.video.rekv import ReKV

@@ -26,9 +26,10 @@ from jaxmem import kv as kvs
 from jaxmem.memory.bank.bank import footprint, of_layer
 from jaxmem.memory.bank.retrieval import ByParts
 from jaxmem.memory.bank.with_bank import WithBank
-from jaxmem.memory.base import Attention, Memory, Requires, kv_of
+from jaxmem.memory.base import Memory, kv_of
 from jaxmem.memory.baselines import Recent
 from jaxmem.memory.compression.adakv import AdaKV
+from jaxmem.memory.exchange import Attention, Requires
 from jaxmem.memory.flash_vstream.flash_vstream import FlashVStream
 from jaxmem.memory.flexmem.flexmem import FlexMem
 from jaxmem.memory.omnimem.budgets import resized

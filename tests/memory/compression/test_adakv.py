@@ -13,13 +13,14 @@ from laws import CUTS, LAWS, SPEC, held, pick, standard, stream
 from test_criticalkv import Plain, masses, norms
 
 from jaxmem import kv as tk
-from jaxmem.memory.base import Requires, nbytes
 from jaxmem.memory.compression import head_ragged as ragged
 from jaxmem.memory.compression.adakv import AdaKV
 from jaxmem.memory.compression.criticalkv import CriticalKV
 from jaxmem.memory.compression.expected_attention import ExpectedAttention
 from jaxmem.memory.compression.h2o import H2O
 from jaxmem.memory.compression.snapkv import SnapKV
+from jaxmem.memory.exchange import Requires
+from jaxmem.memory.sizes import nbytes
 
 BUDGET = 16
 

@@ -11,10 +11,10 @@ import small
 from laws import CUTS, LAWS, SPEC, held, pick, standard, stream
 
 from jaxmem import kv as tk
-from jaxmem.memory.base import Attention, Requires
 from jaxmem.memory.compression.criticalkv import CriticalKV
 from jaxmem.memory.compression.snapkv import SnapKV
 from jaxmem.memory.compression.tova import TOVA
+from jaxmem.memory.exchange import Attention, Requires
 from jaxmem.memory.parts.scored import Scored
 
 BUDGET = 16

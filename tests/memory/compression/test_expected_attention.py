@@ -15,8 +15,8 @@ from jaxmem import kv as tk
 from jaxmem.decoder.decoder import layer_at, qkv
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
-from jaxmem.memory.base import Requires
 from jaxmem.memory.compression import expected_attention as ea
+from jaxmem.memory.exchange import Requires
 from jaxmem.memory.parts.scored import Scored
 
 BUDGET = 16

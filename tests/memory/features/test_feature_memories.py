@@ -13,7 +13,6 @@ from jaxmem.bound import question_rows
 from jaxmem.decoder import decoder as dec
 from jaxmem.decoder.answer import prefill
 from jaxmem.decoder.step import chunk_step, init_carry, make_program
-from jaxmem.memory.base import nbytes
 from jaxmem.memory.features.frames import halve_grid, pool_grid
 from jaxmem.memory.features.ma_lmm import MALMM
 from jaxmem.memory.features.memory_vla import MemoryVLA
@@ -23,6 +22,7 @@ from jaxmem.memory.flash_vstream.flash_vstream import FlashVStream
 from jaxmem.memory.flash_vstream.flash_vstream_qwen import FlashVStreamQwen, QwenSizes
 from jaxmem.memory.flash_vstream.star import Sizes
 from jaxmem.memory.omnimem.budgets import within
+from jaxmem.memory.sizes import nbytes
 
 STAR = Sizes(2, 2, 1, 4, 2, 3, 1, 2, buffer=6)
 QWEN = QwenSizes(2, 5, 2, bank=6)

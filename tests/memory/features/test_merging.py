@@ -9,12 +9,12 @@ import pytest
 from feature_streams import FRAMES, SPEC, E, P, chunk, merge_once, watch
 
 from jaxmem.kv import AUDIO, VISION
-from jaxmem.memory.base import nbytes
 from jaxmem.memory.baselines import Recent
 from jaxmem.memory.features.ma_lmm import MALMM
 from jaxmem.memory.features.memory_vla import MemoryVLA
 from jaxmem.memory.features.moviechat import MovieChat
 from jaxmem.memory.features.with_audio import WithAudio
+from jaxmem.memory.sizes import nbytes
 
 
 def cosine(a, b):

@@ -9,8 +9,9 @@ import pytest
 import small
 
 from jaxmem.kv import AUDIO, TEXT, VISION
-from jaxmem.memory.base import Embeds, nbytes
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.features.simple_stream import SimpleStream
+from jaxmem.memory.sizes import nbytes
 
 FRAME = (TEXT, VISION, VISION, VISION, VISION, AUDIO)
 CFG = small.config()

@@ -9,11 +9,11 @@ import pytest
 from feature_streams import CFG, FRAMES, SPEC, E, P, chunk, watch
 from small import small_spec
 
-from jaxmem.memory.base import nbytes
 from jaxmem.memory.flash_vstream.flash_vstream import FlashVStream
 from jaxmem.memory.flash_vstream.flash_vstream_qwen import FlashVStreamQwen, QwenSizes
 from jaxmem.memory.flash_vstream.semantic import Maps
 from jaxmem.memory.flash_vstream.star import Sizes
+from jaxmem.memory.sizes import nbytes
 
 STAR = Sizes(2, 2, 1, 4, 2, 3, 1, 2, buffer=6)
 QWEN = QwenSizes(2, 5, 2, bank=6)

@@ -11,22 +11,13 @@ import pytest
 
 from jaxmem.kv import AUDIO, KV, TEXT, VISION
 from jaxmem.memory.bank.bank import append, footprint, init_bank
-from jaxmem.memory.base import (
-    Chunk,
-    Embeds,
-    Probed,
-    Prompt,
-    Question,
-    Received,
-    Spec,
-    at_layer,
-    nbytes,
-    slots,
-)
+from jaxmem.memory.base import Spec, at_layer
 from jaxmem.memory.by_name import contestants, parse_budget
+from jaxmem.memory.exchange import Chunk, Embeds, Probed, Prompt, Question, Received
 from jaxmem.memory.flexmem import clips
 from jaxmem.memory.flexmem.flexmem import FlexMem
 from jaxmem.memory.flexmem.memindex import Encoding, MemIndex
+from jaxmem.memory.sizes import nbytes, slots
 from jaxmem.rope import rope_1d
 
 L, T, W = 3, 12, 3

@@ -18,7 +18,8 @@ from jaxmem.decoder.answer import first_pass
 from jaxmem.decoder.program import init_carry, layers_of, make_program, spec_of
 from jaxmem.decoder.step import chunk_step, make_prefix
 from jaxmem.loop import stream
-from jaxmem.memory.base import Memory, Question, State
+from jaxmem.memory.base import Memory, State
+from jaxmem.memory.exchange import Question
 from jaxmem.memory.flexmem import memindex
 from jaxmem.memory.flexmem.flexmem import FlexMem
 from jaxmem.memory.flexmem.memindex import Encoding, MemIndex, fit_layers

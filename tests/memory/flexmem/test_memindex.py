@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxmem.kv import EMPTY, KV, VISION
-from jaxmem.memory.base import Question, Spec
+from jaxmem.memory.base import Spec
+from jaxmem.memory.exchange import Question
 from jaxmem.memory.flexmem import memindex
 from jaxmem.memory.flexmem.memindex import MemIndex, best_layers, fit_layers, published
 from jaxmem.rope import rope_1d

@@ -14,8 +14,9 @@ from jaxmem import kv as tk
 from jaxmem.bound import probe_rows
 from jaxmem.decoder.step import chunk_step, init_carry, make_program
 from jaxmem.kv import KV
-from jaxmem.memory.base import Chunk, Embeds, Probed, Prompt, Received, Spec
+from jaxmem.memory.base import Spec
 from jaxmem.memory.baselines import Full
+from jaxmem.memory.exchange import Chunk, Embeds, Probed, Prompt, Received
 from jaxmem.memory.hermes import bands
 from jaxmem.memory.hermes.bands import LLAVA, PAPER, QWEN
 from jaxmem.memory.hermes.guidance import guidance

@@ -9,7 +9,7 @@ import pytest
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.bank.with_bank import WithBank
-from jaxmem.memory.base import Memory, Spec, nbytes, slots
+from jaxmem.memory.base import Memory, Spec
 from jaxmem.memory.baselines import Recent
 from jaxmem.memory.by_name import build
 from jaxmem.memory.compression.criticalkv import CriticalKV
@@ -19,6 +19,7 @@ from jaxmem.memory.features.simple_stream import SimpleStream
 from jaxmem.memory.features.with_audio import WithAudio
 from jaxmem.memory.omnimem import avba, budgets
 from jaxmem.memory.omnimem.omnimem import OmniMem
+from jaxmem.memory.sizes import nbytes, slots
 from jaxmem.memory.transforms.quantized import Quantized
 from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.rope import rope_1d

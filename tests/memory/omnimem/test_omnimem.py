@@ -12,10 +12,11 @@ from laws import CUTS, LAWS, SPEC, compiled, cut, held, pick, run, see, standard
 
 from jaxmem import kv as tk
 from jaxmem.kv import AUDIO, SUMMARY, TEXT, VISION
-from jaxmem.memory.base import Chunk, nbytes, slots
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.omnimem import sign_sketch
 from jaxmem.memory.omnimem.omnimem import OmniMem, gather
 from jaxmem.memory.parts import scores
+from jaxmem.memory.sizes import nbytes, slots
 
 CAPS = ((3, 8), (5, 2))  # (audio, visual) of two layers
 

@@ -14,7 +14,6 @@ from laws import SPEC, compiled, cut, held, pick, stream
 from jaxmem import kv as kvs
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.loop import stream as small_stream
-from jaxmem.memory.base import Embeds
 from jaxmem.memory.baselines import (
     GOLDEN,
     Full,
@@ -24,6 +23,7 @@ from jaxmem.memory.baselines import (
     StreamingLLM,
     Uniform,
 )
+from jaxmem.memory.exchange import Embeds
 from jaxmem.memory.parts.prioritized import EDGE, LAST, NONE, STEP, Aux, magnified
 from jaxmem.memory.parts.units import FrameCursor, Number
 

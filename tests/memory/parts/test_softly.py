@@ -10,7 +10,7 @@ import pytest
 from laws import SPEC
 
 from jaxmem.kv import AUDIO, EMPTY, VISION
-from jaxmem.memory.base import Chunk
+from jaxmem.memory.exchange import Chunk
 from jaxmem.memory.omnimem import omnimem
 from jaxmem.memory.omnimem.omnimem import OmniMem
 from jaxmem.memory.parts import scored, softly

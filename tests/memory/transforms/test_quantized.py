@@ -13,10 +13,11 @@ from laws import LAWS, SPEC, memory_of, standard
 from jaxmem.bound import probe_rows
 from jaxmem.decoder.step import chunk_step, init_carry, make_program
 from jaxmem.kv import VISION
-from jaxmem.memory.base import Spec, State, kv_of, nbytes
+from jaxmem.memory.base import Spec, State, kv_of
 from jaxmem.memory.baselines import Full, Recent
 from jaxmem.memory.flash_vstream.flash_vstream import FlashVStream
 from jaxmem.memory.hermes.hermes import Hermes
+from jaxmem.memory.sizes import nbytes
 from jaxmem.memory.transforms.quantized import Quantized, pack, unpack
 from jaxmem.memory.video.rekv import ReKV
 

@@ -9,11 +9,12 @@ from laws import SPEC, pick, run, see, standard
 
 from jaxmem.decoder.step import chunk_step, init_carry, make_program
 from jaxmem.memory import layout as layouts
-from jaxmem.memory.base import Attention, slots
 from jaxmem.memory.baselines import Full, Recent
 from jaxmem.memory.compression.h2o import H2O
+from jaxmem.memory.exchange import Attention
 from jaxmem.memory.hermes.hermes import Hermes
 from jaxmem.memory.omnimem.omnimem import OmniMem
+from jaxmem.memory.sizes import slots
 from jaxmem.memory.transforms.recorded import Recorded
 from jaxmem.memory.video.rekv import ReKV
 

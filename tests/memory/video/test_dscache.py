@@ -8,8 +8,10 @@ import small
 from jaxmem.decoder.alone import alone
 from jaxmem.decoder.driving import driver_of
 from jaxmem.kv import valid
-from jaxmem.memory.base import Memory, Requires, nbytes
+from jaxmem.memory.base import Memory
+from jaxmem.memory.exchange import Requires
 from jaxmem.memory.features.simple_stream import SimpleStream
+from jaxmem.memory.sizes import nbytes
 from jaxmem.memory.video.dscache import DSCache
 from jaxmem.programs import make_program
 

@@ -16,7 +16,7 @@ from jaxmem import rope as rp
 from jaxmem.decoder.decoder import layer_at, qkv
 from jaxmem.decoder.layer import layer_step
 from jaxmem.decoder.program import make_program, spec_of
-from jaxmem.memory.base import Question
+from jaxmem.memory.exchange import Question
 from jaxmem.memory.parts.positions import start
 from jaxmem.memory.video.livevlm import LiveVLM, _bucket, page_scores
 

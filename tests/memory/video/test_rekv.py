@@ -16,7 +16,7 @@ from jaxmem.bound import question_rows
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.loop import stream as small_stream
 from jaxmem.memory.bank.bank import append, footprint, init_bank, of_layer
-from jaxmem.memory.base import Question
+from jaxmem.memory.exchange import Question
 from jaxmem.memory.video.rekv import BLOCK, ReKV
 
 SIZES = {"block": 4, "topk": 2, "sinks": 2}

@@ -16,7 +16,7 @@ from jaxmem.bound import Bound, probe_rows
 from jaxmem.decoder.program import init_carry, make_program, spec_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.loop import stream as small_stream
-from jaxmem.memory.base import Embeds, Probed, Probes, Prompt, Received
+from jaxmem.memory.exchange import Embeds, Probed, Probes, Prompt, Received
 from jaxmem.memory.video.streammem import StreamMem, merge_frames
 
 BUDGET, FRAME = 16, 2

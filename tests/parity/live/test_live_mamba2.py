@@ -17,8 +17,8 @@ from jaxmem.decoder.program import make_program, spec_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.kv import TEXT
 from jaxmem.loop import start
-from jaxmem.memory.base import Embeds
 from jaxmem.memory.baselines import Full, Recent
+from jaxmem.memory.exchange import Embeds
 from jaxmem.models.mamba import mamba2, nemotron_h
 
 
