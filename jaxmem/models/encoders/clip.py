@@ -13,7 +13,15 @@ from jaxmem.kernels.dense import linear
 from jaxmem.models.encoders import prenorm
 from jaxmem.models.encoders.prenorm import Prenorm
 from jaxmem.models.encoders.vision_parts import frame_groups, layer_norm, patchify
-from jaxmem.models.hf.keys import ENCODER, check_family, check_value, number, picture_sizes, sizes
+from jaxmem.models.hf.keys import (
+    ENCODER,
+    check_family,
+    check_value,
+    number,
+    picture_sizes,
+    section,
+    sizes,
+)
 from jaxmem.models.hf.weights import Weight, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -47,7 +55,7 @@ class ClipConfig:
 def read_config(vision: Mapping[str, Any]) -> ClipConfig:
     """Return the encoder of a config.json or its `vision_config`; ValueError if not implemented."""
     if vision.get("model_type") == "clip":
-        vision = {"model_type": MODEL_TYPES[0], **vision.get("vision_config", {})}
+        vision = {"model_type": MODEL_TYPES[0], **section(vision, "vision_config")}
     check_family(vision, MODEL_TYPES, "the vision encoder")
     vision = {**DEFAULTS, **vision}
     check_value("hidden_act of the vision encoder", vision["hidden_act"], "quick_gelu")

@@ -17,7 +17,7 @@ from jaxmem.models.encoders.vision_parts import (
     layer_norm,
     patchify,
 )
-from jaxmem.models.hf.keys import ENCODER, check_family, flag, number, picture_sizes, sizes
+from jaxmem.models.hf.keys import ENCODER, check_family, flag, number, picture_sizes, section, sizes
 from jaxmem.models.hf.weights import Weight, dense, norm
 from jaxmem.typing import Array, Float, Params
 
@@ -53,7 +53,7 @@ class SiglipConfig:
 def read_config(vision: Mapping[str, Any]) -> SiglipConfig:
     """Return the encoder of a config.json or its `vision_config`; ValueError if not implemented."""
     if vision.get("model_type") == "siglip":
-        vision = vision.get("vision_config", {})
+        vision = section(vision, "vision_config")
     check_family(vision, MODEL_TYPES, "the vision encoder")
     vision = {**DEFAULTS, **vision}
     if vision["hidden_act"] != "gelu_pytorch_tanh":

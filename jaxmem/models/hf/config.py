@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.models.hf.keys import check_keys, check_layer_kinds, check_value, flag, number, sizes
+from jaxmem.models.hf.keys import (
+    check_keys,
+    check_layer_kinds,
+    check_value,
+    flag,
+    number,
+    section,
+    sizes,
+)
 from jaxmem.rope import Rope, rope_1d, yarn
 
 ATTENTION = ("full_attention",)
@@ -57,7 +65,7 @@ def rope_theta(text: Mapping[str, Any]) -> float:
     Raises:
       ValueError: if it is no such number, or scaled other than by YaRN.
     """
-    rope, kind = _rope_settings(text)
+    rope, kind = rope_settings(text)
     if kind not in ("default", "mrope", "yarn"):
         raise ValueError(
             f"config.json asks for rotary frequencies of type {kind!r}; supported are 'default', "
@@ -68,9 +76,9 @@ def rope_theta(text: Mapping[str, Any]) -> float:
     return float(number(found, key, above=1 if kind == "yarn" else 0))  # YaRN divides by its log
 
 
-def _rope_settings(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+def rope_settings(text: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """Return the rotary settings of a text config, and the type of scaling that they name."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = section(text, "rope_parameters") or section(text, "rope_scaling")
     return rope, rope.get("rope_type", rope.get("type", "default"))
 
 
@@ -83,22 +91,22 @@ def scaled(rope: Rope, text: Mapping[str, Any]) -> Rope:
       ValueError: if a YaRN config lacks its factor or both context lengths, or has settings that
         are not supported.
     """
-    settings, kind = _rope_settings(text)
+    settings, kind = rope_settings(text)
     if kind != "yarn":
         return rope
     where = "the rope_scaling (rope_parameters) of config.json"
     check_keys(settings, ("factor",), where)
     for name in ("mscale", "mscale_all_dim"):
         check_value(name, settings.get(name), None)
-    part, key = settings, "original_max_position_embeddings"
-    if not part.get(key) and text.get("max_position_embeddings"):
-        part, key = text, "max_position_embeddings"
-    check_keys(part, (key,), where)
+    context, key = settings, "original_max_position_embeddings"
+    if not context.get(key) and text.get("max_position_embeddings"):
+        context, key = text, "max_position_embeddings"
+    check_keys(context, (key,), where)
     names = ("beta_fast", "beta_slow", "attention_factor")
     given = [name for name in names if settings.get(name) is not None]
     more: dict[str, Any] = {name: number(settings, name, where, above=0) for name in given}
     more["truncate"] = flag(settings, "truncate", True, where)
-    factor, original = number(settings, "factor", where), number(part, key, above=0)
+    factor, original = number(settings, "factor", where), number(context, key, above=0)
     return yarn(rope, factor, theta=rope_theta(text), original=int(original), **more)
 
 

@@ -1,4 +1,4 @@
-"""Keys of a `config.json`: what they hold is checked one by one, and refused by name."""
+"""Keys of a `config.json` and its like: what they hold is checked, and refused by name."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,21 @@ ENCODER = {
 PICTURE = {"side": "image_size", "patch": "patch_size", "channels": "num_channels"}
 """Fields of an encoder of square pictures, likewise."""
 MOST_LAYERS = 10_000
+
+
+def refusal(key: str, found: Any, expected: str, where: str = "config.json") -> ValueError:
+    """Return the error of a key that holds something else than it should.
+
+    Args:
+      key: of the value.
+      found: the value.
+      expected: what it should be, in words.
+      where: the key is; a file that is named in it is the one to replace, else config.json.
+    """
+    file = next((word for word in where.split() if word.endswith(".json")), "config.json")
+    return ValueError(
+        f"{key} is {found!r} in {where}, expected {expected}: use the {file} of the checkpoint."
+    )
 
 
 def check_keys(config: Mapping[str, Any], keys: Sequence[str], where: str = "config.json") -> None:
@@ -45,10 +60,7 @@ def sizes(
     found = fields(config, names, where)
     for field, key in names.items():
         if type(found[field]) is not int or found[field] < 1:
-            raise ValueError(
-                f"{key} is {found[field]!r} in {where}, expected a whole number from 1 on: use the "
-                "config.json of the checkpoint."
-            )
+            raise refusal(key, found[field], "a whole number from 1 on", where)
     return found
 
 
@@ -56,10 +68,8 @@ def picture_sizes(config: Mapping[str, Any], where: str) -> dict[str, int]:
     """Return `sizes` of the pictures of an encoder; ValueError also if a patch is larger."""
     found = sizes(config, PICTURE, where)
     if found["patch"] > found["side"]:
-        raise ValueError(
-            f"patch_size is {found['patch']} in {where}, expected at most image_size "
-            f"({found['side']}): use the config.json of the checkpoint."
-        )
+        most = f"at most image_size ({found['side']})"
+        raise refusal("patch_size", found["patch"], most, where)
     return found
 
 
@@ -89,10 +99,7 @@ def number(
     ):
         expected = "a number from 0 on" if above is None else f"a number above {above:g}"
         expected += "" if most == math.inf else f" and up to {most:g}"
-        raise ValueError(
-            f"{key} is {found!r} in {where}, expected {expected}: use the config.json of the "
-            "checkpoint."
-        )
+        raise refusal(key, found, expected, where)
     return found
 
 
@@ -102,11 +109,26 @@ def whole_numbers(
     """Return a list of whole numbers from 0 on; ValueError if it is something else."""
     found = config.get(key)
     if not isinstance(found, list | tuple) or any(type(x) is not int or x < 0 for x in found):
-        raise ValueError(
-            f"{key} is {found!r} in {where}, expected a list of whole numbers from 0 on: use the "
-            "config.json of the checkpoint."
-        )
+        raise refusal(key, found, "a list of whole numbers from 0 on", where)
     return tuple(found)
+
+
+def section(config: Mapping[str, Any], key: str, where: str = "config.json") -> Mapping[str, Any]:
+    """Return a JSON object, {} where there is none; ValueError if it is something else."""
+    found = config.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise refusal(key, found, "a JSON object", where)
+    return found
+
+
+def sections(
+    config: Mapping[str, Any], keys: Sequence[str], where: str = "config.json"
+) -> list[Mapping[str, Any]]:
+    """Return JSON objects; ValueError that names all that are missing, or one that is no object."""
+    check_keys(config, keys, where)
+    return [section(config, key, where) for key in keys]
 
 
 def flag(config: Mapping[str, Any], key: str, default: bool, where: str = "config.json") -> bool:
@@ -115,10 +137,7 @@ def flag(config: Mapping[str, Any], key: str, default: bool, where: str = "confi
     if found is None:
         return default
     if not isinstance(found, bool):
-        raise ValueError(
-            f"{key} is {found!r} in {where}, expected true or false: use the config.json of the "
-            "checkpoint."
-        )
+        raise refusal(key, found, "true or false", where)
     return found
 
 
@@ -187,10 +206,7 @@ def check_layer_kinds(
       key: which says so.
     """
     if not isinstance(kinds, list | tuple | str):
-        raise ValueError(
-            f"{key} is {kinds!r} in config.json, expected a list with the kind of every layer: use "
-            "the config.json of the checkpoint."
-        )
+        raise refusal(key, kinds, "a list with the kind of every layer")
     has = "kinds that this family has are" if len(known) > 1 else "kind that this family has is"
     if len(kinds) != layers:
         raise ValueError(

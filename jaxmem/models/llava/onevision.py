@@ -23,18 +23,15 @@ from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import MediaFormat
 from jaxmem.models.encoders import siglip
 from jaxmem.models.encoders.resize import resize_grid
-from jaxmem.models.encoders.siglip import SiglipConfig
 from jaxmem.models.encoders.vision_parts import gelu_mlp
 from jaxmem.models.hf.chat import Turn
-from jaxmem.models.hf.config import decoder_config
 from jaxmem.models.hf.family import RATE, Family, Files, Names
-from jaxmem.models.hf.keys import check_family, check_keys, check_value, flag, is_tied, token_ids
 from jaxmem.models.hf.preprocessor import Pixels, pixels_of
 from jaxmem.models.hf.prompt import Ids, Plan, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, under
+from jaxmem.models.llava.config import LlavaConfig, read_config
 from jaxmem.typing import Array, Bool, Float, Int, Params, UInt
 
-MODEL_TYPES = ("llava_onevision",)
 RENAMES = (
     # transformers from 4.52 on
     ("model.language_model.", "language_model.model."),
@@ -54,73 +51,9 @@ RENAMES = (
 NEWER = ("model.language_model.", "model.multi_modal_projector.", "model.vision_tower.", "lm_head.")
 MODULES = tuple((new, old) for old, new in RENAMES if old in NEWER)
 """Back to what transformers 5 calls its modules."""
-TOKENS = {"image": "image_token_index", "video": "video_token_index"}
-TOKEN_IDS = {"image_token_index": 151646, "video_token_index": 151647}
-"""Of a config.json that does not say."""
 HEAD = "language_model.lm_head.weight"
 IGNORE = ("vision_tower.head.*",)
 """The pooling head of SigLIP, which some checkpoints hold and nobody requires."""
-
-
-@dataclass(frozen=True)
-class LlavaConfig:
-    """Static description of the model."""
-
-    decoder: DecoderConfig  # its language model
-    vision: SiglipConfig  # its encoder
-    image: int  # placeholder token of pictures
-    video: int  # placeholder token of videos
-    layer: int  # block of the encoder whose output is projected, before the encoder's final norm
-    # (height, width) in pixels that the tiles of a picture may cover together.
-    sizes: tuple[tuple[int, int], ...]
-    tiles: int  # pictures of more tiles than this are scaled down (anyres_max_9: 9)
-    bias: bool = True  # biases in the projector
-
-    @property
-    def frame_side(self) -> int:
-        """Return the side of a frame in tokens."""
-        return math.ceil(self.vision.grid / 2)
-
-    @property
-    def frame_tokens(self) -> int:
-        """Return the tokens of a frame."""
-        return self.frame_side**2
-
-
-def _layer(config: Mapping[str, Any], depth: int) -> int:
-    """Return the block that `vision_feature_layer` names; 0 of it would be the embeddings."""
-    layer = config.get("vision_feature_layer", -1)
-    if type(layer) is not int or not (-depth <= layer < 0 or 1 <= layer <= depth):
-        raise ValueError(
-            f"vision_feature_layer is {layer} in config.json; supported is one block of the "
-            f"{depth}, from 1 on or from -1 backwards."
-        )
-    return layer + depth if layer < 0 else layer - 1
-
-
-def read_config(config: Mapping[str, Any]) -> LlavaConfig:
-    """Return the model that a config.json describes; ValueError if it is not implemented."""
-    check_family(config, MODEL_TYPES)
-    check_keys(config, ("text_config", "vision_config"))
-    text, vision = config["text_config"], siglip.read_config(config["vision_config"])
-    check_value("model_type of text_config", text.get("model_type", "qwen2"), "qwen2")
-    settings = {"vision_feature_select_strategy": "full", "projector_hidden_act": "gelu"}
-    for key, known in settings.items():
-        check_value(key, config.get(key, known), known)
-    aspect = config.get("vision_aspect_ratio", "anyres_max_9")
-    if not aspect.removeprefix("anyres_max_").isdecimal():
-        raise ValueError(f"vision_aspect_ratio is {aspect!r}, supported is 'anyres_max_9'.")
-    tied = is_tied(config, text)
-    decoder = decoder_config(text, qkv_bias=True, qk_norm=False, tied=tied)
-    return LlavaConfig(
-        decoder=decoder,
-        vision=vision,
-        **token_ids(config, TOKENS, TOKEN_IDS, decoder.vocab),
-        layer=_layer(config, vision.stack.depth),
-        sizes=tuple((h, w) for h, w in config.get("image_grid_pinpoints") or [[vision.side] * 2]),
-        tiles=int(aspect.removeprefix("anyres_max_")),
-        bias=flag(config, "multimodal_projector_bias", True),
-    )
 
 
 def weight_table(config: LlavaConfig) -> dict[str, Weight]:

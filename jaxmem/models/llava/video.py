@@ -100,7 +100,7 @@ def read_config(config: Mapping[str, Any]) -> LlavaVideoConfig:
             "'average'."
         )
     tower = config["mm_vision_tower"]
-    if tower not in TOWERS:
+    if not isinstance(tower, str) or tower not in TOWERS:
         raise ValueError(
             f"mm_vision_tower is {tower!r} in config.json, known are {', '.join(TOWERS)}: add the "
             "encoder's own config to llava_video.TOWERS."

@@ -21,7 +21,7 @@ from jaxmem.models.encoders.resize import resize_grid
 from jaxmem.models.encoders.vision_parts import gelu_mlp
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.family import Files, Names
-from jaxmem.models.hf.keys import check_family, check_keys, check_value, is_tied, token_ids
+from jaxmem.models.hf.keys import check_family, check_value, is_tied, sections, token_ids
 from jaxmem.models.hf.preprocessor import CLIP, pixels_of
 from jaxmem.models.hf.weights import Weight, dense, under
 from jaxmem.models.llava.onevision import LlavaFamily
@@ -77,10 +77,10 @@ class Ma2mbaConfig:
 def read_config(config: Mapping[str, Any]) -> Ma2mbaConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    check_keys(config, ("text_config", "vision_config"))
     for key, known in SETTINGS.items():
         check_value(key, config.get(key, known), known)
-    text, vision = config["text_config"], clip.read_config(config["vision_config"])
+    text, encoder = sections(config, ("text_config", "vision_config"))
+    vision = clip.read_config(encoder)
     tied, key = is_tied(config, text), "video_token_id"
     read = replace(vision.stack, depth=vision.stack.depth - 1)
     if not read.depth or vision.grid % 2:

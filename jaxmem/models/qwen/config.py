@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxmem.decoder.decoder import DecoderConfig
-from jaxmem.models.hf.config import ATTENTION, decoder_config, head_dim, rope_theta
-from jaxmem.models.hf.keys import check_keys, check_value, is_tied, number, whole_numbers
+from jaxmem.models.hf.config import (
+    ATTENTION,
+    decoder_config,
+    head_dim,
+    rope_settings,
+    rope_theta,
+)
+from jaxmem.models.hf.keys import check_keys, check_value, is_tied, number, section, whole_numbers
 from jaxmem.models.qwen.vision import VisionConfig
 from jaxmem.rope import Rope, mrope_interleaved, mrope_sectioned
 
@@ -53,18 +59,18 @@ def mrope(text: Mapping[str, Any], defaults: Defaults) -> Rope:
     Raises:
       ValueError: if it is scaled in an unknown way, or a key holds something else than it should.
     """
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope, kind = rope_settings(text)
     make = mrope_interleaved if defaults.interleaved else mrope_sectioned
     sections = whole_numbers({"mrope_section": defaults.sections, **rope}, "mrope_section")
     width = head_dim(text)
     if defaults.rotated is None:
         return make(width, rope_theta(text), sections)
-    check_value("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
+    check_value("rope_type", kind, "default")
     key = "partial_rotary_factor"
     found = {key: rope.get(key, text.get(key, defaults.rotated))}
-    part = make(int(width * number(found, key, above=0, most=1)), rope_theta(text), sections)
-    rest = (width - part.head_dim) // 2
-    return Rope(part.inv_freq + (0.0,) * rest, part.axis + (0,) * rest)
+    turned = make(int(width * number(found, key, above=0, most=1)), rope_theta(text), sections)
+    rest = (width - turned.head_dim) // 2
+    return Rope(turned.inv_freq + (0.0,) * rest, turned.axis + (0,) * rest)
 
 
 def read_decoder(
@@ -82,7 +88,7 @@ def read_decoder(
     Raises:
       ValueError: if a key is missing, or the file asks for something that is not implemented.
     """
-    text = config.get("text_config") or config
+    text = section(config, "text_config") or config
     tied = is_tied(config, text)
     check_keys(text, ("hidden_size", "num_attention_heads"))
     text = {**defaults.text, **text}

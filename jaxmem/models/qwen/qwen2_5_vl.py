@@ -18,7 +18,7 @@ import numpy as np
 from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
 from jaxmem.models.hf.checkpoint import back
 from jaxmem.models.hf.family import Names
-from jaxmem.models.hf.keys import check_family, fields, sizes, token_ids
+from jaxmem.models.hf.keys import check_family, sections, sizes, token_ids
 from jaxmem.models.hf.prompt import Ids, Plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import mrope
@@ -61,7 +61,7 @@ class Qwen25VLConfig(TickedConfig):
 def read_config(config: Mapping[str, Any]) -> Qwen25VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    vision = fields(config, {"vision": "vision_config"})["vision"]
+    (vision,) = sections(config, ("vision_config",))
     decoder = read_decoder(config, QWEN2_5_VL, qkv_bias=True, qk_norm=False)
     ticks = {"ticks_per_second": "tokens_per_second"}
     return Qwen25VLConfig(

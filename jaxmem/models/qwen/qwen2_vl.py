@@ -12,7 +12,7 @@ from typing import Any
 from jaxmem.models.encoders.vision_parts import Grids
 from jaxmem.models.hf.checkpoint import back
 from jaxmem.models.hf.family import Names
-from jaxmem.models.hf.keys import check_family, fields, token_ids
+from jaxmem.models.hf.keys import check_family, sections, token_ids
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import mrope
 from jaxmem.models.qwen.config import QWEN2_5_VL, TOKEN_IDS, TOKENS, read_decoder
@@ -36,7 +36,7 @@ class Qwen2VLConfig(TickedConfig):
 def read_config(config: Mapping[str, Any]) -> Qwen2VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    vision = read_vision(fields(config, {"vision": "vision_config"})["vision"])
+    vision = read_vision(*sections(config, ("vision_config",)))
     decoder = read_decoder(config, QWEN2_5_VL, qkv_bias=True, qk_norm=False)
     tokens = token_ids(config, TOKENS, TOKEN_IDS, decoder.vocab)
     return Qwen2VLConfig(decoder=decoder, vision=vision, **tokens)

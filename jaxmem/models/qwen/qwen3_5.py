@@ -15,7 +15,7 @@ import numpy as np
 from jaxmem.decoder.decoder import DecoderConfig
 from jaxmem.mixers.gated_delta import GatedDelta
 from jaxmem.models.hf.family import Names
-from jaxmem.models.hf.keys import check_family, check_value, fields, sizes, token_ids
+from jaxmem.models.hf.keys import check_family, check_value, sections, sizes, token_ids
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, norm, under
 from jaxmem.models.qwen.config import QWEN3_5, TOKENS, read_decoder
 from jaxmem.models.qwen.qwen3_vision import read_config as read_vision
@@ -51,12 +51,11 @@ DEFAULTS = {
 def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    parts = fields(config, {"text": "text_config", "vision": "vision_config"})
-    text = parts["text"]
+    text, vision = sections(config, ("text_config", "vision_config"))
     for key, known in (("attention_bias", False), ("attn_output_gate", True)):
         check_value(key, text.get(key, known), known)
-    vision = read_vision({"deepstack_visual_indexes": [], **parts["vision"]})
-    check_value("deepstack_visual_indexes", list(vision.deep), [])
+    encoder = read_vision({"deepstack_visual_indexes": [], **vision})
+    check_value("deepstack_visual_indexes", list(encoder.deep), [])
     decoder = read_decoder(config, QWEN3_5, qkv_bias=False, qk_norm=True, kinds=KINDS)
     mixer = GatedDelta(**sizes({**DEFAULTS, **text}, SIZES), eps=decoder.norm_eps)
     mixers = tuple(
@@ -64,7 +63,7 @@ def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
     )
     tokens = token_ids(config, TOKENS, TOKEN_IDS, decoder.vocab)
     return Qwen3VLConfig(
-        decoder=replace(decoder, attn_gate=True, mixers=mixers), vision=vision, **tokens
+        decoder=replace(decoder, attn_gate=True, mixers=mixers), vision=encoder, **tokens
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxmem.models.encoders.vision_parts import Grid, Grids, as_grids
 from jaxmem.models.hf.chat import Chat
 from jaxmem.models.hf.family import Names
-from jaxmem.models.hf.keys import check_family, fields, flag, token_ids
+from jaxmem.models.hf.keys import check_family, flag, sections, token_ids
 from jaxmem.models.hf.prompt import Ids, Plan, pad
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen.clip import Clip, Size
@@ -53,12 +53,12 @@ class Qwen3VLConfig(VLConfig):
 def read_config(config: Mapping[str, Any]) -> Qwen3VLConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    parts = fields(config, {"text": "text_config", "vision": "vision_config"})
-    if flag(parts["text"], "attention_bias", False):
+    text, vision = sections(config, ("text_config", "vision_config"))
+    if flag(text, "attention_bias", False):
         raise ValueError("attention_bias is set: no released Qwen3-VL has biases on q, k and v.")
     decoder = read_decoder(config, QWEN3_VL, qkv_bias=False, qk_norm=True)
     tokens = token_ids(config, TOKENS, TOKEN_IDS, decoder.vocab)
-    return Qwen3VLConfig(decoder=decoder, vision=read_vision(parts["vision"]), **tokens)
+    return Qwen3VLConfig(decoder=decoder, vision=read_vision(vision), **tokens)
 
 
 def weight_table(config: Qwen3VLConfig) -> dict[str, Weight]:

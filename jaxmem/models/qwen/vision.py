@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from jaxmem.decoder.decoder import linear
 from jaxmem.models.encoders.vision_parts import Grids, rotary
-from jaxmem.models.hf.keys import check_value, number, sizes, whole_numbers
+from jaxmem.models.hf.keys import check_value, number, section, sizes, whole_numbers
 from jaxmem.models.hf.weights import Weight, dense
 from jaxmem.typing import Array, Float, Params
 
@@ -57,7 +57,7 @@ class VisionConfig:
         check_value(f"hidden_act of {where}", found, activation)
         channels = "in_channels" if "in_channels" in vision else "in_chans"
         names = {**KEYS, **more, "channels": channels}
-        rope = {key: 10_000.0, **(vision.get("rope_parameters") or {})}
+        rope = {key: 10_000.0, **section(vision, "rope_parameters", where)}
         lists = (blocks or {}).items()
         listed: Any = {name: whole_numbers(vision, at, where) for name, at in lists}
         known = sizes({channels: 3, **vision}, names, where)

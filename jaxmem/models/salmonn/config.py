@@ -14,7 +14,15 @@ from jaxmem.models.encoders import qformer, whisper
 from jaxmem.models.encoders.qformer import QFormerConfig
 from jaxmem.models.encoders.whisper import WhisperConfig
 from jaxmem.models.hf.family import Names
-from jaxmem.models.hf.keys import check_family, check_keys, check_value, number, sizes, token_ids
+from jaxmem.models.hf.keys import (
+    check_family,
+    check_keys,
+    check_value,
+    number,
+    section,
+    sizes,
+    token_ids,
+)
 from jaxmem.models.hf.weights import Weight, dense, under
 from jaxmem.models.qwen import qwen2_5_vl, qwen3_vl
 from jaxmem.models.qwen.qwen2_5_vl import Qwen25VLConfig
@@ -92,11 +100,12 @@ def read_config(config: Mapping[str, Any]) -> SalmonnConfig:
     """
     check_family(config, tuple(BASES))
     check_keys({**config, "audio_config": hears(config) or None}, ("audio_config",))
-    given = _known(config["audio_config"])
+    given = _known(section(config, "audio_config"))
     given["model_type"] = "whisper"
     heard = WHISPER_LARGE_V3 | given
     sound = whisper.read_config(heard)
-    former = QFORMER | {"encoder_width": sound.stack.width} | _known(heard.get("qformer_config"))
+    own = _known(section(heard, "qformer_config", "audio_config"))
+    former = QFORMER | {"encoder_width": sound.stack.width} | own
     base = BASES[config["model_type"]].read_config(config)
     every = number(heard, "second_per_window", "audio_config", above=0)
     for key, found, known in (
@@ -133,9 +142,9 @@ def _audio_token(config: Mapping[str, Any], vocab: int) -> int:
     return token_ids(config, {"audio": key}, {}, vocab)["audio"]
 
 
-def _known(config: Mapping[str, Any] | None) -> dict[str, Any]:
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy without the keys that are null: they have their defaults."""
-    return {key: value for key, value in (config or {}).items() if value is not None}
+    return {key: value for key, value in config.items() if value is not None}
 
 
 def names(config: SalmonnConfig) -> Names:

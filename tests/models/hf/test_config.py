@@ -265,3 +265,43 @@ def test_numbers():
     assert rope_theta({}) == 1e4 and rope_theta({"rope_theta": 1}) == 1
     with pytest.raises(ValueError, match="^a is None in b, expected a number from 0 on: use"):
         number({}, "a", "b")
+
+
+PARTS = {
+    "qwen2-vl:2b": ("vision_config", "rope_scaling"),
+    "qwen2.5-vl:3b": ("vision_config", "text_config"),
+    "qwen3-vl:2b": ("text_config", "vision_config"),
+    "qwen3.5:9b": ("text_config", "vision_config"),
+    "qwen2.5-omni:3b": ("thinker_config", "text_config", "vision_config", "audio_config"),
+    "salmonn:3b": ("audio_config", "qformer_config"),
+    "llava-onevision:0.5b": ("text_config", "vision_config"),
+    "smolvlm2:256m": ("text_config", "vision_config"),
+    "ma2mba:370m": ("text_config", "vision_config"),
+    "next": ("rope_scaling",),
+}
+"""Parts of a config.json that are objects."""
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, x in PARTS.items() for key in x])
+def test_parts_are_objects(name, key):
+    config, _ = config_of(name)
+    for wrong in ("x", [1], 3, True):
+        (config["audio_config"] if key == "qformer_config" else config)[key] = wrong
+        refused(config, f"{key} is {wrong!r} in ", "expected a JSON object")
+
+
+@pytest.mark.parametrize("wrong", ["x", [3], [[384]], [[384, "384"]], [[0, 384]], 384], ids=repr)
+def test_sizes_of_tiled_pictures_are_pairs(wrong):
+    config, _ = config_of("llava-onevision:0.5b")
+    refused(config | {"image_grid_pinpoints": wrong}, f"image_grid_pinpoints is {wrong!r} in ")
+    sizes = read(config | {"image_grid_pinpoints": [[384, 768], [384, 384]]}).sizes
+    assert sizes == ((384, 768), (384, 384))
+
+
+def test_names_are_texts():
+    config, _ = config_of("llava-onevision:0.5b")
+    for wrong in (9, ["anyres_max_9"], "anyres_max_0"):
+        with pytest.raises(ValueError, match="^vision_aspect_ratio is .*, supported is 'anyres"):
+            read(config | {"vision_aspect_ratio": wrong})
+    with pytest.raises(ValueError, match=r"^mm_vision_tower is \['x'\] in config.json, known are"):
+        read(config_of("next")[0] | {"mm_vision_tower": ["x"]})
