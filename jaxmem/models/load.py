@@ -18,7 +18,15 @@ from jaxmem.models.hf.adapter import base_of, is_adapter, merged, read_adapter
 from jaxmem.models.hf.chat import Uncoded
 from jaxmem.models.hf.checkpoint import Place
 from jaxmem.models.hf.config import read_json
-from jaxmem.models.hf.family import ANY_SIZE, Family, Files, Names, model_of, read_files
+from jaxmem.models.hf.family import (
+    ANY_SIZE,
+    Family,
+    Files,
+    Names,
+    max_position,
+    model_of,
+    read_files,
+)
 from jaxmem.models.hf.published import names, published_config
 from jaxmem.models.hf.quantized import Stored, settings_of
 from jaxmem.models.hf.special import check_ids
@@ -137,6 +145,7 @@ def load(
         options["max_pixels"] = max_pixels
     family = read_family(made_by, files, name, fps=fps, **options)
     family.turn("?")  # errors of the template come before anything large is read
+    max_position(files.config)  # likewise
     if files.chat.tokenizer is not None:
         check_ids(files.chat.tokenizer, family.decoder.vocab, name)
     stored = [] if abstract else stored_of(directory, lora, family.names)
@@ -174,7 +183,7 @@ def _as_expected(name: str) -> Iterator[None]:
     """Turn what values of another kind raise, in any of the small files, into words."""
     try:
         yield
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
+    except (AttributeError, ArithmeticError, LookupError, TypeError) as error:
         if "keyword argument" in str(error):  # an option that the family does not have
             raise
         raise ValueError(

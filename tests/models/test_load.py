@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -137,15 +138,30 @@ def test_a_config_of_other_kinds_is_refused_in_words(tmp_path, key, value):
     config = json.loads((folder / "config.json").read_text())
     (config["text_config"] if key == "rope_scaling" else config)[key] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="hold something else than expected .* again"):
+    with pytest.raises(ValueError, match=f"^{key} is .* in config.json, expected a JSON object: "):
         jm.load(folder)
 
 
-def test_values_of_other_kinds_in_other_files_are_refused_in_words(tmp_path):
+def test_what_no_check_foresees_is_refused_in_words(tmp_path, monkeypatch):
     """From Python as on the command line: both go through `load`."""
-    folder = write_tiny(tmp_path)
-    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": [1]}')
+
+    def fails(directory):
+        raise KeyError("x")
+
+    monkeypatch.setattr("jaxmem.models.hf.family.read_sampling", fails)
     with pytest.raises(ValueError, match="hold something else than expected .* again"):
+        jm.load(write_tiny(tmp_path))
+
+
+@pytest.mark.parametrize("wrong", ["x", [True], -1, 0, 2.5, math.inf], ids=repr)
+def test_the_largest_position_is_a_whole_number(tmp_path, wrong):
+    """Refused before anything large is read."""
+    folder = write_tiny(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = wrong
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="^max_position_embeddings is .*whole number from 1 on: "):
         jm.load(folder)
 
 

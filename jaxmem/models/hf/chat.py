@@ -3,6 +3,7 @@
 Needs the packages of the extra `hf` (tokenizers, jinja2); nothing else in the library does.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ import numpy as np
 
 from jaxmem.decoder.sampling import Sampling
 from jaxmem.models.hf.config import optional_json
+from jaxmem.models.hf.keys import flag, number, refusal, section
 from jaxmem.models.hf.special import add_tokens, special_tokens
 from jaxmem.typing import Int
 
 Message = Mapping[str, Any]
+GENERATION = "generation_config.json"
 TOP_K = 50
 """Of transformers, for a generation_config.json that samples and does not say."""
 
@@ -153,17 +156,29 @@ def read_chat(directory: str | Path) -> Chat:
 
 
 def _end(folder: Path) -> tuple[int, ...] | None:
-    """Return the tokens that end an answer, as generation_config.json or config.json says."""
-    config = optional_json(folder, "config.json")
-    for part in (
-        optional_json(folder, "generation_config.json"),
-        config,
-        config.get("text_config"),
-    ):
-        found = (part or {}).get("eos_token_id")
-        if found is not None:
-            return tuple(int(i) for i in (found if isinstance(found, list) else [found]))
+    """Return the tokens that end an answer, as generation_config.json or config.json says.
+
+    Raises:
+      ValueError: if they are no tokens of the vocabulary.
+    """
+    key, config = "eos_token_id", optional_json(folder, "config.json")
+    text, generation = section(config, "text_config"), optional_json(folder, GENERATION)
+    rows = text.get("vocab_size", config.get("vocab_size"))
+    rows = rows if type(rows) is int and rows > 0 else math.inf  # refused where it is read
+    for name, part in ((GENERATION, generation), ("config.json", config), ("config.json", text)):
+        if part.get(key) is not None:
+            return _tokens(part[key], key, name, rows)
     return None
+
+
+def _tokens(found: Any, key: str, where: str, rows: float) -> tuple[int, ...]:
+    """Return one id or a list of ids as a tuple; ValueError if one is no token of `rows`."""
+    ids = found if isinstance(found, list) else [found]
+    if any(type(i) is not int or not 0 <= i < rows for i in ids):
+        most = "" if rows == math.inf else f" and below {rows} (vocab_size)"
+        expected = f"the number of a token or a list of them, from 0 on{most}"
+        raise refusal(key, found, expected, where)
+    return tuple(ids)
 
 
 def read_sampling(directory: str | Path) -> Sampling | None:
@@ -173,14 +188,14 @@ def read_sampling(directory: str | Path) -> Sampling | None:
     transformers; 0 keeps all tokens) and `repetition_penalty`; nothing else of it is applied.
 
     Raises:
-      ValueError: if a number is outside its range.
+      ValueError: if one is no number, or outside its range.
     """
-    found = optional_json(Path(directory), "generation_config.json")
-    if not found.get("do_sample"):
+    found = optional_json(Path(directory), GENERATION)
+    if not flag(found, "do_sample", False, GENERATION):
         return None
     names = ("temperature", "top_p", "top_k", "repetition_penalty")
-    given = {name: found[name] for name in names if found.get(name) is not None}
+    given = {name: number(found, name, GENERATION) for name in names if name in found}
     try:
         return Sampling(**{"top_k": TOP_K, **given})
     except ValueError as error:
-        raise ValueError(f"generation_config.json in {directory}: {error}") from None
+        raise ValueError(f"{GENERATION} in {directory}: {error}") from None

@@ -18,6 +18,7 @@ from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Encode, Fitted, MediaFormat, Model
 from jaxmem.models.hf.chat import Chat, Turn, Uncoded, read_chat, read_sampling
 from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.keys import section, sizes
 from jaxmem.models.hf.preprocessor import OF_VIDEOS, read_settings
 from jaxmem.models.hf.weights import Weight
 from jaxmem.typing import Params, PyTree
@@ -214,9 +215,13 @@ def answer_start(family: Family) -> np.ndarray | None:
 
 
 def max_position(config: Mapping[str, Any]) -> int | None:
-    """Return the largest position of the language model that a config.json names."""
-    thinker = config.get("thinker_config") or config
-    for part in (thinker.get("text_config"), thinker, config):
-        if part and part.get("max_position_embeddings"):
-            return int(part["max_position_embeddings"])
+    """Return the largest position of the language model that a config.json names.
+
+    Raises:
+      ValueError: if it is no such number.
+    """
+    key, thinker = "max_position_embeddings", section(config, "thinker_config") or config
+    for part in (section(thinker, "text_config"), thinker, config):
+        if part.get(key) is not None:
+            return sizes(part, {key: key})[key]
     return None

@@ -101,7 +101,8 @@ def read_template(folder: Path) -> str:
 def _default(found: Any) -> str | None:
     """Return a template, or that called "default" of several; None if there is none."""
     if isinstance(found, list):
-        found = {item.get("name"): item.get("template") for item in found}
+        named = [item for item in found if isinstance(item, dict)]
+        found = {item.get("name"): item.get("template") for item in named}
     if isinstance(found, dict):
         found = found.get("default")
     return found if isinstance(found, str) else None

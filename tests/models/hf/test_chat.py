@@ -5,10 +5,12 @@ with transformers.
 """
 
 import json
+import re
 
 import pytest
 
 import jaxmem as jm
+from jaxmem.models.hf.chat import read_chat
 from jaxmem.models.qwen.tiny_checkpoint import TEMPLATE, VOCABULARY, write_tiny
 
 QUESTION = "What is shown?"
@@ -166,3 +168,29 @@ def test_null_is_an_absent_key(plain, tmp_path, file):
         found |= {"rescale_factor": None, "temporal_patch_size": None}
     other = jm.load(changed(plain, tmp_path, **{file.replace(".", "__"): found}), abstract=True)
     assert other.encode == jm.load(plain, abstract=True).encode
+
+
+@pytest.mark.parametrize("wrong", ["x", "3", [True], -1, 2.5, VOCABULARY, [3, [4]], {}], ids=repr)
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_ends_of_an_answer_are_tokens_of_the_vocabulary(plain, tmp_path, file, wrong):
+    found = json.loads((plain / file).read_text()) | {"eos_token_id": wrong}
+    files = {"generation_config__json": {}, file.replace(".", "__"): found}
+    said = f"{re.escape(f'eos_token_id is {wrong!r} in {file}')}, expected .* below {VOCABULARY} "
+    with pytest.raises(ValueError, match=f"^{said}.*: use the {file} of the checkpoint.$"):
+        read_chat(changed(plain, tmp_path, **files))
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        *(("do_sample", x) for x in ("yes", 1)),
+        *(("temperature", x) for x in ("x", [1], True)),
+        *(("top_k", x) for x in ("20", float("inf"), {})),
+        ("top_p", "0.9"),
+        ("repetition_penalty", [1]),
+    ],
+)
+def test_settings_of_sampling_are_numbers(plain, tmp_path, key, wrong):
+    settings = {"generation_config__json": {"do_sample": True, key: wrong}}
+    with pytest.raises(ValueError, match=f"^{key} is .* in generation_config.json, expected"):
+        jm.load(changed(plain, tmp_path, **settings))
