@@ -108,6 +108,13 @@ def test_text_before_a_video(folder):
         (("config.json", "text_config", "mlp_bias"), True, "mlp_bias"),
         (("config.json", "text_config", "model_type"), "mistral", "model_type of text_config"),
         (("preprocessor_config.json", "max_image_size", "longest_edge"), 48, "image_size is 24"),
+        (("preprocessor_config.json", "max_image_size"), [24], "^max_image_size is .24. in pre"),
+        (("preprocessor_config.json", "video_sampling"), "x", "^video_sampling is 'x' in preproc"),
+        (
+            ("preprocessor_config.json", "video_sampling", "video_size", "longest_edge"),
+            "24",
+            "^longest_edge is '24' in video_size of preprocessor_config.json, expected a whole",
+        ),
     ],
 )
 def test_other_settings_are_refused(folder, tmp_path, where, value, message):

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.models.hf.config import optional_json
+from jaxmem.models.hf.keys import number, refusal, section, sizes
 from jaxmem.typing import Array, Float, UInt
 
 NAMES = ("video_preprocessor_config.json", "preprocessor_config.json")
 TOGETHER = "processor_config.json"
 """Newer versions of transformers write all settings into one file."""
 PARTS = ("video_processor", "image_processor")
-OF_VIDEOS = "of videos"
+OF_VIDEOS, FILE = "of videos", "file"
 Triple = tuple[float, float, float]
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -43,12 +44,18 @@ class Pixels(NamedTuple):
 def read_settings(directory: str | Path) -> dict[str, Any]:
     """Return the settings for videos, or for pictures where there are none; {} without a file.
 
-    The key `OF_VIDEOS` says which they are.
+    The key `OF_VIDEOS` says which they are, and `FILE` where they stand.
     """
     folder, parts = Path(directory), optional_json(directory, TOGETHER)
-    found = [(key == "video_processor", parts.get(key)) for key in PARTS]
-    found += [(i == 0, optional_json(folder, name)) for i, name in enumerate(NAMES)]
-    return next(({**part, OF_VIDEOS: videos} for videos, part in found if part), {})
+    found = [(PARTS.index(key) == 0, TOGETHER, section(parts, key, TOGETHER)) for key in PARTS]
+    found += [(i == 0, name, optional_json(folder, name)) for i, name in enumerate(NAMES)]
+    read = ({**part, OF_VIDEOS: videos, FILE: name} for videos, name, part in found if part)
+    return next(read, {})
+
+
+def file_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of the file that settings are from."""
+    return settings.get(FILE, NAMES[1])
 
 
 def picture_rate(fps: float) -> Fraction:
@@ -59,10 +66,33 @@ def picture_rate(fps: float) -> Fraction:
 
 
 def pixels_of(settings: Mapping[str, Any], mean_std: tuple[Triple, Triple] = HALF) -> Pixels:
-    """Return the normalisation; what the settings leave out is 1 / 255 and `mean_std`."""
-    named = zip(("image_mean", "image_std"), mean_std, strict=True)
-    mean, std = (tuple(settings.get(name) or default) for name, default in named)
-    return Pixels(settings.get("rescale_factor") or 1 / 255, mean, std)
+    """Return the normalisation; what the settings leave out is 1 / 255 and `mean_std`.
+
+    Raises:
+      ValueError: if they hold something else than such numbers.
+    """
+    key, where = "rescale_factor", file_of(settings)
+    scale = number({**settings, key: settings.get(key) or 1 / 255}, key, where, above=0)
+    mean, std = mean_std
+    return Pixels(
+        scale, _colours(settings, "image_mean", mean), _colours(settings, "image_std", std, above=0)
+    )
+
+
+def _colours(
+    settings: Mapping[str, Any], key: str, default: Triple, above: float = -math.inf
+) -> tuple[float, ...]:
+    """Return a number for each colour."""
+    found = settings.get(key) or default
+    if (
+        not isinstance(found, list | tuple)
+        or len(found) != len(default)
+        or any(isinstance(x, bool) or not isinstance(x, int | float) for x in found)
+        or not all(above < x < math.inf for x in found)
+    ):
+        expected = f"{len(default)} numbers" + (f" above {above:g}" if above == 0 else "")
+        raise refusal(key, found, f"a list of {expected}", file_of(settings))
+    return tuple(found)
 
 
 class Limits(NamedTuple):
@@ -109,15 +139,21 @@ def limits_of(
 
 def _stored_limits(settings: Mapping[str, Any], whole_videos: bool) -> Limits | None:
     """Return the limits of the settings, or None."""
-    size = settings.get("size") or {}
-    found = [
-        settings.get(name, size.get(side))
-        for name, side in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
-    ]
-    if None in found:
-        return None
-    share = settings.get("max_frames", 768) if whole_videos else 1
-    return Limits(*(int(x) // share for x in found))
+    where, size, found = file_of(settings), settings.get("size"), {}
+    sides = size if isinstance(size, Mapping) else {}  # one number is a size of other pictures
+    for name, side in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        key, part = (name, settings) if name in settings else (side, sides)
+        if key not in part:
+            return None
+        found[key] = int(number(part, key, where))
+    key, frames = list(found)[1], 1
+    if whole_videos:
+        frames = sizes({"max_frames": 768, **settings}, {"share": "max_frames"}, where)["share"]
+    least, most = (pixels // frames for pixels in found.values())
+    if most < 1:
+        expected = "at least one pixel" + (f" of each of {frames} frames" if whole_videos else "")
+        raise refusal(key, found[key], expected, where)
+    return Limits(least, most)
 
 
 def _narrowed(released: Limits, stored: Limits | None) -> Limits:

@@ -13,9 +13,9 @@ from jaxmem.models.encoders.vision_parts import Grid, patchify
 from jaxmem.models.hf.preprocessor import (
     CLIP,
     HALF,
-    NAMES,
     Limits,
     Pixels,
+    file_of,
     limits_of,
     picture_rate,
     pixels_of,
@@ -101,8 +101,9 @@ def read_clip(
         found = getattr(vision, key)
         if settings.get(mine, found) != found:
             raise ValueError(
-                f"{mine} is {settings[mine]!r} in the preprocessor's settings ({NAMES[1]}), but "
-                f"{found!r} in vision_config of config.json: use the two files of one checkpoint."
+                f"{mine} is {settings[mine]!r} in the preprocessor's settings "
+                f"({file_of(settings)}), but {found!r} in vision_config of config.json: use the "
+                "two files of one checkpoint."
             )
     cell = (vision.patch * vision.merge) ** 2
     limits = limits_of(

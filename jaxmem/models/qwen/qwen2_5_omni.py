@@ -25,7 +25,8 @@ from jaxmem.models.encoders.whisper_mel import LogMel
 from jaxmem.models.hf.chat import Turn
 from jaxmem.models.hf.checkpoint import back
 from jaxmem.models.hf.family import Files, Names
-from jaxmem.models.hf.keys import check_family, fields, number, sizes, token_ids
+from jaxmem.models.hf.keys import check_family, number, section, sections, sizes, token_ids
+from jaxmem.models.hf.preprocessor import file_of
 from jaxmem.models.hf.prompt import Plan, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, under
 from jaxmem.models.qwen import qwen2_5_omni_layout as lay
@@ -63,7 +64,7 @@ IDS = {
 }  # fmt: skip
 CLOCK = {"position_id_per_seconds": 25, "seconds_per_chunk": 2}
 """Of a config.json that does not say."""
-PARTS = {"text": "text_config", "vision": "vision_config", "audio": "audio_config"}
+PARTS = ("text_config", "vision_config", "audio_config")
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,21 @@ class Qwen25OmniConfig:
 def read_config(config: Mapping[str, Any]) -> Qwen25OmniConfig:
     """Return the Thinker of a config.json or `thinker_config`; ValueError if not implemented."""
     check_family(config, MODEL_TYPES)
-    config = config.get("thinker_config") or config
-    parts = fields(config, PARTS)
-    vision, clock = read_vision(parts["vision"]), {**CLOCK, **config}
+    config = section(config, "thinker_config") or config
+    text, vision, audio = sections(config, PARTS)
+    encoder, clock = read_vision(vision), {**CLOCK, **config}
     per_second = sizes(clock, {"ticks": "position_id_per_seconds"})["ticks"]
     seconds = number(clock, "seconds_per_chunk", above=0)
     # transformers asks the Thinker whether it is tied, not its text part, which may say otherwise.
-    text = {**parts["text"], "tie_word_embeddings": False}
-    asked = {**config, "text_config": text}
+    asked = {**config, "text_config": {**text, "tie_word_embeddings": False}}
     decoder = read_decoder(asked, QWEN2_5_OMNI, qkv_bias=True, qk_norm=False)
     layout = OmniLayout(
         **token_ids(config, TOKENS, IDS, decoder.vocab),
-        merge=vision.merge,
+        merge=encoder.merge,
         ticks_per_second=per_second,
         chunk_ticks=int(per_second * seconds),
     )
-    return Qwen25OmniConfig(decoder, vision, read_audio(parts["audio"]), layout)
+    return Qwen25OmniConfig(decoder, encoder, read_audio(audio), layout)
 
 
 def weight_table(config: Qwen25OmniConfig) -> dict[str, Weight]:
@@ -210,13 +210,10 @@ class Qwen25Omni(QwenFamily):
 
 
 def read_mel(settings: Mapping[str, Any], sound: QwenAudioConfig) -> LogMel:
-    """Return the log-mel settings of a checkpoint."""
-    return LogMel(
-        sound.mel_bins,
-        rate=settings.get("sampling_rate", 16_000),
-        fft=settings.get("n_fft", 400),
-        hop=settings.get("hop_length", 160),
-    )
+    """Return the log-mel settings of a checkpoint; ValueError if one is no such number."""
+    found = {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, **settings}
+    names = {"rate": "sampling_rate", "fft": "n_fft", "hop": "hop_length"}
+    return LogMel(sound.mel_bins, **sizes(found, names, file_of(settings)))
 
 
 def turns_in(config: Qwen25OmniConfig, mel: LogMel, every: Fraction) -> int:

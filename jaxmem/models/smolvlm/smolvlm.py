@@ -26,8 +26,16 @@ from jaxmem.models.encoders.siglip import SiglipConfig
 from jaxmem.models.hf.chat import Chat, Turn, Uncoded, check_question
 from jaxmem.models.hf.config import decoder_config
 from jaxmem.models.hf.family import RATE, Family, Files, Names
-from jaxmem.models.hf.keys import check_family, check_keys, check_value, is_tied, sizes, token_ids
-from jaxmem.models.hf.preprocessor import OF_VIDEOS, Pixels, picture_rate, pixels_of
+from jaxmem.models.hf.keys import (
+    check_family,
+    check_value,
+    is_tied,
+    section,
+    sections,
+    sizes,
+    token_ids,
+)
+from jaxmem.models.hf.preprocessor import OF_VIDEOS, Pixels, file_of, picture_rate, pixels_of
 from jaxmem.models.hf.prompt import Ids, Plan, fill, pad, plan
 from jaxmem.models.hf.weights import Weight, decoder_table, dense, under
 from jaxmem.models.smolvlm import words
@@ -71,8 +79,7 @@ class SmolVLMConfig:
 def read_config(config: Mapping[str, Any]) -> SmolVLMConfig:
     """Return the model that a config.json describes; ValueError if it is not implemented."""
     check_family(config, MODEL_TYPES)
-    check_keys(config, ("text_config", "vision_config"))
-    text = config["text_config"]
+    text, vision = sections(config, ("text_config", "vision_config"))
     check_value("model_type of text_config", text.get("model_type", "llama"), "llama")
     for key in ("attention_bias", "mlp_bias"):
         check_value(key, text.get(key, False), False)
@@ -80,7 +87,7 @@ def read_config(config: Mapping[str, Any]) -> SmolVLMConfig:
     decoder = decoder_config(text, qkv_bias=False, qk_norm=False, tied=tied)
     return SmolVLMConfig(
         decoder=decoder,
-        vision=siglip.read_config({**VISION_DEFAULTS, **config["vision_config"], **SIGLIP}),
+        vision=siglip.read_config({**VISION_DEFAULTS, **vision, **SIGLIP}),
         **token_ids(config, {"image": key}, {key: IMAGE}, decoder.vocab),
         **sizes({"scale_factor": 2, **config}, {"scale": "scale_factor"}),
     )
@@ -119,10 +126,17 @@ def prompt_plan(config: SmolVLMConfig, ids: Ids) -> Plan:
 
 def longest_edge(settings: Mapping[str, Any], side: int) -> int:
     """Return the length that the longest edge of a frame is brought to before it is a square."""
-    sizes = settings.get("video_sampling", {}).get("video_size")
-    if sizes is None and settings.get(OF_VIDEOS):
-        sizes = settings.get("size")
-    return (sizes or {}).get("longest_edge", side)
+    sampling = section(settings, "video_sampling", file_of(settings))
+    if settings.get(OF_VIDEOS) and "video_size" not in sampling:
+        return _edge(settings, "size", side, settings)
+    return _edge(sampling, "video_size", side, settings)
+
+
+def _edge(part: Mapping[str, Any], key: str, side: int, settings: Mapping[str, Any]) -> int:
+    """Return `longest_edge` of a size, `side` where there is none."""
+    where, edge = file_of(settings), "longest_edge"
+    found = {edge: side, **section(part, key, where)}
+    return sizes(found, {"edge": edge}, f"{key} of {where}")["edge"]
 
 
 def resized(height: int, width: int, longest: int) -> tuple[int, int]:
@@ -172,19 +186,20 @@ class SmolVLM(Family):
         """Return the member; `frames` and `seconds` of the whole video as in `words.intro`."""
         config = read_config(files.config)
         side = config.vision.side
-        found = files.settings.get("max_image_size", {}).get("longest_edge", side)
+        settings = files.settings
+        found = _edge(settings, "max_image_size", side, settings)
         if found != side:
             raise ValueError(
-                f"max_image_size is {found} in the preprocessor's settings, but image_size is "
-                f"{side} in vision_config of config.json: use the two files of one checkpoint."
+                f"max_image_size is {found} in {file_of(settings)}, but image_size is {side} in "
+                "vision_config of config.json: use the two files of one checkpoint."
             )
         check_tokens(files.chat, config.image)
         return cls(
             config,
             files.chat,
             picture_rate(fps),
-            pixels_of(files.settings),
-            longest_edge(files.settings, side),
+            pixels_of(settings),
+            longest_edge(settings, side),
             words.intro(frames, seconds),
         )
 

@@ -1,10 +1,14 @@
 """How large frames may be: by files, by the released pipeline, by hand."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 
 import jaxmem as jm
+from jaxmem.models.hf.preprocessor import limits_of
+from jaxmem.models.qwen.qwen2_5_omni import read_mel
 from jaxmem.models.qwen.tiny_checkpoint import write_tiny
 
 CELL = 8**2  # pixels of a token of the tiny model
@@ -63,3 +67,53 @@ def test_without_settings_the_files_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match="download the preprocessor files too, or give max_pixels"):
         jm.load(folder)
     assert jm.load(folder, max_pixels=10 * CELL).media.size(24, 32) == (16, 24)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        *(("min_pixels", x) for x in ("x", [1], True, -1, math.inf)),
+        *(("max_pixels", x) for x in ("640", {}, 0, 0.5)),
+        *(("image_mean", x) for x in (0.5, "x", [0.5], [0.5, 0.5, "x"], [0.5, 0.5, math.inf])),
+        *(("image_std", x) for x in (0.3, [0.3, 0.3], [0.3, 0.3, 0])),
+        *(("rescale_factor", x) for x in ("1/255", [1], -1)),
+    ],
+)
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "video_preprocessor_config.json"])
+def test_what_is_no_such_number_is_refused_by_its_key_and_file(sized, file, key, wrong):
+    limits = {"min_pixels": CELL, "max_pixels": 10 * CELL, key: wrong}
+    repair = f"use the {file} of the checkpoint"
+    with pytest.raises(ValueError, match=f"^{key} is .* in {file}, expected .*: {repair}.$"):
+        sized((24, 32), file=file, limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"max_frames": 0}, "max_frames is 0 in .*, expected a whole number from 1 on"),
+        ({"max_frames": "x"}, "max_frames is 'x' in .*, expected a whole number from 1 on"),
+        ({"size": {"shortest_edge": 1, "longest_edge": "x"}}, "longest_edge is 'x' in "),
+        (
+            {"size": {"shortest_edge": 1, "longest_edge": 99}},
+            "longest_edge is 99 in .*, expected at least one pixel of each of 100 frames",
+        ),
+    ],
+)
+def test_limits_of_whole_videos(more, said):
+    size = {"shortest_edge": 100, "longest_edge": 10**6}
+    with pytest.raises(ValueError, match=f"^{said}"):
+        limits_of({"max_frames": 100, "size": size} | more, whole_videos=True)
+
+
+def test_settings_in_one_file_are_objects(tmp_path):
+    folder = write_tiny(tmp_path)
+    (folder / "processor_config.json").write_text('{"video_processor": [1]}')
+    with pytest.raises(ValueError, match=r"^video_processor is \[1\] in processor_config.json, "):
+        jm.load(folder)
+
+
+@pytest.mark.parametrize("key", ["sampling_rate", "n_fft", "hop_length"])
+def test_settings_of_sound_are_whole_numbers(key):
+    for wrong in (0, "x", 160.5, [160]):
+        with pytest.raises(ValueError, match=f"^{key} is .* in preprocessor_config.json, expected"):
+            read_mel({key: wrong}, SimpleNamespace(mel_bins=128))
