@@ -138,12 +138,18 @@ def load(path: str | Path, params: Params) -> tuple[Params, float]:
             f"{path} is no file of adapters that jaxmem.training.lora wrote; of PEFT's directories "
             "give the directory to jm.load as adapter=."
         )
-    if head["base"] != (mine := digest(params)):
+    try:
+        base, name, alpha = head["base"], head["name"], float(head["alpha"])
+    except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} was trained on {head['name']} (weights {head['base']}), not on these weights "
-            f"({mine}): load {head['name']} in the dtype that it was trained in."
+            f"{path} does not say what it was trained on, or its alpha ({error}): write it anew."
+        ) from None
+    if base != (mine := digest(params)):
+        raise ValueError(
+            f"{path} was trained on {name} (weights {base}), not on these weights ({mine}): load "
+            f"{name} in the dtype that it was trained in."
         )
-    return nest({name: jnp.asarray(x) for name, x in arrays.items()}), float(head["alpha"])
+    return nest({name: jnp.asarray(x) for name, x in arrays.items()}), alpha
 
 
 def _name(path: Any) -> str:

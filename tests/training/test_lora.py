@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmem as jm
 from jaxmem.decoder import decoder
 from jaxmem.decoder.checks import arrays_of
+from jaxmem.models.adapters import FORMAT
 from jaxmem.models.tiny.embedded import embedded
 from jaxmem.models.tiny.mixers import MIXERS
 from jaxmem.models.tiny.tiny import TinyConfig
@@ -191,6 +192,10 @@ def test_files_that_are_refused(model, tmp_path):
     save_file(load_file(path), tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match="plain.safetensors is no file of adapters that jaxmem"):
         lora.load(tmp_path / "plain.safetensors", model.params)
+    for head in ({"name": "my base"}, {"base": "x", "name": "my base", "alpha": "x"}):
+        save_file(load_file(path), tmp_path / "head.safetensors", {"format": FORMAT, **head})
+        with pytest.raises(ValueError, match="does not say what it was trained on, or its alpha"):
+            lora.load(tmp_path / "head.safetensors", model.params)
     path.write_bytes(path.read_bytes()[:-9])
     for where in (path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=f"{where} is no whole file of adapters"):

@@ -27,6 +27,7 @@ from jaxmem.models.hf.checkpoint import (
     rename,
 )
 from jaxmem.models.hf.config import read_json
+from jaxmem.models.hf.keys import flag
 from jaxmem.models.hf.quantized import Stored, read
 from jaxmem.typing import Float
 
@@ -134,6 +135,8 @@ def read_adapter(directory: Path) -> dict[str, Any]:
     config = read_json(directory, CONFIG)
     if problem := _beyond(config):
         _refuse(directory, problem)
+    for name in ("use_rslora", "fan_in_fan_out", "ensure_weight_tying"):
+        flag(config, name, False, CONFIG)
     for name in ("r", "lora_alpha"):
         _check_number(directory, name, config.get(name, USUAL))
     for name in ("rank_pattern", "alpha_pattern"):

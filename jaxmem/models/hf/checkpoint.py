@@ -44,6 +44,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from safetensors import SafetensorError, safe_open
 
 from jaxmem.models.hf.config import optional_json, read_json
+from jaxmem.models.hf.keys import section
 from jaxmem.models.hf.quantized import Stored, gathered
 from jaxmem.models.hf.weights import Place, Table, Weight, nest, turned
 from jaxmem.typing import Array, Params
@@ -76,7 +77,8 @@ def weight_files(directory: str | Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        shards = sorted(set(read_json(folder, index.name).get("weight_map", {}).values()))
+        named = section(read_json(folder, INDEX), "weight_map", INDEX)
+        shards = sorted(set(map(str, named.values())))
         lost = [shard for shard in shards if not (folder / shard).is_file()]
         if lost or not shards:
             what = f"lacks the shards {', '.join(lost)}" if lost else "has an index without shards"

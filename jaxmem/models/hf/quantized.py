@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
+from jaxmem.models.hf.keys import refusal
 from jaxmem.typing import Float, Int
 
 RAW = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": ml_dtypes.float8_e8m0fnu}
@@ -153,7 +154,7 @@ def _fp8(item: Stored, by_key: Mapping[str, Stored], settings: Mapping[str, Any]
     if item.dtype != "F8_E4M3":
         return item
     scale = by_key.get(f"{item.key}_scale_inv")
-    rows, columns = settings.get("weight_block_size") or (128, 128)
+    rows, columns = _block(settings)
     shape = () if scale is None else scale.shape
     fits = (-(-item.shape[0] // rows), -(-item.shape[-1] // columns))
     if scale is None or (math.prod(shape) != 1 and shape != fits):
@@ -163,6 +164,16 @@ def _fp8(item: Stored, by_key: Mapping[str, Stored], settings: Mapping[str, Any]
             + f" (blocks of {rows} x {columns}): download the checkpoint again."
         )
     return item._replace(dtype="F32", source=Fp8(item, scale, (rows, columns)))
+
+
+def _block(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the rows and columns of a block."""
+    key = "weight_block_size"
+    found = settings.get(key) or [128, 128]
+    if not isinstance(found, list) or [type(n) for n in found] != [int, int] or min(found) < 1:
+        where = "the quantization_config of config.json"
+        raise refusal(key, found, "two whole numbers from 1 on", where)
+    return found[0], found[1]
 
 
 def _awq(item: Stored, by_key: Mapping[str, Stored], settings: Mapping[str, Any]) -> Stored | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxmem.models.hf.config import optional_json
+from jaxmem.models.hf.keys import refusal, section
 
-STANDARD = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+SETTINGS, OLDER = "tokenizer_config.json", "added_tokens.json"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -34,7 +35,7 @@ def add_tokens(tokenizer: Any, folder: Path) -> None:
     """
     from tokenizers import AddedToken
 
-    settings, named = optional_json(folder, "tokenizer_config.json"), _named(folder)
+    settings, named = optional_json(folder, SETTINGS), _named(folder)
     special = {_text(token) for token in named.values()}
     more = _extra(settings) if _declared(settings) else [*_extra(settings), *_extra_of_map(folder)]
     special |= {_text(token) for token in more}
@@ -52,7 +53,7 @@ def add_tokens(tokenizer: Any, folder: Path) -> None:
             tokens[text] = AddedToken(text, special=True, **flags)
     tokenizer.add_tokens(list(tokens.values()))
     own = optional_json(folder, "tokenizer.json").get("added_tokens") or []
-    older = "tokenizer_config.json" if _declared(settings) else "added_tokens.json"
+    older = SETTINGS if _declared(settings) else OLDER
     for file, listed in (
         ("tokenizer.json", [(token["id"], token) for token in own]),
         (older, declared),
@@ -98,16 +99,31 @@ def _decoder(
 ) -> dict[int, dict[str, Any]]:
     """Return the added tokens by id."""
     if _declared(settings):
-        return {int(i): token for i, token in settings["added_tokens_decoder"].items()}
+        return _declared_tokens(settings)
+    added = optional_json(folder, OLDER)
+    for text, i in added.items():
+        if type(i) is not int or i < 0:
+            raise refusal(repr(text), i, "the number of a token", OLDER)
     return {
-        int(i): {"content": text, "special": text in special, "normalized": text not in special}
-        for text, i in optional_json(folder, "added_tokens.json").items()
+        i: {"content": text, "special": text in special, "normalized": text not in special}
+        for text, i in added.items()
     }
+
+
+def _declared_tokens(settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the tokens of `added_tokens_decoder`; ValueError that names one that is none."""
+    key = "added_tokens_decoder"
+    found = section(settings, key, SETTINGS)
+    for i, token in found.items():
+        if not i.isdecimal() or not isinstance(token, Mapping) or not _text(token):
+            expected = "the number of a token with an object that has its content"
+            raise refusal(f"{key}.{i}", token, expected, SETTINGS)
+    return {int(i): dict(token) for i, token in found.items()}
 
 
 def _named(folder: Path) -> dict[str, Any]:
     """Return special tokens by name, each a text or a dict with `content`."""
-    settings = optional_json(folder, "tokenizer_config.json")
+    settings = optional_json(folder, SETTINGS)
     found = _tokens(settings)
     extra = settings.get("extra_special_tokens")
     found |= _tokens(extra, every=True) if isinstance(extra, Mapping) else {}

@@ -292,6 +292,7 @@ def test_tensors_of_other_kinds_are_refused(tiny, name, words):
             {"alpha_pattern": {"q_proj": -1}},
             r"alpha_pattern\['q_proj'\] is -1, expected a positive",
         ),
+        ({"use_rslora": "x"}, "use_rslora is 'x' in adapter_config.json, expected true or false"),
         ({"rank_pattern": {"(": 2}}, "'[(]' in rank_pattern is no regular expression"),
         ({"r": 4}, r"q_proj: lora_A \(2, 48\) and lora_B \(48, 2\) do not have the rank 4"),
     ],

@@ -227,6 +227,11 @@ def test_missing_and_broken_files(tmp_path):
         (tmp_path / "model.safetensors").unlink()
         (tmp_path / "model.safetensors.index.json").write_text("{}")
         ck.load(tmp_path, TABLE)
+    for found, said in (([1], r"weight_map is \[1\] in "), ({"a": 3}, "lacks the shards 3")):
+        index = json.dumps({"weight_map": found})
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(ValueError, match=said):
+            ck.load(tmp_path, TABLE)
 
 
 def test_weight_names_and_layers_go_together():

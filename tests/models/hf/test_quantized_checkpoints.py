@@ -184,3 +184,11 @@ def test_ten_tensors_at_most_are_named(tmp_path):
     changed = 2 * len(set(other) - set(tensors))
     assert first.startswith("the weights do not fit config.json: use the config.json and")
     assert f"{changed} tensor(s) differ, 10 of them are:" in first and len(lines) == 10
+
+
+@pytest.mark.parametrize("wrong", ["x", 128, [128], [0, 128], [128.0, 128]], ids=repr)
+def test_blocks_are_two_whole_numbers(tmp_path, wrong):
+    make, settings, block = CASES["fp8 as released"]
+    _, folder = write(tmp_path, make, settings | {"weight_block_size": wrong}, block)
+    with pytest.raises(ValueError, match="^weight_block_size is .*, expected two whole numbers"):
+        jm.load(folder)

@@ -1,6 +1,7 @@
 """Tokenizers of directories: slow files are Qwen2's byte-level BPE, and added tokens come last."""
 
 import json
+import re
 
 import pytest
 
@@ -145,3 +146,25 @@ def test_a_token_beyond_the_embedding_is_refused_by_name(tmp_path, capsys):
     words = ["--model", str(tmp_path), "--video", "x.mp4", "--out", str(tmp_path / "out")]
     assert main(words) != 0
     assert "has id 98, beyond the 98 rows" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "said"),
+    [
+        ("added_tokens", {"<|im_end|>": "x"}, "'<|im_end|>' is 'x' in "),
+        ("added_tokens", {"<|im_end|>": [15]}, "'<|im_end|>' is [15] in "),
+        ("added_tokens", {"<|im_end|>": 15.5}, "'<|im_end|>' is 15.5 in "),
+        ("tokenizer_config", {"added_tokens_decoder": [1]}, "added_tokens_decoder is [1] in "),
+        ("tokenizer_config", {"added_tokens_decoder": {"x": {"content": "a"}}},
+         "added_tokens_decoder.x is {'content': 'a'} in "),
+        ("tokenizer_config", {"added_tokens_decoder": {"15": "a"}},
+         "added_tokens_decoder.15 is 'a' in "),
+        ("tokenizer_config", {"added_tokens_decoder": {"15": {"special": True}}},
+         "added_tokens_decoder.15 is {'special': True} in "),
+    ],
+)  # fmt: skip
+def test_what_is_no_token_is_refused_by_its_key_and_file(tmp_path, file, value, said):
+    (slow_files(tmp_path) / f"{file}.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}{file}.json, expected ") as caught:
+        read_chat(tmp_path)
+    assert str(caught.value).endswith(f": use the {file}.json of the checkpoint.")
