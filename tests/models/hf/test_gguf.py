@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmem.models.hf.gguf import gguf_of, halves, read_gguf, read_words, smollm2_path
+from jaxmem.models.hf.gguf import config_of, gguf_of, halves, read_gguf, read_words, smollm2_path
 
 FACTS = {
     "embedding_length": 32, "block_count": 2, "feed_forward_length": 64, "vocab_size": 40,
@@ -106,14 +106,14 @@ def with_words(path, **more):
     """Write the tokenizer of a file, as llama.cpp does."""
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(path, "llama")
-    given = {"pre": "smollm", "tokens": PIECES, "merges": ["a b", "\u0120 ab"]} | more
+    given = {"pre": "smollm", "tokens": PIECES, "merges": ["a b", "\u0120 ab"], "end": 0} | more
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(given["pre"])
     writer.add_token_list(given["tokens"])
     writer.add_token_types([3] + [1] * (len(PIECES) - 1))
     if given["merges"]:
         writer.add_token_merges(given["merges"])
-    writer.add_eos_token_id(0)
+    writer.add_eos_token_id(given["end"])
     writer.add_context_length(64)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -139,3 +139,34 @@ def test_names_of_files(monkeypatch):
     monkeypatch.setattr("jaxmem.models.hf.gguf.smollm2_path", lambda: None)
     assert gguf_of("smollm2") is None is gguf_of("qwen3-vl:2b")
     assert gguf_of("some/where.gguf").name == "where.gguf"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(("attention.head_count_kv", x) for x in ([2, 2], 0, "2")),
+        *(("attention.head_count", x) for x in (0, [4, 4])),
+        ("block_count", 2.5),
+        ("rope.freq_base", "x"),
+        ("attention.layer_norm_rms_epsilon", [1e-5]),
+    ],
+)
+def test_facts_are_numbers(name, wrong):
+    """Some files have heads layer by layer."""
+    facts = {f"llama.{key}": value for key, value in FACTS.items()}
+    facts |= {"llama.attention.layer_norm_rms_epsilon": 1e-5, "general.architecture": "llama"}
+    assert config_of(facts, "a.gguf", tied=True).kv_heads == 2
+    with pytest.raises(ValueError, match=f"^llama.{name} is .* in a.gguf, expected a .*number"):
+        config_of(facts | {f"llama.{name}": wrong}, "a.gguf", tied=True)
+    del facts["llama.vocab_size"]
+    with pytest.raises(ValueError, match="^a.gguf does not say 'llama.vocab_size': download"):
+        config_of(facts, "a.gguf", tied=True)
+
+
+def test_words_that_make_no_tokenizer(tmp_path):
+    for more, said in (
+        ({"merges": ["a"]}, "has a tokenizer that cannot be read"),
+        ({"end": 99}, "eos_token_id is 99 in .* below 7: download it again"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_words(with_words(tmp_path / "a.gguf", **more))
