@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmem.decoder.decoder import DecoderConfig, init_mixers
+from jaxmem.decoder.decoder import DecoderConfig, init_decoder, init_mixers
 from jaxmem.decoder.program import Carry, Program, init_carry
 from jaxmem.decoder.scorer import check_scorer
 from jaxmem.kv import KV
@@ -83,7 +83,10 @@ OTHERS = "give those of the model that the program was made for."
 
 
 def check_weights(program: Program, params: Params) -> None:
-    """Raise ValueError where weights are not the program's: other layers, or no scorer."""
+    """Raise ValueError where weights are not the program's: other layers, or no scorer.
+
+    Layers are told by the shapes of their arrays: XLA would speak of operands of a dot.
+    """
     given, wanted = _count(params.get("layers")), program.config.attends
     if given != wanted:
         raise ValueError(
@@ -91,7 +94,20 @@ def check_weights(program: Program, params: Params) -> None:
         )
     _check_mixers(program.config, params)
     if wanted:
+        _check_attending(program.config, params["layers"])
         check_scorer(program.memory, params)
+
+
+def _check_attending(config: DecoderConfig, layers: PyTree) -> None:
+    """Raise ValueError where the weights of layers that attend are not those of a decoder."""
+    wanted = _attending_shapes(config)
+    given = _own_shapes({n: x for n, x in layers.items() if n != "retention"}, wanted)
+    if given != wanted:
+        what = difference(given, wanted, "in the weights", "in the decoder")
+        raise ValueError(
+            f"the weights are not those of the decoder's {config.attends} layers that attend: "
+            f"layers.{what}; {OTHERS}"
+        )
 
 
 def _check_mixers(config: DecoderConfig, params: Params) -> None:
@@ -104,8 +120,8 @@ def _check_mixers(config: DecoderConfig, params: Params) -> None:
             f"{len(config.stacks)} ({names}): {OTHERS}"
         )
     for i, (mixer, wanted) in enumerate(zip(config.stacks, _mixer_shapes(config), strict=True)):
-        numbers, count, given = config.numbers(mixer), _count(stacks[i]), _shapes_of(stacks[i])
-        given = {n: shape for n, shape in given.items() if not _is_adapter(n, wanted)}
+        numbers, count = config.numbers(mixer), _count(stacks[i])
+        given = _own_shapes(stacks[i], wanted)
         mine = f"{len(numbers)} with {mixer.name}, of which layer {numbers[0] + 1} is the first"
         if count != len(numbers):
             raise ValueError(
@@ -130,6 +146,18 @@ def _mixer_shapes(config: DecoderConfig) -> tuple[dict[str, str], ...]:
     """Return for every mixer the shapes of its layers' weights, by name."""
     stacks = jax.eval_shape(lambda: init_mixers(config, jax.random.key(0)))
     return tuple(_shapes_of(stack) for stack in stacks)
+
+
+@cache
+def _attending_shapes(config: DecoderConfig) -> dict[str, str]:
+    """Return the shapes of the weights of layers that attend, by name."""
+    return _shapes_of(jax.eval_shape(lambda: init_decoder(config, jax.random.key(0)))["layers"])
+
+
+def _own_shapes(tree: PyTree, wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Return `_shapes_of` a tree without adapters beside the matrices of another."""
+    found = _shapes_of(tree)
+    return {name: shape for name, shape in found.items() if not _is_adapter(name, wanted)}
 
 
 def _shapes_of(tree: PyTree) -> dict[str, str]:
