@@ -94,7 +94,7 @@ def worded(name: str) -> Mapping[str, Option]:
     """
     found: dict[str, Option] = {}
     for key, option in options_of(name).items():
-        kinds = _kinds(option.type)
+        kinds = members(option.type)
         plain = [k for k in kinds if k in _PLAIN or get_origin(k) in (tuple, Literal)]
         if len(plain) == len(kinds) or set(plain) - {type(None)}:
             found[key] = option._replace(type=functools.reduce(operator.or_, plain))
@@ -102,7 +102,7 @@ def worded(name: str) -> Mapping[str, Option]:
     return found
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
+def members(hint: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the one type."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
@@ -121,7 +121,7 @@ def _parts(name: str) -> Mapping[str, _Part]:
     """Return the fields of the dataclasses that are options of a memory, by their full names."""
     found = {}
     for key, option in options_of(name).items():
-        for kind in _kinds(option.type) if is_dataclass(option.default) else ():
+        for kind in members(option.type) if is_dataclass(option.default) else ():
             hints, texts = typing.get_type_hints(kind), attributes(kind)
             for one in fields(kind):
                 default = getattr(option.default, one.name, None)

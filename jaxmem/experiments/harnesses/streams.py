@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 from rich.console import Console
 from rich.progress import track
@@ -27,7 +28,7 @@ from jaxmem.experiments.stream.config import OF_CHECKPOINTS
 from jaxmem.experiments.stream.interrupt import Stop
 from jaxmem.feeding import open_for
 from jaxmem.memory.by_name import parse_names
-from jaxmem.memory.options import worded
+from jaxmem.memory.options import members, worded
 from jaxmem.models.base import for_frames
 from jaxmem.programs import model_spec
 from jaxmem.session import Session
@@ -153,15 +154,49 @@ def _words(key: str, value: Any) -> list[str]:
     """Return `NAME.OPTION` of a memory as on a command line, where what is on or off is a flag.
 
     Raises:
-      ValueError: if what is on or off is neither.
+      ValueError: if what is on or off is neither, or what has several values has others.
     """
     name, _, option = key.replace("-", "_").partition(".")
     found = worded(name).get(option)
+    if found is not None and str(value) != "None":
+        for kind in members(found.type):
+            if get_origin(kind) is tuple:
+                return [f"--{key}", *_values(key, value, get_args(kind), found.default)]
     if found is None or found.type is not bool:
         return [f"--{key}", str(value)]
     if str(value) not in ("True", "False"):
         raise ValueError(f"{key} is True or False, got {value!r}.")
     return [f"--{name}.{option}" if str(value) == "True" else f"--{name}.no_{option}"]
+
+
+def _values(key: str, value: Any, kinds: Sequence[Any], default: Any) -> list[str]:
+    """Return the values of an option of several, as words.
+
+    Args:
+      key: `NAME.OPTION`.
+      value: a list of Python or in JSON, since lmms-eval splits at no comma within brackets.
+      kinds: of the values, int or float; an ellipsis last where they are any number.
+      default: of the option.
+
+    Raises:
+      ValueError: if they are other values, or another number of them.
+    """
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = value
+    given = list(found) if isinstance(found, list | tuple) else [found]
+    count = len(given) if kinds[-1] is Ellipsis else len(kinds)
+    allowed = {int: (int,), float: (int, float)}[kinds[0]]
+    if not given or len(given) != count or any(type(x) not in allowed for x in given):
+        many = "any number of" if kinds[-1] is Ellipsis else f"{count}"
+        what = "whole numbers" if kinds[0] is int else "numbers"
+        example = list(default or range(1, 1 + len(kinds)))
+        raise ValueError(
+            f"{key} takes {many} {what} in brackets, got {value!r}: give them as "
+            f"{key}={json.dumps(example, separators=(',', ':'))}."
+        )
+    return [str(x) for x in given]
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Plug-ins of evaluation harnesses against stand-ins of their interfaces, and lmms-eval itself."""
 
 import abc
+import re
 import sys
 import tomllib
 from types import ModuleType, SimpleNamespace
+from typing import get_args, get_origin
 
 import pytest
 from lmms_task import evaluated, write_task
@@ -13,6 +15,7 @@ from jaxmem.data.world.files import held_out
 from jaxmem.experiments.evaluate import benchmark_watch
 from jaxmem.experiments.harnesses import lmms, streams, vlmeval
 from jaxmem.experiments.harnesses.streams import Question, Streams
+from jaxmem.memory.options import NAMES, members, worded
 
 
 class Base(abc.ABC):
@@ -221,6 +224,57 @@ def test_what_is_on_or_off_is_given_as_harnesses_do(monkeypatch, as_given):
     assert read("flexmem", given) == {"own_audio": False, "long_term": True}
     name = {"omnimem.profile": as_given(True)}
     assert read("omnimem", name) == {"profile": "True"}
+
+
+def from_args(text):
+    """The plug-in as lmms-eval makes it of --model_args: no comma within brackets separates."""
+    pairs = (part.split("=", 1) for part in re.split(r",(?![^\[]*\])", text))
+    return lmms.Simple(**{key: int(x) if x.isnumeric() else x for key, x in pairs}).streams.setup
+
+
+@pytest.fixture
+def options_alone(stand_in, monkeypatch):
+    """The plug-in reads its options, and loads no model."""
+    monkeypatch.setattr(lmms, "Streams", Streams)
+    monkeypatch.setattr(streams, "setup_of", lambda config, *more: config)
+
+
+def test_every_option_of_several_values_is_given_in_brackets(options_alone):
+    found = from_args("model=tiny,memory=hermes,hermes.shares=[0.2,1],budget=64").options
+    assert found == {"hermes": {"shares": (0.2, 1.0)}}
+    count = 0
+    for name in NAMES:
+        for key, option in worded(name).items():
+            several = (kind for kind in members(option.type) if get_origin(kind) is tuple)
+            for kinds in map(get_args, several):
+                given = [1, 2, 3] if kinds[-1] is Ellipsis else list(range(1, 1 + len(kinds)))
+                for text in (str(given), str(given).replace(" ", "")):
+                    found = from_args(f"memory={name},budget=64KiB,{name}.{key}={text}").options
+                    assert found == {name: {key: tuple(given)}}
+                count += 1
+    assert count >= 6
+    assert from_args("memory=flexmem,flexmem.reader_layers=3").options["flexmem"] == {
+        "reader_layers": (3,)
+    }
+    assert from_args("memory=pyramid,pyramid.grid=None").options["pyramid"] == {"grid": None}
+    given = {"pyramid.grid": (4, 4)}
+    assert Streams("tiny", "pyramid", "64", **given).setup.options["pyramid"] == {"grid": (4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("hermes,hermes.shares=[0.1]", r"hermes.shares takes 2 numbers in brackets, got '\[0.1\]'"),
+        ("hermes,hermes.shares=0.1", "hermes.shares takes 2 numbers in brackets, got '0.1'"),
+        ("hermes,hermes.shares=[0.1", r"got '\[0.1': give them as hermes.shares=\[0.1,0.3\]."),
+        ("hermes,hermes.shares=[0.1,x]", "hermes.shares takes 2 numbers"),
+        ("pyramid,pyramid.grid=[4,4.5]", r"takes 2 whole numbers .* pyramid.grid=\[1,2\]\."),
+        ("flexmem,flexmem.reader_layers=[]", "takes any number of whole numbers in brackets"),
+    ],
+)
+def test_other_values_in_brackets_are_refused(options_alone, given, said):
+    with pytest.raises(ValueError, match=said):
+        from_args(f"memory={given}")
 
 
 def test_questions_lose_the_placeholders_of_their_video():
