@@ -17,8 +17,10 @@ from jaxmem.mixers.parts import (
     check_numbers,
     check_rows,
     check_sizes,
+    conv_weights,
     dense,
-    step_bias,
+    forgetting,
+    normed,
 )
 from jaxmem.typing import Array, Bool, Float, Params
 
@@ -94,16 +96,12 @@ class GatedDelta(Mixer):
     def weights(self, width: int, key: Array) -> Params:
         """Return initial weights: rates 0 to -16, and steps of 0.001 to 0.1."""
         keys, inner = jax.random.split(key, 8), self.heads * self.width
-        ends = {"minval": -(self.kernel**-0.5), "maxval": self.kernel**-0.5}
-        rates = jax.random.uniform(keys[6], (self.heads,), minval=1e-3, maxval=16.0)
-        return {
+        return forgetting(keys[6], keys[7], self.heads) | {
             "qkv": dense(keys[0], width, self.channels),
             "z": dense(keys[1], width, inner),
             "a": dense(keys[2], width, self.heads),
             "b": dense(keys[3], width, self.heads),
-            "conv": {"kernel": jax.random.uniform(keys[4], (self.kernel, self.channels), **ends)},
-            "dt_bias": step_bias(keys[7], self.heads),
-            "a_log": jnp.log(rates),
+            "conv": conv_weights(keys[4], self.kernel, self.channels),
             "norm": {"scale": jnp.ones(self.width, jnp.float32)},
             "out": dense(keys[5], inner, width),
         }
@@ -136,8 +134,7 @@ class GatedDelta(Mixer):
         g, beta = (jnp.where(real[:, None], y, 0) for y in (g, beta))
         more = {"block": self.block, "implementation": self.implementation}
         y, memory = delta(q, k, v, g, beta, state.memory, **more)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y = y * weights["norm"]["scale"].astype(wide)[None, None]
+        y = normed(y, self.eps) * weights["norm"]["scale"].astype(wide)[None, None]
         y = y.reshape(len(x), -1) * jax.nn.silu(linear(x, weights["z"]).astype(wide))
         return linear(y.astype(x.dtype), weights["out"]), GatedDeltaState(tail, memory)
 

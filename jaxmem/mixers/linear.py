@@ -12,7 +12,7 @@ from jaxmem.kernels.blocks import sums
 from jaxmem.kernels.dense import linear
 from jaxmem.kernels.ssd import ssd
 from jaxmem.mixers.base import Mixer
-from jaxmem.mixers.parts import check_numbers, check_rows, check_sizes, dense
+from jaxmem.mixers.parts import check_numbers, check_rows, check_sizes, dense, normed
 from jaxmem.typing import Array, Bool, Float, Params
 
 Within = Literal["causal", "block"]
@@ -115,8 +115,7 @@ class LinearAttention(Mixer):
 
     def _normal(self, y: Array, norm: Params) -> Float[Array, "T H D"]:
         """Return rows of mean square 1 times the scale."""
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return y * norm["scale"].astype(y.dtype)[None, None]
+        return normed(y, self.eps) * norm["scale"].astype(y.dtype)[None, None]
 
 
 TINY = 1e-15

@@ -19,8 +19,10 @@ from jaxmem.mixers.parts import (
     check_numbers,
     check_rows,
     check_sizes,
+    conv_weights,
     dense,
-    step_bias,
+    forgetting,
+    normed,
 )
 from jaxmem.typing import Array, Bool, Float, Params
 
@@ -107,14 +109,10 @@ class Mamba2(Mixer):
     def weights(self, width: int, key: Array) -> Params:
         """Return initial weights: rates -1 to -16, and steps of 0.001 to 0.1."""
         into, out, conv, rate, step = jax.random.split(key, 5)
-        ends = {"minval": -(self.kernel**-0.5), "maxval": self.kernel**-0.5}
-        ones = jnp.ones(self.heads, jnp.float32)
-        found: Params = {
+        found: Params = forgetting(rate, step, self.heads, low=1.0) | {
             "in": dense(into, width, self.inner + self.channels + self.heads, self.bias),
-            "conv": {"kernel": jax.random.uniform(conv, (self.kernel, self.channels), **ends)},
-            "dt_bias": step_bias(step, self.heads),
-            "a_log": jnp.log(jax.random.uniform(rate, (self.heads,), minval=1.0, maxval=16.0)),
-            "d": ones,
+            "conv": conv_weights(conv, self.kernel, self.channels),
+            "d": jnp.ones(self.heads, jnp.float32),
             "norm": {"scale": jnp.ones(self.inner, jnp.float32)},
             "out": dense(out, self.inner, width, self.bias),
         }
@@ -160,5 +158,4 @@ class Mamba2(Mixer):
     def _gated(self, y: Array, z: Array, norm: Params) -> Float[Array, "T I"]:
         """Return the output gated, then normalised in every group."""
         y = (y * jax.nn.silu(z)).reshape(-1, self.groups, self.inner // self.groups)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return y.reshape(-1, self.inner) * norm["scale"].astype(y.dtype)[None]
+        return normed(y, self.eps).reshape(-1, self.inner) * norm["scale"].astype(y.dtype)[None]

@@ -18,8 +18,10 @@ from jaxmem.mixers.parts import (
     check_numbers,
     check_rows,
     check_sizes,
+    conv_weights,
     dense,
-    step_bias,
+    forgetting,
+    normed,
 )
 from jaxmem.typing import Array, Bool, Float, Params
 
@@ -98,16 +100,12 @@ class MoM(Mixer):
         each = lambda n: jax.vmap(lambda k: dense(k, width, wide[n]))(
             jax.random.split(keys[n], self.count)
         )
-        ends = {"minval": -(self.kernel**-0.5), "maxval": self.kernel**-0.5}
-        conv = jax.random.uniform(keys["conv"], (self.kernel, 3 * self.inner), **ends)
-        rates = jax.random.uniform(keys["rates"], (self.heads,), minval=1e-3, maxval=16.0)
-        return {n: each(n) for n in names} | {
+        found = {n: each(n) for n in names} | forgetting(keys["rates"], keys["steps"], self.heads)
+        return found | {
             "q": dense(keys["q"], width, self.inner),
             "z": dense(keys["z"], width, self.inner),
             "router": dense(keys["router"], width, self.memories),
-            "conv": {"kernel": conv},
-            "dt_bias": step_bias(keys["steps"], self.heads),
-            "a_log": jnp.log(rates),
+            "conv": conv_weights(keys["conv"], self.kernel, 3 * self.inner),
             "norm": {"scale": jnp.ones(self.head_dim, jnp.float32)},
             "out": dense(keys["out"], self.inner, width),
         }
@@ -148,8 +146,7 @@ class MoM(Mixer):
         sent = (share > 0) & real[:, None]
         y, state = jax.vmap(one)(own, state, sent.T)
         y = sums("mthv,tm->thv", y, share)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y = y * weights["norm"]["scale"].astype(wide)[None, None]
+        y = normed(y, self.eps) * weights["norm"]["scale"].astype(wide)[None, None]
         y = y.reshape(len(x), -1) * jax.nn.silu(linear(x, weights["z"]).astype(wide))
         return linear(y.astype(x.dtype), weights["out"]), state
 

@@ -1,4 +1,4 @@
-"""What mixers share: checks, initial projections, and the causal convolution before a state."""
+"""What mixers share: checks, initial weights, a norm, and the causal convolution of rows."""
 
 from __future__ import annotations
 
@@ -75,6 +75,30 @@ def dense(key: Array, fan_in: int, fan_out: int, bias: bool = False) -> Params:
     """Return the weights of a projection, with variance 1 / fan_in."""
     kernel = jax.random.truncated_normal(key, -2, 2, (fan_in, fan_out)) / 0.87962566 / fan_in**0.5
     return {"kernel": kernel} | ({"bias": jnp.zeros(fan_out, jnp.float32)} if bias else {})
+
+
+def conv_weights(key: Array, kernel: int, channels: int) -> Params:
+    """Return the initial weights of a causal convolution, uniform up to 1 / sqrt(kernel)."""
+    end = kernel**-0.5
+    return {"kernel": jax.random.uniform(key, (kernel, channels), minval=-end, maxval=end)}
+
+
+def forgetting(rate: Array, step: Array, heads: int, low: float = 1e-3) -> Params:
+    """Return the initial weights of what heads forget: rates of `low` to 16, and `step_bias`.
+
+    Args:
+      rate: key of the rates.
+      step: key of the steps.
+      heads: how many there are.
+      low: the smallest rate.
+    """
+    rates = jax.random.uniform(rate, (heads,), minval=low, maxval=16.0)
+    return {"dt_bias": step_bias(step, heads), "a_log": jnp.log(rates)}
+
+
+def normed(x: Float[Array, "*T D"], eps: float) -> Float[Array, "*T D"]:
+    """Return rows of mean square 1."""
+    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
 def step_bias(key: Array, heads: int, low: float = 1e-3, high: float = 1e-1) -> Float[Array, "H"]:
