@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from rebuilt import REBUILT
 
 from jaxmem.bound import bind
 from jaxmem.decoder.decoder import DecoderConfig, init_decoder
@@ -18,8 +19,6 @@ from jaxmem.rope import rope_1d
 
 FAST = ("recent", "omnimem", "hermes")
 CHUNK = 32
-REBUILT = {"moviechat", "ma_lmm", "memory_vla", "simple_stream"}
-"""They merge or shift frames: their whole (small) arrays, of no layers, are made anew."""
 NO_BITS = {"flexmem", "dscache", "flash_vstream", "flash_vstream_qwen"}
 """They hold the stack of all layers, or features: bfloat16 is copied once a chunk or more."""
 EVERY = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MEMORIES]

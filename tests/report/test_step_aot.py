@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rebuilt import REBUILT
 from step_aot import CASES, CHUNK, FEW, MANY, NEEDS, missing
 
 pytestmark = pytest.mark.aot
 SCRIPT = Path(__file__).with_name("step_aot.py")
-REBUILT = {"moviechat", "ma_lmm", "memory_vla"}
-"""They merge frames: their whole (small) arrays are made anew with every frame."""
 NO_LAYERS = REBUILT | {"flash_vstream", "flash_vstream_qwen"}
 """They hold features: no layer runs while the stream is watched."""
 
