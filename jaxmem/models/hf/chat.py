@@ -194,7 +194,7 @@ def read_sampling(directory: str | Path) -> Sampling | None:
     if not flag(found, "do_sample", False, GENERATION):
         return None
     names = ("temperature", "top_p", "top_k", "repetition_penalty")
-    given = {name: number(found, name, GENERATION) for name in names if name in found}
+    given = {n: number(found, n, GENERATION) for n in names if found.get(n) is not None}
     try:
         return Sampling(**{"top_k": TOP_K, **given})
     except ValueError as error:
