@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -230,6 +230,19 @@ def init_carry(program: Program, states: tuple[PyTree, ...] = ()) -> Carry:
       program: static description.
       states: of the layers with a state, after the prefix; without, they are empty.
     """
+    carry = _empty(program, with_states=not states)
+    # A session donates its carry, so no two leaves may be the same buffer.
+    states = jax.tree.map(lambda x: jnp.array(x, copy=True), states) or carry.states
+    bank = init_bank(program.memory, program.spec)
+    return settled(program, carry._replace(states=states, bank=bank))
+
+
+@partial(jax.jit, static_argnames=("program", "with_states"))
+def _empty(program: Program, with_states: bool) -> Carry:
+    """Return an empty carry without its bank, every leaf in a buffer of its own.
+
+    One program makes it: operation by operation, every shape in it is one to compile.
+    """
     memory, spec, layout = program.memory, program.spec, program.layout
     if layout is None:
         state = memory.init(spec)
@@ -238,13 +251,10 @@ def init_carry(program: Program, states: tuple[PyTree, ...] = ()) -> Carry:
         state = layouts.init(memory, spec, layout)
     zero, none = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
     made_by = jnp.asarray(_hash(program))
-    states = states or init_states(program.config)
+    states = init_states(program.config) if with_states else ()
     broken = jnp.full((2,), -1, jnp.int32) if program.config.stacks else None
     rejected = Rejected(zero, none, none)
-    carry = Carry(state, zero, None, zero, zero, rejected, made_by, states, broken)
-    # A session donates its carry, so no two leaves may be the same buffer.
-    carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
-    return settled(program, carry._replace(bank=init_bank(memory, spec)))
+    return Carry(state, zero, None, zero, zero, rejected, made_by, states, broken)
 
 
 def init_states(config: DecoderConfig) -> tuple[PyTree, ...]:
