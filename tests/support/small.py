@@ -52,27 +52,31 @@ def options(size):
     }
 
 
+initial = jax.jit(dec.init_decoder, static_argnums=0)
+"""Compiled once for a config, whichever test asks first."""
+
+
 def params(cfg, seed=0):
     """Random weights, biases included, so that nothing is zero by accident.
 
     They are drawn by NumPy: initialising a decoder operation by operation compiles each of them.
+    So does `jnp.asarray` for every shape, and `jax.device_put` for none.
     """
-    init, rng = partial(dec.init_decoder, cfg), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     if cfg.stacks:  # a mixer's weights have ranges of their own
-        base = jax.jit(init)(jax.random.key(seed))
-        return jax.tree.map(
-            lambda x: x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), base
-        )
-    shapes = jax.eval_shape(init, jax.random.key(0))
+        base = initial(cfg, jax.random.key(seed))
+        noisy = lambda x: np.asarray(x) + (0.1 * rng.normal(size=x.shape)).astype(x.dtype)
+        return jax.device_put(jax.tree.map(noisy, base))
+    shapes = jax.eval_shape(partial(dec.init_decoder, cfg), jax.random.key(0))
 
     def draw(path, leaf):
         name, noise = path[-1].key, rng.normal(size=leaf.shape)
         if name == "scale":
-            return jnp.asarray(1 + 0.1 * noise, leaf.dtype)
+            return (1 + 0.1 * noise).astype(leaf.dtype)
         fan = {"kernel": leaf.shape[-2], "embedding": leaf.shape[-1]}.get(name)
-        return jnp.asarray(np.hypot(fan**-0.5 if fan else 0, 0.1) * noise, leaf.dtype)
+        return (np.hypot(fan**-0.5 if fan else 0, 0.1) * noise).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def scored(weights, cfg, seed=0):
@@ -95,7 +99,7 @@ def stream_rows(cfg, chunks, size, *, seed=0, lengths=None):
         if axes == 3:
             rel[i, :, 1:] = rng.integers(0, 4, (size, 2))
         span[i] = rel[i, :n, 0].max(initial=-1) + 1
-    return Embeds(*(jnp.asarray(a) for a in (x, rel, kind, span)))
+    return Embeds(*jax.device_put((x, rel, kind, span)))
 
 
 def chunk(rows, i):
