@@ -179,7 +179,7 @@ def decoder(z, w):
         qkv_bias=True,
         norm_eps=float(z["rms_norm_eps"]),
     )
-    return jax.tree.map(jnp.asarray, params), config
+    return jax.device_put(params), config
 
 
 SEEN: list[Chunk] = []

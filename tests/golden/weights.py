@@ -1,7 +1,6 @@
 """Golden weights (official parameter names, [out, in]) as the decoder's parameters."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmem.decoder.decoder import DecoderConfig
@@ -29,12 +28,12 @@ def layer_params(file, index: int, prefix: str = "w.") -> dict:
     at = f"{prefix}layers.{index}."
     params = {}
     for ours, theirs in LINEAR.items():
-        params[ours] = {"kernel": jnp.asarray(file[f"{at}{theirs}.weight"].T)}
+        params[ours] = {"kernel": file[f"{at}{theirs}.weight"].T}
         if f"{at}{theirs}.bias" in file:
-            params[ours]["bias"] = jnp.asarray(file[f"{at}{theirs}.bias"])
+            params[ours]["bias"] = file[f"{at}{theirs}.bias"]
     for ours, theirs in NORM.items():
         if f"{at}{theirs}.weight" in file:
-            params[ours] = {"scale": jnp.asarray(file[f"{at}{theirs}.weight"])}
+            params[ours] = {"scale": file[f"{at}{theirs}.weight"]}
     return params
 
 
@@ -42,19 +41,20 @@ def decoder_params(file, prefix: str = "w.", head: str | None = None) -> dict:
     """Return a decoder's parameters: all layers stacked, and the ends that the file has.
 
     `head` names the array of the output matrix [vocab, width], which golden files keep apart.
+    Layers are stacked by NumPy: `jnp.stack` compiles for every shape, and so does `jnp.asarray`.
     """
     count = 0
     while f"{prefix}layers.{count}.self_attn.q_proj.weight" in file:
         count += 1
     layers = [layer_params(file, i, prefix) for i in range(count)]
-    params = {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    params = {"layers": jax.tree.map(lambda *x: np.stack(x), *layers)}
     if f"{prefix}embed_tokens.weight" in file:
-        params["embedding"] = {"embedding": jnp.asarray(file[f"{prefix}embed_tokens.weight"])}
+        params["embedding"] = {"embedding": file[f"{prefix}embed_tokens.weight"]}
     if f"{prefix}norm.weight" in file:
-        params["norm"] = {"scale": jnp.asarray(file[f"{prefix}norm.weight"])}
+        params["norm"] = {"scale": file[f"{prefix}norm.weight"]}
     if head is not None:
-        params["head"] = {"kernel": jnp.asarray(file[head].T)}
-    return params
+        params["head"] = {"kernel": file[head].T}
+    return jax.device_put(params)
 
 
 def decoder_config(file, prefix: str = "w.", sections: str = "interleaved") -> DecoderConfig:
