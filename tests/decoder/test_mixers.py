@@ -75,12 +75,24 @@ def rows():
     return small.stream_rows(CFG, len(LENGTHS), SIZE, lengths=LENGTHS)
 
 
+@jax.jit
+def entering(layer, h):
+    return dec.rms_norm(h, layer["norm"], CFG.norm_eps) @ layer["mixer"]["w"]
+
+
+@jax.jit
+def leaving(layer, h):
+    return h + dec.mlp(layer, CFG, dec.rms_norm(h, layer["mlp_norm"], CFG.norm_eps))
+
+
 def one_pass(weights, x, pos, inputs=None):
     """The last layer's output [N, E] of everything at once, layers written out one by one.
 
-    Inputs of the layers that attend are appended to `inputs`.
+    Inputs of the layers that attend are appended to `inputs`. Loops and cuts are NumPy's: JAX
+    would compile each of their operations.
     """
-    h, seen = jnp.asarray(x), {kind: 0 for kind in KINDS}
+    weights = {name: jax.tree.map(np.asarray, weights[name]) for name in ("layers", "mixers")}
+    h, seen = np.asarray(x), {kind: 0 for kind in KINDS}
     for kind in KINDS:
         number, seen[kind] = seen[kind], seen[kind] + 1
         if kind is None:
@@ -88,19 +100,14 @@ def one_pass(weights, x, pos, inputs=None):
                 inputs.append(h)
             plain = replace(CFG, layers=1, mixers=())
             layer = jax.tree.map(lambda w, l=number: w[l : l + 1], weights["layers"])
-            h = small.one_pass({"layers": layer}, plain, h, pos)
+            h = np.asarray(small.one_pass({"layers": layer}, plain, h, pos))
             continue
         layer = jax.tree.map(lambda w, l=number: w[l], weights["mixers"][CFG.stacks.index(kind)])
-        own, inner = (
-            layer["mixer"],
-            dec.rms_norm(h, layer["norm"], CFG.norm_eps) @ layer["mixer"]["w"],
-        )
-        total, out = jnp.zeros(CFG.width), []
-        for row in inner:
-            total = kind.rate * total + row
-            out.append(total @ own["v"])
-        h = h + jnp.stack(out)
-        h = h + dec.mlp(layer, CFG, dec.rms_norm(h, layer["mlp_norm"], CFG.norm_eps))
+        total, out = np.zeros(CFG.width, np.float32), []
+        for row in np.asarray(entering(layer, h)):
+            total = np.float32(kind.rate) * total + row
+            out.append(total @ layer["mixer"]["v"])
+        h = np.asarray(leaving(layer, h + np.stack(out)))
     return h
 
 
