@@ -147,4 +147,4 @@ def branch(carry: Carry) -> Carry:
     `stream` leaves the carry it is given as it is; `advance` takes it over, so keep a branch of
     what you want to come back to.
     """
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
+    return jax.device_put(carry, may_alias=False)  # `jnp.array` compiles a copy for every shape

@@ -232,7 +232,7 @@ def init_carry(program: Program, states: tuple[PyTree, ...] = ()) -> Carry:
     """
     carry = _empty(program, with_states=not states)
     # A session donates its carry, so no two leaves may be the same buffer.
-    states = jax.tree.map(lambda x: jnp.array(x, copy=True), states) or carry.states
+    states = jax.device_put(states, may_alias=False) if states else carry.states
     bank = init_bank(program.memory, program.spec)
     return settled(program, carry._replace(states=states, bank=bank))
 
