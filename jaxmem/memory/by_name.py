@@ -17,6 +17,7 @@ from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec
 from jaxmem.memory.features.with_audio import share_slots
 from jaxmem.memory.omnimem import avba
 from jaxmem.memory.omnimem.budgets import (
+    MOST_SLOTS,
     load_table,
     parse_bytes,
     resized,
@@ -60,10 +61,6 @@ class Contestant(NamedTuple):
     options: dict[str, Any]  # also "bits" and "bank", where they are around it
     slots: int  # per layer, as `build` took them
     reference: bool  # holds the whole stream, whatever the budget
-
-
-MOST_SLOTS = 1 << 30
-"""Per layer: indices are int32."""
 
 
 def parse_budget(text: str) -> Budget:

@@ -26,6 +26,8 @@ VERSION = 1
 Table = tuple[tuple[int, int], ...] | tuple[int, ...]
 TableLike = np.ndarray | Sequence[Sequence[int]] | Sequence[int]
 M = TypeVar("M", bound=AnyMemory)
+MOST_SLOTS = 1 << 30
+"""Per layer: indices are int32."""
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -183,16 +185,18 @@ def slots_for_bytes(
     values (redundancy vectors, text slots, grids of codes, summaries of a bank, counters, a bank
     that is not in host memory) is counted. Nothing is allocated. `factory` makes a memory of so
     many slots per layer, for example `OmniMem`, of which more never cost less; bytes are over all
-    layers, at rest, and `smallest` is the fewest slots that the memory takes. Of a memory that
-    holds no more from some number of slots on (`SimpleStream`), that number is the most.
+    layers, at rest, and `smallest` is the fewest slots that the memory takes; its options may ask
+    for more (`newest`). Of a memory that holds no more from some number of slots on
+    (`SimpleStream`), that number is the most.
 
     Raises:
-      ValueError: if not even `smallest` slots per layer fit.
+      ValueError: if not even the fewest slots per layer fit, or no number of them does.
     """
 
     def price(slots: int) -> int:
         return footprint(factory(slots), spec).device
 
+    smallest = _fewest(factory, smallest)
     least = price(smallest)
     if not spec.layers and least <= budget_bytes:  # slots cost nothing
         return smallest
@@ -209,6 +213,24 @@ def slots_for_bytes(
         return _last(fits, low, high)
     full = price(high)  # though a slot that is held costs a byte at least
     return _last(lambda slots: price(slots) < full, smallest - 1, high) + 1
+
+
+def _fewest(factory: Callable[[int], AnyMemory], smallest: int) -> int:
+    """Return the fewest slots, `smallest` or more, that options do not refuse."""
+
+    def refuses(slots: int) -> bool:
+        try:
+            factory(slots)
+        except ValueError:
+            if slots > MOST_SLOTS:  # it is not for want of slots
+                raise
+            return True
+        return False
+
+    high = smallest
+    while refuses(high):
+        high *= 2
+    return smallest if high == smallest else _last(refuses, high // 2, high) + 1
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:

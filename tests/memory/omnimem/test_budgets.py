@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import jaxmem as jm
 from jaxmem.memory import MEMORIES
 from jaxmem.memory.bank.bank import footprint
 from jaxmem.memory.bank.with_bank import WithBank
@@ -97,6 +98,17 @@ def test_bytes_buy_the_most_slots():
         some = replace(SPEC, layers=layers, state_bytes=4096)
         with pytest.raises(ValueError, match=f"{told}.*4096 bytes are states of layers"):
             budgets.slots_for_bytes(OmniMem, some, 100)
+
+
+def test_options_that_need_many_slots_take_budgets_in_bytes():
+    made = lambda slots: jm.KeyDiff(slots, newest=30)
+    plenty = nbytes(made(99), SPEC)
+    assert budgets.slots_for_bytes(made, SPEC, plenty) == 99
+    assert budgets.slots_for_bytes(made, SPEC, nbytes(made(30), SPEC)) == 30
+    with pytest.raises(ValueError, match="30 slots per layer costs"):
+        budgets.slots_for_bytes(made, SPEC, nbytes(made(30), SPEC) - 1)
+    with pytest.raises(ValueError, match="newest=-1"):
+        budgets.slots_for_bytes(lambda slots: jm.KeyDiff(slots, newest=-1), SPEC, plenty)
 
 
 @pytest.mark.parametrize(
