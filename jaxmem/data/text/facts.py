@@ -73,6 +73,7 @@ class Planted(NamedTuple):
 
     ids: Int[np.ndarray, "N"]
     asked: tuple[Asked, ...]
+    rounds: int = 0  # how often all of the prose had passed before its end
 
 
 def depths(count: int) -> list[float]:
@@ -136,4 +137,4 @@ def plant(
         held, at = held + len(part), at + 1
     ids = np.concatenate(parts)[:tokens].astype(np.int32)
     asked = [Asked(tokenize(f.question), tokenize(f.answer), f) for f in given]
-    return Planted(ids, tuple(asked))
+    return Planted(ids, tuple(asked), (at - first - 1) // len(prose))

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jaxmem.data.world.atomic import complete
 from jaxmem.report.commit import made_by
+from jaxmem.report.files import write_json
 
 
 def begun(mark: str, **more: Any) -> dict[str, Any]:
@@ -21,13 +22,33 @@ def begun(mark: str, **more: Any) -> dict[str, Any]:
 
 
 def reopened(path: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """Return the cell of a file, or the `new` one if it is of other settings, or there is none.
+    """Return the cell of a file, or of one that `stored` set aside, that has the settings of `new`.
+
+    That is `new` where there is none.
 
     Raises:
       ValueError: if the file is no cell.
     """
-    held = _load(path) if path.is_file() else new
-    return held if held["fingerprint"] == new["fingerprint"] else new
+    for one in (path, _aside(path, new)):
+        if one.is_file() and (held := _load(one))["fingerprint"] == new["fingerprint"]:
+            return held
+    return new
+
+
+def stored(path: Path, cell: dict[str, Any]) -> None:
+    """Write a cell, all of it or nothing; one of other settings is set aside in a file beside it.
+
+    Raises:
+      ValueError: if the file that is there is no cell.
+    """
+    if path.is_file() and (held := _load(path))["fingerprint"] != cell["fingerprint"]:
+        path.replace(_aside(path, held))
+    write_json(path, cell)
+    _aside(path, cell).unlink(missing_ok=True)  # all that it held is in the file now
+
+
+def _aside(path: Path, cell: dict[str, Any]) -> Path:
+    return path.with_name(f"{path.name}.{cell['fingerprint']}")
 
 
 def _load(path: Path) -> dict[str, Any]:

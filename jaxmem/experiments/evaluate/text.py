@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +21,9 @@ from jaxmem.experiments.evaluate.cells import (
     reopened,
     show_left_out,
     show_tables,
+    stored,
 )
+from jaxmem.experiments.evaluate.text_cells import Cell, beyond, cells_of, check
 from jaxmem.experiments.evaluate.text_kvpress import Decoder, comparable, rival_of
 from jaxmem.experiments.evaluate.text_run import alike, kept_tokens, run_text
 from jaxmem.experiments.evaluate.text_streams import (
@@ -29,16 +31,14 @@ from jaxmem.experiments.evaluate.text_streams import (
     SEVERAL,
     Stream,
     TextConfig,
+    notes,
     streams_of,
     texts_mark,
 )
 from jaxmem.experiments.stream.config import try_folder
 from jaxmem.kv import Modality
-from jaxmem.memory import MEMORIES
-from jaxmem.memory.base import AnyMemory, FeatureMemory, Spec
-from jaxmem.memory.baselines import Full
-from jaxmem.memory.by_name import Budget, contestants, parse_names, why_bare
-from jaxmem.memory.options import options_of, plain_options
+from jaxmem.memory.base import Spec
+from jaxmem.memory.options import plain_options
 from jaxmem.memory.sizes import nbytes
 from jaxmem.models.base import Model
 from jaxmem.models.text import text_model
@@ -48,73 +48,6 @@ from jaxmem.report.files import write_json, write_picture
 from jaxmem.report.text_plot import plot_slots
 
 FORMAT, VERSION = "jaxmem-text", 1
-
-
-class Cell(NamedTuple):
-    """A memory at a budget."""
-
-    name: str  # of the memory
-    share: float
-    newest: float
-    memory: AnyMemory | None  # None: refused
-    slots: int
-    why: str = ""  # it was refused
-
-    @property
-    def stem(self) -> str:
-        """Name of its file."""
-        return f"{self.name}_{self.share:g}_{self.newest:g}"
-
-
-def cells_of(config: TextConfig, model: Model, spec: Spec) -> list[Cell]:
-    """Return every memory at every budget, those that do not fit as refused.
-
-    Raises:
-      ValueError: for an unknown name, a memory of features, or parts outside (0, 1].
-    """
-    wrong = [x for x in config.shares if not 0 < x <= 1] + [
-        x for x in config.newest if not 0 <= x <= 1
-    ]
-    if wrong or not config.shares or not config.newest:
-        raise ValueError(f"--shares and --newest are parts of a whole, got {wrong or 'none'}.")
-    whole, out = nbytes(Full(config.tokens), spec), []
-    for name in parse_names(config.memories):
-        floors = config.newest if "newest" in options_of(name) else (0.0,)
-        shares = (1.0,) if name == "full" else config.shares
-        each = [(share, floor) for share in shares for floor in floors]
-        out += [_cell(config, model, spec, name, int(s * whole), s, f) for s, f in each]
-    return out
-
-
-def _cell(
-    config: TextConfig,
-    model: Model,
-    spec: Spec,
-    name: str,
-    allowed: int,
-    share: float,
-    floor: float,
-) -> Cell:
-    own = dict(config.options.get(name, {}))
-    longer = model.max_position is not None and config.tokens > model.max_position
-    renumbers = longer if config.renumber is None else config.renumber
-    if "reindex" in options_of(name) and renumbers:
-        own.setdefault("reindex", True)
-    try:
-        if issubclass(MEMORIES[name], FeatureMemory):
-            raise ValueError(f"{name} keeps features and reads no text: leave it out.")
-        bits = None if why_bare(name, "bits") else config.bits
-        made = lambda own, budget: contestants(
-            (name,), {name: own}, budget, spec, config.tokens, bits=bits
-        )
-        (chosen,) = made(own, Budget(None, allowed))
-        if floor:  # a part of the slots that these bytes hold
-            newest = {"newest": round(floor * chosen.slots)}
-            (chosen,) = made(own | newest, Budget(chosen.slots, None))
-        compile(model, chosen.memory, spec=spec)  # sizes that it lacks are missed here
-    except ValueError as error:  # not to fit its budget is a result, too
-        return Cell(name, share, floor, None, 0, str(error))
-    return Cell(name, share, floor, chosen.memory, chosen.slots)
 
 
 def fingerprint(config: TextConfig, model: Model, streams: Sequence[Stream], cell: Cell) -> str:
@@ -146,7 +79,9 @@ def measure(
     rival = rival_of(config, model, [(cell.name, cell.newest) for cell in cells])
     for cell in cells:
         mark = fingerprint(config, model, streams, cell)
-        found[cell.stem] = reopened(_path(config, cell), begun(mark, texts={}))
+        held = reopened(_path(config, cell), begun(mark, texts={}))
+        held.pop("refused", None)  # an earlier run's, whose reason may be gone
+        found[cell.stem] = held
     for stream in streams:
         for cell in cells:
             held = found[cell.stem]
@@ -158,7 +93,8 @@ def measure(
                     held["texts"][stream.name] = _measured(cell, model, stream, spec, theirs)
                 except ValueError as error:  # a size that only a stream shows to be missing
                     held["refused"] = str(error)
-                write_json(_path(config, cell), held)
+                else:
+                    stored(_path(config, cell), held)
             yield cell, held
 
 
@@ -221,13 +157,17 @@ def run(config: TextConfig, model: Model, console: Console) -> list[report.Outco
         cell, or nothing was measured.
     """
     if not 0 < config.chunk <= config.tokens:
-        raise ValueError(f"--chunk lies between 1 and --tokens, got {config.chunk}.")
+        raise ValueError(
+            f"--chunk lies between 1 and --tokens, got {config.chunk} and {config.tokens}."
+        )
     spec = model_spec(model, config.chunk)
     streams, all_cells = streams_of(config, model), cells_of(config, model, spec)
     for cell in all_cells:
         if cell.memory is None:
             console.print(f"{cell.stem}: {cell.why}", markup=False)
     cells = [cell for cell in all_cells if cell.memory is not None]
+    for note in (*check(config), *notes(config, streams), *beyond(config, model, cells)):
+        console.print(note, markup=False)
     try_folder("out", config.out)
     found: dict[str, tuple[Cell, dict[str, Any]]] = {}
     with CellBar(len(cells) * len(streams), console) as bar:
@@ -265,6 +205,7 @@ def write(
         "format": FORMAT,
         "version": VERSION,
         "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
+        "options": {name: plain(own) for name, own in config.options.items()},
         "model": model.name,
         "texts": mark,
         "jax": jax.__version__,
@@ -273,6 +214,11 @@ def write(
     }
     write_json(config.out / "results.json", document)
     console.print(f"written to {config.out}", markup=False)
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return options as words."""
+    return {name: str(value) for name, value in options.items()}
 
 
 def run_named(config: TextConfig, console: Console) -> list[report.Outcome]:

@@ -32,7 +32,7 @@ class TextConfig:
     shares: tuple[float, ...] = (0.5, 0.25, 0.125, 0.0625)
     # Parts of the slots for the newest tokens, where a memory has `newest`.
     newest: tuple[float, ...] = (0.0, 0.25, 0.5)
-    bits: int | None = None  # Keys and values in 8 or 4 bits, where a memory takes them.
+    bits: Literal[4, 8] | None = None  # Keys and values in 8 or 4 bits, where a memory takes them.
     # What memories take the tokens for; text: last_copy scores them by --last-copy.text.
     marked: Literal["vision", "text"] = "vision"
     # Text in front of every stream that is never dropped, as a template's is of a video model.
@@ -71,13 +71,16 @@ def streams_of(config: TextConfig, model: Model) -> list[Stream]:
     Raises:
       ValueError: if a number is out of range, or the texts are too short for the facts.
     """
+    if config.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {config.seed}.")
     if config.keys < 1 or config.depths < 1 or not 0 <= config.alone <= config.depths:
         raise ValueError(
             "--keys and --depths are at least 1 and --alone at most --depths, got "
             f"{config.keys}, {config.depths} and {config.alone}."
         )
     where = facts.depths(config.depths)
-    paragraphs = prose.paragraphs(prose.documents(config.texts))
+    most = None if config.texts is None else prose.MOST
+    paragraphs = prose.paragraphs(prose.documents(config.texts), most)
     out = {SEVERAL: [], ONE: []}
     for number in range(config.keys):
         given = facts.facts(number, where, config.seed)
@@ -88,6 +91,19 @@ def streams_of(config: TextConfig, model: Model) -> list[Stream]:
             kind, name = (ONE, number * config.alone + i - 1) if i else (SEVERAL, number)
             out[kind].append(Stream(kind, name, text))
     return out[SEVERAL] + out[ONE]
+
+
+def notes(config: TextConfig, streams: Sequence[Stream]) -> list[str]:
+    """Return in words what is left out of the user's texts, and where they are repeated."""
+    out = [f"left out: {one}" for one in prose.read(config.texts).left_out] if config.texts else []
+    most = max(stream.text.rounds for stream in streams)
+    if most:
+        out.append(
+            f"all of the prose is shorter than a text of --tokens {config.tokens}, which has it up "
+            f"to {most + 1} times: losses and facts are those of repeated prose. Give more texts, "
+            "or fewer tokens."
+        )
+    return out
 
 
 def texts_mark(streams: Sequence[Stream]) -> str:

@@ -30,8 +30,24 @@ def test_a_folder_of_texts_stands_in_its_place(tmp_path):
     (tmp_path / "c.rst").write_bytes(b"\xff" * 5000)
     with pytest.raises(ValueError, match=r"c\.rst is no text in UTF-8"):
         documents(tmp_path)
+    with pytest.raises(ValueError, match="nothing is no folder"):
+        documents(tmp_path / "nothing")
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match="no text of at least"):
         documents(tmp_path / "nothing")
+
+
+def test_a_document_without_empty_lines_has_its_facts_at_their_depths():
+    text = ("some words in a line\n" * 500).strip()
+    assert paragraphs([text]) == [text]
+    cut = paragraphs([text], 400)
+    assert max(map(len, cut)) <= 400 and "\n".join(cut) == text
+    planted = text_of(plant(letters, cut, 0, 6000, given := facts(0, depths(5))).ids)
+    for fact in given:
+        assert 0 <= fact.depth - planted.find(fact.said) / 6000 < 402 / 6000
+    assert paragraphs(["x" * 900], 400) == ["x" * 400, "x" * 400, "x" * 100]
+    words = paragraphs(["one two " * 300], 100)
+    assert max(map(len, words)) <= 100 and " ".join(words).split() == ["one", "two"] * 300
 
 
 def test_facts_lie_at_their_depths_and_are_asked_for():

@@ -169,6 +169,51 @@ def test_a_memory_that_fails_in_the_stream_is_told(model, tmp_path, monkeypatch)
     assert "recent_0.5_0: needs Spec.frame" in console.export_text()
 
 
+def done(*args):
+    return Ran({"loss": [1.0] * 4, "nats": [2.0, 2.0], "right": [1, 0], "seconds": [1, 1]}, None)
+
+
+def test_cells_of_other_settings_are_set_aside_and_found_again(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "run_text", done)
+    for seed in (0, 1):
+        run(model, tmp_path, memories="recent", seed=seed)
+    monkeypatch.setattr(command, "run_text", None)  # all of both is there
+    for seed in (0, 1):
+        run(model, tmp_path, memories="recent", seed=seed)
+    first = command.TextConfig(**{**SMALL, "memories": "recent", "keys": 2, "out": tmp_path})
+    monkeypatch.setattr(command, "run_text", done)
+    command.run(first, model, Console(quiet=True))  # of three settings none is lost
+    assert len(list((tmp_path / "cells").iterdir())) == 3
+
+
+def test_a_refusal_of_an_earlier_run_is_tried_again(model, tmp_path, monkeypatch):
+    test_a_memory_that_fails_in_the_stream_is_told(model, tmp_path, monkeypatch)
+    monkeypatch.setattr(command, "run_text", done)
+    (found,) = run(model, tmp_path, memories="recent")
+    assert found.right.tolist() == [[True, False]]
+
+
+def test_texts_of_ones_own_are_told_of(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "run_text", done)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    long = "\ufeff" + "one line of it\n" * 150
+    files = {"a.TXT": long, "b.txt": long, "c.md": "short", "d.csv": "1"}
+    for name, text in files.items():
+        (mine / name).write_text(text)
+    console = Console(width=400, record=True)
+    run(model, tmp_path / "out", console, memories="recent", texts=mine, tokens=6000, chunk=1500)
+    shown = console.export_text()
+    assert f"left out: {mine}/b.txt (the same text as {mine}/a.TXT)" in shown
+    assert f"left out: {mine}/c.md (5 characters, at least 2000 are read)" in shown
+    assert (
+        "it up to 3 times" in shown and "recent_0.5_0: holds more" in shown and "d.csv" not in shown
+    )
+    for wrong in ("nowhere", "a.TXT"):
+        with pytest.raises(ValueError, match=f"{wrong} is no folder"):
+            run(model, tmp_path / "out", texts=mine / wrong)
+
+
 def cells(model, **more):
     config = command.TextConfig(**{**SMALL, **more})
     return command.cells_of(config, model, model_spec(model, CHUNK))
@@ -216,7 +261,11 @@ def test_what_does_not_fit_is_refused(model, capsys):
     for wrong, words in (
         ({"shares": (2.0,)}, "parts of a whole"), ({"newest": (-1.0,)}, "parts of a whole"),
         ({"keys": 0}, "at least 1"), ({"alone": 3}, "--alone at most --depths"),
-        ({"chunk": 0}, "--chunk lies between"), ({"tokens": 60, "chunk": 20}, "too short"),
+        ({"chunk": 0}, "--chunk lies between"), ({"tokens": -5}, "got 150 and -5"),
+        ({"seed": -1}, "--seed must not"), ({"memories": "full", "bits": 4}, "--bits has no"),
+        ({"options": {"bank": {"capacity": 9}}}, "--bank.* has no effect on text"),
+        ({"options": {"keydiff": {"newest": 9}}}, "--keydiff.newest is a number of slots"),
+        ({"tokens": 60, "chunk": 20}, "too short"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             command.run(command.TextConfig(**{**SMALL, **wrong}), model, Console(quiet=True))
