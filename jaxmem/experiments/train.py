@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmem.experiments.parsing import read, refusing, shown
+from jaxmem.experiments.stream.config import try_folder
 from jaxmem.experiments.training_bar import training_bar
 from jaxmem.models.tiny import tiny
 from jaxmem.models.tiny.embedded import weights_of
@@ -65,8 +66,29 @@ def _config(options: Options) -> TrainConfig:
     return scaled(config, options.steps_scale)
 
 
+def _refuse_idle(options: Options) -> None:
+    """Refuse options of the other half of this command, which would have no effect.
+
+    Raises:
+      ValueError: naming one of them.
+    """
+    training = ("config", "mixer", "attend", "seed", "optimizer", "rank", "steps_scale", "resume")
+    usual, idle = Options(), training if options.evaluate else ("weights",)
+    for name in idle:
+        if getattr(options, name) != getattr(usual, name):
+            how = "with" if options.evaluate else "without"
+            word = name.replace("_", "-")
+            raise ValueError(f"--{word} has no effect {how} --evaluate; leave it out.")
+    if options.questions < 1 or not options.seconds or min(options.seconds) < 1:
+        raise ValueError(
+            "--questions and --seconds are at least 1, got "
+            f"{options.questions} and {', '.join(map(str, options.seconds)) or 'none'}."
+        )
+
+
 def _train(options: Options, console: Console) -> None:
     config = _config(options)
+    try_folder("out", options.out)
     with training_bar("training", config.steps, console, memory=0.95) as report:
         train(config, options.out, options.resume, report)
     console.print(f"weights: {options.out / tiny.name_of(config.model)}.safetensors")
@@ -98,7 +120,12 @@ def _evaluate(options: Options, console: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train or measure; return the exit status (0, or 2 for bad arguments)."""
     options = tyro.cli(Options, args=argv, **shown("train", __doc__))
-    return refusing(lambda: (_evaluate if options.evaluate else _train)(options, Console()))
+    return refusing(lambda: _run(options))
+
+
+def _run(options: Options) -> None:
+    _refuse_idle(options)
+    (_evaluate if options.evaluate else _train)(options, Console())
 
 
 if __name__ == "__main__":

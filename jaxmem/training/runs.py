@@ -33,7 +33,8 @@ class Folder(NamedTuple):
     path: Path
     every: int = 200  # steps between two checkpoints
     resume: bool = False  # go on with the run that is there
-    other_recipe: bool = False  # even if its recipe was another one
+    # Even if its recipe was another one; None: likewise not, and the command cannot ask for it.
+    other_recipe: bool | None = None
 
 
 def follow(
@@ -112,16 +113,34 @@ def _check(path: Path, last: int | None, folder: Folder, recipe: Mapping[str, An
     if not folder.resume and last is not None:
         raise ValueError(f"{path} holds a run of {last} steps: use --resume or another --out")
     file, mine = path / "recipe.json", json.loads(json.dumps(recipe, default=str))
-    theirs = json.loads(file.read_text()) if last is not None and file.is_file() else mine
+    theirs = _recipe(file) if last is not None and file.is_file() else mine
     changed = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
     if changed and not folder.other_recipe:
         words = ", ".join(f"{k} was {theirs.get(k)!r}, now {mine.get(k)!r}" for k in changed)
+        how = (
+            "another --out"
+            if folder.other_recipe is None
+            else "--other-recipe to go on with this one"
+        )
         raise ValueError(
-            f"{path} is a run of another recipe ({words}): give what it was, or --other-recipe to "
-            "go on with this one."
+            f"{path} is a run of another recipe ({words}): give what it was, or {how}."
         )
     with complete(file) as temporary:
         temporary.write_text(json.dumps(mine, indent=1) + "\n")
+
+
+def _recipe(file: Path) -> dict[str, Any]:
+    """Return what a run was made by."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} is damaged, so whether its run is this one is unknown: remove it to go on all "
+            "the same."
+        )
+    return found
 
 
 def _check_finite(step: int, values: dict[str, float], last: int | None, path: Path) -> None:
@@ -131,7 +150,7 @@ def _check_finite(step: int, values: dict[str, float], last: int | None, path: P
         kept = f"the checkpoint of step {last} in {path} is good" if last else "nothing was saved"
         raise ValueError(
             f"step {step}: {', '.join(broken)} is not finite, so the run has ended; {kept}. Take a "
-            "lower --rate."
+            "lower rate."
         )
 
 
@@ -144,9 +163,19 @@ def _forget(file: Path, done: int) -> None:
     """Drop the lines of steps after a checkpoint, which are done again."""
     if not file.is_file():
         return
-    lines = [line for line in file.read_text().splitlines(True) if line.endswith("}\n")]
+    lines = [line for line in file.read_text().splitlines(True) if 0 <= _step_of(line) <= done]
     with complete(file) as temporary:
-        temporary.write_text("".join(x for x in lines if json.loads(x)["step"] <= done))
+        temporary.write_text("".join(lines))
+
+
+def _step_of(line: str) -> int:
+    """Return the step of a line of metrics; -1 where it is damaged."""
+    try:
+        found = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        found = None
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int) else -1
 
 
 @contextmanager

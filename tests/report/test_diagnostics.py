@@ -95,3 +95,20 @@ def test_command(tmp_path, capsys):
     assert "what is kept" in capsys.readouterr().out.lower()
     assert evaluate.main(["diagnose", "--memories", "moviechat", "--out", str(out)]) == 2
     assert "leave it out" in capsys.readouterr().err
+
+
+def test_diagnosis_refuses_before_it_measures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jaxmem.experiments.evaluate.diagnose.oracles", None)
+    (tmp_path / "file").write_text("mine")
+    base = f"diagnose --memories recent --seconds 16 --streams 1 --questions 4 --out {tmp_path} "
+    for words, message in (
+        ("--memories full", "full holds everything"),
+        ("--budget 96", "--budget is bytes over all layers"),
+        ("--budget 1KiB", "recent in --budget 1KiB: 1024 bytes hold no memory"),
+        ("--streams 0", "--streams must be at least 1"),
+        ("--moments 0", "--moments must be at least 1"),
+        ("--chunk-seconds 0", "--chunk-seconds must be at least 1"),
+        (f"--out {tmp_path / 'file'}", "is no folder to write to"),
+    ):
+        assert evaluate.main([*base.split(), *words.split()]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())

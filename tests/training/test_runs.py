@@ -61,6 +61,24 @@ def test_time_ends_a_run_at_a_checkpoint_that_goes_on(tmp_path):
     assert float(state.x) == sum(range(6)) and [line["step"] for line in lines(tmp_path)] == [1, 6]
 
 
+def test_damaged_files_of_a_run_are_named_or_dropped(tmp_path):
+    run(tmp_path, 12)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"no": 3}\n[]\n{"step": 12,')
+    run(tmp_path, 12, resume=True)
+    assert [line["step"] for line in lines(tmp_path)] == [10, 12]
+    for text in ("[]", '{"a'):
+        (tmp_path / "recipe.json").write_text(text)
+        with pytest.raises(ValueError, match=r"recipe\.json is damaged.*remove it"):
+            run(tmp_path, resume=True)
+
+
+def test_a_command_without_other_recipe_does_not_offer_it(tmp_path):
+    run(tmp_path, 2)
+    with pytest.raises(ValueError, match="give what it was, or another --out"):
+        run(tmp_path, resume=True, recipe={"rate": 2})
+
+
 def test_what_does_not_fit_a_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint to resume"):
         run(tmp_path, resume=True)
@@ -68,7 +86,7 @@ def test_what_does_not_fit_a_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="use --resume or another --out"):
         run(tmp_path)
     with pytest.raises(ValueError, match="rate was 1, now 2.*--other-recipe"):
-        run(tmp_path, resume=True, recipe={"rate": 2})
+        run(tmp_path, resume=True, recipe={"rate": 2}, other_recipe=False)
     assert int(run(tmp_path, 4, resume=True, recipe={"rate": 2}, other_recipe=True).step) == 4
     assert json.loads((tmp_path / "recipe.json").read_text()) == {"rate": 2}
 

@@ -225,6 +225,20 @@ def test_a_rank_needs_an_optimizer_that_has_one(tmp_path, capsys):
     assert "--rank has no effect with muon" in capsys.readouterr().err
 
 
+def test_options_without_an_effect_and_folders_that_are_none(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for words, message in (
+        ("--evaluate --mixer mamba2", "--mixer has no effect with --evaluate"),
+        ("--evaluate --steps-scale 2", "--steps-scale has no effect with --evaluate"),
+        ("--weights tiny", "--weights has no effect without --evaluate"),
+        ("--evaluate --questions 0", "at least 1, got 0 and 64"),
+        ("--evaluate --seconds 16 0", "at least 1, got 2000 and 16, 0"),
+        (f"--out {tmp_path / 'file'}", "is no folder to write to"),
+    ):
+        assert command.main(words.split()) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["galore", "apollo"])
 def test_other_optimizers_train_from_the_command_line(name, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -25,12 +26,14 @@ from jaxmem.experiments.parsing import whole_pieces
 from jaxmem.kernels.dispatch import preferring
 from jaxmem.loop import advance, start
 from jaxmem.memory.bank.bank import footprint
-from jaxmem.memory.base import AnyMemory, FeatureMemory, Memory, Spec
-from jaxmem.memory.by_name import Budget, contestants
+from jaxmem.memory.base import FeatureMemory, Memory, Spec
+from jaxmem.memory.by_name import Contestant, contestants, parse_budget
 from jaxmem.memory.exchange import Embeds
 from jaxmem.models.base import Model, for_frames
+from jaxmem.models.hf.published import FAMILIES, names
 from jaxmem.models.load import load
 from jaxmem.models.scorer import with_scorer
+from jaxmem.models.tiny.embedded import is_embedded
 from jaxmem.pieces import blank
 from jaxmem.programs import compile, model_spec, stream_tokens
 from jaxmem.training.differentiable import Mode
@@ -50,7 +53,8 @@ class PriceConfig:
     # A checkpoint directory (its config.json is read, no weights), or family:size.
     model: str = "qwen2.5-vl:7b"
     memory: str = "omnimem"  # what is kept; set it with --NAME.OPTION
-    budget: int = 4096  # slots per layer; for `full` its capacity
+    # Slots per layer (for `full` its capacity), or bytes over all layers (64MiB).
+    budget: int | str = 4096
     fps: float = 1.0  # pictures per second
     chunk_seconds: float = 2.0  # written at once
     height: int = 448  # pixels of a picture, rounded to what the family takes (LLaVA has one size)
@@ -85,6 +89,7 @@ class Stream(NamedTuple):
     inputs: PyTree  # of a segment of one chunk
     size: tuple[int, int]  # of a picture in pixels, after the family's rounding
     pieces: int  # of a chunk
+    slots: int  # of the memory, per layer
 
 
 def price(config: PriceConfig) -> Price:
@@ -122,7 +127,7 @@ def _price(config: PriceConfig) -> Price:
     return Price(
         model=found.model.name,
         memory=config.memory,
-        budget=config.budget,
+        budget=found.slots,
         attends=spec.layers,
         hours=config.hours,
         tokens=int(config.hours * 3600 / found.model.media.piece_seconds)
@@ -151,7 +156,7 @@ def _price(config: PriceConfig) -> Price:
 
 def _pictures(config: PriceConfig) -> int:
     """Return the pictures of a chunk, and refuse numbers that make no sense."""
-    for name in ("budget", "fps", "chunk_seconds", "height", "width", "question", "answer"):
+    for name in ("fps", "chunk_seconds", "height", "width", "question", "answer", "hours"):
         if getattr(config, name) <= 0:
             raise ValueError(
                 f"--{name.replace('_', '-')} must be positive, got {getattr(config, name)}."
@@ -171,13 +176,19 @@ def open_stream(config: PriceConfig) -> Stream:
     Raises:
       ValueError: if the model or the memory does not take what is asked.
     """
-    model = load(config.model, abstract=True, dtype=config.dtype, fps=config.fps)
+    model = load(known(config.model), abstract=True, dtype=config.dtype, fps=config.fps)
+    if is_embedded(config.model) and config.fps != model.media.fps:
+        raise ValueError(
+            f"{model.name} sees {model.media.fps:g} picture a second, got --fps {config.fps:g}; "
+            "leave it out."
+        )
     pieces = whole_pieces("chunk-seconds", config.chunk_seconds, model.media.piece_seconds)
     size = model.media.size
     size = size if isinstance(size, tuple) else size(config.height, config.width)
     model = for_frames(model, size)
     spec = model_spec(model, pieces)
-    memory = _memory(config, model, spec)
+    chosen = _chosen(config, model, spec)
+    memory = chosen.memory
     if isinstance(memory, Memory) and memory.requires.retention:  # it may be learned later
         model = with_scorer(model, _scorer_of(model))
     program = compile(model, memory, chunk_pieces=pieces, spec=spec)
@@ -190,7 +201,21 @@ def open_stream(config: PriceConfig) -> Stream:
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), chunk),
         size,
         pieces,
+        chosen.slots,
     )
+
+
+def known(model: str) -> str:
+    """Return the model, unless it is of a published family in a size that is not known.
+
+    Raises:
+      ValueError: naming the sizes.
+    """
+    family, colon, _ = model.lower().partition(":")
+    if colon and family in FAMILIES and model.lower() not in names() and not Path(model).exists():
+        sizes = ", ".join(name for name in names() if name.startswith(f"{family}:"))
+        raise ValueError(f"--model {model}: of this family there are {sizes}, or give a directory.")
+    return model
 
 
 def _scorer_of(model: Model) -> PyTree:
@@ -198,19 +223,22 @@ def _scorer_of(model: Model) -> PyTree:
     return jax.eval_shape(lambda: init_scorer(model.decoder, jax.random.key(0)))
 
 
-def _memory(config: PriceConfig, model: Model, spec: Spec) -> AnyMemory:
-    options = dict(config.memories)
+def _chosen(config: PriceConfig, model: Model, spec: Spec) -> Contestant:
+    options, budget = dict(config.memories), parse_budget(str(config.budget))
     if config.memory == "full":
-        options["full"] = {"capacity": config.budget, **options.get("full", {})}
+        if budget.slots is None:
+            raise ValueError(
+                f"--budget {config.budget}: of full it is the capacity in tokens; give a number."
+            )
+        options["full"] = {"capacity": budget.slots, **options.get("full", {})}
     tokens = stream_tokens(model, config.hours * 3600)
-    budget, names = Budget(config.budget, None), (config.memory,)
-    (chosen,) = contestants(names, options, budget, spec, tokens, presets=model.presets)
-    return chosen.memory
+    name, presets = (config.memory,), model.presets
+    return contestants(name, options, budget, spec, tokens, presets=presets)[0]
 
 
 def _run(config: PriceConfig, found: Stream) -> Ran:
     """Return the times of both programs here, once as many tokens came as there are slots."""
-    fill = min(MOST_FILLED, -(-config.budget // found.program.spec.chunk))
+    fill = min(MOST_FILLED, -(-found.slots // found.program.spec.chunk))
     asked = {"question": config.question, "answer": max(2, config.answer)}
     chunk = noise_chunk(found.model, found.pieces)
     return measured(found.model.params, chunk, found.program, fill=fill, **asked)

@@ -19,6 +19,7 @@ from jaxmem.decoder.program import Carry, Program, layers_of
 from jaxmem.decoder.step import chunk_step
 from jaxmem.experiments.evaluate.recall import advance_all, side_by_side
 from jaxmem.experiments.evaluate.recall_streams import Streams, StreamsConfig, streams_of
+from jaxmem.experiments.stream.config import try_folder
 from jaxmem.kv import EMPTY
 from jaxmem.memory.base import FeatureMemory, Spec, State, kv_of
 from jaxmem.memory.baselines import Full
@@ -150,20 +151,29 @@ def _contestant(
     """Return the memory of that name within the budget."""
     options = {k: v for k, v in config.options.items() if k == name}
     budget = parse_budget(config.budget)
-    return contestants((name,), options, budget, spec, tokens, presets=model.presets)[0]
+    try:
+        return contestants((name,), options, budget, spec, tokens, presets=model.presets)[0]
+    except ValueError as error:
+        raise ValueError(f"{name} in --budget {config.budget}: {error}") from error
 
 
 def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
     """Measure, print and write what the named memories keep.
 
     Raises:
-      ValueError: for unknown names, memories without tokens, or a budget that holds none.
+      ValueError: for unknown names, memories without tokens, a budget that is in slots or holds a
+        memory not, or an --out that cannot be written to.
     """
+    if parse_budget(config.budget).nbytes is None:
+        raise ValueError(f"--budget is bytes over all layers (512KiB), got {config.budget!r}.")
+    if "full" in parse_names(config.memories):
+        raise ValueError("full holds everything, which others are compared with: leave it out.")
     if "bank" in config.options:
         raise ValueError("--bank.* has no effect on diagnose, which looks at what memories hold.")
     model, names = config.model, parse_names(config.memories)
     if not model.decoder.attends:
         raise ValueError(f"no layer of {model.name} attends, so no memory holds any of its tokens.")
+    made = streams_of(config, model, config.seconds)
     spec = model_spec(model, config.chunk_seconds)
     tokens = config.seconds * model.tokens_per_piece
     chosen = [_contestant(config, model, name, spec, tokens) for name in names]
@@ -173,7 +183,7 @@ def run_diagnose(config: DiagnoseConfig, console: Console) -> list[Diagnosis]:
             f"{', '.join(features)} keeps features before the decoder and no tokens of layers; "
             "leave it out of --memories."
         )
-    made = streams_of(config, model, config.seconds)
+    try_folder("out", config.out)
     oracle = oracles(model, config, made)
     done = [
         diagnose(model, one, spec, made, oracle)

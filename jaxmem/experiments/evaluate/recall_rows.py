@@ -44,6 +44,8 @@ def rows_of(model: Model, memories: str, states: str) -> list[Row]:
         rows = [Row(model.name, model, "")]
     for text in filter(None, map(str.strip, states.split(","))):
         where, _, memory = text.partition("+")
+        if not where:
+            raise ValueError(f"--states {text}: no model is named; give MODEL or MODEL+MEMORY.")
         found = embedded(where)
         _check(text, found, memory, model)
         rows.append(Row("+".join(filter(None, (found.name, memory))), found, memory))

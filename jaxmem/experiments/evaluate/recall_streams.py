@@ -53,9 +53,13 @@ def streams(
     They are asked at M moments, evenly spaced, the last one at the end, as many at each.
 
     Raises:
-      ValueError: if the moments do not cut the stream into whole chunks, or the questions do not
-        spread evenly over them.
+      ValueError: if a number is below 1, the moments do not cut the stream into whole chunks, or
+        the questions do not spread evenly over them.
     """
+    least = {"streams": count, "seconds": seconds, "moments": moments, "questions": questions}
+    for name, value in {**least, "chunk-seconds": chunk_seconds}.items():
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
     if seconds % (moments * chunk_seconds):
         raise ValueError(
             f"streams of {seconds} s cannot be cut into {moments} parts of whole chunks of "

@@ -394,10 +394,15 @@ def test_tables_and_errors(tiny, capsys):
     printed = capsys.readouterr().out
     assert "H100" in printed and "A100" not in printed and "operations per frame" in printed
     for more, message in (
-        (["--model", "qwen2.5-vl:8b"], "organisation/name"),
+        (["--model", "qwen2.5-vl:8b"], "there are qwen2.5-vl:3b, qwen2.5-vl:7b"),
+        (["--model", "qwen9-vl:8b"], "organisation/name"),
+        (["--hours", "-1"], "--hours must be positive"),
+        (["--budget", "99999999999"], "at most 1,073,741,824"),
+        (["--memory", "full", "--budget", "1MiB"], "the capacity in tokens"),
+        (["--model", "tiny", "--fps", "2"], "tiny sees 1 picture a second, got --fps 2"),
         (["--fps", "0.7", "--chunk-seconds", "2"], "whole number of pictures"),
         (["--fps", "1.5", "--chunk-seconds", "2"], "pieces of"),
-        (["--budget", "0"], "--budget must be positive"),
+        (["--budget", "0"], "--budget '0' is no budget"),
         (["--model", "qwen2.5-omni:3b", "--fps", "2", "--chunk-seconds", "3"], "pieces of 2 s"),
         (["--model", "llava-onevision:7b", "--fps", "0.5"], "whole number of frames"),
     ):
@@ -409,6 +414,15 @@ def test_the_embedded_model(tiny):
     """Priced like any other, with the options that suit it."""
     found = counted(PriceConfig("tiny", memory="recent", budget=32, chunk_seconds=1))
     assert (found.model, found.rows, found.size) == ("tiny", 20, (48, 48))
+
+
+def test_a_budget_in_bytes_is_of_the_whole_state(capsys):
+    argv = "price --model tiny --memory recent --chunk-seconds 1 --json --gpu h100 --budget".split()
+    assert benchmark.main([*argv, "64KiB"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 20 < found["budget"] < 64 and 60 << 10 < found["state_bytes"] < 68 << 10
+    assert benchmark.main([*argv, "1KiB"]) == 2
+    assert "1024 bytes hold no memory" in capsys.readouterr().err
 
 
 def test_unknown_family(tmp_path):

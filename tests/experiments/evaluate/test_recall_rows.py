@@ -72,6 +72,7 @@ def test_rows_say_what_does_not_fit(files, capsys):
         (plain, "all its layers attend; give it as --weights"),
         (f"{states}+recent", "0 of its layers attend; leave the memory out"),
         (hybrid, "1 of its layers attend; say with what memory"),
+        ("+omnimem", "no model is named; give MODEL"),
         (f"{hybrid}+elephant", "unknown memory 'elephant'"),
         (f"{states},{states}", "tiny-mamba2 is there twice"),
         ("nowhere", "no weights at nowhere"),
