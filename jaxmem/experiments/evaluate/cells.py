@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,6 +60,13 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or "fingerprint" not in found:
         raise ValueError(f"{path} is no cell of this command; remove it, or give another --out.")
     return found
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return the settings of a comparison in words: its own, and the options of memories."""
+    words = lambda found: {name: str(value) for name, value in found.items()}
+    options = {name: words(own) for name, own in config.options.items()}
+    return {"config": words(asdict(replace(config, options={}))), "options": options}
 
 
 def show_left_out(paths: Iterable[Path], console: Console) -> None:

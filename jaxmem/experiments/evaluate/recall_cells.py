@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxmem.compiled import make_room
-from jaxmem.experiments.evaluate.cells import begun, reopened
+from jaxmem.experiments.evaluate.cells import begun, reopened, stored
 from jaxmem.experiments.evaluate.recall import measure_times, run_cell, sizes_of
 from jaxmem.experiments.evaluate.recall_config import RecallConfig
 from jaxmem.experiments.evaluate.recall_rows import Row, alone, budgets_of
@@ -26,7 +26,6 @@ from jaxmem.models.base import Model
 from jaxmem.models.scorer import without_scorer
 from jaxmem.programs import model_spec
 from jaxmem.report.commit import made_by
-from jaxmem.report.files import write_json
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def measure(
                 same = "right" in held and sizes.items() <= held.items()
                 cell = completed(config, row, plan, chosen, made, held if same else new)
         if says_more(cell, held) and not config.measured_only:
-            write_json(path, cell)
+            stored(path, cell)
         yield plan, row, cell
 
 

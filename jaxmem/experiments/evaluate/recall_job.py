@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from jaxmem.experiments.evaluate.cells import CellBar, show_left_out, show_tables
+from jaxmem.experiments.evaluate.cells import CellBar, settings_of, show_left_out, show_tables
 from jaxmem.experiments.evaluate.recall_cells import Plan, measure, path_of, plans
 from jaxmem.experiments.evaluate.recall_config import RecallConfig
 from jaxmem.experiments.evaluate.recall_rows import Row, rows_of
@@ -55,7 +54,7 @@ def write(config: RecallConfig, outcomes: Sequence[report.Outcome], console: Con
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
+        **settings_of(config),
         "jax": jax.__version__,
         "device": str(jax.devices()[0].device_kind),
         "cells": [report.as_dict(one) for one in outcomes],

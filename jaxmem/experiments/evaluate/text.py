@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from jaxmem.experiments.evaluate.cells import (
     CellBar,
     begun,
     reopened,
+    settings_of,
     show_left_out,
     show_tables,
     stored,
@@ -204,8 +204,7 @@ def write(
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "config": {k: str(v) for k, v in asdict(replace(config, options={})).items()},
-        "options": {name: plain(own) for name, own in config.options.items()},
+        **settings_of(config),
         "model": model.name,
         "texts": mark,
         "jax": jax.__version__,
@@ -214,11 +213,6 @@ def write(
     }
     write_json(config.out / "results.json", document)
     console.print(f"written to {config.out}", markup=False)
-
-
-def plain(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return options as words."""
-    return {name: str(value) for name, value in options.items()}
 
 
 def run_named(config: TextConfig, console: Console) -> list[report.Outcome]:

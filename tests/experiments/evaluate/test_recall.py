@@ -148,6 +148,20 @@ def test_cells_do_not_depend_on_the_other_lengths_of_a_run(weights, tmp_path, ca
     assert "left out, because" in shown and ": full_all_4s. Without" in shown
 
 
+def test_cells_of_other_settings_are_set_aside_and_found_again(weights, tmp_path, monkeypatch):
+    words = "--memories recent --budgets 1KiB --seconds 4 --timed= --recent.sinks"
+    one = tmp_path / "cells" / "recent_1KiB_4s.json"
+    assert command(weights, tmp_path, f"{words} 1") == 0
+    first = one.read_bytes()
+    assert command(weights, tmp_path, f"{words} 2") == 0
+    (aside,) = one.parent.glob(f"{one.name}.*")
+    assert aside.read_bytes() == first != one.read_bytes()
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["options"] == {"recent": {"sinks": "2"}} and found["config"]["seconds"] == "(4,)"
+    monkeypatch.setattr(recall_cells, "run_cell", None)  # nothing is measured again
+    assert command(weights, tmp_path, f"{words} 1") == command(weights, tmp_path, f"{words} 2") == 0
+
+
 def test_times_are_added_to_answers_and_only_where_they_are_wanted(weights, tmp_path, monkeypatch):
     words = "--memories full,recent --budgets 1KiB --seconds 4 --timed"
     assert command(weights, tmp_path, f"{words}=") == 0
