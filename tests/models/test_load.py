@@ -5,6 +5,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -184,3 +185,13 @@ def test_layers_beyond_any_model_are_refused_before_their_tensors_are_listed(
 def test_rates_of_no_stream_are_refused(tmp_path, fps):
     with pytest.raises(ValueError, match=r"fps must be between 0\.001 and 1000, got"):
         jm.load(write_tiny(tmp_path / "tiny"), fps=fps)
+
+
+def test_the_folder_of_a_trained_model_names_its_file(tmp_path):
+    """What `train --out` wrote is no checkpoint of save_pretrained; the file in it is loaded."""
+    with pytest.raises(ValueError, match=r"no config\.json in .* safetensors files\.$"):
+        jm.load(tmp_path)
+    file = tmp_path / "tiny-mamba2.safetensors"
+    file.touch()
+    with pytest.raises(ValueError, match=f"give the file itself, {re.escape(str(file))}"):
+        jm.load(tmp_path)

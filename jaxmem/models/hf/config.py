@@ -34,9 +34,11 @@ def read_json(directory: str | Path, name: str = "config.json") -> dict[str, Any
     """
     path = Path(directory) / name
     if not path.is_file():
+        trained = sorted(Path(directory).glob("tiny*.safetensors"))
+        own = f" Of an embedded model give the file itself, {trained[0]}." if trained else ""
         raise ValueError(
             f"no {name} in {directory}: give a directory as save_pretrained writes it, with "
-            "config.json beside the safetensors files."
+            f"config.json beside the safetensors files.{own}"
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
