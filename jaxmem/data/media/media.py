@@ -24,6 +24,8 @@ from jaxmem.data.media.video import Size, VideoTrack, check_size
 __all__ = ["End", "Event", "LiveReader", "MediaInfo", "Piece", "open_media"]
 
 _MAX_BYTES = 64 << 20  # of compressed packets read ahead, per stream
+# Tags that are no UTF-8 must not matter; from PyAV 19 on that needs no option.
+_LENIENT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def open_media(
@@ -197,7 +199,7 @@ def _open(
         options = {"rtsp_flags": "prefer_tcp", **(options or {})}
     try:
         more = {"format": format, "options": options, "timeout": limit}
-        container = av.open(found.opened, "r", metadata_errors="replace", **more)
+        container = av.open(found.opened, "r", **more, **_LENIENT)
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         why = cause(error)
         late = limit is not None and time.monotonic() - begin >= limit
