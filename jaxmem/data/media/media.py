@@ -25,7 +25,9 @@ __all__ = ["End", "Event", "LiveReader", "MediaInfo", "Piece", "open_media"]
 
 _MAX_BYTES = 64 << 20  # of compressed packets read ahead, per stream
 # Tags that are no UTF-8 must not matter; from PyAV 19 on that needs no option.
-_LENIENT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_LENIENT: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 
 def open_media(
@@ -198,7 +200,7 @@ def _open(
         # By TCP if the server can: UDP is lost while the reader is busy, as with compiling.
         options = {"rtsp_flags": "prefer_tcp", **(options or {})}
     try:
-        more = {"format": format, "options": options, "timeout": limit}
+        more: dict[str, Any] = {"format": format, "options": options, "timeout": limit}
         container = av.open(found.opened, "r", **more, **_LENIENT)
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         why = cause(error)
