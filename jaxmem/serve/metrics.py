@@ -35,10 +35,12 @@ class Metrics:
             **made,
         )
         self._registry.register(self)
+        self._before = hub.listener  # another app over the same hub goes on counting
         hub.listener = self.heard
 
     def heard(self, message: dict[str, Any]) -> None:
         """Count a message of a session."""
+        self._before(message)
         kind = message["type"]
         if kind == "response.text.done":
             self._answers.labels(str(message["cut"]).lower()).inc()

@@ -15,6 +15,7 @@ from jaxmem.data.media.events import Event
 from jaxmem.data.media.picture import encode_png
 from jaxmem.data.media.types import End
 from jaxmem.memory.baselines import Recent, Uniform
+from jaxmem.serve.app import make_app
 from jaxmem.serve.outbox import Outbox
 from jaxmem.session import Session
 
@@ -249,6 +250,13 @@ def lost_sources(client):
     """Return how many cameras broke off since the server began: tests share it."""
     (count,) = re.findall(r"^jaxmem_sources_lost_total (\S+)$", client.get("/metrics").text, re.M)
     return float(count)
+
+
+def test_another_app_over_the_same_hub_silences_no_counter(client, hub):
+    before = lost_sources(client)
+    make_app(hub, host="127.0.0.1")
+    hub.listener({"type": "source.lost"})
+    assert lost_sources(client) == before + 1
 
 
 def test_a_camera_that_is_lost_is_said_to_be_and_found_again(client, hub, tidy):
