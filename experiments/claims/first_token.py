@@ -11,6 +11,7 @@ import argparse
 import functools
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,6 @@ from jaxmem.memory import layout as layouts
 from jaxmem.memory.bank.bank import Bank, Footprint, append, footprint
 from jaxmem.memory.base import Memory, State
 from jaxmem.memory.exchange import Chunk
-from jaxmem.memory.sizes import slots as slots_of
 from jaxmem.report.commit import made_by
 from jaxmem.report.files import write_json
 from jaxmem.typing import Array, Int, PyTree
@@ -107,7 +107,7 @@ def opened(arguments: argparse.Namespace, name: str) -> Stream:
     if name != "full":
         return found
     tokens = arguments.frames * found.model.tokens_per_piece
-    return open_stream(PriceConfig(**{**vars(config), "budget": tokens}))
+    return open_stream(replace(config, budget=tokens))
 
 
 def seen(found: Stream, bound: Bound, name: str, frames: int) -> tuple[Carry, int]:
@@ -118,8 +118,7 @@ def seen(found: Stream, bound: Bound, name: str, frames: int) -> tuple[Carry, in
         count = frames // found.pieces
         return written(program, carry, count), count * each
     chunk = jax.tree.map(lambda x: jnp.asarray(x)[None], noise_chunk(found.model, found.pieces))
-    slots = max(slots_of(program.memory, program.spec))
-    count = -(-slots // each) + 1
+    count = -(-found.slots // each) + 1
     for _ in range(count):
         carry = jax.block_until_ready(advance(bound, carry, chunk, program=program))
     return carry, count * each
